@@ -1,0 +1,330 @@
+"""Laws of the initial (and marginal) state, and the box a process may be reflected in."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import solve_triangular
+from scipy.special import logsumexp, roots_hermitenorm, roots_legendre
+
+from fem_hjb._checks import DomainError, FloatArray, ProblemError, as_points, frozen_array, one_of
+
+_LOG_2PI = float(np.log(2.0 * np.pi))
+
+
+def tensor_rule(points: FloatArray, weights: FloatArray, dim: int) -> tuple[FloatArray, FloatArray]:
+    """The dim-fold tensor product of a one-dimensional rule: points (n**dim, dim), weights (n**dim,)."""
+    grids = np.meshgrid(*[points] * dim, indexing="ij")
+    scales = np.meshgrid(*[weights] * dim, indexing="ij")
+    return np.stack([g.ravel() for g in grids], axis=-1), np.prod([s.ravel() for s in scales], axis=0)
+
+
+class Law(ABC):
+    """A probability law on R^d: sampling, log-density and score, each batched over points in rows (..., d)."""
+
+    dim: int
+
+    @property
+    @abstractmethod
+    def expectation(self) -> FloatArray:
+        """E[X], shape (d,)."""
+
+    @property
+    @abstractmethod
+    def covariance(self) -> FloatArray:
+        """Cov[X], shape (d, d)."""
+
+    @abstractmethod
+    def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
+        """`n` independent draws, shape (n, d)."""
+
+    @abstractmethod
+    def logpdf(self, x: ArrayLike) -> FloatArray:
+        """log p(x), shape (...)."""
+
+    @abstractmethod
+    def score(self, x: ArrayLike) -> FloatArray:
+        """grad log p(x), shape (..., d)."""
+
+    @abstractmethod
+    def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        """Points (m, d) and weights (m,) summing to 1, exact for polynomials of degree < 2 * order per coordinate."""
+
+
+def _spd(cov: ArrayLike, dim: int, name: str) -> FloatArray:
+    """A frozen SPD matrix from a scalar, a diagonal or a full matrix."""
+    raw = np.asarray(cov, dtype=np.float64)
+    full = raw * np.eye(dim) if raw.ndim == 0 else np.diag(raw) if raw.shape == (dim,) and raw.ndim == 1 else raw
+    matrix = frozen_array(full, name, (dim, dim), ProblemError)
+    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
+    if not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14) or lowest <= 0:
+        raise ProblemError(f"{name} must be symmetric positive definite, its smallest eigenvalue is {lowest:.3g}")
+    return matrix
+
+
+def _vector(value: ArrayLike, name: str) -> FloatArray:
+    raw = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    if raw.ndim != 1:
+        raise ProblemError(f"{name} must have shape (d,), got shape {raw.shape}")
+    return frozen_array(raw, name, raw.shape, ProblemError)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GaussianMixture(Law):
+    """sum_j w_j N(m_j, C_j) with weights (k,), means (k, d), covariances (k, d, d); the weights must sum to 1."""
+
+    weights: ArrayLike
+    means: ArrayLike
+    covariances: ArrayLike
+    dim: int = field(init=False)
+    _w: FloatArray = field(init=False, repr=False)
+    _m: FloatArray = field(init=False, repr=False)
+    _c: FloatArray = field(init=False, repr=False)
+    _chol: FloatArray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        w = _vector(self.weights, "weights")
+        raw = np.asarray(self.means, dtype=np.float64)
+        if raw.ndim != 2 or raw.shape[0] != w.size:
+            raise ProblemError(f"means must have shape (k, d) with k = {w.size} weights, got shape {raw.shape}")
+        if (w < 0).any() or abs(w.sum() - 1.0) > 1e-10:
+            raise ProblemError(f"weights must be non-negative and sum to 1, got {w.tolist()} with sum {w.sum():.12g}")
+        dim = raw.shape[1]
+        means = frozen_array(raw, "means", (w.size, dim), ProblemError)
+        stack = np.asarray(self.covariances, dtype=np.float64)
+        if stack.shape[:1] != (w.size,):
+            raise ProblemError(
+                f"covariances must hold one covariance per component, k = {w.size}, got shape {stack.shape}"
+            )
+        covs = np.stack([_spd(c, dim, f"covariances[{j}]") for j, c in enumerate(stack)])
+        chol = np.linalg.cholesky(covs)
+        for array in (covs, chol):
+            array.setflags(write=False)
+        set_field = object.__setattr__
+        set_field(self, "dim", dim)
+        set_field(self, "_w", w)
+        set_field(self, "_m", means)
+        set_field(self, "_c", covs)
+        set_field(self, "_chol", chol)
+        set_field(self, "weights", w)
+        set_field(self, "means", means)
+        set_field(self, "covariances", covs)
+
+    @property
+    def components(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Weights (k,), means (k, d), covariances (k, d, d), read-only."""
+        return self._w, self._m, self._c
+
+    @property
+    def expectation(self) -> FloatArray:
+        return np.asarray(self._w @ self._m)
+
+    @property
+    def covariance(self) -> FloatArray:
+        centred = self._m - self.expectation
+        return np.asarray(np.einsum("k,kij->ij", self._w, self._c + centred[:, :, None] * centred[:, None, :]))
+
+    def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
+        which = rng.choice(self._w.size, size=n, p=self._w / self._w.sum())
+        noise = rng.standard_normal((n, self.dim))
+        return np.asarray(self._m[which] + np.einsum("nij,nj->ni", self._chol[which], noise))
+
+    def _log_components(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """log(w_j N(x; m_j, C_j)), shape (..., k), and the whitened offsets C_j^{-1}(m_j - x), shape (..., k, d)."""
+        flat = x.reshape(-1, self.dim)
+        logs = np.empty((flat.shape[0], self._w.size))
+        pulls = np.empty((flat.shape[0], self._w.size, self.dim))
+        with np.errstate(divide="ignore"):
+            log_w = np.log(self._w)
+        for j, (mean, chol) in enumerate(zip(self._m, self._chol, strict=True)):
+            z = solve_triangular(chol, (flat - mean).T, lower=True)
+            half_log_det = np.log(np.diag(chol)).sum()
+            logs[:, j] = log_w[j] - 0.5 * (z**2).sum(0) - half_log_det - 0.5 * self.dim * _LOG_2PI
+            pulls[:, j] = -solve_triangular(chol, z, lower=True, trans="T").T
+        return logs.reshape((*x.shape[:-1], -1)), pulls.reshape((*x.shape[:-1], -1, self.dim))
+
+    def logpdf(self, x: ArrayLike) -> FloatArray:
+        return np.asarray(logsumexp(self._log_components(as_points(x, self.dim))[0], axis=-1))
+
+    def score(self, x: ArrayLike) -> FloatArray:
+        logs, pulls = self._log_components(as_points(x, self.dim))
+        shares = np.exp(logs - logsumexp(logs, axis=-1, keepdims=True))
+        return np.asarray(np.einsum("...k,...kd->...d", shares, pulls))
+
+    def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        nodes, weights = roots_hermitenorm(order)
+        z, wz = tensor_rule(nodes, weights / weights.sum(), self.dim)
+        points = self._m[:, None, :] + np.einsum("kij,nj->kni", self._chol, z)
+        return points.reshape(-1, self.dim), (self._w[:, None] * wz).ravel()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Gaussian(Law):
+    """N(mean, cov): mean (d,); cov a positive scalar, a diagonal (d,) or a matrix (d, d).
+
+    >>> law = Gaussian([0.0, 1.0], 0.5)
+    >>> law.score([[0.0, 0.0]]).tolist()
+    [[-0.0, 2.0]]
+    """
+
+    mean: ArrayLike
+    cov: ArrayLike
+    dim: int = field(init=False)
+    _mixture: GaussianMixture = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        mean = _vector(self.mean, "mean")
+        cov = _spd(self.cov, mean.size, "cov")
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "cov", cov)
+        object.__setattr__(self, "dim", mean.size)
+        object.__setattr__(self, "_mixture", GaussianMixture([1.0], mean[None], cov[None]))
+
+    @property
+    def expectation(self) -> FloatArray:
+        return np.asarray(self._mixture._m[0])
+
+    @property
+    def covariance(self) -> FloatArray:
+        return np.asarray(self._mixture._c[0])
+
+    def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
+        return np.asarray(self.expectation + rng.standard_normal((n, self.dim)) @ self._mixture._chol[0].T)
+
+    def logpdf(self, x: ArrayLike) -> FloatArray:
+        return self._mixture.logpdf(x)
+
+    def score(self, x: ArrayLike) -> FloatArray:
+        return self._mixture.score(x)
+
+    def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        return self._mixture.quadrature(order)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PointMass(Law):
+    """The Dirac law at `point` (d,). It has no density: `logpdf` and `score` raise `ProblemError`."""
+
+    point: ArrayLike
+    dim: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        point = _vector(self.point, "point")
+        object.__setattr__(self, "point", point)
+        object.__setattr__(self, "dim", point.size)
+
+    @property
+    def expectation(self) -> FloatArray:
+        return np.asarray(self.point)
+
+    @property
+    def covariance(self) -> FloatArray:
+        return np.zeros((self.dim, self.dim))
+
+    def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
+        return np.tile(self.expectation, (n, 1))
+
+    def logpdf(self, x: ArrayLike) -> FloatArray:
+        raise ProblemError("a PointMass has no density; use a Gaussian with a small covariance instead")
+
+    def score(self, x: ArrayLike) -> FloatArray:
+        raise ProblemError("a PointMass has no score; use a Gaussian with a small covariance instead")
+
+    def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        return self.expectation[None].copy(), np.ones(1)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Box:
+    """The box prod_i [lower_i, upper_i].
+
+    As `ControlProblem.domain` it says that the process itself lives in the box and is reflected at its faces
+    (normal reflection); as an argument of a solver it is where R^d is truncated.
+    `boundary` is "reflecting" (the only kind supported so far).
+    """
+
+    lower: ArrayLike
+    upper: ArrayLike
+    boundary: str = "reflecting"
+    dim: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            lower, upper = _vector(self.lower, "lower"), _vector(self.upper, "upper")
+        except ProblemError as cause:
+            raise DomainError(f"Box: {cause}") from cause
+        if lower.shape != upper.shape:
+            raise DomainError(f"Box: lower has shape {lower.shape} but upper has shape {upper.shape}")
+        if not (lower < upper).all():
+            raise DomainError(f"Box: lower must be below upper on every axis, got {lower} and {upper}")
+        one_of(self.boundary, "Box: boundary", ("reflecting",), DomainError)
+        object.__setattr__(self, "lower", lower)
+        object.__setattr__(self, "upper", upper)
+        object.__setattr__(self, "dim", lower.size)
+
+    @property
+    def bounds(self) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper corner, each (d,), read-only."""
+        return np.asarray(self.lower), np.asarray(self.upper)
+
+    def contains(self, x: ArrayLike) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+        """Whether each point (..., d) lies in the closed box, shape (...)."""
+        points, (lower, upper) = as_points(x, self.dim), self.bounds
+        return np.asarray(((points >= lower) & (points <= upper)).all(axis=-1))
+
+    def mirror(self, x: ArrayLike) -> FloatArray:
+        """Fold points back into the box by reflection at its faces, as often as it takes."""
+        points, (lower, upper) = as_points(x, self.dim), self.bounds
+        width = upper - lower
+        phase = np.mod(points - lower, 2.0 * width)
+        return lower + np.where(phase > width, 2.0 * width - phase, phase)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Uniform(Law):
+    """The uniform law on a box; stationary for reflected Brownian motion. Outside, logpdf is -inf and the score 0."""
+
+    box: Box
+    dim: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.box, Box):
+            raise ProblemError(f"Uniform needs a Box, got {type(self.box).__name__}")
+        object.__setattr__(self, "dim", self.box.dim)
+
+    @property
+    def expectation(self) -> FloatArray:
+        lower, upper = self.box.bounds
+        return (lower + upper) / 2
+
+    @property
+    def covariance(self) -> FloatArray:
+        lower, upper = self.box.bounds
+        return np.diag((upper - lower) ** 2 / 12)
+
+    def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
+        return rng.uniform(*self.box.bounds, size=(n, self.dim))
+
+    def logpdf(self, x: ArrayLike) -> FloatArray:
+        lower, upper = self.box.bounds
+        return np.where(self.box.contains(x), -np.log(upper - lower).sum(), -np.inf)
+
+    def score(self, x: ArrayLike) -> FloatArray:
+        return np.zeros_like(as_points(x, self.dim))
+
+    def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        nodes, weights = roots_legendre(order)
+        z, wz = tensor_rule(nodes, weights / weights.sum(), self.dim)
+        lower, upper = self.box.bounds
+        return lower + (upper - lower) * (z + 1) / 2, wz
+
+
+MarginalLaw = Callable[[float], Law]
