@@ -1,0 +1,504 @@
+"""Named control problems, each with its equation, its source and, wherever one exists, its exact solution.
+
+A problem is one function: it takes `dim` and keyword parameters, its docstring is its equation, and
+`@register()` enters it under its name with dashes for underscores. The shared tests pick it up by themselves.
+
+>>> problem = get("lq", dim=2, temperature=0.5)
+>>> problem.exact.value(0.0, [[0.0, 0.0]]).shape
+(1,)
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import solve_continuous_lyapunov
+
+from fem_hjb._checks import DomainError, FloatArray, ProblemError, frozen_array, one_of, positive_integer
+from fem_hjb.closed_form import (
+    CosineSeries,
+    LinearQuadratic,
+    LogSumExpReward,
+    MixtureDiffusion,
+    Product,
+    TiltedMixture,
+    linear_marginal,
+)
+from fem_hjb.laws import Box, Gaussian, GaussianMixture, Uniform
+from fem_hjb.problem import ControlProblem, LinearDrift
+
+Builder = Callable[..., ControlProblem]
+
+
+@final
+@dataclass(frozen=True)
+class _Entry:
+    build: Builder
+    dims: tuple[int, ...] | None  # None: every dimension
+
+
+_REGISTRY: dict[str, _Entry] = {}
+
+
+def register(*, dims: tuple[int, ...] | None = None) -> Callable[[Builder], Builder]:
+    """Decorator that enters a builder (dim, *, ...) -> ControlProblem; `dims` is where it makes sense, None all."""
+
+    def enter(build: Builder) -> Builder:
+        _REGISTRY[build.__name__.replace("_", "-")] = _Entry(build, dims)
+        return build
+
+    return enter
+
+
+def names() -> tuple[str, ...]:
+    """The names `get` knows."""
+    return tuple(_REGISTRY)
+
+
+def dims(name: str) -> tuple[int, ...] | None:
+    """The dimensions in which the problem makes sense; None stands for all of them."""
+    return _entry(name).dims
+
+
+def describe(name: str) -> str:
+    """One line on the problem, the first of its docstring.
+
+    >>> describe("lq")
+    'Linear drift, quadratic rewards.'
+    """
+    return (inspect.getdoc(_entry(name).build) or name).splitlines()[0]
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """The keyword parameters of the problem and their defaults."""
+    signature = inspect.signature(_entry(name).build)
+    return {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def get(name: str, dim: int | None = None, **params: Any) -> ControlProblem:
+    """The problem `name` in dimension `dim` (default: the smallest that makes sense, mostly 1).
+
+    Raises `ProblemError` for an unknown name (naming the close ones), a dimension in which the problem makes no sense,
+    and an unknown or ill-formed parameter (naming those accepted).
+    """
+    entry = _entry(name)
+    accepted = ", ".join(f"{key}={value!r}" for key, value in parameters(name).items())
+    unknown = sorted(set(params) - set(parameters(name)))
+    if unknown:
+        raise ProblemError(f"problem {name!r} has no parameter {', '.join(map(repr, unknown))}; it accepts {accepted}")
+    d = positive_integer((entry.dims or (1,))[0] if dim is None else dim, "dim", ProblemError)
+    if entry.dims is not None and d not in entry.dims:
+        raise ProblemError(f"problem {name!r} makes sense in dim = {', '.join(map(str, entry.dims))} only, got dim={d}")
+    try:
+        return entry.build(d, **params)
+    except ProblemError as cause:
+        raise type(cause)(f"problem {name!r}, dim={d}: {cause} (parameters and defaults: {accepted})") from cause
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _REGISTRY:
+        close = difflib.get_close_matches(str(name), _REGISTRY, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(_REGISTRY)}"
+        raise ProblemError(f"there is no problem called {name!r}; {hint}")
+    return _REGISTRY[name]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parameters
+
+
+def _tridiagonal(d: int, below: float, diagonal: float, above: float) -> FloatArray:
+    return below * np.eye(d, k=-1) + diagonal * np.eye(d) + above * np.eye(d, k=1)
+
+
+def _matrix(value: ArrayLike | None, default: FloatArray, name: str) -> FloatArray:
+    """A (d, d) matrix from a matrix, a number (times the identity) or None (the default)."""
+    if value is None:
+        return default
+    if np.ndim(value) == 0:
+        return float(frozen_array(value, name, (), ProblemError)) * np.eye(len(default))
+    return frozen_array(value, name, default.shape, ProblemError)
+
+
+def _vector(value: ArrayLike, d: int, name: str) -> FloatArray:
+    """A vector (d,) from a vector or a number (the same on every axis)."""
+    if np.ndim(value) == 0:
+        return np.full(d, frozen_array(value, name, (), ProblemError))
+    return frozen_array(value, name, (d,), ProblemError)
+
+
+def _start(drift: LinearDrift, Lambda: FloatArray, mean: ArrayLike, cov: ArrayLike | None) -> Gaussian:
+    """N(mean, cov); with cov None the stationary covariance, where the drift has one."""
+    A, a = drift.coefficients
+    if cov is None:
+        if np.linalg.eigvals(A).real.max() >= 0:
+            raise ProblemError("the drift has no stationary law (A is not stable), so cov must be given")
+        cov = solve_continuous_lyapunov(A, -Lambda)
+    return Gaussian(_vector(mean, len(a), "mean"), _matrix(cov, np.eye(len(a)), "cov"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Problems
+
+
+@register()
+def lq(
+    dim: int,
+    *,
+    horizon: float = 1.0,
+    temperature: float = 1.0,
+    A: ArrayLike | None = None,
+    a: ArrayLike = 0.0,
+    Lambda: ArrayLike | None = None,
+    Q: ArrayLike | None = None,
+    q: ArrayLike = 0.0,
+    R: ArrayLike | None = None,
+    s: ArrayLike = 0.0,
+    mean: ArrayLike = 0.0,
+    cov: ArrayLike | None = None,
+) -> ControlProblem:
+    """Linear drift, quadratic rewards.
+
+    dX = (A X + a) dt + Lambda^{1/2} dB,  r = -x'Qx/2 + q'x,  y = -x'Rx/2 + s'x,  X_0 ~ N(mean, cov).
+
+    Exact by Riccati equations. Matrices: (d, d), or a number for a multiple of the identity; vectors: (d,) or a number.
+    Defaults in one dimension: A = -1, Lambda = Q = R = 1, X_0 ~ N(0, 1/2), which is stationary. In more dimensions
+    A, Lambda, Q, R are tridiagonal with off-diagonals (below, above) = (-0.4, 0.5), (0.3, 0.3), (0.25, 0.25),
+    (-0.2, -0.2), so that nothing separates and the process is not reversible. cov None: the stationary covariance.
+    Source: the linear-quadratic regulator under entropy cost, Fleming and Rishel (1975), section VI.5; run as a
+    benchmark for learned control in Domingo-Enrich et al., arXiv 2312.02027.
+    """
+    diffusion = _matrix(Lambda, _tridiagonal(dim, 0.3, 1.0, 0.3), "Lambda")
+    drift = LinearDrift(_matrix(A, _tridiagonal(dim, -0.4, -1.0, 0.5), "A"), _vector(a, dim, "a"))
+    Q = _matrix(Q, _tridiagonal(dim, 0.25, 1.0, 0.25), "Q")
+    q = _vector(q, dim, "q")
+    R = _matrix(R, _tridiagonal(dim, -0.2, 1.0, -0.2), "R")
+    reward = LogSumExpReward.quadratic(R, _vector(s, dim, "s"), temperature=temperature)
+    exact = LinearQuadratic(drift=drift, diffusion=diffusion, terminal=reward, horizon=horizon, Q=Q, q=q)
+    start = _start(drift, diffusion, mean, cov)
+    return ControlProblem(
+        dim=dim,
+        horizon=horizon,
+        temperature=temperature,
+        drift=drift,
+        diffusion=diffusion,
+        running_reward=lambda t, x: -0.5 * ((x @ Q) * x).sum(-1) + x @ q,
+        terminal_reward=reward,
+        initial_law=start,
+        exact=exact,
+        marginal=linear_marginal(drift, diffusion, start),
+        name="lq",
+    )
+
+
+@register()
+def linear_ou(
+    dim: int,
+    *,
+    horizon: float = 1.0,
+    temperature: float = 1.0,
+    A: ArrayLike | None = None,
+    Lambda: ArrayLike | None = None,
+    gamma: ArrayLike = 1.0,
+    mean: ArrayLike = 0.0,
+    cov: ArrayLike | None = None,
+) -> ControlProblem:
+    """Ornstein-Uhlenbeck process, linear terminal reward.
+
+    dX = A X dt + Lambda^{1/2} dB,  r = 0,  y = gamma'x,  X_0 ~ N(mean, cov).
+
+    Exact: v = p'x + c with p(t) = e^{A'(T-t)} gamma, so the optimal policy does not depend on x. Matrices: (d, d), or a
+    number for a multiple of the identity; gamma, mean: (d,) or a number. Defaults: A = -1, Lambda = 1 in one
+    dimension, tridiagonal with off-diagonals (below, above) = (-0.4, 0.5) and (0.3, 0.3) in more. cov None: the
+    stationary covariance. Source: Nuesken and Richter, arXiv 2005.05409.
+    """
+    diffusion = _matrix(Lambda, _tridiagonal(dim, 0.3, 1.0, 0.3), "Lambda")
+    drift = LinearDrift(_matrix(A, _tridiagonal(dim, -0.4, -1.0, 0.5), "A"), np.zeros(dim))
+    reward = LogSumExpReward.linear(_vector(gamma, dim, "gamma"), temperature=temperature)
+    start = _start(drift, diffusion, mean, cov)
+    return ControlProblem(
+        dim=dim,
+        horizon=horizon,
+        temperature=temperature,
+        drift=drift,
+        diffusion=diffusion,
+        terminal_reward=reward,
+        initial_law=start,
+        exact=LinearQuadratic(drift=drift, diffusion=diffusion, terminal=reward, horizon=horizon),
+        marginal=linear_marginal(drift, diffusion, start),
+        name="linear-ou",
+    )
+
+
+@register()
+def mixture_diffusion(
+    dim: int,
+    *,
+    horizon: float = 1.0,
+    temperature: float = 1.0,
+    weights: ArrayLike | None = None,
+    means: ArrayLike | None = None,
+    covariances: ArrayLike | None = None,
+    beta: float | tuple[float, float] = 2.0,
+    eta: float = 1.0,
+    reward: str | LogSumExpReward = "quadratic",
+    strength: float = 1.0,
+    target: ArrayLike = 0.8,
+) -> ControlProblem:
+    """Reward tilting of a diffusion model whose data are a Gaussian mixture.
+
+    dX = [beta/2 X + (1 + eta^2)/2 beta grad log p_t(X)] dt + eta beta^{1/2} dB,  X_0 ~ p_0,  r = 0,
+
+    the time reversal of dY = -beta/2 Y ds + beta^{1/2} dB from the data law sum_i w_i N(m_i, C_i), beta a number or
+    the ends (beta_0, beta_T) of a linear schedule in the noising time s = T - t. p_t is the mixture law of X_t, the
+    same for every eta in (0, 1]; p_T is the data law. Rewards, with strength k and target c (a number or (d,)):
+
+        "linear"       y = k c'x
+        "quadratic"    y = -k |x - c|^2 / 2
+        "log-mixture"  y = alpha log( exp(-k |x - c|^2 / (2 alpha))/2 + exp(-k |x + c|^2 / (2 alpha))/2 )
+
+    or a `LogSumExpReward` of the caller's. Exact for eta = 1; for eta < 1 no closed form is known and `exact` is None.
+    Data by default: weights (0.4, 0.6), means (-1, ..)/sqrt(d) and (1.2, ..)/sqrt(d), covariances 0.2 and 0.3 on the
+    diagonal with off-diagonals 0.06 and -0.06. Source: Song et al., arXiv 2011.13456 (the process); fine-tuning to a
+    reward as stochastic control: Mou, arXiv 2509.02528.
+    """
+    diagonal = np.full(dim, 1 / np.sqrt(dim))
+    data = GaussianMixture(
+        [0.4, 0.6] if weights is None else weights,
+        np.stack([-diagonal, 1.2 * diagonal]) if means is None else means,
+        np.stack([_tridiagonal(dim, c, v, c) for v, c in ((0.2, 0.06), (0.3, -0.06))])
+        if covariances is None
+        else covariances,
+    )
+    if data.dim != dim:
+        raise ProblemError(f"means must have shape (k, {dim}), got points of dimension {data.dim}")
+    process = MixtureDiffusion(data, horizon=horizon, beta=beta, eta=eta)
+    y = _tilting_reward(reward, dim, temperature, strength, target)
+    constant = process.constant_diffusion
+    return ControlProblem(
+        dim=dim,
+        horizon=horizon,
+        temperature=temperature,
+        drift=process.drift,
+        diffusion=process.diffusion_matrix if constant is None else constant,
+        terminal_reward=y,
+        initial_law=process.marginal(0.0),
+        exact=TiltedMixture(process, y) if process.eta == 1 else None,
+        marginal=process.marginal,
+        name="mixture-diffusion",
+    )
+
+
+def _tilting_reward(
+    reward: str | LogSumExpReward, dim: int, temperature: float, strength: float, target: ArrayLike
+) -> LogSumExpReward:
+    if isinstance(reward, LogSumExpReward):
+        if reward.dim != dim or reward.temperature != temperature:
+            raise ProblemError(
+                f"reward has dim={reward.dim}, temperature={reward.temperature:g},"
+                f" the problem has dim={dim}, temperature={temperature:g}"
+            )
+        return reward
+    kind = one_of(reward, "reward", ("linear", "quadratic", "log-mixture"), ProblemError)
+    k = float(frozen_array(strength, "strength", (), ProblemError))
+    c = _vector(target, dim, "target")
+    if kind == "linear":
+        return LogSumExpReward.linear(k * c, temperature=temperature)
+    centres = np.stack([c] if kind == "quadratic" else [c, -c])
+    return LogSumExpReward(
+        temperature=temperature,
+        R=np.broadcast_to(k * np.eye(dim), (len(centres), dim, dim)),
+        s=k * centres,
+        s0=np.full(len(centres), -0.5 * k * (c @ c) - temperature * np.log(len(centres))),
+    )
+
+
+@register()
+def brownian_mixture(
+    dim: int,
+    *,
+    horizon: float = 1.0,
+    temperature: float = 1.0,
+    A: ArrayLike = 0.0,
+    Lambda: ArrayLike = 1.0,
+    weights: ArrayLike | None = None,
+    means: ArrayLike | None = None,
+    covariances: ArrayLike | None = None,
+    mean: ArrayLike = 0.0,
+    cov: ArrayLike = 0.25,
+) -> ControlProblem:
+    """Brownian motion steered to a Gaussian mixture.
+
+    dX = A X dt + Lambda^{1/2} dB,  r = 0,  X_0 ~ N(mean, cov),
+    y = alpha log sum_j w_j exp(-(x - m_j)' C_j^{-1} (x - m_j) / 2).
+
+    A = 0 by default (A = -1: an Ornstein-Uhlenbeck process instead). Exact: each term is carried back by a Riccati
+    equation, f is their sum. The target's weights w (k,), means (k, d) and covariances (k, d, d) default to (0.5, 1),
+    (-1, ..)/sqrt(d) and (1, ..)/sqrt(d), and 0.3 and 0.4 on the diagonal with off-diagonals 0.1 and -0.1. A, Lambda,
+    cov: (d, d), or a number for a multiple of the identity; mean (d,) or a number.
+    Source: the Hopf-Cole transform, Evans, Partial Differential Equations (2010), section 4.4.1; as a sampler,
+    Tzen and Raginsky, arXiv 1903.01608.
+    """
+    diagonal = np.full(dim, 1 / np.sqrt(dim))
+    diffusion = _matrix(Lambda, np.eye(dim), "Lambda")
+    drift = LinearDrift(_matrix(A, np.zeros((dim, dim)), "A"), np.zeros(dim))
+    reward = LogSumExpReward.log_mixture(
+        [0.5, 1.0] if weights is None else weights,
+        np.stack([-diagonal, diagonal]) if means is None else means,
+        np.stack([_tridiagonal(dim, c, v, c) for v, c in ((0.3, 0.1), (0.4, -0.1))])
+        if covariances is None
+        else covariances,
+        temperature=temperature,
+    )
+    start = _start(drift, diffusion, mean, cov)
+    return ControlProblem(
+        dim=dim,
+        horizon=horizon,
+        temperature=temperature,
+        drift=drift,
+        diffusion=diffusion,
+        terminal_reward=reward,
+        initial_law=start,
+        exact=LinearQuadratic(drift=drift, diffusion=diffusion, terminal=reward, horizon=horizon),
+        marginal=linear_marginal(drift, diffusion, start),
+        name="brownian-mixture",
+    )
+
+
+@register()
+def reflected(
+    dim: int,
+    *,
+    horizon: float = 1.0,
+    temperature: float = 1.0,
+    lower: ArrayLike = 0.0,
+    upper: ArrayLike = 1.0,
+    Lambda: ArrayLike = 0.25,
+    coefficients: ArrayLike = (1.0, 0.5, -0.25),
+    running: float = 0.0,
+) -> ControlProblem:
+    """Brownian motion reflected in a box, cosine rewards.
+
+    dX_i = Lambda_i^{1/2} dB_i, reflected at lower_i and upper_i,  r = `running` (a constant),  X_0 uniform,
+    y = alpha sum_i log sum_n c_n cos(n pi (x_i - lower_i) / (upper_i - lower_i)).
+
+    Exact by cosine series; the uniform law is stationary. lower, upper, Lambda: (d,) or a number; the coefficients
+    c_n (N,) are shared by all axes and must make a positive series. Source: separation of variables for the heat
+    equation with Neumann conditions, Evans, Partial Differential Equations (2010), section 6.5.
+    """
+    bounds = _vector(lower, dim, "lower"), _vector(upper, dim, "upper")
+    diffusion = _vector(Lambda, dim, "Lambda")
+    try:
+        box = Box(*bounds)
+    except DomainError as cause:
+        raise ProblemError(str(cause)) from cause
+    rate = float(frozen_array(running, "running", (), ProblemError))
+    factors = [
+        CosineSeries(
+            coefficients,
+            lower=low,
+            upper=high,
+            diffusion=noise,
+            horizon=horizon,
+            temperature=temperature,
+            running=rate / dim,
+        )
+        for low, high, noise in zip(*bounds, diffusion, strict=True)
+    ]
+    exact = Product(*factors)
+    start = Uniform(box)
+    return ControlProblem(
+        dim=dim,
+        horizon=horizon,
+        temperature=temperature,
+        drift=LinearDrift(np.zeros((dim, dim)), np.zeros(dim)),
+        diffusion=diffusion,
+        running_reward=(lambda t, x: np.full(x.shape[:-1], rate)) if rate else None,
+        terminal_reward=lambda x: exact.value(horizon, x),
+        initial_law=start,
+        domain=box,
+        exact=exact,
+        marginal=lambda t: start,
+        name="reflected",
+    )
+
+
+@register()
+def double_well(
+    dim: int,
+    *,
+    horizon: float = 1.0,
+    temperature: float = 1.0,
+    kappa: ArrayLike = 5.0,
+    nu: ArrayLike = 3.0,
+    Lambda: ArrayLike = 1.0,
+    mean: ArrayLike = 0.0,
+    cov: ArrayLike = 0.25,
+) -> ControlProblem:
+    """A double well on every axis.
+
+    dX_i = -4 kappa_i X_i (X_i^2 - 1) dt + Lambda_i^{1/2} dB_i,  r = 0,  y = -sum_i nu_i (x_i^2 - 1)^2,
+    X_0 ~ N(mean, cov).
+
+    The drift is -grad of sum_i kappa_i (x_i^2 - 1)^2; the coordinates are independent, so v is a sum of one-dimensional
+    values, none in closed form. kappa > 0, nu >= 0, Lambda > 0 and mean: (d,) or a number; cov (d, d) or a number.
+    Source: Nuesken and Richter, arXiv 2005.05409; with this reward and kappa = 5, nu = 3 (from X_0 = 0)
+    Domingo-Enrich et al., arXiv 2312.02027.
+    """
+    k, n = _vector(kappa, dim, "kappa"), _vector(nu, dim, "nu")
+    if (k <= 0).any() or (n < 0).any():
+        raise ProblemError(f"kappa must be positive and nu non-negative, got {k.tolist()} and {n.tolist()}")
+    return ControlProblem(
+        dim=dim,
+        horizon=horizon,
+        temperature=temperature,
+        drift=lambda t, x: -4 * k * x * (x**2 - 1),
+        diffusion=_vector(Lambda, dim, "Lambda"),
+        terminal_reward=lambda x: -((x**2 - 1) ** 2) @ n,
+        initial_law=Gaussian(_vector(mean, dim, "mean"), _matrix(cov, np.eye(dim), "cov")),
+        name="double-well",
+    )
+
+
+@register(dims=(2,))
+def double_well_2d_coupled(
+    dim: int,
+    *,
+    horizon: float = 1.0,
+    temperature: float = 1.0,
+    kappa: float = 1.5,
+    coupling: float = 1.0,
+    nu: float = 1.0,
+    Lambda: ArrayLike = 1.0,
+    mean: ArrayLike = 0.0,
+    cov: ArrayLike = 0.25,
+) -> ControlProblem:
+    """Two coupled double wells, with no closed form.
+
+    dX = -grad U(X) dt + Lambda^{1/2} dB,  U(x) = kappa (x_1^2 - 1)^2 + kappa (x_2^2 - 1)^2 + coupling x_1 x_2,
+    r = 0,  y = -nu |x - (1, 1)|^2,  X_0 ~ N(mean, cov).
+
+    The coupling makes U non-separable: for coupling > 0 the wells at (1, -1) and (-1, 1) are the deeper ones, while the
+    reward asks for (1, 1). kappa > 0, nu >= 0. Lambda, cov: (2, 2) or a number; mean: (2,) or a number.
+    Source: the double well of Nuesken and Richter, arXiv 2005.05409, with a bilinear coupling added here.
+    """
+    k, c, n = (
+        float(frozen_array(v, name, (), ProblemError))
+        for v, name in ((kappa, "kappa"), (coupling, "coupling"), (nu, "nu"))
+    )
+    if k <= 0 or n < 0:
+        raise ProblemError(f"kappa must be positive and nu non-negative, got {k:g} and {n:g}")
+    return ControlProblem(
+        dim=dim,
+        horizon=horizon,
+        temperature=temperature,
+        drift=lambda t, x: -4 * k * x * (x**2 - 1) - c * x[..., ::-1],
+        diffusion=_matrix(Lambda, np.eye(2), "Lambda"),
+        terminal_reward=lambda x: -n * ((x - 1) ** 2).sum(-1),
+        initial_law=Gaussian(_vector(mean, 2, "mean"), _matrix(cov, np.eye(2), "cov")),
+        name="double-well-2d-coupled",
+    )
