@@ -51,12 +51,20 @@ class OutputError(FemHjbError, OSError):
     """A result could not be written or read."""
 
 
+def real_array(value: ArrayLike, name: str, error: type[FemHjbError]) -> FloatArray:
+    """`value` as float64, not copied if it is that already; text, ragged lists and complex numbers are refused."""
+    try:
+        raw = np.asarray(value)
+        if np.iscomplexobj(raw):
+            raise TypeError("complex numbers")
+        return np.asarray(raw, dtype=np.float64)
+    except (TypeError, ValueError) as cause:
+        raise error(f"{name} must be an array of real numbers, got {str(value)[:80]!r} ({cause})") from cause
+
+
 def frozen_array(value: ArrayLike, name: str, shape: tuple[int, ...], error: type[FemHjbError]) -> FloatArray:
     """A read-only float64 copy of `value`, finite and of exactly this shape, or an error that says what was wrong."""
-    try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as cause:
-        raise error(f"{name} must be an array of real numbers of shape {shape}, got {value!r}") from cause
+    array = real_array(value, name, error).copy()
     if array.shape != shape:
         raise error(f"{name} must have shape {shape}, got shape {array.shape}")
     if not np.isfinite(array).all():
@@ -68,11 +76,11 @@ def frozen_array(value: ArrayLike, name: str, shape: tuple[int, ...], error: typ
 def positive_number(value: Any, name: str, error: type[FemHjbError]) -> float:
     """`value` as a positive finite float."""
     try:
-        number = float(value)
+        number = float("nan") if isinstance(value, bool) else float(value)
     except (TypeError, ValueError) as cause:
         raise error(f"{name} must be a positive number, got {value!r}") from cause
     if not (np.isfinite(number) and number > 0):
-        raise error(f"{name} must be a positive finite number, got {number!r}")
+        raise error(f"{name} must be a positive finite number, got {value!r}")
     return number
 
 
@@ -92,7 +100,7 @@ def one_of(value: Any, name: str, allowed: Sequence[str], error: type[FemHjbErro
 
 def as_points(x: ArrayLike, dim: int, name: str = "x", error: type[FemHjbError] = DomainError) -> FloatArray:
     """`x` as float64 points in rows, shape (..., dim), finite."""
-    points = np.asarray(x, dtype=np.float64)
+    points = real_array(x, name, error)
     if points.ndim == 0 or points.shape[-1] != dim:
         raise error(
             f"{name} must hold points in rows, shape (..., {dim}), got shape {points.shape}"
@@ -105,7 +113,7 @@ def as_points(x: ArrayLike, dim: int, name: str = "x", error: type[FemHjbError] 
 
 def as_times(t: ArrayLike, horizon: float, name: str = "t", error: type[FemHjbError] = DomainError) -> FloatArray:
     """`t` as float64 times within [0, horizon] (a rounding error of 1e-12 horizon is forgiven and moved inside)."""
-    times = np.asarray(t, dtype=np.float64)
+    times = real_array(t, name, error)
     slack = 1e-12 * horizon
     if not (np.isfinite(times).all() and (times >= -slack).all() and (times <= horizon + slack).all()):
         raise error(f"{name} must lie in [0, {horizon:g}], got values in [{times.min():g}, {times.max():g}]")

@@ -572,8 +572,8 @@ class TiltedMixture(ClosedForm):
 
     def _evaluate(self, times: FloatArray, which: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         above, below = self._quadratics(times)
-        log_above, gradient_above = _log_sum_exp(*above, which, x)
-        log_below, gradient_below = _log_sum_exp(*below, which, x)
+        log_above, gradient_above = _log_sum_exp(above[0], above[1], above[2], which, x)
+        log_below, gradient_below = _log_sum_exp(below[0], below[1], below[2], which, x)
         return self.temperature * (log_above - log_below), self.temperature * (gradient_above - gradient_below)
 
     def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:

@@ -15,6 +15,7 @@ from fem_hjb._checks import (
     frozen_array,
     positive_integer,
     positive_number,
+    real_array,
 )
 from fem_hjb.laws import Box, Law, MarginalLaw
 
@@ -165,9 +166,17 @@ class ControlProblem:
 
     def _probe(self) -> None:
         """Call every callable at a few points of the initial law, with scalar and with batched times."""
-        x = self.initial_law.sample(5, np.random.default_rng(0))
+        x = self.initial_law.sample(64, np.random.default_rng(0))
         if self.domain is not None:
+            outside = ~self.domain.contains(x)
+            if outside.mean() > 0.05:
+                lower, upper = self.domain.bounds
+                raise ProblemError(
+                    f"{outside.mean():.0%} of the initial law lies outside the domain, the box {lower.tolist()} to"
+                    f" {upper.tolist()}; start the process inside, for instance from Uniform(domain)"
+                )
             x = self.domain.mirror(x)
+        x = x[:5]
         for t in (0.0, self.horizon, np.linspace(0.0, self.horizon, 5)):
             self.b(t, x)
             self.r(t, x)
@@ -180,16 +189,17 @@ class ControlProblem:
     ) -> FloatArray:
         x = np.asarray(arguments[-1])
         expected = x.shape[:-1] + tail
+        hint = f"; {_T_HINT}" if len(arguments) == 2 else "; return an array of the full shape, even a constant one"
         try:
-            array = np.asarray(function(*arguments), dtype=np.float64)
+            array = real_array(function(*arguments), f"what {name} returns", ProblemError)
         except (TypeError, ValueError, IndexError) as cause:
             if isinstance(cause, ProblemError):
                 raise
             shapes = ", ".join(str(np.shape(a)) for a in arguments)
-            raise ProblemError(f"{name} failed on arguments of shapes {shapes}: {cause}; {_T_HINT}") from cause
+            raise ProblemError(f"{name} failed on arguments of shapes {shapes}: {cause}{hint}") from cause
         if array.shape != expected:
             raise ProblemError(
-                f"{name} returned shape {array.shape} for x of shape {x.shape}, expected {expected}; {_T_HINT}"
+                f"{name} returned shape {array.shape} for x of shape {x.shape}, expected {expected}{hint}"
             )
         finite = np.isfinite(array)
         if not finite.all():

@@ -78,9 +78,18 @@ def test_a_point_mass_start_and_a_reflecting_box_are_probed_inside():
         seen.append(x)
         return 0.0 * x
 
-    build(drift=drift, initial_law=Gaussian([0.5, 0.5], 4.0), domain=Box([0.0, 0.0], [1.0, 1.0]))
+    build(drift=drift, initial_law=Gaussian([0.5, 0.5], 0.05), domain=Box([0.0, 0.0], [1.0, 1.0]))
     assert all(((x >= 0) & (x <= 1)).all() for x in seen)
     assert build(initial_law=PointMass([1.0, 2.0])).dim == 2
+    with pytest.raises(
+        ProblemError, match=r"100% of the initial law lies outside the domain.*start the process inside"
+    ):
+        build(initial_law=Gaussian([0.5, 0.5], 0.05), domain=Box([5.0, 5.0], [6.0, 6.0]))
+
+
+def test_complex_numbers_are_refused():
+    with pytest.raises(ProblemError, match=r"what terminal_reward\(x\) returns must be an array of real numbers"):
+        build(terminal_reward=lambda x: x[..., 0] * 1j)
 
 
 def test_linear_drift():
