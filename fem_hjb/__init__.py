@@ -1,3 +1,82 @@
-"""fem_hjb: exact finite-element references and variational learning for linearly solvable stochastic control."""
+"""fem_hjb: exact finite-element references and variational learning for linearly solvable stochastic control.
+
+>>> import fem_hjb as fh
+>>> problem = fh.zoo.get("lq", dim=1)
+>>> reference = fh.solve(problem, cells=64, element="P2")
+>>> abs(reference.value(0.0, [0.5]) - problem.exact.value(0.0, [0.5])) < 1e-4
+True
+"""
+
+from fem_hjb import closed_form, zoo
+from fem_hjb import plotting as plot
+from fem_hjb._checks import (
+    ConvergenceError,
+    DomainError,
+    EllipticityError,
+    FemHjbError,
+    InfiniteValueError,
+    MeasureError,
+    OutputError,
+    PositivityError,
+    ProblemError,
+    SpaceError,
+)
+from fem_hjb.compare import Comparison, compare, from_callables
+from fem_hjb.domain import box_mesh, load_mesh, truncation_box
+from fem_hjb.elements import ELEMENTS
+from fem_hjb.io import load_paths, load_solution, save_paths, save_solution
+from fem_hjb.laws import Box, Gaussian, GaussianMixture, Law, PointMass, Uniform
+from fem_hjb.measures import Measure, empirical_measure, law_measure
+from fem_hjb.problem import ControlProblem, LinearDrift, ValueFunction
+from fem_hjb.reference import solve
+from fem_hjb.sde import Paths, sample_paths
+from fem_hjb.solution import Solution
+from fem_hjb.spaces import Space
+from fem_hjb.variational import fit
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ELEMENTS",
+    "Box",
+    "Comparison",
+    "ControlProblem",
+    "ConvergenceError",
+    "DomainError",
+    "EllipticityError",
+    "FemHjbError",
+    "Gaussian",
+    "GaussianMixture",
+    "InfiniteValueError",
+    "Law",
+    "LinearDrift",
+    "Measure",
+    "MeasureError",
+    "OutputError",
+    "Paths",
+    "PointMass",
+    "PositivityError",
+    "ProblemError",
+    "Solution",
+    "Space",
+    "SpaceError",
+    "Uniform",
+    "ValueFunction",
+    "box_mesh",
+    "closed_form",
+    "compare",
+    "empirical_measure",
+    "fit",
+    "from_callables",
+    "law_measure",
+    "load_mesh",
+    "load_paths",
+    "load_solution",
+    "plot",
+    "sample_paths",
+    "save_paths",
+    "save_solution",
+    "solve",
+    "truncation_box",
+    "zoo",
+]
