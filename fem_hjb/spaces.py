@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fem_hjb._checks import DomainError, FloatArray, IntArray, SpaceError, as_points, as_times, one_of, positive_integer
 from fem_hjb.domain import as_mesh, box_mesh, truncation_box
-from fem_hjb.elements import ELEMENTS, CellRule, Element, SpatialBasis, Tables, element_named
+from fem_hjb.elements import ELEMENTS, CellRule, Element, SpatialBasis, element_named
 from fem_hjb.hermite import HermiteBasis, tensor_grids
 from fem_hjb.lagrange import MeshBasis
 from fem_hjb.laws import Box
