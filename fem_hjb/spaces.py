@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fem_hjb._checks import DomainError, FloatArray, IntArray, SpaceError, as_points, as_times, one_of, positive_integer
 from fem_hjb.domain import as_mesh, box_mesh, truncation_box
-from fem_hjb.elements import ELEMENTS, CellRule, Element, SpatialBasis, element_named
+from fem_hjb.elements import ELEMENTS, CellRule, Element, SpatialBasis, Tables, element_named
 from fem_hjb.hermite import HermiteBasis, tensor_grids
 from fem_hjb.lagrange import MeshBasis
 from fem_hjb.laws import Box
@@ -26,6 +26,7 @@ __all__ = [
     "MeshBasis",
     "Space",
     "SpatialBasis",
+    "Tabulation",
     "spatial_basis",
 ]
 
@@ -62,6 +63,50 @@ def _describe_outside(outside: NDArray[np.bool_], x: FloatArray, box: Box) -> st
         f" the mesh of bounding box {lower.tolist()} to {upper.tolist()}; enlarge the box or the mesh,"
         " or pass outside='nan' to get nan at these points"
     )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tabulation:
+    """The basis functions of a `Space` at m points, kept as factors.
+
+    cells (m,) : space-time cells, -1 outside; there all tables are nan.
+    time (m, 2, lt) : the time functions and their derivatives.
+    space : (values (m, lx), gradients (m, lx, d), Hessians (m, lx, d, d))[:order + 1].
+
+    The properties form the products, local index it * lx + ix, at L = lt * lx.
+    """
+
+    cells: IntArray
+    time: FloatArray
+    space: Tables
+
+    def _product(self, time_derivative: int, order: int) -> FloatArray:
+        if order >= len(self.space):
+            raise SpaceError(f"tabulated with order={len(self.space) - 1}; call tabulate with order={order}")
+        factor = self.space[order]
+        psi = self.time[:, time_derivative].reshape(*self.time.shape[::2], *[1] * (factor.ndim - 1))
+        return np.asarray((psi * factor[:, None]).reshape(len(factor), -1, *factor.shape[2:]))
+
+    @property
+    def values(self) -> FloatArray:
+        """(m, L)."""
+        return self._product(0, 0)
+
+    @property
+    def time_derivatives(self) -> FloatArray:
+        """(m, L)."""
+        return self._product(1, 0)
+
+    @property
+    def gradients(self) -> FloatArray:
+        """(m, L, d)."""
+        return self._product(0, 1)
+
+    @property
+    def hessians(self) -> FloatArray:
+        """(m, L, d, d)."""
+        return self._product(0, 2)
 
 
 @final
@@ -223,6 +268,18 @@ class Space:
         ct, tau = self.time.locate(times)
         cx, xi = self.spatial.locate(points)
         return np.where(cx >= 0, ct * self.spatial.n_cells + cx, -1), (tau, xi)
+
+    def tabulate(self, t: ArrayLike, x: ArrayLike, order: int = 1) -> Tabulation:
+        """The basis functions at points x (m, d) and times t, scalar or (m,), with space derivatives up to `order`.
+
+        Not chunked: a table of order 2 holds m * lx * d * d doubles, and its product lt times as many.
+        Order 2 raises SpaceError unless the class is C1.
+        """
+        cells, (tau, xi) = self.locate(t, x)
+        ct, cx = np.divmod(np.maximum(cells, 0), self.spatial.n_cells)
+        time = self.time.tabulate(ct, tau, 1)
+        time[cells < 0] = np.nan
+        return Tabulation(cells=cells, time=time, space=self.spatial.tabulate(cx, xi, order))
 
     def _flat(self, t: ArrayLike, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
         times, points = as_times(t, self.horizon), as_points(x, self.dim)

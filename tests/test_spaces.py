@@ -362,14 +362,11 @@ def test_evaluation_is_the_product_of_the_bases(element, dim):
     rng = np.random.default_rng(9)
     coefficients = rng.standard_normal(space.shape)
     t, x = rng.uniform(0, 2, 50), rng.uniform(-1, 2, (50, dim))
-    cells, (tau, xi) = space.locate(t, x)
-    in_time, in_space = np.divmod(cells, space.spatial.n_cells)
-    time = space.time.tabulate(in_time, tau, 1)
-    spatial = space.spatial.tabulate(in_space, xi, 1 + space.smoothness)
-    local = coefficients.ravel()[space.cell_dofs(cells)]
+    table = space.tabulate(t, x, 1 + space.smoothness)
+    local = coefficients.ravel()[space.cell_dofs(table.cells)]
     names = ["value", "time", "gradient", "hessian"][: 3 + space.smoothness]
-    pairs = [(0, spatial[0]), (1, spatial[0]), *((0, table) for table in spatial[1:])]
-    tables = [np.einsum("mi,mj...->mij...", time[:, k], table).reshape(50, -1, *table.shape[2:]) for k, table in pairs]
+    tables = [table.values, table.time_derivatives, table.gradients]
+    tables += [table.hessians] if space.smoothness else []
     for name, functions in zip(names, tables, strict=True):
         assert functions.shape[:2] == (50, space.local_size)
         expected = np.einsum("ml,ml...->m...", local, functions)
@@ -461,7 +458,10 @@ def test_points_outside_are_named_or_nan_and_do_not_spoil_the_others():
     np.testing.assert_allclose(got, [[0.5, np.nan], [2.0, np.nan]], atol=1e-14)
     gradient = space.evaluate(coefficients, np.full((2, 2), 0.3), x, "gradient", outside="nan")
     np.testing.assert_array_equal(np.isnan(gradient).all(axis=-1), [[False, True], [False, True]])
-    assert space.locate(0.3, x.reshape(-1, 2))[0].tolist()[1::2] == [-1, -1]
+    table = space.tabulate(0.3, x.reshape(-1, 2))
+    assert table.cells.tolist()[1::2] == [-1, -1]
+    assert np.isnan(table.values[1]).all()
+    assert np.isfinite(table.values[0]).all()
     with pytest.raises(DomainError, match=r"1 of 1 points lie outside the domain, x=\[9.0, 9.0\]"):
         space.evaluate(coefficients, 0.0, [9.0, 9.0])
 
@@ -564,10 +564,12 @@ def _with_loose_vertices():
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
+        (SpaceError, r"'P2' is only continuous.*use element='hermite'", lambda s, c, x: s.tabulate(0.0, x, 2)),
+        (SpaceError, r"'P2' is only continuous", lambda s, c, x: s.evaluate(c, 0.0, x, "hessian")),
         (
             SpaceError,
-            r"'P2' is only continuous.*use element='hermite'",
-            lambda s, c, x: s.evaluate(c, 0.0, x, "hessian"),
+            r"tabulated with order=0; call tabulate with order=1",
+            lambda s, c, x: s.tabulate(0, x, 0).gradients,
         ),
         (DomainError, r"t must lie in \[0, 2\]", lambda s, c, x: s.evaluate(c, 2.1, x)),
         (
@@ -581,7 +583,7 @@ def _with_loose_vertices():
             r"t of shape \(3,\) does not broadcast against x of shape \(2, 2\)",
             lambda s, c, x: s.evaluate(c, np.zeros(3), np.zeros((2, 2))),
         ),
-        (DomainError, r"points of shape \(m, 2\)", lambda s, c, x: s.locate(np.zeros(3), np.zeros((2, 2)))),
+        (DomainError, r"points of shape \(m, 2\)", lambda s, c, x: s.tabulate(np.zeros(3), np.zeros((2, 2)))),
         (SpaceError, r"coefficients must have shape \(7, 81\)", lambda s, c, x: s.evaluate(c[:, 1:], 0.0, x)),
         (SpaceError, r"derivative must be one of 'value'", lambda s, c, x: s.evaluate(c, 0.0, x, "grad")),
         (SpaceError, r"outside must be one of 'error', 'nan'", lambda s, c, x: s.evaluate(c, 0.0, x, outside="drop")),
