@@ -54,7 +54,18 @@ _FROM_MESHIO = {
     "hexahedron": ("hex", [6, 2, 5, 7, 1, 3, 4, 0]),
 }
 _UNREADABLE = (  # what meshio's readers are seen to raise on files that are not what they should be
-    *(meshio.ReadError, SystemExit, OSError, ValueError, LookupError, TypeError, AttributeError, NameError, EOFError),
+    *(
+        meshio.ReadError,
+        SystemExit,
+        ImportError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        NameError,
+        EOFError,
+    ),
     *(AssertionError, ArithmeticError, MemoryError, RuntimeError, ParseError, struct.error, zlib.error),
 )
 _FLAT = 1e-10  # of the product of the edges at a corner: a smaller volume there makes a cell degenerate
@@ -210,7 +221,7 @@ def as_mesh(mesh: Any, problem: ControlProblem) -> skfem.Mesh:
 
 
 def load_mesh(path: str | os.PathLike[str], dim: int) -> skfem.Mesh:
-    """The mesh of dimension `dim` in any file that meshio reads (gmsh .msh, VTK .vtu, XDMF, Abaqus, ...).
+    """The mesh of dimension `dim` in any file that meshio reads (gmsh .msh, VTK .vtu or .vtk, Abaqus .inp, ...).
 
     Lines (dim 1), triangles or quadrilaterals (dim 2), tetrahedra or hexahedra (dim 3), one kind per file; cells of
     lower dimension, which mesh generators write for boundaries, are left out, and vertices that only they use with
@@ -351,11 +362,7 @@ def _check_fills(p: FloatArray, boundary: IntArray, domain: Box) -> None:
 
 
 def _check_cells(p: FloatArray, t: IntArray, kind: str, where: str) -> IntArray:
-    """The vertices (k, nf) of the boundary facets; DomainError unless the cells tile a connected domain.
-
-    Two cells that share a facet must lie on either side of it. Unlike the sign of the Jacobian, this does not depend on
-    the order in which a cell lists its vertices, which mesh generators are free to choose and scikit-fem sorts.
-    """
+    """The vertices (k, nf) of the boundary facets; DomainError unless the cells tile a connected domain."""
     x = p.T[t]  # (nl, nc, d)
     if not np.isfinite(x).all():
         raise DomainError(f"{where} has vertices that are not finite")
@@ -371,6 +378,15 @@ def _check_cells(p: FloatArray, t: IntArray, kind: str, where: str) -> IntArray:
             f"{where} has {len(twins)} pairs of vertices at the same place, the first are {twins[0].tolist()}, so that "
             "cells touch without sharing vertices; merge them (in gmsh: removeDuplicateNodes)"
         )
+    return _check_facets(p, t, kind, where)
+
+
+def _check_facets(p: FloatArray, t: IntArray, kind: str, where: str) -> IntArray:
+    """The vertices (k, nf) of the boundary facets; DomainError unless the others join two cells, one on either side.
+
+    Unlike the sign of the Jacobian, the sides do not depend on the order in which a cell lists its vertices, which mesh
+    generators are free to choose and scikit-fem sorts.
+    """
     facets = np.array(_FACETS[kind]).T
     n_facets, n_cells = facets.shape[1], t.shape[1]
     corner = t[facets].reshape(len(facets), -1)  # facet j of cell c is number j * n_cells + c
@@ -385,7 +401,7 @@ def _check_cells(p: FloatArray, t: IntArray, kind: str, where: str) -> IntArray:
         raise DomainError(f"{where} has cells that overlap: a facet is shared by cells {some.tolist()} and maybe more")
     one, two = order[start[count == 2]], order[start[count == 2] + 1]
     middle, normal = _facet_geometry(p.T[corner[:, one]])
-    centroid = x.mean(axis=0)
+    centroid = p.T[t].mean(axis=0)
     sides = [((centroid[owner[side]] - middle) * normal).sum(axis=-1) for side in (one, two)]
     folded = sides[0] * sides[1] >= 0
     if folded.any():
