@@ -1,0 +1,371 @@
+"""The command fem-hjb."""
+
+import ast
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, final
+
+import typer
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+from typer.core import TyperGroup
+
+from fem_hjb import plotting, zoo
+from fem_hjb._checks import FemHjbError, ProblemError
+from fem_hjb._files import atomic_folder
+from fem_hjb.compare import Comparison, compare
+from fem_hjb.domain import truncation_box
+from fem_hjb.io import save_solution
+from fem_hjb.measures import law_measure
+from fem_hjb.problem import ControlProblem
+from fem_hjb.reference import solve
+from fem_hjb.sde import sample_paths
+from fem_hjb.solution import Solution
+from fem_hjb.spaces import Space
+from fem_hjb.variational import fit
+
+_CELLS = {1: (16, 8), 2: (8, 4), 3: (3, 2)}  # per axis, and in time: few enough for some thousand trajectories
+
+# What typer raises for a wrong option; it shows these in a box of several lines, we in one.
+_UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+# What is reported in one line: our own errors, the system's, and whatever a user's file may raise.
+_REPORTED = (
+    *(FemHjbError, OSError, ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, NameError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError),
+)
+
+
+class _OneLineErrors(TyperGroup):
+    """Errors become one line on stderr and exit code 2; with --debug they keep their traceback."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        given = list(sys.argv[1:] if args is None else args) or ["--help"]
+        try:
+            code = super().main(given, prog_name, complete_var, False, windows_expand_args, **extra)
+        except _UsageError as error:
+            _fail(str(getattr(error, "format_message", error.__str__)()).rstrip(".") + " (see fem-hjb --help)")
+        except _REPORTED as error:
+            if "--debug" in given:
+                raise
+            known = isinstance(error, FemHjbError | OSError)
+            _fail(str(error) if known else f"{type(error).__name__}: {error}; --debug shows where")
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+
+def _fail(message: str) -> None:
+    print("fem-hjb: error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="References and learned solutions for linearly solvable stochastic control.",
+)
+
+ProblemName = Annotated[
+    str,
+    typer.Argument(metavar="PROBLEM", help="A name that `fem-hjb zoo` lists, or PATH.py:NAME for your own problem."),
+]
+Dim = Annotated[
+    int | None, typer.Option(help="Dimension of the state; by default the smallest the problem has.", min=1)
+]
+Params = Annotated[
+    list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="A parameter of the problem; may be repeated.")
+]
+MeshFile = Annotated[Path | None, typer.Option(help="Mesh file for the reference, anything meshio reads.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results; by default results/PROBLEM.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"fem-hjb {version('fem_hjb')}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Start with: fem-hjb compare lq")
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """References and learned solutions for linearly solvable stochastic control."""
+
+
+@app.command("compare")
+def compare_command(
+    problem_name: ProblemName,
+    dim: Dim = None,
+    samples: Annotated[int, typer.Option(help="Trajectories to learn from.", min=1)] = 5000,
+    steps: Annotated[int, typer.Option(help="Time steps of each trajectory.", min=1)] = 64,
+    cells: Annotated[
+        int | None,
+        typer.Option(help="Cells per axis of the class that is learned; by default 16, 8, 3 in 1-D, 2-D, 3-D.", min=1),
+    ] = None,
+    time_cells: Annotated[int | None, typer.Option(help="Its cells in time; by default 8, 4, 2.", min=1)] = None,
+    element: Annotated[str, typer.Option(help="Its element in space.")] = "hermite",
+    estimator: Annotated[str, typer.Option(help="generator (C1 elements) or corrected (any element).")] = "generator",
+    smoothing: Annotated[
+        float, typer.Option(help="Weight, in trajectories, of smoothness in cells where samples say too little.")
+    ] = 0.01,
+    mesh: MeshFile = None,
+    reference_cells: Annotated[int | None, typer.Option(help="Cells per axis of the mesh reference.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the trajectories.", min=0)] = 0,
+    param: Params = None,
+    out: Out = None,
+    debug: Debug = False,
+) -> None:
+    """Solve a problem on a mesh, learn it from trajectories, and see how far apart they are.
+
+    Errors are against the exact solution where there is one, else against the mesh. Writes solution.npz (the learned
+    one), comparison.csv and comparison.png.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    problem = _problem(problem_name, dim, param)
+    space = _space(problem, cells, time_cells, element)
+    with _stage(console, "mesh reference") as stage:
+        reference = solve(problem, cells=reference_cells, mesh=mesh, progress=stage.progress)
+        stage.note(f"{reference.space.spatial.n_dofs} dofs, {reference.space.time.n_cells} time steps")
+    _warn(console, "mesh reference", reference)
+    with _stage(console, "trajectories") as stage:
+        paths = sample_paths(problem, n=samples, steps=steps, rng=seed)
+        stage.note(f"{paths.n} paths of {paths.steps} steps ({paths.scheme})")
+    with _stage(console, "learned solution") as stage:
+        learned = fit(problem, paths, space, estimator=estimator, smoothing=smoothing, outside="drop")
+        stage.note(_describe_fit(learned))
+    _warn(console, "learned solution", learned)
+    candidates: dict[str, Solution] = {"learned": learned}
+    if problem.marginal is not None:
+        with _stage(console, "galerkin solution") as stage:
+            law = law_measure(problem, space)
+            candidates["galerkin"] = fit(problem, law, space, estimator=estimator, outside="drop")
+            stage.note("the same class under the exact law")
+    if problem.exact is not None:
+        candidates["mesh"] = reference
+    with _stage(console, "comparison"):
+        truth = reference if problem.exact is None else problem.exact
+        comparison = compare(candidates, truth, problem=problem, rng=seed)
+        figure = plotting.report(problem, learned, reference, galerkin=candidates.get("galerkin"))
+    folder = _out(out, problem_name)
+    with _stage(console, "files"), atomic_folder(folder) as part:
+        save_solution(part / "solution.npz", learned)
+        comparison.to_csv(part / "comparison.csv")
+        figure.savefig(part / "comparison.png", dpi=110)
+    against = "mesh solution" if problem.exact is None else "exact solution"
+    _print_comparison(comparison, f"{problem.name}, dim {problem.dim}: relative errors against the {against}")
+    for name in ("solution.npz", "comparison.csv", "comparison.png"):
+        print(folder / name)
+
+
+@app.command("solve")
+def solve_command(
+    problem_name: ProblemName,
+    dim: Dim = None,
+    cells: Annotated[int | None, typer.Option(help="Cells per axis of the box; not with --mesh.", min=1)] = None,
+    mesh: MeshFile = None,
+    element: Annotated[str | None, typer.Option(help="Element in space; by default P2.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Equal time steps instead of adaptive ones.", min=1)] = None,
+    rtol_time: Annotated[float | None, typer.Option(help="Tolerance of adaptive time steps; by default 1e-6.")] = None,
+    param: Params = None,
+    out: Out = None,
+    debug: Debug = False,
+) -> None:
+    """Solve a problem on a mesh and write solution.npz."""
+    console = Console(stderr=True, soft_wrap=True)
+    problem = _problem(problem_name, dim, param)
+    with _stage(console, "mesh solution") as stage:
+        solution = solve(
+            problem,
+            mesh=mesh,
+            element=element,
+            cells=cells,
+            steps=steps,
+            rtol_time=rtol_time,
+            progress=stage.progress,
+        )
+    _warn(console, "mesh solution", solution)
+    folder = _out(out, problem_name)
+    with atomic_folder(folder) as part:
+        save_solution(part / "solution.npz", solution)
+    print(f"{problem.name}, dim {problem.dim}")
+    table = Table(show_header=False)
+    for key, value in _flat(solution.stats):
+        table.add_row(key, value)
+    _stdout().print(table)
+    if problem.exact is not None:
+        _print_comparison(
+            compare({"mesh": solution}, problem.exact, problem=problem), "relative errors against the exact solution"
+        )
+    print(folder / "solution.npz")
+
+
+@app.command("zoo")
+def zoo_command(debug: Debug = False) -> None:
+    """List the problems that come with the package."""
+    table = Table("name", "dim", "exact", "what it is, and its parameters")
+    for name in zoo.names():
+        dims = zoo.dims(name)
+        exact = "no" if zoo.get(name).exact is None else "yes"
+        parameters = ", ".join(zoo.parameters(name))
+        table.add_row(name, _range(dims), exact, f"{zoo.describe(name)}\n--param {parameters}")
+    _stdout().print(table)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that cannot show a character shows a question mark
+            stream.reconfigure(errors="replace")
+    app()
+
+
+def _stdout() -> Console:
+    """Tables are not cut to 80 columns when they go to a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=110)
+
+
+def _range(dims: tuple[int, ...] | None) -> str:
+    return "any" if dims is None else ", ".join(map(str, dims))
+
+
+@final
+class _Stage:
+    """What a step of the work tells the user: how far it is, and in the end a few figures."""
+
+    def __init__(self, name: str, status: Status) -> None:
+        self.name, self.status, self.notes = name, status, list[str]()
+
+    def progress(self, fraction: float) -> None:
+        self.status.update(f"{self.name} {fraction:.0%}")
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@contextmanager
+def _stage(console: Console, name: str) -> Iterator[_Stage]:
+    """Show what is being done, then how long it took and what was noted."""
+    start = time.perf_counter()
+    with console.status(name) as status:
+        stage = _Stage(name, status)
+        yield stage
+    taken = time.perf_counter() - start
+    console.print(f"{name:<18}{taken:7.2f} s  {'; '.join(stage.notes)}", highlight=False, markup=False)
+
+
+def _warn(console: Console, name: str, solution: Solution) -> None:
+    if solution.status != "ok":
+        console.print(f"note: {name}: {solution.status}", highlight=False, markup=False)
+
+
+def _space(problem: ControlProblem, cells: int | None, time_cells: int | None, element: str) -> Space:
+    """The class to learn in: a box with hardly any mass outside, since samples teach nothing where there are none."""
+    default = _CELLS.get(problem.dim, _CELLS[3])
+    return Space(
+        problem,
+        cells=cells or default[0],
+        time_cells=time_cells or default[1],
+        element=element,
+        box=truncation_box(problem, quantile=1e-3, margin=0.0).box,
+    )
+
+
+def _out(out: Path | None, problem_name: str) -> Path:
+    return Path("results") / problem_name.rpartition(":")[2] if out is None else out
+
+
+def _print_comparison(comparison: Comparison, title: str) -> None:
+    head, *rows = comparison.table()
+    table = Table()
+    for k, name in enumerate(head):
+        table.add_column(name, justify="right" if k else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    print(title)
+    _stdout().print(table)
+    print("\n".join(comparison.notes))
+
+
+def _describe_fit(solution: Solution) -> str:
+    stats = solution.stats
+    notes = [f"{stats['dofs']} dofs, {stats['samples']} samples"]
+    notes += [
+        f"{stats[key]} {what}"
+        for key, what in (("dropped", "of them outside"), ("pinned", "dofs undetermined"))
+        if stats[key]
+    ]
+    return ", ".join(notes)
+
+
+def _flat(stats: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in stats.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key} ")
+        else:
+            yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _parameters(given: Sequence[str] | None) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    for item in given or ():
+        key, equals, text = item.partition("=")
+        if not (key.isidentifier() and equals):
+            raise ProblemError(f"--param must be KEY=VALUE, got {item!r}")
+        try:
+            parameters[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parameters[key] = text
+    return parameters
+
+
+def _problem(name: str, dim: int | None, given: Sequence[str] | None) -> ControlProblem:
+    parameters = _parameters(given)
+    path, _, attribute = name.rpartition(":")
+    if name.endswith(".py"):
+        raise ProblemError(f"{name} names a file but no problem in it; give {name}:NAME")
+    if not path.endswith(".py"):
+        return zoo.get(name, dim, **parameters)
+    made = _load(Path(path), attribute)
+    if not isinstance(made, ControlProblem) and callable(made):
+        made = made(**parameters)
+    elif parameters:
+        raise ProblemError(f"{name} is not a function, so it takes no --param")
+    if not isinstance(made, ControlProblem):
+        raise ProblemError(f"{name} must be a ControlProblem or a function that returns one, got {type(made).__name__}")
+    if dim not in (None, made.dim):
+        raise ProblemError(f"{name} has dimension {made.dim}, but --dim is {dim}")
+    return made
+
+
+def _load(path: Path, attribute: str) -> Any:
+    """The attribute of a Python file, which is run for it."""
+    if not path.is_file():
+        raise ProblemError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location("fem_hjb_user_problem", path)
+    if spec is None or spec.loader is None:
+        raise ProblemError(f"{path} is not a Python file")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        raise ProblemError(f"{path} defines no {attribute!r}")
+    return getattr(module, attribute)

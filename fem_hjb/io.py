@@ -1,0 +1,172 @@
+"""Solutions and trajectories in single .npz files: plain arrays and text (no pickle), written whole or not at all.
+
+A solution is read back bit for bit: the same coefficients on the same class. Callables are not stored, so the problem
+is given again when a file is read; its dimension, horizon and temperature must be those it was written with.
+"""
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fem_hjb._checks import FemHjbError, OutputError
+from fem_hjb._files import atomic_file
+from fem_hjb.cole_hopf import Gauge
+from fem_hjb.domain import KINDS
+from fem_hjb.elements import SpatialBasis
+from fem_hjb.hermite import HermiteBasis
+from fem_hjb.lagrange import MeshBasis
+from fem_hjb.line_basis import LineBasis
+from fem_hjb.problem import ControlProblem
+from fem_hjb.sde import Paths
+from fem_hjb.solution import Solution
+from fem_hjb.spaces import Space
+
+_SOLUTION = "fem_hjb solution 1"
+_PATHS = "fem_hjb paths 1"
+FilePath = str | os.PathLike[str]
+
+
+def save_solution(path: FilePath, solution: Solution) -> None:
+    """Write a solution: class, coefficients, gauge, method, status, stats, and which problem it solves.
+
+    Raises OutputError when the folder is missing or the file cannot be written; an old file then stays as it was.
+    """
+    gauge, space = solution.gauge, solution.space
+    text = {
+        "method": solution.method,
+        "status": solution.status,
+        "stats": dict(solution.stats),
+        "error_estimate": solution.error_estimate,
+        "excluded_mass": space.excluded_mass,
+        "time_kind": space.time.kind,
+        "element": space.spatial.element,
+        "problem": _fingerprint(solution.problem),
+        "name": solution.problem.name,
+    }
+    _write(
+        path,
+        _SOLUTION,
+        text,
+        {
+            "coefficients": np.asarray(solution.coefficients),
+            "gauge": np.array([gauge.temperature, gauge.horizon, gauge.terminal, gauge.running]),
+            "time_grid": space.time.points,
+            **_basis_arrays(space.spatial),
+        },
+    )
+
+
+def load_solution(path: FilePath, problem: ControlProblem) -> Solution:
+    """Read what `save_solution` wrote.
+
+    Raises OutputError when there is no such file, it is no such file, it is damaged or cut off, or it holds a solution
+    of a problem with another dimension, horizon or temperature.
+    """
+    text, arrays = _read(path, _SOLUTION)
+    try:
+        written = text["problem"]
+        if written != _fingerprint(problem):
+            raise OutputError(
+                f"{path} holds a solution of {text['name']!r} with {_describe(written)}, but the problem given has"
+                f" {_describe(_fingerprint(problem))}; give the problem it was written for"
+            )
+        temperature, horizon, terminal, running = arrays["gauge"].tolist()
+        time = LineBasis(arrays["time_grid"], text["time_kind"])
+        space = Space.product(time, _basis(arrays, text["element"]), excluded_mass=text["excluded_mass"])
+        return Solution(
+            problem=problem,
+            space=space,
+            coefficients=arrays["coefficients"],
+            gauge=Gauge(temperature=temperature, horizon=horizon, terminal=terminal, running=running),
+            method=text["method"],
+            status=text["status"],
+            stats=text["stats"],
+            error_estimate=text["error_estimate"],
+        )
+    except OutputError:
+        raise
+    except (KeyError, FemHjbError) as cause:
+        raise OutputError(f"{path} is damaged: {cause}; write it again") from cause
+
+
+def save_paths(path: FilePath, paths: Paths) -> None:
+    """Write trajectories. Raises OutputError as `save_solution` does."""
+    _write(path, _PATHS, {"scheme": paths.scheme}, {"t": np.asarray(paths.t), "x": np.asarray(paths.x)})
+
+
+def load_paths(path: FilePath) -> Paths:
+    """Read what `save_paths` wrote. Raises OutputError as `load_solution` does."""
+    text, arrays = _read(path, _PATHS)
+    try:
+        return Paths(t=arrays["t"], x=arrays["x"], scheme=text["scheme"])
+    except (KeyError, FemHjbError) as cause:
+        raise OutputError(f"{path} is damaged: {cause}; write it again") from cause
+
+
+def _fingerprint(problem: ControlProblem) -> dict[str, float]:
+    return {"dim": problem.dim, "horizon": problem.horizon, "temperature": problem.temperature}
+
+
+def _describe(fingerprint: Mapping[str, float]) -> str:
+    return ", ".join(f"{key}={number:g}" for key, number in fingerprint.items())
+
+
+def _basis_arrays(basis: SpatialBasis) -> dict[str, Any]:
+    if isinstance(basis, HermiteBasis):
+        return {f"grid_{k}": axis.points for k, axis in enumerate(basis.axes)}
+    if isinstance(basis, MeshBasis):
+        return {"mesh_points": basis.mesh.p, "mesh_cells": basis.mesh.t, "mesh_kind": np.array(basis.kind)}
+    raise OutputError(f"a solution on a {type(basis).__name__} cannot be written; use a mesh or a box")
+
+
+def _basis(arrays: Mapping[str, Any], element: str) -> SpatialBasis:
+    if "mesh_kind" not in arrays:
+        return HermiteBasis([arrays[f"grid_{k}"] for k in range(3) if f"grid_{k}" in arrays])
+    mesh = KINDS[str(arrays["mesh_kind"])](arrays["mesh_points"], arrays["mesh_cells"])
+    return MeshBasis(mesh, element)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers and arrays inside `stats` as JSON numbers and lists."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise OutputError(f"stats hold a {type(value).__name__}, which cannot be written; keep numbers, text and lists")
+
+
+def _write(path: FilePath, kind: str, text: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    words = json.dumps(text, default=_plain)
+    with atomic_file(path) as part, part.open("wb") as stream:
+        np.savez_compressed(stream, kind=np.array(kind), text=np.array(words), **arrays)
+
+
+def _read(path: FilePath, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    source = Path(path)
+    if not source.is_file():
+        raise OutputError(f"there is no file {source}")
+    try:
+        with source.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        found = str(arrays.pop("kind"))
+        text = json.loads(str(arrays.pop("text")))
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        AttributeError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as cause:
+        raise OutputError(f"{source} is not a complete file of kind {kind!r} ({cause}); write it again") from cause
+    if found != kind:
+        raise OutputError(f"{source} is a file of kind {found!r}, expected {kind!r}")
+    return text, arrays

@@ -1,0 +1,45 @@
+"""Each notebook is a pair of files that say the same, and runs from top to bottom."""
+
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+SCRIPTS = sorted(FOLDER.glob("*.py"))
+LIMIT = 60  # seconds for a cell
+
+
+def cells(path: Path) -> list[tuple[str, str]]:
+    return [(cell.cell_type, cell.source) for cell in jupytext.read(path).cells]
+
+
+def test_there_are_notebooks_and_each_has_its_pair() -> None:
+    assert SCRIPTS
+    assert [path.stem for path in SCRIPTS] == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_script_and_notebook_say_the_same(script: Path) -> None:
+    assert cells(script) == cells(script.with_suffix(".ipynb"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_the_stored_notebook_was_run_in_order_without_errors(script: Path) -> None:
+    notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    kinds = {output.output_type for cell in code for output in cell.outputs}
+    assert kinds <= {"stream", "display_data", "execute_result"}
+    assert all(output.get("name") != "stderr" for cell in code for output in cell.outputs)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_the_notebook_runs_from_top_to_bottom(script: Path, tmp_path: Path) -> None:
+    notebook = jupytext.read(script)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources=resources).execute()
+    errors = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    assert errors == []
