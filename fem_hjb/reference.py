@@ -35,7 +35,7 @@ from fem_hjb.problem import ControlProblem
 from fem_hjb.solution import Solution
 from fem_hjb.spaces import LineBasis, Space, SpatialBasis, spatial_basis
 
-DEFAULT_CELLS = {1: 128, 2: 48, 3: 16}
+DEFAULT_CELLS = {1: 128, 2: 64, 3: 16}
 DEFAULT_RTOL = 1e-6
 _GAUGE_TIMES = 33  # instants at which sup r is looked for
 
@@ -60,7 +60,7 @@ def solve(
     ----------
     mesh : a scikit-fem mesh, or the path of a mesh file. Otherwise a box is cut into cells:
     box : a `Box`; by default problem.domain if the process is reflected, else one that paths hardly ever leave.
-    cells : per axis of the box, one number or one for each; default 128, 48, 16 in one, two, three dimensions.
+    cells : per axis of the box, one number or one for each; default 128, 64, 16 in one, two, three dimensions.
     element : a name in `ELEMENTS`, "P2" if not given on lines, triangles and tetrahedra, "Q2" on other meshes.
     rtol_time : relative tolerance, per time step and in L2, of the adaptive method of order 4; 1e-6 if not given. On an
         automatic box the L2 norm carries a Gaussian weight of a quarter of its half-widths as standard deviations,

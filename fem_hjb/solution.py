@@ -70,7 +70,11 @@ class Solution:
         put = object.__setattr__
         put(self, "coefficients", grid)
         put(self, "_grid", grid)
-        put(self, "stats", MappingProxyType({**self.stats, "min_f": float(grid[:, space.spatial.node_dofs].min())}))
+        put(
+            self,
+            "stats",
+            MappingProxyType({**self.stats, "min_f": float(min(row[space.spatial.node_dofs].min() for row in grid))}),
+        )
         if isinstance(space.spatial, MeshBasis):
             put(self, "_recovered", _RecoveredGradients(grid, space, space.spatial))
 
