@@ -3,7 +3,7 @@
 >>> import fem_hjb as fh
 >>> problem = fh.zoo.get("lq", dim=1)
 >>> reference = fh.solve(problem, cells=64, element="P2")
->>> abs(reference.value(0.0, [0.5]) - problem.exact.value(0.0, [0.5])) < 1e-4
+>>> bool(abs(reference.value(0.0, [0.5]) - problem.exact.value(0.0, [0.5])) < 1e-4)
 True
 """
 

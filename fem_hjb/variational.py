@@ -35,6 +35,8 @@ _NOT_COERCIVE = -1.0
 _RESIDUAL = 1e-6
 _DENSE = 600  # unknowns up to which eigenvalues are computed by dense algebra
 _POWER_STEPS = 60
+_SLOPE = 0.3
+_SMOOTHING = (3.0, 0.3)  # by smoothness of the class: first derivatives need more weight than second ones
 _WALL = 5.0  # standard deviations of a step from a reflecting face within which increments are not corrected
 _DIFFERENCE = 6e-6  # cube root of the machine precision, relative to the size of the domain
 
@@ -238,18 +240,17 @@ def _scores(measure: Measure) -> FloatArray:
 
 
 def _roughness(space: Space) -> sp.csr_matrix:
-    """sum over cells of int |D^p f|^2 + |d_tau f|^2 in the coordinates of the reference cell, with D^p all second
-    derivatives for C1 classes and all first ones otherwise. It vanishes on what is worth extrapolating."""
+    """sum over cells of int |D f|^2 + |d_tau f|^2, C1 classes: int |D^2 f|^2 + 0.3 |D f|^2 + |d_tau f|^2, in the
+    coordinates of the reference cell. The slope tempers linear extrapolation, which would take f below 0."""
     spatial, time = space.spatial, space.time
     rule = spatial.quadrature(2 * spatial.degree)
-    first = np.zeros(rule.weights.size, dtype=np.int64)
     scale = np.ones((spatial.n_cells, spatial.local_size)) if rule.scale is None else rule.scale
+    rough = np.swapaxes(rule.dphi, 0, 1)
     if spatial.smoothness:
-        hessians = spatial.tabulate(first, rule.xi, 2)[2] / scale[0, :, None, None]
+        hessians = spatial.tabulate(np.zeros(rule.weights.size, dtype=np.int64), rule.xi, 2)[2]
         widths = 1.0 / np.diagonal(rule.inverse[0, 0])
-        rough = (hessians * np.outer(widths, widths)).reshape(*hessians.shape[:2], -1)
-    else:
-        rough = np.swapaxes(rule.dphi, 0, 1)
+        curved = (hessians / scale[0, :, None, None] * np.outer(widths, widths)).reshape(*hessians.shape[:2], -1)
+        rough = np.concatenate([curved, np.sqrt(_SLOPE) * rough], axis=2)
     in_space = np.einsum("q,qik,qjk->ij", rule.weights, rough, rough)
     plain = np.einsum("q,iq,jq->ij", rule.weights, rule.phi, rule.phi)
     tau, weights = unit_gauss(2 * time.degree)
@@ -326,7 +327,7 @@ def fit(
     space: Space,
     *,
     estimator: str = "generator",
-    smoothing: float = 0.1,
+    smoothing: float | None = None,
     ridge: float = 0.0,
     outside: str = "error",
 ) -> Solution:
@@ -344,9 +345,10 @@ def fit(
         along the paths less grad f' (dX - b dt) (any class), which under a law becomes its limit, the weak form
         with the current velocity. `forms` has the formulas.
     smoothing : > 0, in paths: on every space-time cell f is asked to be smooth with the weight of that many paths
-        crossing it, smooth meaning small second derivatives in space (first ones for elements that are not C1) and a
-        small time derivative, in the coordinates of the cell. Where samples are, this is nothing; where they
-        are not, or too few to tell the cell's functions apart, it extends f from where they are. Vanishes under a law.
+        crossing it; smooth meaning a small time derivative and small second derivatives in space (first ones for
+        elements that are not C1), in the coordinates of the cell. Among many samples this is nothing; where there are
+        none, or too few to tell the cell's functions apart, it extends f from where they are. It vanishes under a law.
+        None: 0.3, or 3 for elements that are not C1.
     ridge : adds ridge times the identity to the system scaled by the diagonal of the Gram matrix of values, hence
         is in units of each basis function's own mean square under the measure.
     outside : samples outside the class's domain are an "error", or "drop": left out of the sums and counted.
@@ -372,7 +374,9 @@ def fit(
     started = time.perf_counter()
     one_of(estimator, "estimator", ESTIMATORS, MeasureError)
     one_of(outside, "outside", ("error", "drop"), MeasureError)
-    smoothing = positive_number(smoothing, "smoothing", MeasureError)
+    smoothing = positive_number(
+        _SMOOTHING[space.smoothness] if smoothing is None else smoothing, "smoothing", MeasureError
+    )
     if not (np.isfinite(ridge) and ridge >= 0):
         raise MeasureError(f"ridge must be a finite number >= 0, got {ridge!r}")
     if estimator == "generator" and space.smoothness < 1:

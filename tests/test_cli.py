@@ -74,6 +74,13 @@ def test_compare_writes_three_files_and_prints_the_table(tmp_path: Path) -> None
         assert word in result.stderr
 
 
+def test_the_command_of_the_readme_runs(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"bin/fem-hjb (.*)", readme)
+    result = run(*command.split(), "--samples", "500", "--steps", "16", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path: Path) -> None:
     texts = []
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):

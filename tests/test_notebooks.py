@@ -1,5 +1,8 @@
-"""Each notebook is a pair of files that say the same, and runs from top to bottom."""
+"""Each notebook is a pair of files that say the same, and runs from top to bottom; so does the README's Python."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
@@ -7,7 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
 LIMIT = 60  # seconds for a cell
 
@@ -43,3 +47,12 @@ def test_the_notebook_runs_from_top_to_bottom(script: Path, tmp_path: Path) -> N
     NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources=resources).execute()
     errors = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
     assert errors == []
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:4]] == ["learned", "mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["learned.npz"]
