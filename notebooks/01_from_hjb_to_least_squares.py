@@ -1,0 +1,281 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # From the Hamilton–Jacobi–Bellman equation to least squares
+#
+# A stochastic control problem with an entropy cost is a *linear* problem in disguise. This notebook takes the simplest
+# one, linear drift and quadratic reward on the line, through the whole chain: the nonlinear equation for the value, the
+# linear equation behind it, its solution on a mesh, and its solution from simulated trajectories alone, which comes
+# down to one sparse linear system. The mathematics comes first, the code after it. The method for trajectories is that
+# of W. Mou, [arXiv 2509.02528](https://arxiv.org/abs/2509.02528).
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.linalg import spsolve
+
+import fem_hjb as fh
+from fem_hjb.cole_hopf import gauge as find_gauge
+
+# %% [markdown]
+# ## 1. The problem
+#
+# An Ornstein–Uhlenbeck particle wanders around the origin,
+#
+# $$dX = -X\,dt + dB, \qquad X_0 \sim N(0, \tfrac12), \qquad 0 \le t \le T = 1 .$$
+#
+# We may push it with a force $\pi_t(X)$ of our choice. Being away from the origin costs, and so does pushing, in
+# relative entropy with temperature $\alpha$:
+#
+# $$J(\pi) = E\Big[ y(X_T) + \int_0^T r(X_t)\,dt \Big] - \alpha\, \mathrm{KL}(P^\pi \,\|\, P),
+# \qquad \mathrm{KL} = \tfrac12 E\int_0^T |\pi_t|^2 dt, \qquad r(x) = y(x) = -\tfrac12 x^2 .$$
+#
+# The value $v_t(x)$, the best that can still be achieved from $x$ at time $t$, solves
+#
+# $$\partial_t v - x\, v' + \tfrac12 v'' + r + \tfrac1{2\alpha} (v')^2 = 0, \qquad v_T = y,$$
+#
+# and the best push is $\pi^* = v'/\alpha$. For this problem $v = -\tfrac12 P(t) x^2 + c(t)$ with an ordinary (Riccati)
+# differential equation for $P$, so that we can judge everything below against the truth.
+
+# %%
+problem = fh.zoo.get("lq", dim=1)
+exact = problem.exact
+alpha, T = problem.temperature, problem.horizon
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+for t, style in zip((0.0, T / 2, T), fh.plot.STYLES, strict=False):
+    line = {**style, "marker": None}
+    fh.plot.solution(exact, t, problem=problem, ax=axes[0], label=f"$t={t:g}$", style=line)
+    fh.plot.solution(exact, t, quantity="policy", problem=problem, ax=axes[1], label=f"$t={t:g}$", style=line)
+axes[0].set_title("value")
+axes[1].set_title("optimal policy")
+axes[0].legend()
+plt.show()
+
+# %% [markdown]
+# ## 2. The equation is linear
+#
+# Put $f = \exp(v/\alpha)$. Then $v' = \alpha f'/f$ and $v'' = \alpha f''/f - \alpha (f'/f)^2$: the square of the
+# gradient cancels, and what is left is
+#
+# $$\partial_t f - x f' + \tfrac12 f'' + \tfrac{r}{\alpha} f = 0, \qquad f_T = e^{y/\alpha}, \qquad
+# \pi^* = (\log f)' .$$
+#
+# The price is the exponential. Before transforming we subtract the largest reward (the *gauge*): this changes $v$ by a
+# known function of time, leaves the policy alone, and keeps $f$ in $(0, 1]$. Here is that $f$, and a check that it
+# does solve the linear equation, by central differences of the exact solution.
+
+# %%
+grid = np.linspace(-3.0, 3.0, 601)[:, None]
+gauge = find_gauge(problem, grid, [0.0, T])
+
+
+def f_exact(t, x):
+    return gauge.f_from_value(t, exact.value(t, x))
+
+
+h, t0 = 1e-4, 0.3
+x = np.linspace(-2.0, 2.0, 9)[:, None]
+middle, left, right = f_exact(t0, x), f_exact(t0, x - h), f_exact(t0, x + h)
+residual = (
+    (f_exact(t0 + h, x) - f_exact(t0 - h, x)) / (2 * h)
+    - x[:, 0] * (right - left) / (2 * h)
+    + 0.5 * (right - 2 * middle + left) / h**2
+    + gauge.running_rate(problem, t0, x) * middle
+)
+print("largest residual of the linear equation:", np.abs(residual).max())
+
+figure, ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
+for t, style in zip((0.0, T / 2, T), fh.plot.STYLES, strict=False):
+    ax.plot(grid[:, 0], f_exact(t, grid), label=f"$t={t:g}$", **{**style, "marker": None})
+ax.set(xlabel="$x$", ylabel="$f_t(x)$", title=r"$f = \exp(v/\alpha)$, gauged")
+ax.legend()
+plt.show()
+
+# %% [markdown]
+# ## 3. The reference: on a mesh
+#
+# In one, two or three dimensions a linear parabolic equation is what finite elements are for. `solve` covers a box that
+# the process hardly ever leaves with quadratic elements and marches backward from $T$ with adaptive implicit steps.
+
+# %%
+reference = fh.solve(problem)
+print({key: reference.stats[key] for key in ("dofs", "steps", "min_f")})
+print(fh.compare({"mesh": reference}, exact, problem=problem))
+
+# %% [markdown]
+# ## 4. The equation under the law of the process
+#
+# A mesh is out of the question in high dimension, but trajectories of the uncontrolled process can always be
+# simulated. So let us write the equation in expectations along $X$. Multiply by any test function $g$ and integrate:
+#
+# $$B[f,g] := -\int_0^T E\Big[\big(\partial_t f + \mathcal G f + \tfrac{r}{\alpha} f\big)(X_t)\, g_t(X_t)\Big] dt
+#   + E\big[f_T(X_T)\, g_T(X_T)\big] \;=\; E\big[e^{y(X_T)/\alpha} g_T(X_T)\big] =: \ell(g),$$
+#
+# with $\mathcal G f = -x f' + \tfrac12 f''$. Itô's formula for $f_t(X_t)^2$ shows why this determines $f$:
+#
+# $$B[f,f] = \tfrac12 E f_T^2 + \tfrac12 E f_0^2 + \tfrac12 \int_0^T E|f'|^2 dt
+#   - \int_0^T E\big[\tfrac{r}{\alpha} f^2\big] dt \;\ge\; 0 \quad\text{for } r \le 0 .$$
+#
+# Now choose a finite-dimensional class: C¹ cubics in space times quadratics in time, $f = \sum_i c_i \varphi_i$.
+# Testing with every $\varphi_j$ turns the equation into a linear system $\mathbf B c = \boldsymbol\ell$ whose entries
+# are expectations, and expectations are what samples estimate.
+
+# Samples teach nothing where there are none, so the class covers the interval that holds the process 99.8% of the time.
+
+# %%
+paths = fh.sample_paths(problem, n=5000, steps=64, rng=0)
+box = fh.Box([-2.2], [2.2])
+space = fh.Space(problem, cells=8, time_cells=4, element="hermite", box=box)
+print(space)
+
+figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
+ax.plot(paths.t, paths.x[:40, :, 0].T, color="0.6", linewidth=0.6)
+for node in space.spatial.axes[0].points:
+    ax.axhline(node, color="#0072B2", linewidth=0.8)
+ax.set(xlabel="$t$", ylabel="$X_t$", title="40 of 5000 trajectories, and the class's grid in space")
+plt.show()
+
+# %% [markdown]
+# ### By hand
+#
+# Nothing is hidden in this: a sample is a quadrature point. `space.tabulate` gives the basis functions that live at
+# each point, with their derivatives. Written as sparse matrices with a row per sample and a column per basis function,
+# $\Phi$ for values and $R$ for minus the residual of the equation, the system is a weighted product of the two.
+
+# %%
+gauge = find_gauge(problem, space.spatial.nodes, space.time.nodes)
+
+
+def design(table, basis, space):
+    """A sparse matrix with a row per sample and a column per basis function."""
+    dofs = space.cell_dofs(basis.cells)
+    rows = np.repeat(np.arange(len(dofs)), space.local_size)
+    return sp.csr_matrix((table.ravel(), (rows, dofs.ravel())), shape=(len(dofs), space.n_dofs))
+
+
+x, t = paths.x[:, :-1].reshape(-1, 1), np.tile(paths.t[:-1], paths.n)
+inside = box.contains(x)
+x, t = x[inside], t[inside]
+basis = space.tabulate(t, x, order=2)
+generator = -x * basis.gradients[..., 0] + 0.5 * basis.hessians[..., 0, 0]
+rate = gauge.running_rate(problem, t, x)[:, None]
+Phi = design(basis.values, basis, space)
+R = design(-(basis.time_derivatives + generator + rate * basis.values), basis, space)
+
+end = paths.x[:, -1][box.contains(paths.x[:, -1])]
+basis = space.tabulate(T, end, order=0)
+Phi_T = design(basis.values, basis, space)
+
+B = (T / paths.steps) * Phi.T @ R / paths.n + Phi_T.T @ Phi_T / paths.n
+load = Phi_T.T @ gauge.terminal_f(problem, end) / paths.n
+by_hand = spsolve(B.tocsc(), load)
+
+# %% [markdown]
+# One sparse linear solve, and it gives what `fit` gives. (`fit` also asks for a little smoothness, here with the weight
+# of a hundredth of a trajectory in every cell: next to nothing where samples are, and a sensible continuation where
+# they are not. For the comparison it is switched off.)
+
+# %%
+plain = fh.fit(problem, paths, space, smoothing=1e-9, outside="drop")
+learned = fh.fit(problem, paths, space, smoothing=0.01, outside="drop")
+x = np.linspace(-2.0, 2.0, 9)[:, None]
+difference = space.evaluate(by_hand, 0.0, x) - plain.f(0.0, x)
+print("largest difference of the two f at t = 0:", np.abs(difference).max())
+print({key: learned.stats[key] for key in ("samples", "dropped", "dofs")})
+
+# %% [markdown]
+# ## 5. The learned solution, and its limit
+#
+# Exact expectations in place of averages over samples, in the same class and through the same code, give the *Galerkin*
+# solution: what infinitely many trajectories would give. It separates the two sources of error: galerkin against exact
+# is what the class costs, learned against galerkin what the finite number of samples costs. Here it is the class.
+
+# %%
+galerkin = fh.fit(problem, fh.law_measure(problem, space), space)
+table = fh.compare({"learned": learned, "galerkin": galerkin, "mesh": reference}, exact, problem=problem)
+print(table)
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+fh.plot.compare(table, column="value", ax=axes[0])
+fh.plot.compare(table, column="policy", ax=axes[1])
+axes[1].set_ylim(bottom=1e-6)  # the mesh's policy at T is exact: v is quadratic there
+plt.show()
+
+# %%
+figure = fh.plot.report(problem, learned, reference, galerkin=galerkin, figure=plt.figure(figsize=(9, 6.5)))
+plt.show()
+
+# %% [markdown]
+# ## 6. Is it harder than regression?
+#
+# There is an obvious rival on the same data. By Feynman–Kac,
+# $f_t(x) = E[\exp((y(X_T) + \int_t^T r\,ds)/\alpha) \mid X_t = x]$: compute this label along each trajectory and
+# regress it on $(t, X_t)$, in the same class. The labels are noisy even if $f$ lies in the class; the residual of the
+# equation is zero at every sample then. So the error of regression is that of its labels, while the error of the
+# equation shrinks with the approximation error of the class.
+
+# %%
+rates = gauge.running_rate(problem, paths.t, paths.x)
+steps = 0.5 * (rates[:, 1:] + rates[:, :-1]) * np.diff(paths.t)
+to_go = np.concatenate([np.cumsum(steps[:, ::-1], axis=1)[:, ::-1], np.zeros((paths.n, 1))], axis=1)
+labels = gauge.terminal_f(problem, paths.x[:, -1])[:, None] * np.exp(to_go)
+
+
+def regression(n, space):
+    """Least squares of the first n paths' labels on a class: value and gradient as plain functions."""
+    x, t, y = paths.x[:n].reshape(-1, 1), np.tile(paths.t, n), labels[:n].ravel()
+    inside = box.contains(x)
+    basis = space.tabulate(t[inside], x[inside], order=0)
+    Phi = design(basis.values, basis, space)
+    c = np.linalg.lstsq((Phi.T @ Phi).toarray(), Phi.T @ y[inside], rcond=1e-12)[0]
+
+    def f(t, x):
+        values = space.evaluate(c, t, x, outside="nan")
+        return np.where(values > 0, values, np.nan)
+
+    def value(t, x):
+        return gauge.value_from_f(t, f(t, x))
+
+    def gradient(t, x):
+        return alpha * space.evaluate(c, t, x, "gradient", outside="nan") / f(t, x)[:, None]
+
+    return value, gradient
+
+
+sizes = [300, 1000, 5000]
+classes = {f"{k} x {m}": fh.Space(problem, cells=m, time_cells=k, box=box) for k, m in ((2, 4), (4, 8), (8, 16))}
+candidates = {}
+for name, each in classes.items():
+    for n in sizes:
+        fewer = fh.Paths(t=paths.t, x=paths.x[:n])
+        candidates["equation", name, n] = fh.fit(problem, fewer, each, smoothing=0.01, outside="drop")
+        candidates["regression", name, n] = regression(n, each)
+errors = fh.compare({str(key): of for key, of in candidates.items()}, exact, problem=problem)
+
+figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained", sharey=True)
+for ax, name in zip(axes, classes, strict=True):
+    for method, style in zip(("equation", "regression"), fh.plot.STYLES, strict=False):
+        ax.loglog(sizes, [errors.overall(str((method, name, n))).value for n in sizes], label=method, **style)
+    ax.set(xlabel="trajectories", title=f"{name} cells", xticks=sizes, xticklabels=sizes)
+    ax.minorticks_off()
+axes[0].set_ylabel("relative error of $v$")
+axes[0].legend()
+plt.show()
+
+# %% [markdown]
+# Any two functions can be judged like this. Here the regression was given to `compare` as a pair of plain callables
+# (value, gradient); a neural network is wrapped in the same way.
