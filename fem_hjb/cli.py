@@ -32,6 +32,8 @@ from fem_hjb.variational import fit
 
 _CELLS = {1: (16, 8), 2: (8, 4), 3: (3, 2)}  # per axis, and in time: few enough for some thousand trajectories
 
+_SUBSTEPS = 8  # between two observations, so that what is learned does not hang on the simulation's step
+
 # What typer raises for a wrong option; it shows these in a box of several lines, we in one.
 _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 # What is reported in one line: our own errors, the system's, and whatever a user's file may raise.
@@ -147,7 +149,7 @@ def compare_command(
         stage.note(f"{reference.space.spatial.n_dofs} dofs, {reference.space.time.n_cells} time steps")
     _warn(console, "mesh reference", reference)
     with _stage(console, "trajectories") as stage:
-        paths = sample_paths(problem, n=samples, steps=steps, rng=seed)
+        paths = sample_paths(problem, n=samples, steps=steps, rng=seed, substeps=_SUBSTEPS)
         stage.note(f"{paths.n} paths of {paths.steps} steps ({paths.scheme})")
     with _stage(console, "learned solution") as stage:
         learned = fit(problem, paths, space, estimator=estimator, smoothing=smoothing, outside="drop")

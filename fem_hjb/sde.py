@@ -27,6 +27,7 @@ Step = Callable[[float, FloatArray, np.random.Generator], FloatArray]
 
 SCHEMES = ("auto", "exact", "euler", "weak2")
 _CHUNK = 16384
+_LADDER = (1, 4, 16, 64)  # substeps to try in turn when none are asked for
 _EXPLODED = 1e30  # beyond it a cubic drift still evaluates without overflow, so that we, not the drift, report it
 
 
@@ -242,7 +243,7 @@ def sample_paths(
     rng: Rng,
     scheme: str = "auto",
     policy: Policy | None = None,
-    substeps: int = 1,
+    substeps: int | None = None,
 ) -> Paths:
     """n paths of dX = (b_t + pi_t)(X) dt + Lambda_t(X)^{1/2} dB, X_0 ~ p_0, observed at steps + 1 equispaced times.
 
@@ -255,7 +256,8 @@ def sample_paths(
         order 1), "weak2" (weak order 2: Heun for constant diffusions, else Platen's explicit scheme with the Cholesky
         factor of Lambda, Kloeden and Platen 1992, section 15.1), or "auto": exact where possible, else weak2.
     policy : pi, a callable (t, x) -> (n, d), t a number; None means 0.
-    substeps : the schemes other than "exact" take this many steps between two observations.
+    substeps : the schemes other than "exact" take this many steps between two observations; None: 1, and if the paths
+        explode (a step too long for a stiff drift) 4, 16 or 64 instead, which the result's `scheme` says.
 
     In a reflecting domain each step is mirrored at the faces, and coefficients are evaluated inside only; away from
     reflected Brownian motion, for which it is exact, mirroring is of weak order 1 in the step.
@@ -269,7 +271,7 @@ def sample_paths(
     """
     n = positive_integer(n, "n", MeasureError)
     steps = positive_integer(steps, "steps", MeasureError)
-    substeps = positive_integer(substeps, "substeps", MeasureError)
+    ladder = _LADDER if substeps is None else (positive_integer(substeps, "substeps", MeasureError),)
     scheme = one_of(scheme, "scheme", SCHEMES, MeasureError)
     exact = _exact_coefficients(problem, policy) if scheme in ("auto", "exact") else None
     if scheme == "exact" and exact is None:
@@ -277,24 +279,39 @@ def sample_paths(
             "scheme 'exact' needs drift=LinearDrift(A, a), a constant diffusion, no policy, and in a reflecting domain "
             "no drift and a diagonal diffusion; take scheme='weak2' or 'auto'"
         )
-    h = problem.horizon / steps
-    of, short = _Coefficients(problem, policy), h / substeps
-    if exact is not None:
-        scheme, substeps, step = "exact", 1, _exact_step(exact, h)
-    elif scheme == "euler":
-        step = _euler_step(of, short)
-    else:
-        scheme = "weak2"
-        step = _platen_step(of, short) if of.constant is None else _heun_step(of, of.constant, short)
-
     times = np.linspace(0.0, problem.horizon, steps + 1)
-    x = np.empty((n, steps + 1, problem.dim))
+    h = problem.horizon / steps
+    of = _Coefficients(problem, policy)
+    if exact is not None:
+        scheme, ladder = "exact", (1,)
+    elif scheme == "auto":
+        scheme = "weak2"
+    for count, generator in zip(ladder, spawn_generators(rng, len(ladder)), strict=True):
+        if exact is not None:
+            step = _exact_step(exact, h)
+        elif scheme == "euler":
+            step = _euler_step(of, h / count)
+        else:
+            step = _platen_step(of, h / count) if of.constant is None else _heun_step(of, of.constant, h / count)
+        try:
+            x = _simulate_chunks(problem, step, times, count, generator, n)
+            break
+        except ConvergenceError:
+            if count == ladder[-1]:
+                raise
+    return Paths(t=times, x=x, scheme=scheme if count == 1 else f"{scheme}, {count} substeps")
+
+
+def _simulate_chunks(
+    problem: ControlProblem, step: Step, times: FloatArray, substeps: int, rng: np.random.Generator, n: int
+) -> FloatArray:
+    x = np.empty((n, times.size, problem.dim))
     starts = range(0, n, _CHUNK)
     for start, generator in zip(starts, spawn_generators(rng, len(starts)), strict=True):
         rows = slice(start, min(start + _CHUNK, n))
         with np.errstate(over="ignore", invalid="ignore"):  # explosions are found and reported by _checked
             _simulate(problem, step, times, substeps, generator, x[rows])
-    return Paths(t=times, x=x, scheme=scheme)
+    return x
 
 
 def _simulate(

@@ -302,11 +302,20 @@ def test_bad_arguments(changes, error, message):
         sample_paths(ou_problem([[-1.0]], [0.0], 1.0), **({"n": 5, "steps": 2, "rng": 0} | changes))
 
 
+def test_substeps_are_taken_when_a_stiff_drift_needs_them_and_only_then():
+    well = ou_problem([[-1.0]], [0.0], 1.0, drift=lambda t, x: -20 * x * (x**2 - 1), initial_law=Gaussian([0.0], 0.6))
+    stiff = sample_paths(well, n=2000, steps=50, rng=0)
+    assert stiff.scheme == "weak2, 4 substeps"
+    assert np.abs(stiff.x[:, 1:]).max() < 3
+    np.testing.assert_array_equal(sample_paths(well, n=2000, steps=50, rng=0).x, stiff.x)
+    assert sample_paths(well, n=2000, steps=400, rng=0).scheme == "weak2"
+
+
 def test_explosion_and_lost_ellipticity_are_reported_with_the_time():
     cubic = ou_problem([[-1.0]], [0.0], 1.0, drift=lambda t, x: -40 * x**3, initial_law=Gaussian([3.0], 1.0))
     for scheme in ("euler", "weak2"):
         with pytest.raises(ConvergenceError, match=r"of 500 simulated states .* at t=0\.\d+.*more steps, or substeps"):
-            sample_paths(cubic, n=500, steps=20, rng=0, scheme=scheme)
+            sample_paths(cubic, n=500, steps=20, rng=0, scheme=scheme, substeps=1)
     assert np.abs(sample_paths(cubic, n=500, steps=20, rng=0, scheme="euler", substeps=2000).x).max() < 8
     degenerate = ou_problem(
         [[-1.0]], [0.0], lambda t, x: 0.5 - x[..., None] ** 2 / 50, initial_law=Gaussian([0.0], 0.1)
