@@ -21,7 +21,7 @@ from fem_hjb._checks import (
     ProblemError,
     SpaceError,
 )
-from fem_hjb.compare import Comparison, compare, from_callables
+from fem_hjb.compare import Comparison, ComparisonError, compare, from_callables
 from fem_hjb.domain import box_mesh, load_mesh, truncation_box
 from fem_hjb.elements import ELEMENTS
 from fem_hjb.io import load_paths, load_solution, save_paths, save_solution
@@ -40,6 +40,7 @@ __all__ = [
     "ELEMENTS",
     "Box",
     "Comparison",
+    "ComparisonError",
     "ControlProblem",
     "ConvergenceError",
     "DomainError",

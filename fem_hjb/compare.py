@@ -4,10 +4,10 @@ With p_t the law of the uncontrolled process, Lambda its diffusion matrix and al
 candidate v_h with policy pi_h against a reference v with policy pi are, at a time t,
 
     value      || v_h - v ||            in L2(p_t),
-    value_h1   || grad v_h - grad v ||  in L2(p_t),
+    value_h1   || v_h - v ||            in H1(p_t): the root of || . ||^2 + || grad . ||^2 in L2(p_t),
     policy     || pi_h - pi ||          in L2(p_t), pointwise in the norm |a|^2 = a' Lambda_t(x)^{-1} a,
 
-each divided by the largest norm of the reference's own value, gradient or policy over all times compared. Overall is
+each divided by the largest norm of the reference's own value or policy over all times compared. Overall is
 the largest over the times, that is  max_t ||error_t|| / max_t ||reference_t||. The policy norm is the one in which
 alpha/2 E int |pi_h - pi|^2 dt is the reward lost by following pi_h (arXiv 2509.02528).
 """
@@ -346,7 +346,7 @@ def _array(given: Any, what: str) -> FloatArray:
 @final
 @dataclass(frozen=True, eq=False)
 class _Norms:
-    """At one time: norms (3,) of the errors and of the reference (value, gradient, policy), and the mass left out."""
+    """At one time: norms (3,) of the errors and of the reference (value in L2, in H1, policy), and the mass left out."""
 
     error: FloatArray
     reference: FloatArray
@@ -368,6 +368,8 @@ def _norms(candidate: _Values, exact: _Values, weights: FloatArray, metric: Floa
 
     errors = [np.nan if a is None or b is None else norm(a[kept] - b[kept], m) for a, b, m in pairs]
     sizes = [np.nan if b is None else norm(b[kept], m) for _, b, m in pairs]
+    for norms in (errors, sizes):
+        norms[1] = float(np.hypot(norms[0], norms[1]))
     return _Norms(np.array(errors), np.array(sizes), float(weights[~kept].sum()))
 
 

@@ -59,7 +59,8 @@ def test_a_linear_perturbation_has_exactly_the_norms_computed_by_hand(eps: float
     row, c = table.overall("a"), REFERENCE.c
     # the difference of the two coefficient vectors is known to rounding: 1e-15 / eps relative
     assert row.value == pytest.approx(eps * np.sqrt((e @ COV @ e) / (c @ COV @ c)), rel=1e-12 + 1e-15 / eps)
-    assert row.value_h1 == pytest.approx(eps * np.sqrt((e @ e) / (c @ c)), rel=1e-12 + 1e-15 / eps)
+    h1 = eps * np.sqrt((e @ COV @ e + e @ e) / (c @ COV @ c + c @ c))
+    assert row.value_h1 == pytest.approx(h1, rel=1e-12 + 1e-15 / eps)
     assert row.policy == pytest.approx(eps * np.sqrt((e @ LAMBDA @ e) / (c @ LAMBDA @ c)), rel=1e-12 + 1e-15 / eps)
     assert row.excluded == 0.0
     assert row.time is None
