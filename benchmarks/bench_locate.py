@@ -1,6 +1,6 @@
 """Point location: our locator against scikit-fem's finder, and a million points on 20k tetrahedra.
 
-    python benchmarks/bench_locate.py [points of the large run]
+    python benchmarks/bench_locate.py [--quick]     (10^4 instead of 10^6 points)
 
 Both locators run in this process on the same mesh and points, one after the other; the finder's points are as many as
 its points x candidates array allows in 3 GB or so. Peaks are of NumPy's allocations during the query (tracemalloc),
@@ -43,11 +43,12 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
 
 
 def main() -> None:
-    many = int(float(sys.argv[1])) if len(sys.argv) > 1 else 10**6
+    quick = "--quick" in sys.argv[1:]
+    many = 10**4 if quick else 10**6
     unit = {d: Box([0.0] * d, [1.0] * d) for d in (2, 3)}
     meshes = {
-        "20k triangles": (perturbed(box_mesh(unit[2], 100, "tri"), 0.2 / 100), 1000),
-        "20k tetrahedra": (perturbed(box_mesh(unit[3], 15, "tet"), 0.15 / 15), 1000),
+        "20k triangles": (perturbed(box_mesh(unit[2], 100, "tri"), 0.2 / 100), 100 if quick else 1000),
+        "20k tetrahedra": (perturbed(box_mesh(unit[3], 15, "tet"), 0.15 / 15), 100 if quick else 1000),
         "20k quadrilaterals, distorted": (perturbed(box_mesh(unit[2], 140, "quad"), 0.2 / 140), 0),
         "20k hexahedra, distorted": (perturbed(box_mesh(unit[3], 27, "hex"), 0.2 / 27), 0),
     }

@@ -346,7 +346,7 @@ def _array(given: Any, what: str) -> FloatArray:
 @final
 @dataclass(frozen=True, eq=False)
 class _Norms:
-    """At one time: norms (3,) of the errors and of the reference (value in L2 and H1, policy), and the mass left out."""
+    """At one time: norms (3,) of errors and reference (value in L2 and H1, policy), and the mass left out."""
 
     error: FloatArray
     reference: FloatArray
