@@ -1,0 +1,437 @@
+"""Gram matrices against sparse products of design matrices; measures against moments known in closed form."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from fem_hjb import measures, zoo
+from fem_hjb._checks import MeasureError
+from fem_hjb.closed_form import linear_marginal
+from fem_hjb.domain import box_mesh
+from fem_hjb.laws import Box, PointMass
+from fem_hjb.measures import Measure, SparseSum, empirical_measure, gram, law_measure, run_products
+from fem_hjb.problem import ControlProblem, LinearDrift
+from fem_hjb.sde import Paths
+from fem_hjb.spaces import LineBasis, Space, spatial_basis
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gram matrices
+
+
+def random_cells(kind, rng):
+    """Cells of samples in random order, and how many cells there are."""
+    if kind == "even":
+        return rng.integers(0, 37, 4000), 37
+    if kind == "uneven":  # one sample in most cells, thousands in a few, none in every third
+        cells = np.concatenate([np.full(5000, 3), np.full(33, 600), rng.integers(0, 300, 150) * 3 + 1])
+        return rng.permutation(cells), 1000
+    if kind == "one cell":
+        return np.full(777, 4), 9
+    if kind == "many cells":  # more than 16 bits can number
+        return rng.integers(0, 70_000, 3000), 70_000
+    return np.zeros(0, dtype=np.int64), 5
+
+
+def design(cells, rows, n_cells):
+    """Row i holds rows[i] in the columns of its cell."""
+    m, size = rows.shape
+    columns = cells[:, None] * size + np.arange(size)
+    return sp.csr_matrix((rows.ravel(), columns.ravel(), np.arange(m + 1) * size), shape=(m, n_cells * size))
+
+
+def local_blocks(matrix, n_cells, left, right):
+    """The diagonal blocks (n_cells, left, right) of a matrix that has no others."""
+    entries = matrix.tocoo()
+    assert (entries.row // left == entries.col // right).all()
+    blocks = np.zeros((n_cells, left, right))
+    blocks[entries.row // left, entries.row % left, entries.col % right] = entries.data
+    return blocks
+
+
+def samples(kind, left=3, right=5):
+    rng = np.random.default_rng(11)
+    cells, n_cells = random_cells(kind, rng)
+    m = cells.size
+    return cells, rng.standard_normal((m, left)), rng.standard_normal((m, right)), rng.uniform(0, 2, m), n_cells
+
+
+KINDS = ["even", "uneven", "one cell", "many cells", "none"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gram_is_the_sparse_product_of_design_matrices(kind):
+    cells, left, right, weights, n_cells = samples(kind)
+    product = design(cells, left, n_cells).T @ sp.diags(weights) @ design(cells, right, n_cells)
+    expected = local_blocks(product, n_cells, 3, 5)
+    result = gram(cells, left, right, weights, n_cells)
+    assert result.shape == (n_cells, 3, 5)
+    assert np.abs(result - expected).max() <= 1e-12 * np.abs(expected).max()
+    assert not result[np.bincount(cells, minlength=n_cells) == 0].any()
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1])
+@pytest.mark.parametrize(("block", "doubles"), [(1, 16), (4, 1000), (8, 1), (32, 4096)])
+def test_gram_does_not_depend_on_how_it_is_streamed(kind, block, doubles, monkeypatch):
+    given = samples(kind)
+    expected = gram(*given)
+    monkeypatch.setattr(measures, "_BLOCK", block)
+    monkeypatch.setattr(measures, "_CHUNK_DOUBLES", doubles)
+    pieces = list(measures.chunks(np.arange(given[0].size), 16))
+    assert len(pieces) > 2
+    np.testing.assert_array_equal(np.concatenate(pieces), np.arange(given[0].size))
+    assert np.abs(gram(*given) - expected).max() <= 1e-13 * np.abs(expected).max()
+
+
+def test_gram_is_symmetric_and_positive_for_equal_rows():
+    cells, left, _, weights, n_cells = samples("uneven")
+    result = gram(cells, left, left, weights, n_cells)
+    assert np.abs(result - result.swapaxes(1, 2)).max() <= 1e-13 * np.abs(result).max()
+    assert np.linalg.eigvalsh(result).min() >= -1e-12 * np.abs(result).max()
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[1], [1, 1, 1], [200], [1, 300, 2], [31, 32, 33], [64, 64]],
+    ids=lambda counts: "-".join(map(str, counts)),
+)
+def test_run_products_sum_over_consecutive_rows(counts):
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((sum(counts), 2)), rng.standard_normal((sum(counts), 4))
+    ends = np.cumsum(counts)
+    expected = [left[e - n : e].T @ right[e - n : e] for n, e in zip(counts, ends, strict=True)]
+    np.testing.assert_allclose(run_products(np.array(counts), left, right), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("bound", [10, 1 << 16, (1 << 16) + 1, 1 << 40])
+def test_sorted_order_keeps_equal_keys_in_order_up_to_the_largest_key(bound):
+    keys = np.array([bound - 1, 3, 0, 3, bound - 1, 3, 0])
+    assert measures.sorted_order(keys, bound).tolist() == [2, 6, 1, 3, 5, 0, 4]
+
+
+def test_runs_of_equal_neighbours():
+    starts, counts = measures.runs(np.array([4, 4, 7, 9, 9, 9]))
+    assert starts.tolist() == [0, 2, 3]
+    assert counts.tolist() == [2, 1, 3]
+
+
+@pytest.mark.parametrize("flush", [1, 50, 1 << 23])
+def test_sparse_sum_adds_local_matrices_however_often_it_flushes(flush, monkeypatch):
+    monkeypatch.setattr(measures, "_FLUSH_DOUBLES", flush)
+    rng = np.random.default_rng(2)
+    total, expected = SparseSum(12), np.zeros((12, 12))
+    assert total.matrix().nnz == 0
+    for n in (1, 4, 9, 2, 30):
+        rows, columns = rng.integers(0, 12, (n, 3)), rng.integers(0, 12, (n, 2))  # with repetitions
+        local = rng.standard_normal((n, 3, 2))
+        total.add(rows, columns, local)
+        np.add.at(expected, (rows[:, :, None], columns[:, None, :]), local)
+        np.testing.assert_allclose(total.matrix().toarray(), expected, atol=1e-13)  # a look between does not disturb
+    unseen = SparseSum(12)
+    unseen.add(rows, columns, local)
+    unseen.add(rows, columns, -local)
+    assert np.abs(unseen.matrix().toarray()).max() < 1e-15
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"left": np.ones((2, 3))}, r"m = 3 cells, got shapes \(2, 3\), \(3, 2\) and \(3,\)"),
+        ({"right": np.ones((3, 2, 2))}, r"needs left \(m, L\), right \(m, R\) and weights \(m,\)"),
+        ({"weights": np.ones((3, 1))}, r"and \(3, 1\)"),
+        ({"cells": np.array([0, -1, 2])}, r"cells must lie in \[0, 4\), got values in \[-1, 2\]"),
+        ({"cells": np.array([0, 4, 2])}, r"cells must lie in \[0, 4\), got values in \[0, 4\]"),
+    ],
+)
+def test_gram_refuses(change, message):
+    given = {"cells": np.arange(3), "left": np.ones((3, 2)), "right": np.ones((3, 2)), "weights": np.ones(3)}
+    with pytest.raises(MeasureError, match=message):
+        gram(**(given | change), n_cells=4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trajectories
+
+
+TIMES = np.array([0.0, 0.1, 0.4, 0.75, 1.0])
+
+
+def some_paths(dim=2, times=TIMES, n=3):
+    return Paths(t=times, x=np.random.default_rng(4).standard_normal((n, len(times), dim)))
+
+
+def test_empirical_measure_is_a_left_point_sum_over_the_paths():
+    paths, problem = some_paths(), zoo.get("lq", dim=2)
+    measure = empirical_measure(problem, paths)
+    expected = [
+        (paths.t[k], *paths.x[i, k], (paths.t[k + 1] - paths.t[k]) / 3, paths.t[k + 1], *paths.x[i, k + 1])
+        for i in range(3)
+        for k in range(4)
+    ]
+    given = np.column_stack([measure.t, measure.x, measure.weights, measure.next_t, measure.next_x])
+    np.testing.assert_allclose(given, expected, rtol=1e-15)
+    np.testing.assert_array_equal(measure.initial_x, paths.x[:, 0])
+    np.testing.assert_array_equal(measure.terminal_x, paths.x[:, -1])
+    for weights in (measure.initial_weights, measure.terminal_weights):
+        np.testing.assert_allclose(weights, 1 / 3, rtol=1e-15)
+    assert measure.weights.sum() == pytest.approx(problem.horizon, rel=1e-14)
+    assert (measure.kind, measure.paths, measure.dim, measure.score) == ("empirical", 3, 2, None)
+    assert not any(array.flags.writeable for array in (measure.t, measure.x, measure.weights, measure.next_x))
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (np.zeros((3, 5, 2)), "expected Paths, as sample_paths returns them, got ndarray"),
+        (some_paths(dim=1), "the paths are of dimension 1, the problem has dim=2"),
+        (some_paths(times=TIMES * 0.9), "the paths end at t=0.9, but the problem's horizon is 1"),
+    ],
+    ids=["type", "dimension", "horizon"],
+)
+def test_empirical_measure_refuses(paths, message):
+    with pytest.raises(MeasureError, match=message):
+        empirical_measure(zoo.get("lq", dim=2), paths)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Laws
+
+
+def moments(x, weights, degree=4):
+    """Integrals of all monomials up to a degree per coordinate."""
+    exponents = np.indices((degree + 1,) * x.shape[1]).reshape(x.shape[1], -1).T
+    return np.array([weights @ np.prod(x**k, axis=1) for k in exponents])
+
+
+def check_slices(measure, problem, times, steps, tolerance=1e-8):
+    """The points at each time, and those of X_0 and X_T, against the law's own Gauss-Hermite rule."""
+    starts, counts = measures.runs(measure.t)
+    np.testing.assert_allclose(measure.t[starts], times, rtol=1e-14, atol=1e-15)
+    pieces = [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    parts = [(t, measure.x[i], measure.weights[i] / h) for t, h, i in zip(times, steps, pieces, strict=True)]
+    parts.append((0.0, measure.initial_x, measure.initial_weights))
+    parts.append((problem.horizon, measure.terminal_x, measure.terminal_weights))
+    for t, x, weights in parts:
+        expected = moments(*problem.marginal(t).quadrature(12))
+        assert expected[0] == pytest.approx(1, rel=1e-12)  # the mass is the first of the moments
+        np.testing.assert_allclose(moments(x, weights), expected, rtol=tolerance, atol=tolerance)
+
+
+def gauss_times(horizon, cells, order):
+    s, w = np.polynomial.legendre.leggauss(order)
+    h = horizon / cells
+    return (h * (np.arange(cells)[:, None] + (s + 1) / 2)).ravel(), np.tile(h * w / 2, cells)
+
+
+def moving(dim=1, **changes):
+    """An OU process that starts away from equilibrium."""
+    return zoo.get("lq", dim=dim, **({"mean": 0.8, "cov": 0.2} | changes))
+
+
+def wide_space(problem, cells=40, half=6.5, time_cells=2, **changes):
+    box = Box([-half] * problem.dim, [half] * problem.dim)
+    return Space(problem, cells=cells, time_cells=time_cells, box=box, **changes)
+
+
+@pytest.mark.parametrize("element", ["hermite", "P1", "P2"])
+def test_law_measure_integrates_polynomials_under_a_gaussian_marginal(element):
+    problem = moving(horizon=1.5)
+    space = wide_space(problem, cells={"hermite": 40, "P1": 80, "P2": 50}[element], element=element)
+    measure = law_measure(problem, space)
+    check_slices(measure, problem, *gauss_times(1.5, 2, 5))
+    assert measure.weights.sum() == pytest.approx(1.5, rel=1e-10)
+    assert (measure.kind, measure.paths, measure.next_t, measure.next_x) == ("law", 0, None, None)
+    law = problem.marginal(measure.t[0])
+    x = measure.x[measure.t == measure.t[0]]
+    expected = -(x - law.expectation) / law.covariance[0, 0]
+    np.testing.assert_allclose(measure.score[: len(x)], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_law_measure_integrates_polynomials_in_time_as_well():
+    """int_0^T t^2 E[X_t^2] dt for the stationary law N(0, 1/2) is T^3/6."""
+    problem = zoo.get("lq", dim=1, horizon=1.5)
+    measure = law_measure(problem, wide_space(problem))
+    assert measure.weights @ (measure.t**2 * measure.x[:, 0] ** 2) == pytest.approx(1.5**3 / 6, rel=1e-9)
+
+
+def test_law_measure_on_triangles_and_in_two_dimensions():
+    """Cells of different sizes and shapes, an asymmetric law with correlations."""
+    problem = moving(dim=2, mean=[0.6, -0.3], cov=np.array([[0.5, 0.2], [0.2, 0.4]]))
+    for basis in (
+        spatial_basis(box_mesh(Box([-5.5, -6.0], [6.0, 5.5]), (22, 25), "tri"), "P2"),
+        wide_space(problem, cells=(21, 24), half=6.0).spatial,
+    ):
+        space = Space.product(LineBasis.uniform(1.0, 1, "P1"), basis)
+        measure = law_measure(problem, space, degree=16)
+        check_slices(measure, problem, *gauss_times(1.0, 1, 4))
+
+
+def test_law_measure_of_a_mixture():
+    problem = zoo.get("mixture-diffusion")
+    measure = law_measure(problem, wide_space(problem, cells=120, half=9.0))
+    check_slices(measure, problem, *gauss_times(problem.horizon, 2, 5))
+    here = measure.t == measure.t[0]
+    difference = 1e-5
+    law, x = problem.marginal(measure.t[0]), measure.x[here]
+    slope = (law.logpdf(x + difference) - law.logpdf(x - difference)) / (2 * difference)
+    np.testing.assert_allclose(measure.score[here, 0], slope, atol=1e-6)
+
+
+def test_law_measure_of_a_reflected_process_is_uniform():
+    problem = zoo.get("reflected")
+    measure = law_measure(problem, Space(problem, cells=5, time_cells=2))
+    check_slices(measure, problem, *gauss_times(problem.horizon, 2, 5), tolerance=1e-12)
+    assert not measure.score.any()
+
+
+def test_law_measure_at_given_times_is_the_expectation_of_the_left_point_sums_over_paths():
+    problem = moving()
+    measure = law_measure(problem, wide_space(problem), times=TIMES)
+    check_slices(measure, problem, TIMES[:-1], np.diff(TIMES))
+    np.testing.assert_allclose(measure.next_t, TIMES[np.searchsorted(TIMES, measure.t) + 1], rtol=1e-14)
+    expected = sum(
+        h * np.cos(3 * t) * moments(*problem.marginal(t).quadrature(12))[2]
+        for t, h in zip(TIMES[:-1], np.diff(TIMES), strict=True)
+    )
+    left_sum = measure.weights @ (np.cos(3 * measure.t) * measure.x[:, 0] ** 2)
+    assert left_sum == pytest.approx(expected, rel=1e-8)
+    exact = law_measure(problem, wide_space(problem))
+    assert abs(exact.weights @ (np.cos(3 * exact.t) * exact.x[:, 0] ** 2) - expected) > 1e-2
+    # Paths with these marginals, all driven by one normal variable Z, so that the sums over them are an average of
+    # (m_t + s_t Z)^2; antithetic Z of unit sample variance make it exact.
+    z = np.random.default_rng(6).standard_normal((50, 1))
+    z = np.concatenate([z, -z]) / np.sqrt((z**2).mean())
+    laws = [problem.marginal(t) for t in TIMES]
+    paths = Paths(t=TIMES, x=np.stack([law.expectation + z * np.sqrt(law.covariance[0, 0]) for law in laws], axis=1))
+    sampled = empirical_measure(problem, paths)
+    assert sampled.weights @ (np.cos(3 * sampled.t) * sampled.x[:, 0] ** 2) == pytest.approx(expected, rel=1e-12)
+
+
+def from_a_point(point=0.4):
+    drift = LinearDrift([[-1.0]], [0.2])
+    start = PointMass([point])
+    return ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=drift,
+        diffusion=0.7,
+        terminal_reward=lambda x: x[..., 0],
+        initial_law=start,
+        marginal=linear_marginal(drift, 0.7, start),
+        name="from a point",
+    )
+
+
+def test_law_measure_of_a_process_that_starts_at_a_point():
+    problem = from_a_point()
+    measure = law_measure(problem, wide_space(problem, cells=60, half=4.0), times=TIMES)
+    check_slices(measure, problem, TIMES[:-1], np.diff(TIMES))
+    assert measure.initial_x.tolist() == [[0.4]]
+    assert measure.initial_weights.tolist() == [1.0]
+    assert (measure.t == 0).sum() == 1
+    assert measure.weights[0] == pytest.approx(0.1, rel=1e-14)
+    assert measure.score is None  # the point has none
+    inner = law_measure(problem, wide_space(problem, cells=400, half=4.0, time_cells=1))
+    check_slices(inner, problem, *gauss_times(1.0, 1, 5))
+    assert inner.score.shape == inner.x.shape
+    assert inner.initial_x.tolist() == [[0.4]]
+
+
+def test_what_lies_outside_the_domain_is_left_out_and_not_renormalised():
+    problem = zoo.get("lq", dim=1)  # N(0, 1/2) at all times
+    measure = law_measure(problem, wide_space(problem, half=1.5, cells=10))
+    inside = 0.9661051464753108  # erf(1.5)
+    assert measure.terminal_weights.sum() == pytest.approx(inside, rel=1e-9)
+    assert measure.weights.sum() == pytest.approx(inside * problem.horizon, rel=1e-9)
+
+
+def test_law_measure_refuses_a_problem_without_a_marginal():
+    problem = zoo.get("double-well")
+    with pytest.raises(MeasureError, match=r"'double-well' has no marginal law in closed form.*fit to sampled paths"):
+        law_measure(problem, wide_space(problem))
+
+
+def test_law_measure_refuses_a_space_of_another_dimension():
+    with pytest.raises(MeasureError, match="the space is of dimension 2, the problem has dim=1"):
+        law_measure(moving(), wide_space(moving(dim=2), cells=2))
+
+
+@pytest.mark.parametrize(("half", "cells"), [(1.0, 20), (400.0, 2)], ids=["box too small", "law narrower than a cell"])
+def test_law_measure_refuses_a_rule_that_misses_mass(half, cells):
+    with pytest.raises(MeasureError, match=r"sees a mass of .* instead of 1 for the law of X_t at t=.*enlarge the"):
+        law_measure(moving(), wide_space(moving(), half=half, cells=cells))
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (0.5, r"got shape \(\)$"),
+        ([0.0], r"got shape \(1,\) from 0 to 0"),
+        ([], r"got shape \(0,\)$"),
+        ([[0.0, 1.0]], r"got shape \(1, 2\)$"),
+        ([0.0, 0.5, 0.5, 1.0], r"increase strictly from 0 to the horizon 1, .* \(4,\) from 0 to 1"),
+        ([0.1, 1.0], "from 0.1 to 1"),
+        ([0.0, 0.9], "from 0 to 0.9"),
+        ([0.0, np.nan, 1.0], "increase strictly"),
+    ],
+)
+def test_law_measure_refuses_times(times, message):
+    with pytest.raises(MeasureError, match=message):
+        law_measure(moving(), wide_space(moving(), cells=20), times=times)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measures given by hand
+
+
+GIVEN = {
+    "kind": "empirical",
+    "t": [0.0, 0.5, 0.0],
+    "x": [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]],
+    "weights": [0.5, 0.25, 0.25],
+    "initial_x": [[0.0, 1.0]],
+    "initial_weights": [1.0],
+    "terminal_x": [[2.0, 3.0], [1.0, 1.0]],
+    "terminal_weights": [0.5, 0.5],
+    "next_t": [0.5, 1.0, 1.0],
+    "next_x": [[2.0, 3.0], [1.0, 1.0], [0.0, 0.0]],
+}
+
+
+def test_a_measure_copies_and_freezes_what_it_is_given():
+    x = np.array(GIVEN["x"])
+    measure = Measure(**(GIVEN | {"x": x}))
+    x[:] = 7
+    assert measure.x.tolist() == GIVEN["x"]
+    assert measure.dim == 2
+    for name in set(GIVEN) - {"kind"}:
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(measure, name)[0] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "sampled"}, "kind must be one of 'law', 'empirical', got 'sampled'"),
+        ({"x": [0.0, 1.0]}, r"x must hold points in rows, shape \(m, d\), got shape \(2,\)"),
+        ({"x": [[np.nan, 1.0], [2.0, 3.0], [4.0, 5.0]]}, "x must be finite, got 1 non-finite"),
+        ({"weights": [0.5, 0.5]}, r"Measure: weights must have shape \(3,\), got shape \(2,\)"),
+        ({"weights": [0.5, -0.5, 1.0]}, "Measure: weights must be non-negative .*got 1 negative among 3 with sum 1"),
+        ({"weights": [0.0, 0.0, 0.0]}, "Measure: weights must be .*not all zero, got 0 negative among 3 with sum 0"),
+        ({"initial_x": [[0.0]]}, r"initial_x must have shape \(1, 2\), got shape \(1, 1\)"),
+        ({"initial_weights": [1.0, 1.0]}, r"initial_weights must have shape \(1,\)"),
+        ({"initial_weights": [-1.0]}, "initial_weights must be non-negative"),
+        ({"terminal_x": np.zeros((2, 3))}, r"terminal_x must have shape \(2, 2\), got shape \(2, 3\)"),
+        ({"terminal_weights": [np.inf, 1.0]}, "terminal_weights must be finite"),
+        ({"terminal_weights": [0.0, 0.0]}, "terminal_weights must be non-negative and not all zero"),
+        ({"t": [0.0, 0.5]}, r"Measure: t must have shape \(3,\)"),
+        ({"next_t": [0.5, 1.0]}, r"next_t must have shape \(3,\)"),
+        ({"next_x": np.zeros((3, 1))}, r"next_x must have shape \(3, 2\)"),
+        ({"score": np.zeros(3)}, r"score must have shape \(3, 2\), got shape \(3,\)"),
+        ({"next_t": [0.5, 0.5, 1.0]}, "next_t must be later than t at every point"),
+        ({"next_t": None}, "next_x without next_t"),
+    ],
+)
+def test_a_measure_refuses(change, message):
+    with pytest.raises(MeasureError, match=message):
+        Measure(**(GIVEN | change))
