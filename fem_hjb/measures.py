@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
-from fem_hjb._checks import FloatArray, IntArray, MeasureError, frozen_array, one_of
+from fem_hjb._checks import FloatArray, IntArray, MeasureError, frozen_array, one_of, real_array
 from fem_hjb.laws import Law, PointMass
 from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import Paths
@@ -95,17 +95,18 @@ def empirical_measure(problem: ControlProblem, paths: Paths) -> Measure:
     if abs(paths.t[-1] - problem.horizon) > 1e-9 * problem.horizon:
         raise MeasureError(f"the paths end at t={paths.t[-1]:g}, but the problem's horizon is {problem.horizon:g}")
     n, d = paths.n, paths.dim
+    times = np.append(paths.t[:-1], problem.horizon)
     uniform = np.full(n, 1.0 / n)
     return Measure(
         kind="empirical",
-        t=np.tile(paths.t[:-1], n),
+        t=np.tile(times[:-1], n),
         x=paths.x[:, :-1].reshape(-1, d),
-        weights=np.tile(np.diff(paths.t) / n, n),
+        weights=np.tile(np.diff(times) / n, n),
         initial_x=paths.x[:, 0],
         initial_weights=uniform,
         terminal_x=paths.x[:, -1],
         terminal_weights=uniform,
-        next_t=np.tile(paths.t[1:], n),
+        next_t=np.tile(times[1:], n),
         next_x=paths.x[:, 1:].reshape(-1, d),
         paths=n,
     )
@@ -134,6 +135,8 @@ def law_measure(
         )
     if space.dim != problem.dim:
         raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
+    if abs(space.horizon - problem.horizon) > 1e-12 * problem.horizon:
+        raise MeasureError(f"the space ends at t={space.horizon:g}, but the problem's horizon is {problem.horizon:g}")
     rule = space.spatial.quadrature(2 * space.spatial.degree + 6 if degree is None else degree)
     points = rule.x.reshape(-1, space.dim)
     volumes = np.broadcast_to(rule.weights * rule.det, rule.x.shape[:2]).ravel()
@@ -160,7 +163,7 @@ def law_measure(
 
 
 def _left_points(times: ArrayLike, horizon: float) -> tuple[FloatArray, FloatArray]:
-    t = np.asarray(times, dtype=np.float64)
+    t = real_array(times, "times", MeasureError)
     if t.ndim != 1 or t.size < 2 or not (np.diff(t) > 0).all() or abs(t[0]) + abs(t[-1] - horizon) > 1e-9 * horizon:
         raise MeasureError(
             f"times must increase strictly from 0 to the horizon {horizon:g}, as Paths.t does, got shape {t.shape}"

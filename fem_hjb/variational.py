@@ -16,7 +16,7 @@ from scipy.linalg import eigvalsh
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, SuperLU, eigsh, onenormest, splu
 
 from fem_hjb import forms
-from fem_hjb._checks import ConvergenceError, FloatArray, IntArray, MeasureError, SpaceError, one_of, positive_number
+from fem_hjb._checks import ConvergenceError, FloatArray, IntArray, MeasureError, SpaceError, one_of
 from fem_hjb.cole_hopf import Gauge, gauge
 from fem_hjb.line_basis import unit_gauss
 from fem_hjb.measures import Measure, SparseSum, chunks, empirical_measure, run_products, runs, sorted_order
@@ -30,13 +30,14 @@ ESTIMATORS = ("generator", "corrected")
 _EXACT = 1e-14  # what stands for 1/n where there are no paths but a law
 _SHIFT = 1e-13  # of the unit diagonal, so that a factorisation of a nearly singular Gram matrix runs through
 _ILL_CONDITIONED = 1e12
-_UNSTABLE = 1e-2
+_UNSTABLE = 1e-4
 _NOT_COERCIVE = -1.0
 _RESIDUAL = 1e-6
 _DENSE = 600  # unknowns up to which eigenvalues are computed by dense algebra
 _POWER_STEPS = 60
 _SLOPE = 0.3
-_SMOOTHING = (3.0, 0.3)  # by smoothness of the class: first derivatives need more weight than second ones
+_SMOOTHING = (3.0, 0.05)  # by smoothness of the class: first derivatives need more weight than second ones
+_DEPENDENT = 1e-8  # squared sine, under the samples, of the angle between a function and those eliminated before it
 _WALL = 5.0  # standard deviations of a step from a reflecting face within which increments are not corrected
 _DIFFERENCE = 6e-6  # cube root of the machine precision, relative to the size of the domain
 
@@ -266,6 +267,28 @@ def _roughness(space: Space) -> sp.csr_matrix:
     return result.matrix()
 
 
+def _undetermined(mass: sp.csr_matrix, fixed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The coefficients that are fixed, or that the samples do not determine: unseen, or dependent on others there.
+
+    Pivots of a Cholesky-like factorisation of the Gram matrix, scaled to a unit diagonal, are squared distances of each
+    function from the span of those eliminated before; tiny ones are taken out until none is left.
+    """
+    diagonal = mass.diagonal()
+    out = fixed | (diagonal <= 0)
+    while not out.all():
+        free = np.flatnonzero(~out)
+        scale = sp.diags(1.0 / np.sqrt(diagonal[free]))
+        scaled = scale @ mass[free][:, free] @ scale + _SHIFT * sp.identity(free.size)
+        factors = splu(
+            scaled.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+        )
+        dependent = np.abs(factors.U.diagonal())[factors.perm_c] < _DEPENDENT
+        if not dependent.any():
+            break
+        out[free[dependent]] = True
+    return np.asarray(out)
+
+
 def _coercivity(form: sp.csc_matrix, energy: sp.csc_matrix) -> float:
     """The smallest mu with (B + B')/2 f = mu E f."""
     symmetric = (form + form.T) / 2
@@ -344,11 +367,12 @@ def fit(
     estimator : "generator", the residual at the samples (C1 classes: element "hermite"); "corrected", increments of f
         along the paths less grad f' (dX - b dt) (any class), which under a law becomes its limit, the weak form
         with the current velocity. `forms` has the formulas.
-    smoothing : > 0, in paths: on every space-time cell f is asked to be smooth with the weight of that many paths
+    smoothing : in paths: on every space-time cell f is asked to be smooth with the weight of that many paths
         crossing it; smooth meaning a small time derivative and small second derivatives in space (first ones for
         elements that are not C1), in the coordinates of the cell. Among many samples this is nothing; where there are
         none, or too few to tell the cell's functions apart, it extends f from where they are. It vanishes under a law.
-        None: 0.3, or 3 for elements that are not C1.
+        None: 0.05, or 3 for elements that are not C1. 0: nothing is asked; coefficients that the samples do not
+        determine, unseen or linearly dependent where they look, are set to 0 instead.
     ridge : adds ridge times the identity to the system scaled by the diagonal of the Gram matrix of values, hence
         is in units of each basis function's own mean square under the measure.
     outside : samples outside the class's domain are an "error", or "drop": left out of the sums and counted.
@@ -356,9 +380,9 @@ def fit(
     The gauge is taken from the nodes of the space, never from samples, so that coefficients of fits on one space
     can be subtracted. On a reflecting domain, the normal slopes of C1 classes are set to 0 at the faces.
 
-    `stats`: "samples", "dropped" (outside), "pinned" (how many coefficients the samples do not determine: smoothing
-    outweighs what they see, or a face sets them to 0), "pinned_dofs" (which), "seconds", what was asked for, and three
-    figures of the system, scaled to a unit diagonal: "condition" (estimate, 1-norm); "coercivity", the smallest
+    `stats`: "samples", "dropped" (outside), "pinned" (how many coefficients the samples do not determine: they are
+    set to 0, or smoothing outweighs what is seen of them), "pinned_dofs" (which), "seconds", what was asked for, and
+    three figures of the system, scaled to a unit diagonal: "condition" (estimate, 1-norm); "coercivity", the smallest
     eigenvalue of the symmetric part of B relative to the energy E f_T^2 + E f_0^2 + int E[f^2 + grad f' Lambda grad f +
     h (d_t f)^2] dt, with h the time step of the paths; "stability", the smallest singular value relative to it (from
     above). With r <= c_r both are positive for the exact process; left-point sums over few steps per time cell alone
@@ -374,11 +398,10 @@ def fit(
     started = time.perf_counter()
     one_of(estimator, "estimator", ESTIMATORS, MeasureError)
     one_of(outside, "outside", ("error", "drop"), MeasureError)
-    smoothing = positive_number(
-        _SMOOTHING[space.smoothness] if smoothing is None else smoothing, "smoothing", MeasureError
-    )
-    if not (np.isfinite(ridge) and ridge >= 0):
-        raise MeasureError(f"ridge must be a finite number >= 0, got {ridge!r}")
+    smoothing = _SMOOTHING[space.smoothness] if smoothing is None else smoothing
+    for name, number in (("smoothing", smoothing), ("ridge", ridge)):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < np.inf:
+            raise MeasureError(f"{name} must be a finite number >= 0, got {number!r}")
     if estimator == "generator" and space.smoothness < 1:
         raise SpaceError(
             f"estimator 'generator' needs a C1 class, and element {space.spatial.element!r} is only continuous: "
@@ -394,12 +417,15 @@ def fit(
     assembled = time.perf_counter()
 
     per_path = 1.0 / measure.paths if measure.paths else _EXACT
-    extension = smoothing * per_path * problem.horizon / space.time.n_cells * _roughness(space)
+    extension = sp.csr_matrix((space.n_dofs,) * 2)
+    if smoothing:
+        extension = smoothing * per_path * problem.horizon / space.time.n_cells * _roughness(space)
     gram = system.mass + extension
-    fixed = np.zeros(space.shape, dtype=np.bool_)
+    reflecting = np.zeros(space.shape, dtype=np.bool_)
     if problem.domain is not None:
-        fixed[:, space.spatial.reflecting_dofs()] = True
-    free = np.flatnonzero(~fixed.ravel())
+        reflecting[:, space.spatial.reflecting_dofs()] = True
+    fixed = reflecting.ravel() if smoothing else _undetermined(system.mass, reflecting.ravel())
+    free = np.flatnonzero(~fixed)
     root = np.sqrt(gram.diagonal()[free])
     scale = sp.diags(1.0 / root)
 
@@ -417,7 +443,7 @@ def fit(
         "coercivity": _coercivity(form, energy),
         "stability": _stability(factors, energy),
     }
-    pinned = np.flatnonzero(fixed.ravel() | (system.mass.diagonal() < extension.diagonal()))
+    pinned = np.flatnonzero(fixed | (system.mass.diagonal() < extension.diagonal()))
     pinned.setflags(write=False)
     return Solution(
         problem=problem,
@@ -429,7 +455,7 @@ def fit(
         stats={
             "measure": measure.kind,
             "estimator": estimator,
-            "smoothing": smoothing,
+            "smoothing": float(smoothing),
             "ridge": float(ridge),
             "outside": outside,
             "paths": measure.paths,
