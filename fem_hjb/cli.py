@@ -127,8 +127,9 @@ def compare_command(
     element: Annotated[str, typer.Option(help="Its element in space.")] = "hermite",
     estimator: Annotated[str, typer.Option(help="generator (C1 elements) or corrected (any element).")] = "generator",
     smoothing: Annotated[
-        float, typer.Option(help="Weight, in trajectories, of smoothness in cells where samples say too little.")
-    ] = 0.01,
+        float | None,
+        typer.Option(help="Weight, in trajectories, of smoothness in cells where samples say too little.", min=0),
+    ] = None,
     mesh: MeshFile = None,
     reference_cells: Annotated[int | None, typer.Option(help="Cells per axis of the mesh reference.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the trajectories.", min=0)] = 0,
