@@ -68,7 +68,7 @@ WIDE = Box([-6.2, -6.2], [6.2, 6.2])
     [
         ("lq", 1, {}, 1e-4, 1e-4),
         ("lq", 1, {"element": "P1", "cells": 500}, 1e-4, 1e-4),
-        ("lq", 1, {"element": "P4", "cells": 24}, 1e-5, 2e-5),
+        ("lq", 1, {"element": "P4", "cells": 24, "box": Box([-5.0], [5.0])}, 1e-5, 2e-5),
         ("lq", 1, {"element": "hermite", "cells": 64}, 1e-4, 1e-4),
         ("mixture-diffusion", 1, {}, 1e-4, 1e-4),
         ("mixture-diffusion", 1, {"element": "hermite", "cells": 96}, 1e-4, 1e-4),
