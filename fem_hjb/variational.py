@@ -328,6 +328,11 @@ def _factorise(form: sp.csc_matrix) -> SuperLU:
 
 
 def _solve(factors: SuperLU, form: sp.csc_matrix, load: FloatArray) -> FloatArray:
+    if not load.any():
+        raise ConvergenceError(
+            "exp((y - max y)/alpha) underflows to 0 at every terminal sample, which leaves nothing to learn from: "
+            "raise the temperature, or shrink the box so that max y over it is not so far from where the samples end"
+        )
     solution = factors.solve(load)
     residual = float(np.linalg.norm(form @ solution - load) / np.linalg.norm(load))
     if not residual < _RESIDUAL:
@@ -369,16 +374,19 @@ def fit(
         with the current velocity. `forms` has the formulas.
     smoothing : in paths: on every space-time cell f is asked to be smooth with the weight of that many paths
         crossing it; smooth meaning a small time derivative and small second derivatives in space (first ones for
-        elements that are not C1), in the coordinates of the cell. Among many samples this is nothing; where there are
-        none, or too few to tell the cell's functions apart, it extends f from where they are. It vanishes under a law.
-        None: 0.05, or 3 for elements that are not C1. 0: nothing is asked; coefficients that the samples do not
-        determine, unseen or linearly dependent where they look, are set to 0 instead.
+        elements that are not C1), in the coordinates of the cell. Where there are no samples, or too few to tell the
+        cell's functions apart, this extends f from where they are; elsewhere it costs a bias of order 1/n, which a
+        smaller value avoids where every cell is well visited. It vanishes under a law. None: 0.05, or 3 for elements
+        that are not C1. 0: nothing is asked; coefficients that the samples do not determine, unseen or linearly
+        dependent where they look, are set to 0 instead.
     ridge : adds ridge times the identity to the system scaled by the diagonal of the Gram matrix of values, hence
         is in units of each basis function's own mean square under the measure.
     outside : samples outside the class's domain are an "error", or "drop": left out of the sums and counted.
 
-    The gauge is taken from the nodes of the space, never from samples, so that coefficients of fits on one space
-    can be subtracted. On a reflecting domain, the normal slopes of C1 classes are set to 0 at the faces.
+    In time the method is Galerkin's with equal trial and test functions: of order about 2 with P1 and with P2, whose
+    constant is smaller, of order 4 with P3. The gauge is taken from the nodes of the space, never from samples, so that
+    coefficients of fits on one space can be subtracted. On a reflecting domain, the normal slopes of C1 classes are set
+    to 0 at the faces.
 
     `stats`: "samples", "dropped" (outside), "pinned" (how many coefficients the samples do not determine: they are
     set to 0, or smoothing outweighs what is seen of them), "pinned_dofs" (which), "seconds", what was asked for, and

@@ -267,6 +267,11 @@ PLANAR = fh.zoo.get("lq", dim=2)
             lambda: {"problem": fh.zoo.get("lq", dim=1, horizon=2.0)},
         ),
         (
+            fh.ConvergenceError,
+            "underflows to 0 at every terminal sample.*raise the temperature",
+            lambda: {"problem": dataclasses.replace(LQ, terminal_reward=lambda x: 1e5 * x[..., 0])},
+        ),
+        (
             fh.MeasureError,
             "measure, space and problem have dimensions 1, 2, 1",
             lambda: {"space": fh.Space(PLANAR, cells=2, time_cells=1)},
