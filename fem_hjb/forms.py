@@ -113,12 +113,16 @@ def current_velocity(
     return np.asarray(drift - 0.5 * divergence - 0.5 * np.einsum("mij,mj->mi", diffusion, score))
 
 
-def row_divergence(diffusion: Callable[[FloatArray], FloatArray], x: FloatArray, step: float) -> FloatArray:
-    """(div Lambda)_i = sum_j d_j Lambda_ij at x (m, d), by central differences of x -> Lambda (m, d, d)."""
-    shifts = step * np.eye(x.shape[1])
-    return np.asarray(
-        sum(
-            (diffusion(x + shift)[..., j] - diffusion(x - shift)[..., j]) / (2.0 * step)
-            for j, shift in enumerate(shifts)
-        )
-    )
+def row_divergence(
+    diffusion: Callable[[FloatArray], FloatArray], x: FloatArray, spacing: FloatArray | float
+) -> FloatArray:
+    """(div Lambda)_i = sum_j d_j Lambda_ij at x (m, d), by central differences of x -> Lambda (m, d, d).
+
+    spacing : of the differences, one number or one per axis.
+    """
+    result = np.zeros(x.shape)
+    for j, shift in enumerate(np.diag(np.broadcast_to(spacing, x.shape[1:]))):
+        forward, backward = x + shift, x - shift
+        difference = diffusion(forward)[..., j] - diffusion(backward)[..., j]
+        result += difference / (forward - backward)[:, j, None]
+    return result

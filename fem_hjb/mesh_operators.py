@@ -24,6 +24,7 @@ from scipy.sparse.linalg import LinearOperator, bicgstab, splu
 
 from fem_hjb._checks import ConvergenceError, FloatArray, IntArray, positive_integer
 from fem_hjb.cole_hopf import Gauge
+from fem_hjb.forms import row_divergence
 from fem_hjb.integrators import Solve
 from fem_hjb.problem import ControlProblem, LinearDrift
 from fem_hjb.spaces import SpatialBasis
@@ -232,7 +233,8 @@ class MeshOperators:
         if constant is None:
             self._last.pop("drift", None)
             self._divergence = [
-                _divergence(lambda y: problem.Lambda(t, y), x, _DIFFERENCE * self._widths()) for x in self._points
+                row_divergence(lambda y: problem.Lambda(t, y), x.T, _DIFFERENCE * self._widths()).T
+                for x in self._points
             ]
         fields = []
         for cells, Lambda in zip(self._chunks, values, strict=True):
@@ -294,18 +296,6 @@ def _cells_last(values: FloatArray, q: int) -> FloatArray:
     """(q * c, ...) values at points, cells fastest, as a contiguous (..., q, c) copy or view."""
     moved = np.ascontiguousarray(np.moveaxis(values, 0, -1))
     return moved.reshape(*moved.shape[:-1], q, -1)
-
-
-def _divergence(Lambda: Callable[[FloatArray], FloatArray], x: FloatArray, spacing: FloatArray) -> FloatArray:
-    """sum_l d Lambda_kl / d x_l at points x (d, n), shape (d, n), by central differences."""
-    result = np.zeros(x.shape)
-    for axis, gap in enumerate(spacing):
-        shift = np.zeros((x.shape[0], 1))
-        shift[axis] = gap
-        forward, backward = x + shift, x - shift
-        difference = Lambda(forward.T)[..., axis] - Lambda(backward.T)[..., axis]
-        result += difference.T / (forward[axis] - backward[axis])
-    return result
 
 
 def _rows(indptr: IntArray, rows: IntArray) -> IntArray:

@@ -30,13 +30,17 @@ ESTIMATORS = ("generator", "corrected")
 _EXACT = 1e-14  # what stands for 1/n where there are no paths but a law
 _SHIFT = 1e-13  # of the unit diagonal, so that a factorisation of a nearly singular Gram matrix runs through
 _ILL_CONDITIONED = 1e12
-_UNSTABLE = 1e-4
+_UNSTABLE = 1e-3
 _NOT_COERCIVE = -1.0
 _RESIDUAL = 1e-6
 _DENSE = 600  # unknowns up to which eigenvalues are computed by dense algebra
 _POWER_STEPS = 60
 _SLOPE = 0.3
-_SMOOTHING = (3.0, 0.05)  # by smoothness of the class: first derivatives need more weight than second ones
+_SMOOTHING = {  # by smoothness of the class: first derivatives need more weight than second ones, noise more than none
+    ("generator", 1): 0.05,
+    ("corrected", 1): 0.3,
+    ("corrected", 0): 3.0,
+}
 _DEPENDENT = 1e-8  # squared sine, under the samples, of the angle between a function and those eliminated before it
 _WALL = 5.0  # standard deviations of a step from a reflecting face within which increments are not corrected
 _DIFFERENCE = 6e-6  # cube root of the machine precision, relative to the size of the domain
@@ -376,9 +380,9 @@ def fit(
         crossing it; smooth meaning a small time derivative and small second derivatives in space (first ones for
         elements that are not C1), in the coordinates of the cell. Where there are no samples, or too few to tell the
         cell's functions apart, this extends f from where they are; elsewhere it costs a bias of order 1/n, which a
-        smaller value avoids where every cell is well visited. It vanishes under a law. None: 0.05, or 3 for elements
-        that are not C1. 0: nothing is asked; coefficients that the samples do not determine, unseen or linearly
-        dependent where they look, are set to 0 instead.
+        smaller value avoids where every cell is well visited. It vanishes under a law. None: 0.05 for "generator", 0.3
+        for "corrected", or 3 on elements that are not C1. 0: nothing is asked; coefficients that the samples do not
+        determine, unseen or linearly dependent where they look, are set to 0 instead.
     ridge : adds ridge times the identity to the system scaled by the diagonal of the Gram matrix of values, hence
         is in units of each basis function's own mean square under the measure.
     outside : samples outside the class's domain are an "error", or "drop": left out of the sums and counted.
@@ -406,16 +410,16 @@ def fit(
     started = time.perf_counter()
     one_of(estimator, "estimator", ESTIMATORS, MeasureError)
     one_of(outside, "outside", ("error", "drop"), MeasureError)
-    smoothing = _SMOOTHING[space.smoothness] if smoothing is None else smoothing
-    for name, number in (("smoothing", smoothing), ("ridge", ridge)):
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < np.inf:
-            raise MeasureError(f"{name} must be a finite number >= 0, got {number!r}")
     if estimator == "generator" and space.smoothness < 1:
         raise SpaceError(
             f"estimator 'generator' needs a C1 class, and element {space.spatial.element!r} is only continuous: "
             "samples never fall on the faces, where the jumps of grad f carry the second derivatives, so they see "
             "another equation; use element='hermite', or estimator='corrected', which needs first derivatives only"
         )
+    smoothing = _SMOOTHING[estimator, space.smoothness] if smoothing is None else smoothing
+    for name, number in (("smoothing", smoothing), ("ridge", ridge)):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < np.inf:
+            raise MeasureError(f"{name} must be a finite number >= 0, got {number!r}")
     measure = data if isinstance(data, Measure) else empirical_measure(problem, data)
     if measure.dim != problem.dim or space.dim != problem.dim:
         raise MeasureError(f"measure, space and problem have dimensions {measure.dim}, {space.dim}, {problem.dim}")
