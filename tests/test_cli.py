@@ -148,7 +148,7 @@ BAD_INPUT = {
     "unknown option": (["compare", "lq", "--sample", "3"], "--sample"),
     "missing problem": (["compare"], "(?i)missing .*PROBLEM"),
     "samples that are no number": (["compare", "lq", "--samples", "many"], "--samples.*integer"),
-    "no samples": (["compare", "lq", "--samples", "0"], "--samples.*\b1\b"),
+    "no samples": (["compare", "lq", "--samples", "0"], r"--samples.*\b1\b"),
     "no such dimension": (["compare", "double-well-2d-coupled", "--dim", "1"], "dim"),
     "unknown parameter": (["compare", "lq", "--param", "colour=1"], "colour"),
     "parameter without a value": (["compare", "lq", "--param", "temperature"], "--param must be KEY=VALUE"),
