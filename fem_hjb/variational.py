@@ -390,7 +390,8 @@ def fit(
     In time the method is Galerkin's with equal trial and test functions: of order about 2 with P1 and with P2, whose
     constant is smaller, of order 4 with P3. The gauge is taken from the nodes of the space, never from samples, so that
     coefficients of fits on one space can be subtracted. On a reflecting domain, the normal slopes of C1 classes are set
-    to 0 at the faces.
+    to 0 at the faces, and "corrected" leaves increments uncorrected that start within 5 standard deviations of a step
+    from a face, whose push is no martingale.
 
     `stats`: "samples", "dropped" (outside), "pinned" (how many coefficients the samples do not determine: they are
     set to 0, or smoothing outweighs what is seen of them), "pinned_dofs" (which), "seconds", what was asked for, and

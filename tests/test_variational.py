@@ -155,6 +155,19 @@ def test_reflecting_faces(element, estimator):
         assert learned.stats["pinned"] == 2 * space.time.n_dofs
 
 
+def test_next_to_a_reflecting_face_increments_are_left_uncorrected():
+    """The push of a face is no martingale: correcting there, or correcting nowhere, misses the limit by over 2e-3."""
+    problem = fh.zoo.get("reflected", dim=1, Lambda=0.02)
+    space = fh.Space(problem, cells=8, time_cells=4, element="P2")
+    limit = fh.fit(problem, fh.law_measure(problem, space), space, estimator="corrected")
+    t, x = np.array([0.0, 0.3, 0.6, 0.9])[:, None], np.linspace(0, 1, 81)[:, None]
+    distances = [
+        np.sqrt(np.mean((fh.fit(problem, paths, space, estimator="corrected").f(t, x) - limit.f(t, x)) ** 2))
+        for paths in (fh.sample_paths(problem, n=5000, steps=50, rng=seed) for seed in range(3))
+    ]
+    assert np.mean(distances) < 1.5e-3
+
+
 def test_two_dimensions_with_coupling():
     problem = fh.zoo.get("lq", dim=2)
     box = fh.truncation_box(problem, quantile=1e-3, margin=0.0).box
