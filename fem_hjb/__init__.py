@@ -2,12 +2,12 @@
 
 >>> import fem_hjb as fh
 >>> problem = fh.zoo.get("lq", dim=1)
->>> reference = fh.solve(problem, cells=64, element="P2")
->>> bool(abs(reference.value(0.0, [0.5]) - problem.exact.value(0.0, [0.5])) < 1e-4)
+>>> reference = fh.solve(problem, rtol=1e-6)
+>>> bool(abs(reference.value(0.0, [0.5]) - problem.exact.value(0.0, [0.5])) < 1e-6)
 True
 """
 
-from fem_hjb import closed_form, zoo
+from fem_hjb import closed_form, fokker_planck, mixtures, zoo
 from fem_hjb import plotting as plot
 from fem_hjb._checks import (
     ConvergenceError,
@@ -24,13 +24,14 @@ from fem_hjb._checks import (
 from fem_hjb.compare import Comparison, ComparisonError, compare, from_callables
 from fem_hjb.domain import box_mesh, load_mesh, truncation_box
 from fem_hjb.elements import ELEMENTS
+from fem_hjb.estimate import ErrorEstimate, ToleranceWarning
 from fem_hjb.io import load_paths, load_solution, save_paths, save_solution
 from fem_hjb.laws import Box, Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.measures import Measure, empirical_measure, law_measure
 from fem_hjb.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.reference import solve
 from fem_hjb.sde import Paths, sample_paths
-from fem_hjb.solution import Solution
+from fem_hjb.solution import ProductSolution, Solution
 from fem_hjb.spaces import Space
 from fem_hjb.variational import fit
 
@@ -45,6 +46,7 @@ __all__ = [
     "ConvergenceError",
     "DomainError",
     "EllipticityError",
+    "ErrorEstimate",
     "FemHjbError",
     "Gaussian",
     "GaussianMixture",
@@ -58,9 +60,11 @@ __all__ = [
     "PointMass",
     "PositivityError",
     "ProblemError",
+    "ProductSolution",
     "Solution",
     "Space",
     "SpaceError",
+    "ToleranceWarning",
     "Uniform",
     "ValueFunction",
     "box_mesh",
@@ -68,11 +72,13 @@ __all__ = [
     "compare",
     "empirical_measure",
     "fit",
+    "fokker_planck",
     "from_callables",
     "law_measure",
     "load_mesh",
     "load_paths",
     "load_solution",
+    "mixtures",
     "plot",
     "sample_paths",
     "save_paths",

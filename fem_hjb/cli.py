@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,17 +22,19 @@ from fem_hjb._checks import FemHjbError, ProblemError
 from fem_hjb._files import atomic_folder
 from fem_hjb.compare import Comparison, compare
 from fem_hjb.domain import truncation_box
+from fem_hjb.estimate import ToleranceWarning
 from fem_hjb.io import save_solution
 from fem_hjb.measures import law_measure
 from fem_hjb.problem import ControlProblem
 from fem_hjb.reference import solve
 from fem_hjb.sde import sample_paths
-from fem_hjb.solution import Solution
+from fem_hjb.solution import ProductSolution, Solution
 from fem_hjb.spaces import Space
 from fem_hjb.variational import fit
 
 _CELLS = {1: (16, 8), 2: (8, 4), 3: (3, 2)}  # per axis, and in time: few enough for some thousand trajectories
 
+_RTOL = 1e-3  # of the reference that learned solutions are compared with
 _SUBSTEPS = 8  # between two observations, so that what is learned does not hang on the simulation's step
 
 # What typer raises for a wrong option; it shows these in a box of several lines, we in one.
@@ -131,24 +134,31 @@ def compare_command(
         typer.Option(help="Weight, in trajectories, of smoothness in cells where samples say too little.", min=0),
     ] = None,
     mesh: MeshFile = None,
-    reference_cells: Annotated[int | None, typer.Option(help="Cells per axis of the mesh reference.", min=1)] = None,
+    reference_cells: Annotated[
+        int | None, typer.Option(help="Cells per axis, for a reference on a mesh of finite elements.", min=1)
+    ] = None,
+    rtol: Annotated[
+        float | None, typer.Option(help="Relative tolerance of the reference; by default 1e-3 where it is no mesh.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the trajectories.", min=0)] = 0,
     param: Params = None,
     out: Out = None,
     debug: Debug = False,
 ) -> None:
-    """Solve a problem on a mesh, learn it from trajectories, and see how far apart they are.
+    """Solve a problem, learn it from trajectories, and see how far apart they are.
 
-    Errors are against the exact solution where there is one, else against the mesh. Writes solution.npz (the learned
+    Errors are against the exact solution where there is one, else against the reference. Writes solution.npz (the learned
     one), comparison.csv and comparison.png.
     """
     console = Console(stderr=True, soft_wrap=True)
     problem = _problem(problem_name, dim, param)
     space = _space(problem, cells, time_cells, element)
-    with _stage(console, "mesh reference") as stage:
-        reference = solve(problem, cells=reference_cells, mesh=mesh, progress=stage.progress)
-        stage.note(f"{reference.space.spatial.n_dofs} dofs, {reference.space.time.n_cells} time steps")
-    _warn(console, "mesh reference", reference)
+    with _stage(console, "reference") as stage:
+        if rtol is None and mesh is None and reference_cells is None:
+            rtol = _RTOL
+        reference = _quietly(problem, rtol=rtol, cells=reference_cells, mesh=mesh, progress=stage.progress)
+        stage.note(_describe_reference(reference))
+    _warn(console, "reference", reference)
     with _stage(console, "trajectories") as stage:
         paths = sample_paths(problem, n=samples, steps=steps, rng=seed, substeps=_SUBSTEPS)
         stage.note(f"{paths.n} paths of {paths.steps} steps ({paths.scheme})")
@@ -156,24 +166,26 @@ def compare_command(
         learned = fit(problem, paths, space, estimator=estimator, smoothing=smoothing, outside="drop")
         stage.note(_describe_fit(learned))
     _warn(console, "learned solution", learned)
-    candidates: dict[str, Solution] = {"learned": learned}
+    candidates: dict[str, Solution | ProductSolution] = {"learned": learned}
+    galerkin = None
     if problem.marginal is not None:
         with _stage(console, "galerkin solution") as stage:
             law = law_measure(problem, space)
-            candidates["galerkin"] = fit(problem, law, space, estimator=estimator, outside="drop")
+            galerkin = fit(problem, law, space, estimator=estimator, outside="drop")
+            candidates["galerkin"] = galerkin
             stage.note("the same class under the exact law")
     if problem.exact is not None:
-        candidates["mesh"] = reference
+        candidates["reference"] = reference
     with _stage(console, "comparison"):
         truth = reference if problem.exact is None else problem.exact
         comparison = compare(candidates, truth, problem=problem, rng=seed)
-        figure = plotting.report(problem, learned, reference, galerkin=candidates.get("galerkin"))
+        figure = plotting.report(problem, learned, reference, galerkin=galerkin)
     folder = _out(out, problem_name)
     with _stage(console, "files"), atomic_folder(folder) as part:
         save_solution(part / "solution.npz", learned)
         comparison.to_csv(part / "comparison.csv")
         figure.savefig(part / "comparison.png", dpi=110)
-    against = "mesh solution" if problem.exact is None else "exact solution"
+    against = "reference" if problem.exact is None else "exact solution"
     _print_comparison(comparison, f"{problem.name}, dim {problem.dim}: relative errors against the {against}")
     for name in ("solution.npz", "comparison.csv", "comparison.png"):
         print(folder / name)
@@ -187,17 +199,24 @@ def solve_command(
     mesh: MeshFile = None,
     element: Annotated[str | None, typer.Option(help="Element in space; by default P2.")] = None,
     steps: Annotated[int | None, typer.Option(help="Equal time steps instead of adaptive ones.", min=1)] = None,
-    rtol_time: Annotated[float | None, typer.Option(help="Tolerance of adaptive time steps; by default 1e-6.")] = None,
+    rtol_time: Annotated[float | None, typer.Option(help="On a mesh: tolerance of adaptive time steps.")] = None,
+    rtol: Annotated[
+        float | None,
+        typer.Option(help="Relative tolerance of value and policy; by default 1e-4 where no mesh is asked for."),
+    ] = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Refine a mesh until the tolerance is met.")] = False,
     param: Params = None,
     out: Out = None,
     debug: Debug = False,
 ) -> None:
-    """Solve a problem on a mesh and write solution.npz."""
+    """Solve a problem to a tolerance, or on a mesh, and write solution.npz."""
     console = Console(stderr=True, soft_wrap=True)
     problem = _problem(problem_name, dim, param)
-    with _stage(console, "mesh solution") as stage:
-        solution = solve(
+    with _stage(console, "solution") as stage:
+        solution = _quietly(
             problem,
+            rtol=rtol,
+            refine=refine,
             mesh=mesh,
             element=element,
             cells=cells,
@@ -205,18 +224,21 @@ def solve_command(
             rtol_time=rtol_time,
             progress=stage.progress,
         )
-    _warn(console, "mesh solution", solution)
+    _warn(console, "solution", solution)
     folder = _out(out, problem_name)
     with atomic_folder(folder) as part:
         save_solution(part / "solution.npz", solution)
     print(f"{problem.name}, dim {problem.dim}")
     table = Table(show_header=False)
+    if solution.error_estimate is not None:
+        table.add_row("estimated error", str(solution.error_estimate))
     for key, value in _flat(solution.stats):
         table.add_row(key, value)
     _stdout().print(table)
     if problem.exact is not None:
         _print_comparison(
-            compare({"mesh": solution}, problem.exact, problem=problem), "relative errors against the exact solution"
+            compare({"solution": solution}, problem.exact, problem=problem),
+            "relative errors against the exact solution",
         )
     print(folder / "solution.npz")
 
@@ -276,7 +298,20 @@ def _stage(console: Console, name: str) -> Iterator[_Stage]:
     console.print(f"{name:<18}{taken:7.2f} s  {'; '.join(stage.notes)}", highlight=False, markup=False)
 
 
-def _warn(console: Console, name: str, solution: Solution) -> None:
+def _quietly(problem: ControlProblem, **how: Any) -> Solution | ProductSolution:
+    """`solve`; a tolerance that is not met is told by the status, not by a warning of Python's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ToleranceWarning)
+        return solve(problem, **how)
+
+
+def _describe_reference(solution: Solution | ProductSolution) -> str:
+    if solution.error_estimate is not None:
+        return f"{solution.stats['dofs']} dofs, estimated error: {solution.error_estimate}"
+    return f"{solution.stats['dofs']} dofs, {solution.stats['steps']} time steps"
+
+
+def _warn(console: Console, name: str, solution: Solution | ProductSolution) -> None:
     if solution.status != "ok":
         console.print(f"note: {name}: {solution.status}", highlight=False, markup=False)
 

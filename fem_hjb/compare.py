@@ -13,6 +13,7 @@ alpha/2 E int |pi_h - pi|^2 dt is the reward lost by following pi_h (arXiv 2509.
 """
 
 import csv
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from fem_hjb._checks import (
 from fem_hjb._files import atomic_file
 from fem_hjb.problem import ControlProblem, ValueFunction
 from fem_hjb.sde import sample_paths
-from fem_hjb.solution import Solution
+from fem_hjb.solution import ProductSolution, Solution
 
 Batched = Callable[[Any, Any], Any]
 Candidate = ValueFunction | tuple[Batched, Batched]
@@ -42,6 +43,7 @@ _DEFAULT_TIMES = 9
 _DEFAULT_ORDER = {1: 64, 2: 32, 3: 16}  # Gauss points per coordinate of a known law
 _SIMULATED = 4096  # points per time when the law is not known, or in more than three dimensions
 _MAX_STEPS = 1024
+_ROUNDING = 1e-14  # of a sum of masses
 
 
 class ComparisonError(FemHjbError, ValueError):
@@ -179,6 +181,7 @@ def compare(
     times: ArrayLike | None = None,
     order: int | None = None,
     rng: Rng = 0,
+    points: "LawPoints | None" = None,
 ) -> Comparison:
     """Relative errors of each candidate against the reference, at each time and overall (norms: see the module).
 
@@ -193,6 +196,7 @@ def compare(
         dimension 1, 2, 3). Elsewhere 4096 simulated paths stand for p_t; then times must be multiples of T/K for some
         K <= 1024.
     rng : seed of these paths.
+    points : instead of times, order and rng, what `law_points` returned, to compare often at the same points.
 
     Where the candidate or the reference has no value (outside its mesh, f <= 0, or nan from the user's callables) the
     norms of error and reference leave the point out, and the p_t mass left out is reported as `excluded`.
@@ -209,10 +213,10 @@ def compare(
         raise ComparisonError("candidates must be a mapping from names to value functions, with at least one entry")
     judged = {str(name): _wrap(candidate, str(name), problem) for name, candidate in candidates.items()}
     truth = _wrap(reference, "reference", problem)
-    grid = _times(times, problem)
-    rules, points = _rules(problem, grid, order, rng)
+    chosen = law_points(problem, times=times, order=order, rng=rng) if points is None else points
+    grid = chosen.times
     sums: dict[str, list[_Norms]] = {name: [] for name in judged}
-    for t, (x, weights) in zip(grid.tolist(), rules, strict=True):
+    for t, (x, weights) in zip(grid.tolist(), chosen.rules, strict=True):
         metric: FloatArray = np.asarray(np.linalg.inv(problem.Lambda(t, x)), dtype=np.float64)
         exact = _evaluate(truth, "reference", problem, t, x)
         for name, candidate in judged.items():
@@ -224,7 +228,40 @@ def compare(
                 )
             sums[name].append(norms)
     rows = [row for name, norms in sums.items() for row in _rows(name, grid, norms)]
-    return Comparison(rows=tuple(rows), points=points)
+    return Comparison(rows=tuple(rows), points=chosen.description)
+
+
+def difference(
+    solution: Solution,
+    richer: Solution,
+    problem: ControlProblem | None = None,
+    *,
+    order: int | None = None,
+    undefined: bool = True,
+) -> tuple[float, float]:
+    """Relative difference (value, policy) of two solutions, in the norms of `ErrorEstimate` with `richer` as v.
+
+    problem : whose law p_t is meant, by default richer.problem.  order : Gauss points per coordinate, as in `compare`.
+
+    Points outside the mesh are left out. Those where f <= 0 in one of the two, so that there is no value, count as
+    wrong by 100 per cent: the root of their mass is added in squares, unless undefined=False. (inf, inf) if no value
+    is known on more than half of the mass.
+    """
+    problem = richer.problem if problem is None else problem
+
+    def covered(t: Any, x: FloatArray) -> FloatArray:
+        return np.where(richer.space.spatial.locate(x)[0] >= 0, 1.0, np.nan)
+
+    mesh = from_callables(covered, lambda t, x: np.zeros(x.shape))
+    try:
+        row = compare({"this": solution}, richer, problem=problem, order=order).overall("this")
+        lost = row.excluded
+        if undefined and lost > 0.0:
+            lost -= compare({"mesh": mesh}, mesh, problem=problem, order=order).overall("mesh").excluded
+    except ComparisonError:  # no value on more than half of the mass
+        return math.inf, math.inf
+    wrong = math.sqrt(lost) if undefined and lost > _ROUNDING else 0.0
+    return math.hypot(row.value, wrong), math.hypot(row.policy, wrong)
 
 
 def _find_problem(reference: Any) -> ControlProblem:
@@ -265,6 +302,24 @@ def _times(times: ArrayLike | None, problem: ControlProblem) -> FloatArray:
 
 
 Rule = tuple[FloatArray, FloatArray]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LawPoints:
+    """Times (k,), for each of them points (n, d) and weights (n,) of p_t, and in words what they are."""
+
+    times: FloatArray
+    rules: Sequence[Rule]
+    description: str
+
+
+def law_points(
+    problem: ControlProblem, *, times: ArrayLike | None = None, order: int | None = None, rng: Rng = 0
+) -> LawPoints:
+    """Where `compare` compares: times, order and rng are its own."""
+    grid = _times(times, problem)
+    return LawPoints(grid, *_rules(problem, grid, order, rng))
 
 
 def _rules(problem: ControlProblem, grid: FloatArray, order: int | None, rng: Rng) -> tuple[Sequence[Rule], str]:
@@ -308,7 +363,7 @@ class _Values:
 
 def _evaluate(of: ValueFunction, name: str, problem: ControlProblem, t: float, x: FloatArray) -> _Values:
     n, d = x.shape
-    if isinstance(of, Solution):
+    if isinstance(of, Solution | ProductSolution):
         value = of.value(t, x, outside="nan", nonpositive="nan")
         gradient: FloatArray | None = of.gradient(t, x, outside="nan", nonpositive="nan")
         policy = None

@@ -6,7 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, final
@@ -81,7 +81,7 @@ class Truncation:
 
     excluded_mass : the largest fraction, over the observed times, of `samples` fresh paths found outside the box.
         It is an estimate: 0 means that the mass is below 3 / samples at 95 per cent confidence, not that it is 0.
-    samples : the number of these paths; 0 when nothing was simulated because the process itself is reflected.
+    samples : the number of these paths; 0 when nothing was simulated because the process cannot leave its domain.
     """
 
     box: Box
@@ -103,7 +103,8 @@ def truncation_box(
     On each axis: the range over all observed times of [q, 1 - q]-quantiles of the coordinate, found by simulation, is
     widened on each side by margin times its width. With Gaussian marginals of constant law the defaults end near 6
     standard deviations on each side: q = 1e-4 lies 3.7 of them out, and the margin adds 0.3 * 7.4 = 2.2.
-    A problem with a reflecting `domain` gets that box as it is, and excludes nothing.
+    A problem with a `domain` keeps its finite faces, and what happens there; only faces at infinity are replaced (paths
+    that were stopped count where they stay). A domain without natural faces is kept as it is, and excludes nothing.
 
     Parameters
     ----------
@@ -116,8 +117,9 @@ def truncation_box(
     ------
     DomainError : a parameter is out of range, or n is too small to see the quantile (n * quantile < 1).
     """
-    if problem.domain is not None:
-        return Truncation(box=problem.domain, excluded_mass=0.0, samples=0)
+    domain = problem.domain
+    if domain is not None and not domain.where("natural").any():
+        return Truncation(box=domain, excluded_mass=0.0, samples=0)
     if not 0.0 < quantile < 0.5:
         raise DomainError(f"truncation_box: quantile must lie in (0, 0.5), got {quantile!r}")
     if not (np.isfinite(margin) and margin >= 0.0):
@@ -134,6 +136,9 @@ def truncation_box(
     lower, upper = low.min(axis=0), high.max(axis=0)
     reach = margin * (upper - lower)
     box = Box(lower - reach, upper + reach)
+    if domain is not None:
+        bounds = [np.where(np.isfinite(own), own, new) for own, new in zip(domain.bounds, box.bounds, strict=True)]
+        box = replace(domain, lower=bounds[0], upper=bounds[1])
     outside = ~box.contains(sample_paths(problem, n=n, steps=steps, rng=for_mass).x)
     return Truncation(box=box, excluded_mass=float(outside.mean(axis=0).max()), samples=n)
 
@@ -158,7 +163,8 @@ def box_mesh(
 
     Raises
     ------
-    DomainError : kind does not fit the box's dimension, cells are not positive integers, or a grading is not as said.
+    DomainError : kind does not fit the box's dimension, a face is infinite, cells are not positive integers, or a
+        grading is not as said.
     """
     one_of(kind, "box_mesh: kind", tuple(KINDS), DomainError)
     if DIMENSION[kind] != box.dim:
@@ -166,6 +172,10 @@ def box_mesh(
         raise DomainError(
             f"box_mesh: kind {kind!r} is of dimension {DIMENSION[kind]} but the box of dimension {box.dim}; "
             + (f"use {fitting}" if fitting else "meshes go up to dimension 3")
+        )
+    if not box.bounded:
+        raise DomainError(
+            f"box_mesh: a mesh needs finite faces, got {box}; truncation_box(problem).box has such, or say where to cut"
         )
     counts = [cells] * box.dim if isinstance(cells, int | np.integer) else list(cells)
     gradings = [grading] * box.dim if grading is None or callable(grading) else list(grading)
@@ -314,8 +324,8 @@ def check_mesh(mesh: skfem.Mesh, problem: ControlProblem) -> None:
 
     Checked are the kind and dimension of the cells; vertices that belong to no cell, or coincide; cells that are
     degenerate, twisted, folded over a neighbour or overlapping, and pieces that do not hang together; that no more than
-    1 per cent of the initial law (of 4096 samples; nothing of a point mass) lies outside; and, for a process reflected
-    in a box, that the mesh fills this box.
+    1 per cent of the initial law (of 4096 samples; nothing of a point mass) lies outside; and, for a process with a
+    domain, that the mesh fills this box (cut anywhere where it is infinite).
     """
     kind = mesh_kind(mesh)
     if DIMENSION[kind] != problem.dim:
@@ -350,14 +360,18 @@ def check_mesh(mesh: skfem.Mesh, problem: ControlProblem) -> None:
 
 
 def _check_fills(p: FloatArray, boundary: IntArray, domain: Box) -> None:
-    """A mesh whose boundary facets (vertices (k, nf)) all lie in the box's faces fills the box."""
-    lower, upper = (bound[:, None, None] for bound in domain.bounds)
+    """A mesh whose boundary facets (vertices (k, nf)) all lie in the box's faces (or, where they are infinite, in the
+    faces of the mesh's own bounding box) fills it.
+    """
+    ends = p.min(axis=1), p.max(axis=1)
+    cut = [np.where(np.isfinite(own), own, end) for own, end in zip(domain.bounds, ends, strict=True)]
+    lower, upper = (bound[:, None, None] for bound in cut)
     slack = 1e-8 * (upper - lower)
     on_face = np.concatenate([abs(p[:, boundary] - bound) <= slack for bound in (lower, upper)]).all(axis=1).any(axis=0)
     if not on_face.all():
         raise DomainError(
-            f"the process is reflected at the faces of {domain}, so the mesh must fill that box, but "
-            f"{int((~on_face).sum())} of its boundary facets lie elsewhere; use box_mesh(problem.domain, ...)"
+            f"the process lives in {domain}, so the mesh must fill that box, but {int((~on_face).sum())} of its"
+            " boundary facets lie elsewhere; use box_mesh(truncation_box(problem).box, ...)"
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
+from fem_hjb import fokker_planck
 from fem_hjb._checks import FloatArray, IntArray, MeasureError, frozen_array, one_of, real_array
 from fem_hjb.laws import Law, PointMass
 from fem_hjb.problem import ControlProblem
@@ -18,6 +19,7 @@ _BLOCK = 32  # samples per dense product
 _CHUNK_DOUBLES = 1 << 21  # 16 MB of rows at once
 _FLUSH_DOUBLES = 1 << 23  # local matrices held before they are summed into the sparse matrix
 _MASS_TOLERANCE = 0.05
+_DENSITY_TOLERANCE = 1e-6  # where a density has to be computed
 
 
 @final
@@ -122,21 +124,22 @@ def law_measure(
     times : None for Gauss points in every time cell; or the times (K+1,) of observed paths, from 0 to the horizon, for
         the left-point sums that `empirical_measure` uses, so that the two measures differ by the law alone.
 
-    What the law holds outside the space's domain is left out, not renormalised.
+    What the law holds outside the space's domain is left out, not renormalised; nor is what absorbing faces took.
 
-    Raises MeasureError if the problem knows no marginal law, or if at some time the rule sees the law's mass wrongly
-    by more than 5 per cent: the domain is too small, or the law too narrow for the cells.
+    A problem that knows no law of its own (`problem.marginal` is None) gets the one that `fokker_planck.solve`
+    computes, with a tolerance of 1e-6 and on a box of its own. To compute it once for several measures, or otherwise,
+    put it into the problem: dataclasses.replace(problem, marginal=fokker_planck.solve(problem).marginal).
+
+    Raises MeasureError if at some time the rule sees the law's mass wrongly by more than 5 per cent: the domain is too
+    small, or the law too narrow for the cells.
     """
-    marginal = problem.marginal
-    if marginal is None:
-        raise MeasureError(
-            f"problem {problem.name!r} has no marginal law in closed form, and law_measure needs one: "
-            "pass marginal=... to ControlProblem, or fit to sampled paths"
-        )
     if space.dim != problem.dim:
         raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
     if abs(space.horizon - problem.horizon) > 1e-12 * problem.horizon:
         raise MeasureError(f"the space ends at t={space.horizon:g}, but the problem's horizon is {problem.horizon:g}")
+    marginal = problem.marginal
+    if marginal is None:
+        marginal = fokker_planck.solve(problem, rtol=_DENSITY_TOLERANCE).marginal
     rule = space.spatial.quadrature(2 * space.spatial.degree + 6 if degree is None else degree)
     points = rule.x.reshape(-1, space.dim)
     volumes = np.broadcast_to(rule.weights * rule.det, rule.x.shape[:2]).ravel()
@@ -175,12 +178,13 @@ def _left_points(times: ArrayLike, horizon: float) -> tuple[FloatArray, FloatArr
 def _under(law: Law, x: FloatArray, volumes: FloatArray, t: float) -> tuple[FloatArray, FloatArray, FloatArray | None]:
     """Points, weights and score of a law under a quadrature rule."""
     if isinstance(law, PointMass):
-        point, mass = law.quadrature(1)
-        return point, mass, None
+        return *law.quadrature(1), None
     weights = volumes * np.exp(law.logpdf(x))
-    if abs(weights.sum() - 1.0) > _MASS_TOLERANCE:
+    mass = law.mass if isinstance(law, fokker_planck.DensityLaw) else 1.0
+    seen = float(weights.sum())
+    if abs(seen - mass) > _MASS_TOLERANCE * mass:
         raise MeasureError(
-            f"the quadrature rule sees a mass of {weights.sum():.3g} instead of 1 for the law of X_t at t={t:.4g}: "
+            f"the quadrature rule sees a mass of {seen:.3g} instead of {mass:.3g} for the law of X_t at t={t:.4g}: "
             "enlarge the space's box if the law reaches beyond it; take more cells or a larger degree= if the law is "
             "narrower than a cell"
         )

@@ -16,7 +16,7 @@ from fem_hjb.compare import COLUMNS, Comparison
 from fem_hjb.domain import truncation_box
 from fem_hjb.laws import Box
 from fem_hjb.problem import ControlProblem, ValueFunction
-from fem_hjb.solution import Solution
+from fem_hjb.solution import ProductSolution, Solution
 
 # Told apart by line style alone when printed in grey; the colours are Okabe and Ito's, safe for colour-blind readers.
 STYLES: tuple[dict[str, Any], ...] = (
@@ -55,7 +55,7 @@ def window(problem: ControlProblem) -> Box:
     Where the law of X_t is not known, simulated paths tell where it has all but a thousandth of its mass on each side.
     """
     if problem.domain is not None:
-        return problem.domain
+        return truncation_box(problem, quantile=1e-3, margin=0.0, n=4096).box
     if problem.marginal is None:
         return truncation_box(problem, quantile=1e-3, margin=0.0, n=4096).box
     laws = [problem.marginal(t) for t in (0.0, problem.horizon / 2, problem.horizon)]
@@ -65,13 +65,13 @@ def window(problem: ControlProblem) -> Box:
 
 
 def _value(of: ValueFunction, t: float, x: FloatArray) -> FloatArray:
-    if isinstance(of, Solution):
+    if isinstance(of, Solution | ProductSolution):
         return of.value(t, x, outside="nan", nonpositive="nan")
     return np.asarray(of.value(t, x), dtype=np.float64)
 
 
 def _policy(of: ValueFunction, problem: ControlProblem, t: float, x: FloatArray) -> FloatArray:
-    if isinstance(of, Solution):
+    if isinstance(of, Solution | ProductSolution):
         return problem.policy_from_gradient(t, x, of.gradient(t, x, outside="nan", nonpositive="nan"))
     own: Callable[[float, FloatArray], ArrayLike] | None = getattr(of, "policy", None)
     if own is not None:

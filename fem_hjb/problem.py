@@ -89,6 +89,13 @@ class ControlProblem:
     d_t f + <b, grad f> + 1/2 Tr(Lambda Hess f) + (r/alpha) f = 0, f_T = exp(y / alpha)   (arXiv 2509.02528;
     with the penalty written 1/(2 alpha) a' Lambda^{-1} a instead, as some papers do, alpha becomes 1/alpha).
 
+    Where the process lives in a `domain` it is reflected at the box's reflecting faces, and stopped at the time tau at
+    which it first meets an absorbing one. With g the box's exit reward, J(pi) is then
+
+        E[ g(tau, X_tau) 1{tau < T} + y(X_T) 1{tau >= T} + int_0^{min(tau, T)} r_t(X_t) dt ] - alpha KL(P^pi || P),
+
+    steering ends at tau, too, and v = g on the absorbing faces for t < T, v_T = y inside.
+
     Parameters (all by keyword)
     ---------------------------
     dim : d, the dimension of the state.
@@ -99,7 +106,7 @@ class ControlProblem:
     terminal_reward : y, a callable x -> (...).
     initial_law : p_0, a law of dimension d.
     running_reward : r, a callable (t, x) -> (...); None means 0.
-    domain : a `Box` only when the process itself is reflected at its faces.
+    domain : a `Box` only when the process itself is reflected or stopped at its faces.
     exact : None, or something with value(t, x) and gradient(t, x), the closed form.
     marginal : None, or t -> law of X_t in closed form.
     name : used in tables and messages.
@@ -168,21 +175,32 @@ class ControlProblem:
         """Call every callable at a few points of the initial law, with scalar and with batched times."""
         x = self.initial_law.sample(64, np.random.default_rng(0))
         if self.domain is not None:
-            outside = ~self.domain.contains(x)
-            if outside.mean() > 0.05:
-                lower, upper = self.domain.bounds
-                raise ProblemError(
-                    f"{outside.mean():.0%} of the initial law lies outside the domain, the box {lower.tolist()} to"
-                    f" {upper.tolist()}; start the process inside, for instance from Uniform(domain)"
-                )
-            x = self.domain.mirror(x)
+            x = self._inside(x, self.domain)
         x = x[:5]
         for t in (0.0, self.horizon, np.linspace(0.0, self.horizon, 5)):
             self.b(t, x)
             self.r(t, x)
             if self._constant is None:
                 _check_elliptic(self.Lambda(t, x), x, "diffusion(t, x)")
+            if self.domain is not None:
+                for side, axis in np.argwhere(self.domain.where("absorbing")):
+                    on_face = x.copy()
+                    on_face[:, axis] = self.domain.bounds[side][axis]
+                    self.exit_reward(t, on_face)
         self.y(x)
+
+    def _inside(self, x: FloatArray, domain: Box) -> FloatArray:
+        """Samples of the initial law, those outside moved to where the process starts; refuse more than 5 per cent."""
+        stopped = domain.exited(x)
+        outside = ~domain.contains(x) | stopped
+        if outside.mean() > 0.05:
+            lower, upper = domain.bounds
+            there = f" ({stopped.mean():.0%} on or behind its absorbing faces)" if stopped.any() else ""
+            raise ProblemError(
+                f"{outside.mean():.0%} of the initial law lies outside the domain{there}, the box {lower.tolist()} to"
+                f" {upper.tolist()}; start the process inside, for instance from Uniform(domain)"
+            )
+        return domain.absorb(domain.mirror(x))
 
     def _call(
         self, name: str, function: Callable[..., ArrayLike], arguments: tuple[ArrayLike, ...], tail: tuple[int, ...]
@@ -234,6 +252,13 @@ class ControlProblem:
         """The terminal reward y(x), shape (...)."""
         points = as_points(x, self.dim)
         return self._call("terminal_reward(x)", self.terminal_reward, (points,), ())
+
+    def exit_reward(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """The exit reward g(t, x) at points on absorbing faces, shape (...); 0 when the domain has none."""
+        points = as_points(x, self.dim)
+        if self.domain is None or self.domain.exit_reward is None:
+            return np.zeros(points.shape[:-1])
+        return self._call("exit_reward(t, x)", self.domain.exit_reward, (t, points), ())
 
     @property
     def constant_diffusion(self) -> FloatArray | None:

@@ -1,332 +1,583 @@
-r"""The mesh reference: a control problem, solved on a mesh by finite elements in space and an adaptive method in time.
+r"""`solve`: value and policy of a control problem to a tolerance, with an estimate of the error that has been measured.
 
-f = exp(v / alpha), gauged, solves a linear equation backward in time from f_T = exp((y - c_y)/alpha). Its weak form on
-a basis (see `mesh_operators`) is a linear system of ordinary differential equations in s = T - t,
-
-    M df/ds = K(T - s) f,      f(s=0) = f_T,
-
-which `integrators.esdirk` solves. Every accepted step is kept as a cubic in time, so the `Solution` is dense in time.
+A problem that falls apart into independent ones is solved as these (`blocks`), never as a whole. Each is solved on a
+box with spectral elements (`box_reference`), and solved again with each of three things changed on its own: cells of a
+higher degree, a smaller tolerance in time, a larger box. The differences, in the norms of `compare`, are the parts of
+the estimate: what is returned is the solution whose error they measure, not the richer ones they are measured with. As
+long as a part exceeds its share of the tolerance, what it stands for is refined: cells are halved where the policy is
+not resolved, the time tolerance is divided, the box is widened.
 """
 
+import math
 import time
+import warnings
 from collections.abc import Callable
-from typing import Any, Literal, final
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, final
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from fem_hjb._checks import (
-    ConvergenceError,
-    DomainError,
-    FloatArray,
-    IntArray,
-    PositivityError,
-    ProblemError,
-    SpaceError,
-    positive_integer,
-)
-from fem_hjb.cole_hopf import UNDERFLOW, Gauge, gauge, range_in_temperatures
-from fem_hjb.domain import as_mesh, box_mesh, mesh_kind, truncation_box
-from fem_hjb.elements import ELEMENTS, element_named
-from fem_hjb.integrators import LinearSystem, Solve, Step, esdirk, rtol_in_range
-from fem_hjb.laws import Box
-from fem_hjb.mesh_operators import MeshOperators
+from fem_hjb._checks import ConvergenceError, DomainError, FloatArray, ProblemError, one_of
+from fem_hjb.background import quadratic_gauge, ranges
+from fem_hjb.blocks import alike, independent_blocks, restrict
+from fem_hjb.box_reference import solve_on_box
+from fem_hjb.cole_hopf import UNDERFLOW, Gauge, QuadraticGauge, ValueGauge, gauge
+from fem_hjb.compare import LawPoints, compare, law_points
+from fem_hjb.estimate import ErrorEstimate, ToleranceWarning, combine
+from fem_hjb.exponential import apply_axis
+from fem_hjb.laws import BoolArray, Box
+from fem_hjb.mesh_reference import BoundaryValue, estimate_on_mesh, solve_on_mesh
 from fem_hjb.problem import ControlProblem
-from fem_hjb.solution import Solution
-from fem_hjb.spaces import LineBasis, Space, SpatialBasis, spatial_basis
+from fem_hjb.reach import Reach, box_of, reach
+from fem_hjb.refinement import refine_on_mesh
+from fem_hjb.solution import ProductSolution, Solution
+from fem_hjb.spectral import SpectralBasis, SpectralLine
 
-DEFAULT_CELLS = {1: 128, 2: 64, 3: 16}
-DEFAULT_RTOL = 1e-6
-_GAUGE_TIMES = 33  # instants at which sup r is looked for
+_AnySolution = TypeVar("_AnySolution", Solution, ProductSolution)
 
-BoundaryValue = Callable[[float, FloatArray], ArrayLike]
+DEFAULT_RTOL = 1e-4
+LEAST_RTOL = 1e-10
+MAX_DOFS = {1: 4000, 2: 90_000, 3: 350_000}
+_SHARES = {"space": 0.4, "time": 0.2, "truncation": 0.2}  # of the tolerance, below which a part is left alone
+_MOST_ROUNDS = 40
+_RICHER = 2  # degrees
+_MOST_DEGREE = 16
+_SLOWER = 20.0  # by which the time tolerance is divided
+_LEAST_RTOL_TIME = 1e-13
+_WARM = 1.0  # temperature below which a failed solve is begun again from the grid of one ten times as hot
+_WIDER = 0.06  # of the width, by which a box is enlarged on each side
+_TAIL = 20.0  # of the tolerance: unresolved parts of the policy, relative
+_AHEAD = 0.1
+_TIME = 0.02  # of the tolerance, per step
+_FIRST_ROUNDS, _FIRST_TAIL = 5, 1e-2
+_FLAT = 0.1  # |log u| up to which the linear form is used on a truncated box, where nodes lie far out in the tails
+_DEEPEST = 60.0  # the same on a bounded domain
+_ROUNDING = 1e-12
+_UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Plan:
+    """How one problem is solved: the grids of the axes, their degree, the tolerance in time."""
+
+    grids: tuple[FloatArray, ...]
+    degree: int
+    rtol_time: float
+
+    @property
+    def dofs(self) -> int:
+        return math.prod((len(grid) - 1) * self.degree + 1 for grid in self.grids)
+
+    @property
+    def box(self) -> Box:
+        return Box([grid[0] for grid in self.grids], [grid[-1] for grid in self.grids], boundary="natural")
+
+    def basis(self) -> SpectralBasis:
+        return SpectralBasis([SpectralLine(grid, self.degree) for grid in self.grids])
 
 
 def solve(
     problem: ControlProblem,
     *,
+    rtol: float | None = None,
+    form: Literal["linear", "value"] | None = None,
+    box: Box | None = None,
+    max_dofs: int | None = None,
     mesh: Any = None,
     element: str | None = None,
     cells: int | tuple[int, ...] | None = None,
-    box: Box | None = None,
     steps: int | None = None,
     rtol_time: float | None = None,
     boundary: Literal["natural"] | BoundaryValue = "natural",
+    refine: bool = False,
     progress: Callable[[float], None] | None = None,
-) -> Solution:
-    """Value and policy of a problem by finite elements, in one, two or three dimensions.
+) -> Solution | ProductSolution:
+    """Value and policy of a problem, to a tolerance or on a mesh.
+
+    With a tolerance (rtol alone, or with the arguments of the first group) everything is chosen here: box, cells,
+    degree, form of the equation, route in time; in any dimension, if the problem falls apart into independent ones of
+    dimension up to three. With arguments of the second group the problem is solved on that mesh; see
+    `mesh_reference.solve_on_mesh` for them. Then rtol asks for an estimate of the error, and with refine=True for a
+    mesh of simplices refined where the policy needs it (`refinement.refine_on_mesh`).
 
     Parameters
     ----------
-    mesh : a scikit-fem mesh, or the path of a mesh file. Otherwise a box is cut into cells:
-    box : a `Box`; by default problem.domain if the process is reflected, else one that paths hardly ever leave.
-    cells : per axis of the box, one number or one for each; default 128, 64, 16 in one, two, three dimensions.
-    element : a name in `ELEMENTS`, "P2" if not given on lines, triangles and tetrahedra, "Q2" on other meshes.
-    rtol_time : relative tolerance, per time step and in L2, of the adaptive method of order 4; 1e-6 if not given. On an
-        automatic box the L2 norm carries a Gaussian weight of a quarter of its half-widths as standard deviations,
-        about 1.5 times those of the process: what happens next to faces where nothing goes does not make steps small.
-    steps : instead of it, this many equal steps.
-    boundary : "natural": <Lambda grad f, n> = 0, which is reflection where the domain is a truncation or the process
-        is reflected. Or a callable (t, x) with scalar t and x (n, d) that gives v on the boundary, shape (n,);
-        continuous elements only. Order 4 in time is kept as far as f is smooth up to the boundary. Where the values do
-        not fit those of f_T at t = T, the steps become small near T.
-    progress : called after every time step with the fraction of [0, T] done.
+    rtol : relative error of value and policy, as `compare` measures it: 1e-4 if not given. From 1e-10 to 0.1.
+    form : "linear" solves for f, "value" for v itself (by Newton's method, or explicitly where v is not stiff). By
+        default the linear form where f keeps its relative accuracy in double precision, else the value form.
+    box : the box to solve on, which is then kept; by default one that holds the process up to a mass of rtol^2.
+    max_dofs : unknowns in space that may be spent; 4000, 90 000, 350 000 in one, two, three dimensions.
+    progress : called with the fraction of the work done, as far as that is known.
 
     Returns
     -------
-    A `Solution` with method "mesh". Its status is "ok", or says at how many nodes of space and time f <= 0: Galerkin
-    solutions can undershoot where f is far below its maximum, and this is never clipped. Its stats: element, cells,
-    dofs (in space), steps, rejected, linear_solves, linear_solver, iterations, factorisations, range_in_temperatures
-    (a bound on -log f), excluded_mass (outside an automatic box, else None), min_f, and seconds, a mapping with mesh,
-    assembly, solve, total.
+    A `Solution`, or a `ProductSolution` of independent ones, with its `error_estimate`. Its stats tell the form, the
+    route and why, the unknowns, how often it was solved, and the seconds. If the tolerance is not met, a
+    `ToleranceWarning` says which part of the error stopped it, and so does the status.
 
     Raises
     ------
-    DomainError, SpaceError : mesh, box, cells, element or boundary do not fit the problem or each other.
-    ConvergenceError : steps or rtol_time make no sense, both are given, or the time stepping fails.
-    PositivityError : rewards differ by more than 700 temperatures, so that f underflows.
+    ConvergenceError : rtol is out of range (below 1e-10 double precision has nothing to offer), or no solution exists
+        on any grid tried.
+    InfiniteValueError : the problem is linear-quadratic and its value infinite.
+    EllipticityError, ProblemError : a coefficient is not elliptic, or not finite, somewhere in the box.
+    DomainError : the box or mesh does not fit, or more than three coordinates hang together.
     """
-    started = time.perf_counter()
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"solve needs a ControlProblem, got {type(problem).__name__}")
-    control = _time_control(steps, rtol_time)
     if progress is not None and not callable(progress):
         raise ConvergenceError(f"progress must be a callable or None, got {progress!r}")
-    basis, excluded = _basis(problem, mesh, element, cells, box)
-    _check_boundary(problem, basis, boundary)
-    meshed = time.perf_counter()
-
-    instants = np.linspace(0.0, problem.horizon, _GAUGE_TIMES)
-    depth = range_in_temperatures(problem, basis.nodes, instants)
-    if depth > UNDERFLOW:
-        raise PositivityError(
-            f"the rewards of {problem.name!r} differ by up to {depth:.0f} temperatures on the mesh, so that"
-            f" f = exp(v / alpha) underflows (the limit is about {UNDERFLOW:.0f}); raise the temperature above"
-            f" {problem.temperature * depth / UNDERFLOW:.3g}, or take a smaller box"
+    tolerance = None if rtol is None else _checked(rtol)
+    on_mesh = {"mesh": mesh, "element": element, "cells": cells, "steps": steps, "rtol_time": rtol_time}
+    if refine or callable(boundary) or any(value is not None for value in on_mesh.values()):
+        given = [
+            name for name, value in (("form", form), ("max_dofs", None if refine else max_dofs)) if value is not None
+        ]
+        if given:
+            raise DomainError(f"{' and '.join(given)} cannot be asked for on a mesh; leave out what belongs to meshes")
+        return _solve_on_mesh(problem, tolerance, on_mesh, box, boundary, refine, max_dofs, progress)
+    if boundary != "natural":
+        raise DomainError(f"boundary must be 'natural' or a callable (t, x) -> v on the boundary, got {boundary!r}")
+    if form is not None:
+        one_of(form, "form", ("linear", "value"), ConvergenceError)
+    tolerance = DEFAULT_RTOL if tolerance is None else tolerance
+    started = time.perf_counter()
+    blocks = [tuple(range(problem.dim))] if box is not None else independent_blocks(problem)
+    largest = max(map(len, blocks))
+    if largest > 3:
+        raise DomainError(
+            f"boxes go up to dimension 3, but {largest} coordinates of {problem.name!r} hang together; learn its value"
+            " from paths instead"
         )
-    gauged = gauge(problem, basis.nodes, instants)
-    system = _Backward(problem, basis, gauged, boundary)
-    if excluded is not None:
-        system.weigh(basis.box)
-    f_T = _terminal(problem, basis, gauged)
-    assembled = time.perf_counter()
+    if len(blocks) == 1:
+        return _finished(_solve_block(problem, tolerance, form, box, max_dofs, progress), tolerance, started)
+    parts: list[tuple[tuple[int, ...], Solution]] = []
+    for k, block in enumerate(blocks):
+        own = restrict(problem, block, len(blocks))
+        same = next((part for _, part in parts if alike(part.problem, own)), None)
+        part = _solve_block(own, 0.7 * tolerance, form, None, max_dofs, None) if same is None else same
+        parts.append((block, part))
+        if progress is not None:
+            progress((k + 1) / len(blocks))
+    return _finished(_product(problem, parts), tolerance, started)
 
-    grid, coefficients, counts = _integrate(system, f_T, problem.horizon, control, progress)
-    finished = time.perf_counter()
-    line = LineBasis(grid, "P3")
-    operators = system.operators
-    assembly = assembled - meshed + system.seconds
-    return Solution(
+
+def _checked(rtol: float) -> float:
+    number = float(rtol) if isinstance(rtol, int | float | np.number) and not isinstance(rtol, bool) else math.nan
+    if not LEAST_RTOL <= number <= 0.1:
+        raise ConvergenceError(
+            f"rtol must be a number from {LEAST_RTOL:g}, what double precision allows, to 0.1, got {rtol!r}"
+        )
+    return number
+
+
+def _finished(solution: _AnySolution, rtol: float, started: float) -> _AnySolution:
+    """With the total of seconds, and a warning and a status that say so if the tolerance is not met."""
+    estimate = solution.error_estimate
+    if estimate is None:
+        raise ConvergenceError("a solution without an estimate")
+    changes: dict[str, Any] = {"stats": {**solution.stats, "seconds": time.perf_counter() - started}}
+    if not estimate.met(rtol):
+        complaint = estimate.complaint(rtol, f"solve({solution.problem.name!r})")
+        warnings.warn(complaint, ToleranceWarning, stacklevel=3)
+        changes["status"] = complaint if solution.status == "ok" else f"{solution.status}; {complaint}"
+    return replace(solution, **changes)
+
+
+def _product(problem: ControlProblem, parts: list[tuple[tuple[int, ...], Solution]]) -> ProductSolution:
+    """Errors add up in squares for policies; those of values as if they all had one sign."""
+    estimates = [part.error_estimate for _, part in parts if part.error_estimate is not None]
+    once = {id(part): _sizes(part) for part in {id(part): part for _, part in parts}.values()}
+    sizes = np.array([once[id(part)] for _, part in parts])
+    whole = np.maximum(np.array(_sizes(ProductSolution(problem=problem, parts=tuple(parts), status="ok"))), 1e-300)
+    value = sum(e.value * s for e, s in zip(estimates, sizes[:, 0], strict=True)) / whole[0]
+    policy = math.sqrt(sum((e.policy * s) ** 2 for e, s in zip(estimates, sizes[:, 1], strict=True))) / whole[1]
+    largest = max(max(e.value, e.policy) for e in estimates)
+    scale = max(value, policy) / largest if largest > 0 else 0.0
+    told = [part.status for _, part in parts if part.status != "ok"]
+    return ProductSolution(
         problem=problem,
-        space=Space.product(line, basis, excluded_mass=excluded),
-        coefficients=coefficients,
-        gauge=gauged,
-        method="mesh",
-        status=_status(coefficients, line.nodes, basis),
+        parts=tuple(parts),
+        status="; ".join(told) if told else "ok",
         stats={
-            "element": basis.element,
-            "cells": basis.n_cells,
-            "dofs": basis.n_dofs,
-            **counts,
-            "linear_solver": operators.linear_solver,
-            "iterations": operators.iterations,
-            "factorisations": operators.factorisations,
-            "range_in_temperatures": depth,
-            "excluded_mass": excluded,
-            "seconds": {
-                "mesh": meshed - started,
-                "assembly": assembly,
-                "solve": finished - meshed - assembly,
-                "total": finished - started,
-            },
+            "form": ", ".join(dict.fromkeys(part.stats["form"] for _, part in parts)),
+            "route": ", ".join(dict.fromkeys(part.stats["route"] for _, part in parts)),
+            "why": f"falls apart into {len(parts)} independent problems",
+            "dofs": sum(part.stats["dofs"] for _, part in parts),
+            "solves": sum(part.stats["solves"] for part in {id(part): part for _, part in parts}.values()),
         },
+        error_estimate=ErrorEstimate(
+            value=float(value),
+            policy=float(policy),
+            **{name: scale * max(getattr(e, name) for e in estimates) for name in _SHARES},
+        ),
     )
+
+
+def _sizes(solution: Any) -> tuple[float, float]:
+    """max over t of the norms of value and policy."""
+    problem = solution.problem
+    points = law_points(problem)
+    return _largest_norms(problem, points, [_evaluate(solution, t, x) for t, x, _ in _each(points)])
+
+
+def _each(points: LawPoints) -> list[tuple[float, FloatArray, FloatArray]]:
+    return [(float(t), x, w) for t, (x, w) in zip(points.times, points.rules, strict=True)]
+
+
+def _evaluate(solution: Any, t: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """v (n,) and grad v (n, d); nan outside the box and where f <= 0."""
+    how = {"outside": "nan", "nonpositive": "nan"}
+    return solution.value(t, x, **how), solution.gradient(t, x, **how)
+
+
+def _largest_norms(
+    problem: ControlProblem, points: LawPoints, rows: list[tuple[FloatArray, FloatArray]]
+) -> tuple[float, float]:
+    """max over t of the L2(p_t) norm of v, and of Lambda grad v / alpha in the norm of Lambda^{-1}; nan left out."""
+    value = policy = 0.0
+    for (t, x, w), (v, slope) in zip(_each(points), rows, strict=True):
+        known = np.isfinite(v) & np.isfinite(slope).all(axis=1)
+        size = np.einsum("ni,nij,nj->n", slope[known], problem.Lambda(t, x[known]), slope[known])
+        value = max(value, math.sqrt(w[known] @ v[known] ** 2))
+        policy = max(policy, math.sqrt(w[known] @ size) / problem.temperature)
+    return value, policy
+
+
+def _solve_block(
+    problem: ControlProblem,
+    rtol: float,
+    form: str | None,
+    box: Box | None,
+    max_dofs: int | None,
+    progress: Callable[[float], None] | None,
+) -> Solution:
+    """The loop over plans; see the module."""
+    found = reach(problem)
+    limit = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
+    domain = _given(problem, box) if box is not None else box_of(problem, found, max(0.01 * rtol**2, 1e-22))
+    moving = domain.where("natural") if box is None else np.zeros((2, problem.dim), dtype=np.bool_)
+    if problem.domain is not None:
+        moving &= ~np.isfinite(np.stack(problem.domain.bounds))
+    solver = _Solver(problem, domain, form)
+    degree = 8 if rtol >= 1e-4 else 10 if rtol >= 1e-6 else 12
+    tail = _TAIL * rtol
+    start = _first_grids(problem, solver.gauge, domain, found, degree)
+    plan = _Plan(grids=start, degree=degree, rtol_time=min(1e-3, 100.0 * _TIME * rtol))
+    parts: dict[str, tuple[float, float]] = {}
+    warmed = False
+    for k in range(_MOST_ROUNDS):
+        if progress is not None:
+            progress(k / _MOST_ROUNDS)
+        solution = solver(plan)
+        if solution is None and not warmed and problem.temperature < _WARM and not solver.linear:
+            warmed = True
+            warm = _solve_block(
+                replace(problem, temperature=10.0 * problem.temperature, exact=None), 1e-3, "value", box, max_dofs, None
+            )
+            plan = replace(plan, grids=tuple(line.grid for line in spectral(warm).lines))
+            continue
+        if solution is None:
+            finer = _halved(plan, [np.ones(len(grid) - 1, dtype=np.bool_) for grid in plan.grids])
+            if finer.dofs > limit:
+                raise ConvergenceError(
+                    f"no solution of {problem.name!r} on {plan.dofs} nodes, and max_dofs={limit} allows no more:"
+                    f" {solver.failure}"
+                )
+            plan = finer
+            continue
+        finer = _halved(plan, _marked(solution, found, tail * solver.sizes(plan)[1] * problem.temperature))
+        if plan.dofs < finer.dofs <= limit:
+            plan = finer
+            continue
+        if plan.rtol_time > _TIME * rtol:  # grids are found with coarser steps
+            plan = replace(plan, rtol_time=_TIME * rtol)
+            continue
+        better = None
+        parts = {}
+        for name, other in _perturbed(plan, domain, moving):
+            parts[name] = solver.difference(plan, other)
+            size = max(parts[name])
+            if size <= max(_SHARES[name] * rtol, 2.0 * max(parts["time"]) if name != "time" else 0.0):
+                continue  # steps differ from run to run: differences below twice the error in time are nothing else
+            better = other
+            if name == "space":
+                tail *= min(max(0.3 * _SHARES[name] * rtol / size, 0.01), 0.3)
+                finer = _halved(plan, _marked(solution, found, tail * solver.sizes(plan)[1] * problem.temperature))
+                better = finer if finer.dofs > plan.dofs else replace(plan, degree=plan.degree + _RICHER)
+            if better.dofs <= limit and better.degree <= _MOST_DEGREE and better.rtol_time >= _LEAST_RTOL_TIME:
+                break
+            better = None
+        if better is None:
+            break
+        plan = better
+    if solution is None or not parts:
+        raise ConvergenceError(f"no solution of {problem.name!r} after {_MOST_ROUNDS} refinements: {solver.failure}")
+    rounding = solver.rounding(plan)
+    estimate = combine(
+        {name: part[0] + (rounding if name == "space" else 0.0) for name, part in parts.items()},
+        {name: part[1] + (rounding if name == "space" else 0.0) for name, part in parts.items()},
+    )
+    stats = {**solution.stats, "gauge": solver.why, "solves": solver.count}
+    return replace(solution, error_estimate=estimate, stats=stats)
+
+
+def _given(problem: ControlProblem, box: Box) -> Box:
+    """The user's box, with the faces of problem.domain where it has some."""
+    if not isinstance(box, Box) or box.dim != problem.dim:
+        got = f"one of dimension {box.dim}" if isinstance(box, Box) else type(box).__name__
+        raise DomainError(f"box must be a Box of dimension {problem.dim}, got {got}")
+    if not box.bounded:
+        raise DomainError(f"box must have finite faces, got {box}")
+    domain = problem.domain
+    if domain is not None:
+        for bound, own, side in zip(box.bounds, domain.bounds, range(2), strict=True):
+            kept = ~domain.where("natural")[side]
+            if (np.abs(bound - own)[kept] > 1e-9 * (box.bounds[1] - box.bounds[0])[kept]).any():
+                raise DomainError(
+                    f"the process ends at the faces of {domain}, so the box must have them too, got {box}"
+                )
+    samples = problem.initial_law.sample(4096, np.random.default_rng(0))
+    outside = 1.0 - float(box.contains(samples).mean())
+    if outside > _UNCOVERED:
+        raise DomainError(
+            f"the box leaves out {outside:.1%} of the initial law of {problem.name!r}, at most {_UNCOVERED:.0%} is"
+            f" allowed: it is {box.bounds[0].tolist()} to {box.bounds[1].tolist()}, samples of the law lie in"
+            f" {samples.min(axis=0).tolist()} to {samples.max(axis=0).tolist()}; take a larger box"
+        )
+    return box
 
 
 @final
-class _Backward(LinearSystem):
-    """M df/ds = K(T - s) f with prescribed boundary values, if any."""
+class _Solver:
+    """Solves plans, each only once, and compares what it got."""
 
-    def __init__(
-        self, problem: ControlProblem, basis: SpatialBasis, gauged: Gauge, boundary: Literal["natural"] | BoundaryValue
-    ) -> None:
-        self.operators = MeshOperators(problem, basis, gauged)
-        self.mass = self._metric = self.operators.M
-        self.factors = self.operators.direct
-        self.seconds = 0.0
-        self._horizon, self._gauge, self._boundary = problem.horizon, gauged, boundary
-        if callable(boundary):
-            self.fixed: IntArray = basis.boundary_dofs()
-            self._x = basis.nodes[self.fixed]
-            self.fixed_values(0.0)
-            self.fixed_values(problem.horizon)
+    def __init__(self, problem: ControlProblem, box: Box, form: str | None) -> None:
+        self.problem, self.points = problem, law_points(problem)
+        self.gauge, self.linear, self.why = _choose(problem, box, form)
+        self.count, self.failure = 0, ""
+        self._solutions: dict[_Plan, Solution | None] = {}
+        self._rows: dict[_Plan, list[tuple[FloatArray, FloatArray]]] = {}
 
-    def weigh(self, box: Box) -> None:
-        """Measure errors with a Gaussian weight instead of in plain L2; see `solve`."""
-        lower, upper = box.bounds
-        centre, deviation = (lower + upper) / 2, (upper - lower) / 8
-        self._metric = self.operators.weighted_mass(lambda x: np.exp(-0.5 * (((x - centre) / deviation) ** 2).sum(-1)))
-
-    def norm(self, f: FloatArray) -> float:
-        return float(np.sqrt(max(f @ (self._metric @ f), 0.0)))
-
-    def _time(self, s: float) -> float:
-        return float(min(max(self._horizon - s, 0.0), self._horizon))
-
-    def stiffness(self, s: float) -> Any:
-        start = time.perf_counter()
-        K = self.operators.K(self._time(s))
-        self.seconds += time.perf_counter() - start
-        return K
-
-    def solver(self, stiffness: Any, shift: float) -> Solve:
-        return self.operators.solver(stiffness, shift, self.fixed)
-
-    def fixed_values(self, s: float) -> FloatArray:
-        if not callable(self._boundary):
-            return np.zeros(0)
-        t = self._time(s)
-        v = np.asarray(self._boundary(t, self._x), dtype=np.float64)
-        if v.shape != self._x.shape[:1]:
-            raise DomainError(
-                f"boundary(t, x) returned shape {v.shape} for x of shape {self._x.shape},"
-                f" expected the values of v, shape {self._x.shape[:1]}"
-            )
-        with np.errstate(over="ignore"):
-            f = self._gauge.f_from_value(t, v)
-        if not np.isfinite(f).all():
-            bad = int(np.argmax(~np.isfinite(f)))
-            raise DomainError(
-                f"boundary(t, x) is v={v[bad]:.3g} at t={t:.6g}, x={self._x[bad].tolist()}, which is not finite or so"
-                " far above the rewards that exp(v / alpha) overflows; give the values of v itself, not of f"
-            )
-        return f
-
-
-def _time_control(steps: int | None, rtol_time: float | None) -> dict[str, Any]:
-    if steps is not None and rtol_time is not None:
-        raise ConvergenceError(
-            f"give steps or rtol_time, not both, got steps={steps!r} and rtol_time={rtol_time!r}: equal steps, or as"
-            " many as the tolerance needs"
-        )
-    if steps is not None:
-        return {"steps": positive_integer(steps, "steps", ConvergenceError)}
-    return {"rtol": rtol_in_range(DEFAULT_RTOL if rtol_time is None else rtol_time, "rtol_time")}
-
-
-def _basis(
-    problem: ControlProblem, mesh: Any, element: str | None, cells: int | tuple[int, ...] | None, box: Box | None
-) -> tuple[SpatialBasis, float | None]:
-    """The basis, and the mass left out if the box was chosen here."""
-    if problem.dim > 3:
-        raise DomainError(
-            f"meshes go up to dimension 3, the problem has dim={problem.dim}; learn its value from paths instead"
-        )
-    if mesh is not None:
-        given = [name for name, value in (("cells", cells), ("box", box)) if value is not None]
-        if given:
-            raise DomainError(f"give mesh, or cells and box, not both: got mesh and {' and '.join(given)}")
-        if element is not None:
-            element_named(element)
-        loaded = as_mesh(mesh, problem)
-        usual = "P2" if mesh_kind(loaded) in ELEMENTS["P2"].kinds else "Q2"
-        return spatial_basis(loaded, usual if element is None else element), None
-    row = element_named("P2" if element is None else element)
-    kind, counts = row.kind_in(problem.dim), DEFAULT_CELLS[problem.dim] if cells is None else cells
-    if box is not None:
-        if not isinstance(box, Box) or box.dim != problem.dim:
-            got = f"one of dimension {box.dim}" if isinstance(box, Box) else type(box).__name__
-            raise DomainError(f"box must be a Box of dimension {problem.dim}, got {got}")
-        return spatial_basis(as_mesh(box_mesh(box, counts, kind), problem), row.name), None
-    truncation = truncation_box(problem)
-    excluded = truncation.excluded_mass if problem.domain is None else None
-    return spatial_basis(box_mesh(truncation.box, counts, kind), row.name), excluded
-
-
-def _check_boundary(problem: ControlProblem, basis: SpatialBasis, boundary: Any) -> None:
-    if not callable(boundary) and boundary != "natural":
-        raise DomainError(f"boundary must be 'natural' or a callable (t, x) -> v on the boundary, got {boundary!r}")
-    if callable(boundary) and basis.smoothness:
-        raise SpaceError(
-            f"element {basis.element!r} takes no prescribed boundary values, as its coefficients on the boundary are"
-            " slopes too; use boundary='natural', or a continuous element such as 'P2' or 'Q2'"
-        )
-    if problem.domain is not None and callable(boundary):
-        raise DomainError("the process is reflected at the faces of problem.domain; use boundary='natural'")
-    _check_reflection(problem, basis.nodes)
-
-
-def _check_reflection(problem: ControlProblem, nodes: FloatArray) -> None:
-    """The natural condition <Lambda grad f, n> = 0 is reflection along n only where Lambda n is parallel to n."""
-    if problem.domain is None or problem.dim == 1:
-        return
-    lower, upper = problem.domain.bounds
-    for axis in range(problem.dim):
-        reach = 1e-9 * (upper[axis] - lower[axis])
-        on_face = (nodes[:, axis] - lower[axis] < reach) | (upper[axis] - nodes[:, axis] < reach)
-        for t in (0.0, 0.5 * problem.horizon, problem.horizon):
-            rows = problem.Lambda(t, nodes[on_face])[:, axis]
-            if np.abs(np.delete(rows, axis, axis=1)).max() > 1e-10 * np.abs(rows).max():
-                raise DomainError(
-                    f"reflection along the normal needs a diffusion without off-diagonal entries in row {axis} on the"
-                    f" faces across axis {axis}: with others the weak form reflects along Lambda n instead; rotate the"
-                    " coordinates, or use a domain far from where the process goes, which does not reflect"
+    def __call__(self, plan: _Plan) -> Solution | None:
+        """The solution; None if there is none on this grid."""
+        if plan not in self._solutions:
+            self.count += 1
+            try:
+                self._solutions[plan] = solve_on_box(
+                    self.problem, plan.basis(), self.gauge, rtol_time=plan.rtol_time, linear=self.linear
                 )
+            except ConvergenceError as failure:
+                self._solutions[plan], self.failure = None, str(failure)
+        return self._solutions[plan]
+
+    def rows(self, plan: _Plan) -> list[tuple[FloatArray, FloatArray]]:
+        """v and grad v at the points of comparison, for each time."""
+        if plan not in self._rows:
+            self._rows[plan] = [_evaluate(self(plan), t, x) for t, x, _ in _each(self.points)]
+        return self._rows[plan]
+
+    def sizes(self, plan: _Plan) -> tuple[float, float]:
+        """max over t of the norms of value and policy."""
+        return _largest_norms(self.problem, self.points, self.rows(plan))
+
+    def difference(self, plan: _Plan, other: _Plan) -> tuple[float, float]:
+        """Relative differences of values and policies; what has no value although in the box counts as all wrong."""
+        if self(other) is None:
+            return math.inf, math.inf
+        mine, theirs = self.rows(plan), self.rows(other)
+        box, lost, kept = plan.box, 0.0, []
+        for (_, x, w), (v, slope), (v_other, slope_other) in zip(_each(self.points), mine, theirs, strict=True):
+            gap, slope_gap = v - v_other, slope - slope_other
+            unknown = ~(np.isfinite(gap) & np.isfinite(slope_gap).all(axis=1))
+            lost = max(lost, float(w[unknown & box.contains(x)].sum()))
+            kept.append((np.where(unknown, np.nan, gap), slope_gap))
+        sizes = self.sizes(other)
+        errors = _largest_norms(self.problem, self.points, kept)
+        wrong = math.sqrt(lost) if lost > 1e-15 else 0.0
+        value, policy = (e / s if s > 0 else (0.0 if e == 0 else math.inf) for e, s in zip(errors, sizes, strict=True))
+        return math.hypot(value, wrong), math.hypot(policy, wrong)
+
+    def rounding(self, plan: _Plan) -> float:
+        """What double precision leaves of the policy: eps, amplified by the differentiation."""
+        value, policy = self.sizes(plan)
+        finest = min(float(np.diff(line.nodes).min()) for line in plan.basis().lines)
+        reach = float(np.ptp(plan.grids[0])) / 16.0
+        return _ROUNDING * max(1.0, reach / finest * 0.1)
 
 
-def _terminal(problem: ControlProblem, basis: SpatialBasis, gauged: Gauge) -> FloatArray:
-    """Coefficients of f_T: interpolated on continuous elements, projected in L2 on C1 ones."""
-    if basis.smoothness:
-        return basis.project(lambda x: gauged.terminal_f(problem, x))
-    return basis.interpolate(gauged.terminal_f(problem, basis.nodes))
+def _choose(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge | QuadraticGauge, bool, str]:
+    """The background, whether the linear form is used, and why."""
+    lower, upper = box.bounds
+    lines = [np.linspace(a, b, 9 if problem.dim == 3 else 33) for a, b in zip(lower, upper, strict=True)]
+    x = np.stack(np.meshgrid(*lines, indexing="ij"), -1).reshape(-1, problem.dim)
+    times = np.linspace(0.0, problem.horizon, 9)
+    constants = gauge(problem, x, times)
+    kinds = np.asarray(box.faces)
+    truncated = bool((kinds == "natural").any())
+    quadratic = quadratic_gauge(problem, box, constants) if truncated else None
+    candidates: list[Gauge | QuadraticGauge] = [constants] if quadratic is None else [quadratic, constants]
+    spreads = [ranges(problem, each, x, times) for each in candidates]
+    best = min(range(len(candidates)), key=lambda k: sum(spreads[k]))
+    above, below = spreads[best]
+    deepest = _FLAT if truncated else _DEEPEST
+    absorbing = problem.domain is not None and problem.domain.absorbing
+    fits = max(below, above) <= deepest
+    name = "a quadratic" if isinstance(candidates[best], QuadraticGauge) else "constants"
+    why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
+    if absorbing and (form == "value" or below > UNDERFLOW):
+        raise ConvergenceError(
+            f"the value form has no absorbing faces, and f = exp(v / alpha) {why.split(',')[1]}, too many for the linear"
+            " form; raise the temperature"
+        )
+    linear = form == "linear" or absorbing or (form is None and fits)
+    return candidates[best], linear, why
 
 
-def _integrate(
-    system: LinearSystem,
-    f_T: FloatArray,
-    horizon: float,
-    control: dict[str, Any],
-    progress: Callable[[float], None] | None,
-) -> tuple[FloatArray, FloatArray, dict[str, int]]:
-    """The grid in t (m+1,), coefficients (3 m + 1, n) at the nodes of cubics on it, and counts of work."""
-    rows: list[FloatArray] = []
-    ends = [0.0]
-    rejected = solves = 0
-    step: Step
-    for step in esdirk(system, f_T, 0.0, horizon, **control):
-        rows.extend(_inside(step) if rows else [step.f0, *_inside(step)])
-        ends.append(step.t + step.h)
-        rejected, solves = rejected + step.rejected, solves + step.solves
-        if progress is not None:
-            progress(min(1.0, ends[-1] / horizon))
-    grid = horizon - np.array(ends[::-1])
-    grid[0], grid[-1] = 0.0, horizon
-    count = len(rows)
-    coefficients = np.empty((count, f_T.size))
-    for k in range(count):  # from the last row on, letting go of each, so that there is never a second copy of them all
-        coefficients[k] = rows.pop()
-    coefficients.setflags(write=False)
-    return grid, coefficients, {"steps": len(ends) - 1, "rejected": rejected, "linear_solves": solves}
+def _first_grids(
+    problem: ControlProblem, background: Gauge | QuadraticGauge, box: Box, found: Reach, degree: int
+) -> tuple[FloatArray, ...]:
+    """Cells halved along each axis until terminal reward and drift are roughly resolved where the process goes."""
+    middle, spread = found.median.mean(axis=0), found.scale.max(axis=(0, 1))
+    T = problem.horizon
+    grids = []
+    for axis, (low, high) in enumerate(zip(*box.bounds, strict=True)):
+        grid = np.linspace(low, high, 3)
+        for _ in range(_FIRST_ROUNDS):
+            line = SpectralLine(grid, degree)
+            points = np.repeat((middle + np.array([[0.0], [-1.0], [1.0]]) * spread)[:, None], line.n, axis=1)
+            points[..., axis] = line.nodes
+            points = np.clip(points, *box.bounds)
+            flat = points.reshape(-1, problem.dim)
+            y = problem.y(flat)
+            functions = [(y - background.background(T, flat), y)]
+            functions += [(part, part) for t in (0.0, 0.5 * T, T) for part in problem.b(t, flat).T]
+            weight = np.maximum.reduceat(
+                found.weight(axis, line.nodes)[line.cell_dofs].ravel(), np.arange(0, line.cell_dofs.size, degree + 1)
+            )
+            marked = np.zeros(line.n_cells, dtype=np.bool_)
+            for values, whole in functions:
+                rows = values.reshape(len(points), line.n).T
+                size = max(
+                    float(np.abs(line.derivative @ rows * found.weight(axis, line.nodes)[:, None]).max()), 1e-300
+                )
+                tails = line.modal_tail(line.derivative @ rows).max(axis=1)
+                marked |= (tails * weight > _FIRST_TAIL * size) & (tails > 1e-9 * np.abs(whole).max())
+            if not marked.any():
+                break
+            grid = _bisected(grid, marked)
+        grids.append(grid)
+    return tuple(grids)
 
 
-def _inside(step: Step) -> list[FloatArray]:
-    return [step.dense(1 / 3), step.dense(2 / 3), step.f1]
+def _bisected(grid: FloatArray, marked: BoolArray) -> FloatArray:
+    return np.sort(np.concatenate([grid, 0.5 * (grid[:-1] + grid[1:])[marked]]))
 
 
-def _status(coefficients: FloatArray, times: FloatArray, basis: SpatialBasis) -> str:
-    """ "ok", or at how many nodes of space and time f is not positive, and where it is lowest."""
-    lowest = np.empty(len(times))
-    where = np.empty(len(times), dtype=np.int64)
-    bad = 0
-    for k, row in enumerate(coefficients):  # one row at a time, as all of them may be most of the memory
-        f = row[basis.node_dofs]
-        where[k] = f.argmin()
-        lowest[k] = f[where[k]]
-        bad += int((f <= 0).sum())
-    if not bad:
-        return "ok"
-    k = int(lowest.argmin())
-    return (
-        f"f is not positive at {bad} of {len(times) * len(basis.nodes)} nodes, lowest {lowest[k]:.3g}"
-        f" at t={times[k]:.4g}, x={basis.nodes[where[k]].tolist()}"
+def _halved(plan: _Plan, marked: list[BoolArray]) -> _Plan:
+    return replace(plan, grids=tuple(_bisected(g, m) for g, m in zip(plan.grids, marked, strict=True)))
+
+
+def _marked(solution: Solution, found: Reach, threshold: float) -> list[BoolArray]:
+    """The cells of each axis in which the gradient of the unknown is not resolved, where the process goes.
+
+    In every cell of an axis: the two highest Legendre coefficients along it of each derivative of the unknown, squared
+    and integrated over the other axes under a product of the densities of the axes, at their largest over some times.
+    """
+    basis = spectral(solution)
+    lines, times = basis.lines, solution.space.time.n_dofs
+    rows = np.unique(
+        np.concatenate([np.linspace(0, times - 1, 9), times - 1 - np.arange(min(times, 4))]).astype(np.int64)
     )
+    density = [found.weight(k, line.nodes) ** 2 for k, line in enumerate(lines)]
+    mass = [part * line.weights / (part @ line.weights) for part, line in zip(density, lines, strict=True)]
+    logarithmic = not isinstance(solution.gauge, ValueGauge)
+    squares = [np.zeros(line.n_cells) for line in lines]
+    grid = np.asarray(solution.coefficients)
+    for row in rows:
+        w = grid[row].reshape(basis.shape)
+        if logarithmic:
+            w = solution.problem.temperature * np.log(np.maximum(w, 1e-300))
+        for k, line in enumerate(lines):
+            slope = apply_axis(line.derivative, w, k)
+            for m, other in enumerate(lines):
+                tails = np.moveaxis(other.modal_tail(slope, axis=m) ** 2, m, 0)
+                for j in range(len(lines) - 1, -1, -1):
+                    if j != m:
+                        tails = tails @ mass[j]
+                held = (density[m][other.cell_dofs].max(axis=1) * other.widths) / (density[m] @ other.weights)
+                squares[m] = np.maximum(squares[m], tails * held)
+    total = sum(float(values.sum()) for values in squares)
+    if total <= threshold**2:
+        return [np.zeros(values.size, dtype=np.bool_) for values in squares]
+    cells = sum(values.size for values in squares)
+    return [values > _AHEAD * threshold**2 / cells for values in squares]  # some that will need it soon: fewer rounds
+
+
+def spectral(solution: Solution) -> SpectralBasis:
+    """The basis in space of a solution on a box."""
+    basis = solution.space.spatial
+    if not isinstance(basis, SpectralBasis):
+        raise ConvergenceError(f"expected a solution on spectral elements, got one on {basis.element!r}")
+    return basis
+
+
+def _perturbed(plan: _Plan, box: Box, moving: BoolArray) -> list[tuple[str, _Plan]]:
+    """The plans that differ in one thing, in the order in which what they show is put right."""
+    plans = [
+        ("time", replace(plan, rtol_time=plan.rtol_time / _SLOWER)),
+        ("space", replace(plan, degree=plan.degree + _RICHER)),
+    ]
+    if moving.any():
+        grids = []
+        for k, grid in enumerate(plan.grids):
+            extra = _WIDER * (grid[-1] - grid[0])
+            left = [grid[0] - extra] if moving[0, k] else []
+            right = [grid[-1] + extra] if moving[1, k] else []
+            grids.append(np.concatenate([left, grid, right]))
+        plans.append(("truncation", replace(plan, grids=tuple(grids))))
+    return plans
+
+
+def _solve_on_mesh(
+    problem: ControlProblem,
+    rtol: float | None,
+    given: dict[str, Any],
+    box: Box | None,
+    boundary: Literal["natural"] | BoundaryValue,
+    refine: bool,
+    max_dofs: int | None,
+    progress: Callable[[float], None] | None,
+) -> Solution:
+    if refine:
+        refused = [name for name in ("steps", "rtol_time") if given[name] is not None]
+        if refused or rtol is None:
+            raise DomainError(
+                f"refine=True needs rtol and chooses the time steps, got rtol={rtol!r}"
+                + (f" and {', '.join(refused)}" if refused else "")
+            )
+        chosen = {name: given[name] for name in ("mesh", "element", "cells")}
+        if max_dofs is not None:
+            chosen["max_dofs"] = max_dofs
+        return refine_on_mesh(problem, rtol=rtol, box=box, boundary=boundary, **chosen)
+    solution = solve_on_mesh(problem, box=box, boundary=boundary, progress=progress, **given)
+    if rtol is None:
+        return solution
+    started = time.perf_counter()
+    truncation = _truncation_of_mesh(problem, solution, rtol)
+    estimate = estimate_on_mesh(solution, boundary=boundary, truncation=truncation)
+    return _finished(replace(solution, error_estimate=estimate), rtol, started)
+
+
+def _truncation_of_mesh(problem: ControlProblem, solution: Solution, rtol: float) -> tuple[float, float]:
+    """What ending the process at the box around the mesh costs: spectral solutions on this box and on a large one."""
+    if problem.domain is not None and problem.domain.bounded:
+        return 0.0, 0.0
+    lower, upper = solution.space.spatial.box.bounds
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ToleranceWarning)
+        near = _solve_block(problem, 0.1 * rtol, None, Box(lower, upper, boundary="natural"), None, None)
+        far = _solve_block(problem, 0.1 * rtol, None, None, None, None)
+    row = compare({"near": near}, far, problem=problem).overall("near")
+    return row.value, row.policy

@@ -20,6 +20,7 @@ from fem_hjb._checks import (
     positive_integer,
     spawn_generators,
 )
+from fem_hjb.laws import Box
 from fem_hjb.problem import ControlProblem, LinearDrift
 
 Policy = Callable[[ArrayLike, FloatArray], ArrayLike]
@@ -118,7 +119,7 @@ def noise_factor(problem: ControlProblem, t: ArrayLike, x: FloatArray) -> FloatA
 
 @final
 class _Coefficients:
-    """Drift (with the policy) and noise factor, evaluated inside the reflecting box if there is one."""
+    """Drift (with the policy) and noise factor, evaluated inside the domain if there is one."""
 
     def __init__(self, problem: ControlProblem, policy: Policy | None) -> None:
         self.problem, self.policy = problem, policy
@@ -126,7 +127,7 @@ class _Coefficients:
         self.constant = None if constant is None else np.asarray(np.linalg.cholesky(constant), dtype=np.float64)
 
     def inside(self, x: FloatArray) -> FloatArray:
-        return x if self.problem.domain is None else self.problem.domain.mirror(x)
+        return x if self.problem.domain is None else _inside(self.problem.domain, x)
 
     def drift(self, t: float, x: FloatArray) -> FloatArray:
         x = self.inside(x)
@@ -144,6 +145,11 @@ class _Coefficients:
         return noise_factor(self.problem, t, self.inside(x))
 
 
+def _inside(domain: Box, x: FloatArray) -> FloatArray:
+    """States folded back at reflecting faces, and moved to the absorbing faces that they are behind."""
+    return domain.absorb(domain.mirror(x))
+
+
 def _apply(factor: FloatArray, noise: FloatArray) -> FloatArray:
     return noise @ factor.T if factor.ndim == 2 else np.asarray(np.einsum("nij,nj->ni", factor, noise))
 
@@ -156,7 +162,7 @@ def _exact_coefficients(
         return None
     (A, a), Lambda = problem.drift.coefficients, problem.constant_diffusion
     coupled = (Lambda - np.diag(np.diag(Lambda))).any()
-    if problem.domain is not None and (A.any() or a.any() or coupled):
+    if problem.domain is not None and (A.any() or a.any() or coupled or problem.domain.absorbing):
         return None  # folding a path back at the faces is exact only for independent Brownian coordinates
     return A, a, Lambda
 
@@ -235,6 +241,25 @@ def _checked(x: FloatArray, t: float) -> FloatArray:
     return x
 
 
+def _stop(
+    domain: Box, variance: FloatArray, before: FloatArray, after: FloatArray, rng: np.random.Generator
+) -> FloatArray:
+    """The states `after` a step (n, d), those which left through an absorbing face in it moved onto that face.
+
+    A Brownian bridge of this variance (n, d) from a distance p to a distance q of a face has met it with probability
+    exp(-2 p q / variance), and certainly if q <= 0. Given that it has, its end lies on either side of the face with
+    equal chances, so that moving it onto the face is unbiased.
+    """
+    lower, upper = domain.bounds
+    chances = []
+    for face, absorbs in zip((lower, upper), domain.where("absorbing"), strict=True):
+        rate = 2.0 * (before - face) * (after - face) / variance  # infinite for a face at infinity
+        chances.append(np.where(absorbs, np.exp(-np.maximum(rate, 0.0)), 0.0))
+    low, high = (rng.random(chance.shape) < chance for chance in chances)
+    low &= ~high | (chances[0] >= chances[1])  # both ends of an interval met: take the likelier one
+    return np.where(low, lower, np.where(high, upper, after))
+
+
 def sample_paths(
     problem: ControlProblem,
     *,
@@ -259,8 +284,13 @@ def sample_paths(
     substeps : the schemes other than "exact" take this many steps between two observations; None: 1, and if the paths
         explode (a step too long for a stiff drift) 4, 16 or 64 instead, which the result's `scheme` says.
 
-    In a reflecting domain each step is mirrored at the faces, and coefficients are evaluated inside only; away from
-    reflected Brownian motion, for which it is exact, mirroring is of weak order 1 in the step.
+    In a domain coefficients are evaluated inside only. At reflecting faces each step is mirrored; away from reflected
+    Brownian motion, for which it is exact, mirroring is of weak order 1 in the step. At absorbing faces a path is
+    stopped: from the first step (or substep) in which it left, it stays at its exit point on the face, which
+    `problem.domain.exited(paths.x)` sees. A step whose ends are both inside may have left in between, and does so with
+    the probability of a Brownian bridge with the Lambda of its start: exact for constant drift and diffusion and one
+    face, of weak order 1 in the step otherwise (Gobet, Stoch. Proc. Appl. 87 (2000) 167-197), where looking at the ends
+    alone would be of order 1/2.
 
     Raises
     ------
@@ -276,8 +306,8 @@ def sample_paths(
     exact = _exact_coefficients(problem, policy) if scheme in ("auto", "exact") else None
     if scheme == "exact" and exact is None:
         raise ProblemError(
-            "scheme 'exact' needs drift=LinearDrift(A, a), a constant diffusion, no policy, and in a reflecting domain "
-            "no drift and a diagonal diffusion; take scheme='weak2' or 'auto'"
+            "scheme 'exact' needs drift=LinearDrift(A, a), a constant diffusion, no policy, and in a domain no drift, "
+            "a diagonal diffusion and no absorbing face; take scheme='weak2' or 'auto'"
         )
     times = np.linspace(0.0, problem.horizon, steps + 1)
     h = problem.horizon / steps
@@ -324,14 +354,19 @@ def _simulate(
 ) -> None:
     """Fill out (m, K+1, d) with m paths."""
 
-    def reflect(state: FloatArray) -> FloatArray:
-        return state if problem.domain is None else problem.domain.mirror(state)
-
-    state = reflect(problem.initial_law.sample(out.shape[0], rng))
+    domain = problem.domain
+    state = problem.initial_law.sample(out.shape[0], rng)
+    state = state if domain is None else _inside(domain, state)
     out[:, 0] = state
     for k in range(times.size - 1):
         short = (times[k + 1] - times[k]) / substeps
         for j in range(substeps):
             start = float(times[k] + j * short)
-            state = reflect(_checked(step(start, state, rng), start + short))
+            new = _checked(step(start, state, rng), start + short)
+            if domain is not None and domain.absorbing:
+                variance = short * np.einsum("nii->ni", problem.Lambda(start, state))
+                new = _inside(domain, _stop(domain, variance, state, new, rng))
+                state = np.where(domain.exited(state)[:, None], state, new)
+            else:
+                state = new if domain is None else domain.mirror(new)
         out[:, k + 1] = state

@@ -1,5 +1,6 @@
 """The result of every solver: f on a space-time class, and through it value, gradient and policy anywhere."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fem_hjb._checks import FloatArray, IntArray, PositivityError, SpaceError, one_of
-from fem_hjb.cole_hopf import Gauge
+from fem_hjb._checks import FloatArray, IntArray, PositivityError, SpaceError, as_points, one_of
+from fem_hjb.cole_hopf import Unknown, ValueGauge
+from fem_hjb.estimate import ErrorEstimate
 from fem_hjb.lagrange import MeshBasis
 from fem_hjb.problem import ControlProblem
 from fem_hjb.recovery import GradientRecovery
@@ -23,14 +25,17 @@ _NEGLIGIBLE = 1e-13  # of a time function: zero up to rounding
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Solution:
-    r"""f_t(x) = exp(v_t(x) / alpha) up to the gauge, as a function of a space-time class, dense in time.
+    r"""The solution of a control problem as a function of a space-time class, dense in time.
 
-    With f = sum C[k, j] psi_k(t) phi_j(x) and the gauge's constants c_y, c_r,
+    u = sum C[k, j] psi_k(t) phi_j(x) is what its gauge says (see `cole_hopf`): f = exp(v / alpha) up to the constants
+    c_y, c_r of a `Gauge`,
 
-        v = alpha log f + c_y + c_r (T - t),     pi = (1/alpha) Lambda grad v.
+        v = alpha log f + c_y + c_r (T - t),     pi = (1/alpha) Lambda grad v,
 
-    On C1 classes grad v = alpha grad f / f. On continuous elements that is the least accurate quantity of all, so
-    grad v is recovered: at every node of the time basis v is taken at the nodes of the mesh, polynomials of one degree
+    what is left of f or of v when a quadratic is taken out, or the like.
+
+    On C1 classes and spectral elements grad v comes from grad u, alpha grad f / f for a `Gauge`. On the continuous
+    elements of meshes that is the least accurate quantity of all, so grad v is recovered: at every node of the time basis v is taken at the nodes of the mesh, polynomials of one degree
     more are fitted around each vertex and differentiated there, and these nodal gradients are interpolated with the
     same bases in space and time. They are computed when first needed and kept in a bounded cache.
 
@@ -40,7 +45,7 @@ class Solution:
     coefficients : C, of `space.shape` or raveled; kept as a read-only array of that shape.
     method : which solver made it;  status : how that went.
     stats : figures of the solver, read-only; "min_f", the lowest f at nodes and time nodes, is added.
-    error_estimate : None, or an estimate of the relative error.
+    error_estimate : None, or an `ErrorEstimate` of the relative errors of value and policy.
 
     Raises SpaceError if coefficients and space, or space and problem, do not fit.
     """
@@ -48,11 +53,11 @@ class Solution:
     problem: ControlProblem
     space: Space
     coefficients: ArrayLike
-    gauge: Gauge
+    gauge: Unknown
     method: str
     status: str
     stats: Mapping[str, Any] = field(default_factory=dict)
-    error_estimate: float | None = None
+    error_estimate: ErrorEstimate | None = None
     _grid: FloatArray = field(init=False, repr=False)
     _recovered: "_RecoveredGradients | None" = field(init=False, repr=False, default=None)
 
@@ -89,17 +94,17 @@ class Solution:
         t : scalar or (...);  x : (..., d); they broadcast against each other to the shape S.
         outside : "error" raises DomainError naming the points outside the domain, "nan" returns nan there.
         """
-        return self.space.evaluate(self._grid, t, x, "value", outside=outside)
+        return self.gauge.f(t, x, self.space.evaluate(self._grid, t, x, "value", outside=outside))
 
     def value(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error", nonpositive: str = "error") -> FloatArray:
         """v_t(x), shape S as in `f`.
 
         nonpositive : where f <= 0, "error" raises PositivityError saying where and how negative, "nan" returns nan.
         """
-        f = self.f(t, x, outside=outside)
-        if _is_nan(nonpositive):
-            f[f <= 0] = np.nan
-        return self.gauge.value_from_f(t, f, x=x)
+        u = self.space.evaluate(self._grid, t, x, "value", outside=outside)
+        if _is_nan(nonpositive) and self._logarithmic:
+            u[u <= 0] = np.nan
+        return self.gauge.value(t, x, u)
 
     def gradient(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error", nonpositive: str = "error") -> FloatArray:
         """grad v_t(x), shape (*S, d); arguments as in `value`.
@@ -112,12 +117,13 @@ class Solution:
             if bad.any() and not as_nan:
                 raise PositivityError(self._why_not_recovered(t, x, bad))
             return gradient
-        f, slope = self.space.derivatives(self._grid, t, x, ("value", "gradient"), outside=outside)
-        if as_nan:
-            f[f <= 0] = np.nan
-        else:
-            self.gauge.value_from_f(t, f, x=x)
-        return np.asarray(self.problem.temperature * slope / f[..., None])
+        u, slope = self.space.derivatives(self._grid, t, x, ("value", "gradient"), outside=outside)
+        if self._logarithmic:
+            if as_nan:
+                u[u <= 0] = np.nan
+            else:
+                self.gauge.value(t, x, u)
+        return self.gauge.gradient(t, x, u, slope)
 
     def policy(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error", nonpositive: str = "error") -> FloatArray:
         """pi_t(x) = (1/alpha) Lambda_t(x) grad v_t(x), shape (*S, d); arguments as in `value`."""
@@ -129,6 +135,10 @@ class Solution:
         policy[known] = self.problem.policy_from_gradient(when, points[known], gradient[known])
         return policy
 
+    @property
+    def _logarithmic(self) -> bool:
+        return not isinstance(self.gauge, ValueGauge)
+
     def _why_not_recovered(self, t: ArrayLike, x: ArrayLike, bad: NDArray[np.bool_]) -> str:
         times, points, shape = self.space.broadcast(t, x)
         first = tuple(np.argwhere(bad)[0])
@@ -138,6 +148,59 @@ class Solution:
             f" x={points[first].tolist()}: f <= 0 at nodes around them (the lowest f of all nodes is"
             f" {self.minimum_f:.3g}); refine the mesh or the time steps, raise the temperature, or shrink the box"
         )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ProductSolution:
+    """Independent problems side by side: v_t(x) = sum_k v^k_t(x_k), so that f is the product of theirs.
+
+    parts : the coordinates of each factor, which together are all of them, and its `Solution`. Methods and attributes
+    are those of a `Solution`, in any dimension.
+    """
+
+    problem: ControlProblem
+    parts: tuple[tuple[tuple[int, ...], Solution], ...]
+    status: str
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    error_estimate: ErrorEstimate | None = None
+    method: str = field(init=False, default="product")
+
+    def __post_init__(self) -> None:
+        covered = sorted(i for index, _ in self.parts for i in index)
+        if covered != list(range(self.problem.dim)):
+            raise SpaceError(f"the factors must take each of {self.problem.dim} coordinates once, got {covered}")
+        object.__setattr__(self, "stats", MappingProxyType(dict(self.stats)))
+
+    def f(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error") -> FloatArray:
+        """The gauged f_t(x), shape S, the product of the factors'; arguments as those of `Solution`."""
+        points = as_points(x, self.problem.dim)
+        return np.asarray(math.prod(part.f(t, points[..., list(i)], outside=outside) for i, part in self.parts))
+
+    def value(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error", nonpositive: str = "error") -> FloatArray:
+        """v_t(x), shape S."""
+        points = as_points(x, self.problem.dim)
+        values = [
+            part.value(t, points[..., list(i)], outside=outside, nonpositive=nonpositive) for i, part in self.parts
+        ]
+        return np.asarray(sum(values))
+
+    def gradient(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error", nonpositive: str = "error") -> FloatArray:
+        """grad v_t(x), shape (*S, d)."""
+        return self._stacked("gradient", t, x, outside, nonpositive)
+
+    def policy(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error", nonpositive: str = "error") -> FloatArray:
+        """pi_t(x) = (1/alpha) Lambda_t(x) grad v_t(x), shape (*S, d)."""
+        return self._stacked("policy", t, x, outside, nonpositive)
+
+    def _stacked(self, name: str, t: ArrayLike, x: ArrayLike, outside: str, nonpositive: str) -> FloatArray:
+        points = as_points(x, self.problem.dim)
+        shape = np.broadcast_shapes(np.shape(t), points.shape[:-1])
+        result = np.empty((*shape, self.problem.dim))
+        for i, part in self.parts:
+            rows = getattr(part, name)(t, points[..., list(i)], outside=outside, nonpositive=nonpositive)
+            result[..., list(i)] = rows
+        return result
 
 
 def _is_nan(nonpositive: str) -> bool:

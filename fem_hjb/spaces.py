@@ -169,11 +169,15 @@ class Space:
             if box is None:
                 truncation = truncation_box(problem)
                 box = truncation.box
-                excluded = None if problem.domain is not None else truncation.excluded_mass
+                excluded = truncation.excluded_mass if truncation.samples else None
             elif not isinstance(box, Box) or box.dim != problem.dim:
                 got = f"dimension {box.dim}" if isinstance(box, Box) else type(box).__name__
                 raise DomainError(f"box must be a Box of dimension {problem.dim}, got {got}")
-            elif problem.domain is not None and not np.array_equal(box.bounds, problem.domain.bounds):
+            elif (
+                problem.domain is not None
+                and problem.domain.bounded
+                and not np.array_equal(box.bounds, problem.domain.bounds)
+            ):
                 raise DomainError(
                     f"the process of {problem.name!r} is reflected in its own box, with corners"
                     f" {np.asarray(problem.domain.bounds).tolist()}, got a box with corners"

@@ -16,7 +16,7 @@ from scipy.linalg import eigvalsh
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, SuperLU, eigsh, onenormest, splu
 
 from fem_hjb import forms
-from fem_hjb._checks import ConvergenceError, FloatArray, IntArray, MeasureError, SpaceError, one_of
+from fem_hjb._checks import ConvergenceError, DomainError, FloatArray, IntArray, MeasureError, SpaceError, one_of
 from fem_hjb.cole_hopf import Gauge, gauge
 from fem_hjb.line_basis import unit_gauss
 from fem_hjb.measures import Measure, SparseSum, chunks, empirical_measure, run_products, runs, sorted_order
@@ -424,6 +424,11 @@ def fit(
     measure = data if isinstance(data, Measure) else empirical_measure(problem, data)
     if measure.dim != problem.dim or space.dim != problem.dim:
         raise MeasureError(f"measure, space and problem have dimensions {measure.dim}, {space.dim}, {problem.dim}")
+    if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
+        raise DomainError(
+            f"fit is for processes on R^d or reflected at all faces of a box, but the domain of {problem.name!r} is"
+            f" {problem.domain}; solve such a problem with `solve`"
+        )
     constants = gauge(problem, space.spatial.nodes, space.time.nodes)
     system = _System(problem, space, constants, outside)
     system.add(measure, estimator)

@@ -11,7 +11,7 @@ A problem is one function: it takes `dim` and keyword parameters, its docstring 
 import difflib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -23,12 +23,11 @@ from fem_hjb.closed_form import (
     CosineSeries,
     LinearQuadratic,
     LogSumExpReward,
-    MixtureDiffusion,
     Product,
-    TiltedMixture,
     linear_marginal,
 )
-from fem_hjb.laws import Box, Gaussian, GaussianMixture, Uniform
+from fem_hjb.laws import Box, Gaussian, GaussianMixture, Law, PointMass, Uniform
+from fem_hjb.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problem import ControlProblem, LinearDrift
 
 Builder = Callable[..., ControlProblem]
@@ -39,16 +38,20 @@ Builder = Callable[..., ControlProblem]
 class _Entry:
     build: Builder
     dims: tuple[int, ...] | None  # None: every dimension
+    default_dim: int
 
 
 _REGISTRY: dict[str, _Entry] = {}
 
 
-def register(*, dims: tuple[int, ...] | None = None) -> Callable[[Builder], Builder]:
-    """Decorator that enters a builder (dim, *, ...) -> ControlProblem; `dims` is where it makes sense, None all."""
+def register(*, dims: tuple[int, ...] | None = None, default_dim: int | None = None) -> Callable[[Builder], Builder]:
+    """Decorator that enters a builder (dim, *, ...) -> ControlProblem; `dims` is where it makes sense, None all.
+
+    `default_dim` is the dimension `get` takes when none is asked for; None: the first of `dims`, or 1.
+    """
 
     def enter(build: Builder) -> Builder:
-        _REGISTRY[build.__name__.replace("_", "-")] = _Entry(build, dims)
+        _REGISTRY[build.__name__.replace("_", "-")] = _Entry(build, dims, default_dim or (dims or (1,))[0])
         return build
 
     return enter
@@ -80,7 +83,7 @@ def parameters(name: str) -> dict[str, Any]:
 
 
 def get(name: str, dim: int | None = None, **params: Any) -> ControlProblem:
-    """The problem `name` in dimension `dim` (default: the smallest that makes sense, mostly 1).
+    """The problem `name` in dimension `dim` (default: that of its source for a benchmark, else the smallest).
 
     Raises `ProblemError` for an unknown name (naming the close ones), a dimension in which the problem makes no sense,
     and an unknown or ill-formed parameter (naming those accepted).
@@ -90,7 +93,7 @@ def get(name: str, dim: int | None = None, **params: Any) -> ControlProblem:
     unknown = sorted(set(params) - set(parameters(name)))
     if unknown:
         raise ProblemError(f"problem {name!r} has no parameter {', '.join(map(repr, unknown))}; it accepts {accepted}")
-    d = positive_integer((entry.dims or (1,))[0] if dim is None else dim, "dim", ProblemError)
+    d = positive_integer(entry.default_dim if dim is None else dim, "dim", ProblemError)
     if entry.dims is not None and d not in entry.dims:
         raise ProblemError(f"problem {name!r} makes sense in dim = {', '.join(map(str, entry.dims))} only, got dim={d}")
     try:
@@ -501,4 +504,177 @@ def double_well_2d_coupled(
         terminal_reward=lambda x: -n * ((x - 1) ** 2).sum(-1),
         initial_law=Gaussian(_vector(mean, 2, "mean"), _matrix(cov, np.eye(2), "cov")),
         name="double-well-2d-coupled",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The benchmarks of stochastic optimal control matching
+
+
+def _soc_linear(
+    name: str,
+    dim: int,
+    *,
+    A: FloatArray,
+    sigma: FloatArray,
+    f: float,
+    reward: LogSumExpReward,
+    horizon: float,
+    start: Law,
+) -> ControlProblem:
+    """dX = A X dt + lambda^{1/2} sigma dB under the running cost f |x|^2 and the terminal reward, alpha = lambda."""
+    drift = LinearDrift(A, np.zeros(dim))
+    diffusion = reward.temperature * sigma @ sigma.T
+    exact = LinearQuadratic(
+        drift=drift, diffusion=diffusion, terminal=reward, horizon=horizon, Q=2 * f * np.eye(dim) if f else None
+    )
+    return ControlProblem(
+        dim=dim,
+        horizon=horizon,
+        temperature=reward.temperature,
+        drift=drift,
+        diffusion=diffusion,
+        running_reward=(lambda t, x: -f * (x**2).sum(-1)) if f else None,
+        terminal_reward=reward,
+        initial_law=start,
+        exact=exact,
+        marginal=linear_marginal(drift, diffusion, start),
+        name=name,
+    )
+
+
+@register(default_dim=20)
+def soc_ou_quadratic(
+    dim: int,
+    *,
+    setting: str = "easy",
+    x0: ArrayLike | None = None,
+    horizon: float = 1.0,
+    temperature: float = 1.0,
+) -> ControlProblem:
+    """SOC matching's quadratic Ornstein-Uhlenbeck settings.
+
+    dX = (a X + u) dt + lambda^{1/2} dB, minimise E[ int_0^T |u|^2/2 + p |X|^2 dt + q |X_T|^2 ], lambda = temperature,
+
+    with setting="easy": a = 0.2, p = 0.2, q = 0.1, and "hard": a = 1, p = 1, q = 0.5. Here: Lambda = lambda I,
+    r = -p |x|^2, y = -q |x|^2, alpha = lambda; the source's control is u = pi, its value -v.
+
+    Exact by Riccati equations. x0 None: X_0 ~ N(0, I/4), the law from which a run of the source draws the one point
+    that all its paths start from ((0.4, 0.6) if dim is 2); x0 a point (d,) or a number starts there. The source has
+    dim 20.
+    Source: Domingo-Enrich et al., arXiv 2312.02027, "Quadratic OU"; parameters from
+    github.com/facebookresearch/SOC-matching, SOC_matching/experiment_settings/settings.py and OU_quadratic.py.
+    """
+    kind = one_of(setting, "setting", ("easy", "hard"), ProblemError)
+    a, p, q = (0.2, 0.2, 0.1) if kind == "easy" else (1.0, 1.0, 0.5)
+    return _soc_linear(
+        "soc-ou-quadratic",
+        dim,
+        A=a * np.eye(dim),
+        sigma=np.eye(dim),
+        f=p,
+        reward=LogSumExpReward.quadratic(2 * q * np.eye(dim), np.zeros(dim), temperature=temperature),
+        horizon=horizon,
+        start=Gaussian(np.zeros(dim), 0.25) if x0 is None else PointMass(_vector(x0, dim, "x0")),
+    )
+
+
+@register(default_dim=10)
+def soc_ou_linear(
+    dim: int,
+    *,
+    seed: int = 0,
+    xi: ArrayLike | None = None,
+    x0: ArrayLike = 0.0,
+    horizon: float = 1.0,
+    temperature: float = 1.0,
+) -> ControlProblem:
+    """SOC matching's linear Ornstein-Uhlenbeck setting.
+
+    dX = (A X + sigma u) dt + lambda^{1/2} sigma dB, minimise E[ int_0^T |u|^2/2 dt + sum_i X_T^i ], from X_0 = x0,
+
+    with A = -I + xi, sigma = I + xi, lambda = temperature. Here: Lambda = lambda sigma sigma', r = 0, y = -sum_i x_i,
+    alpha = lambda; the source's control is u = sigma^{-1} pi, its value -v.
+
+    Exact: u = -sigma' e^{A'(T-t)} (1, .., 1), which does not see x. xi (d, d) None: independent N(0, 0.01) entries from
+    the seed (not the source's draw, which comes from PyTorch's generator; give xi to have that one). x0: (d,) or a
+    number. The source has dim 10 and x0 = 0.
+    Source: Domingo-Enrich et al., arXiv 2312.02027, "Linear OU"; parameters from
+    github.com/facebookresearch/SOC-matching, SOC_matching/experiment_settings/settings.py (nu = 0.1) and OU_linear.py.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ProblemError(f"seed must be a non-negative integer, got {seed!r}")
+    random = _matrix(xi, 0.1 * np.random.default_rng(seed).standard_normal((dim, dim)), "xi")
+    return _soc_linear(
+        "soc-ou-linear",
+        dim,
+        A=-np.eye(dim) + random,
+        sigma=np.eye(dim) + random,
+        f=0.0,
+        reward=LogSumExpReward.linear(-np.ones(dim), temperature=temperature),
+        horizon=horizon,
+        start=PointMass(_vector(x0, dim, "x0")),
+    )
+
+
+@register(default_dim=10)
+def soc_double_well(
+    dim: int,
+    *,
+    kappa: ArrayLike | None = None,
+    nu: ArrayLike | None = None,
+    x0: ArrayLike = 0.0,
+    horizon: float = 1.0,
+    temperature: float = 1.0,
+) -> ControlProblem:
+    """SOC matching's double wells, deep ones on the first three axes.
+
+    dX = (-4 kappa X (X^2 - 1) + u) dt + lambda^{1/2} dB (axis by axis), from X_0 = x0,
+    minimise E[ int_0^T |u|^2/2 dt + sum_i nu_i ((X_T^i)^2 - 1)^2 ], lambda = temperature.
+
+    Here: Lambda = lambda I, r = 0, y = -sum_i nu_i (x_i^2 - 1)^2, alpha = lambda; the source's control is u = pi, its
+    value -v. kappa, nu: (d,) or a number; None: (kappa_i, nu_i) = (5, 3) on the first three axes and (1, 1) on the
+    others. v is a sum of one-dimensional values, none in closed form. The source has dim 10 and x0 = 0.
+    Source: Domingo-Enrich et al., arXiv 2312.02027, "Double Well"; parameters from
+    github.com/facebookresearch/SOC-matching, SOC_matching/experiment_settings/settings.py and double_well.py.
+    """
+    deep = np.arange(dim) < 3
+    return replace(
+        double_well(
+            dim,
+            horizon=horizon,
+            temperature=temperature,
+            kappa=np.where(deep, 5.0, 1.0) if kappa is None else kappa,
+            nu=np.where(deep, 3.0, 1.0) if nu is None else nu,
+            Lambda=temperature,
+        ),
+        initial_law=PointMass(_vector(x0, dim, "x0")),
+        name="soc-double-well",
+    )
+
+
+@register(dims=(1,))
+def soc_molecular_dynamics(
+    dim: int, *, kappa: float = 1.0, x0: float = -1.0, horizon: float = 1.0, temperature: float = 1.0
+) -> ControlProblem:
+    """SOC matching's double well with a stopping time: leave the left well soon.
+
+    dX = (-4 kappa X (X^2 - 1) + u) dt + lambda^{1/2} dB, from X_0 = x0 < 0, stopped at tau, when X first meets 0;
+    minimise E[ int_0^{min(tau, T)} |u|^2/2 + 1 dt ], lambda = temperature.
+
+    Here: Lambda = lambda, r = -1, y = 0, alpha = lambda, on the half line (-inf, 0] that absorbs at 0 and pays nothing
+    there; the source's control is u = pi, its value -v = -lambda log E[ exp(-min(tau, T)/lambda) ]. No closed form.
+    Source: Domingo-Enrich et al., arXiv 2312.02027; parameters from github.com/facebookresearch/SOC-matching,
+    SOC_matching/experiment_settings/settings.py and molecular_dynamics.py, which run it in dim 1.
+    """
+    start = _vector(x0, dim, "x0")
+    if (start >= 0).any():
+        raise ProblemError(f"x0 must be negative, as the process is stopped at 0, got {x0!r}")
+    return replace(
+        double_well(dim, horizon=horizon, temperature=temperature, kappa=kappa, nu=0.0, Lambda=temperature),
+        running_reward=lambda t, x: np.full(x.shape[:-1], -1.0),
+        terminal_reward=lambda x: np.zeros(x.shape[:-1]),
+        initial_law=PointMass(start),
+        domain=Box([-np.inf], [0.0], boundary=[("natural", "absorbing")]),
+        name="soc-molecular-dynamics",
     )

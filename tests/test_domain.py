@@ -7,7 +7,7 @@ import meshio
 import numpy as np
 import pytest
 import skfem
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 
 from fem_hjb._checks import DomainError
 from fem_hjb.domain import DIMENSION, KINDS, as_mesh, box_mesh, check_mesh, load_mesh, mesh_kind, truncation_box
@@ -125,6 +125,41 @@ def test_the_box_of_a_reflected_process_is_its_own():
     assert (found.excluded_mass, found.samples) == (0.0, 0)
 
 
+def exit_reward(t, x):
+    return 1.0 + 0.0 * x[..., 0]
+
+
+def test_only_the_faces_at_infinity_are_truncated():
+    words = [("natural", "absorbing"), ("reflecting", "natural")]
+    domain = Box([-np.inf, 0.0], [0.0, np.inf], words, exit_reward)
+    problem = ou(2, law=PointMass([-1.0, 0.5]), domain=domain, diffusion=0.25)
+    found = truncation_box(problem)
+    lower, upper = found.box.bounds
+    assert (upper[0], lower[1]) == (0.0, 0.0)
+    assert -5.0 < lower[0] < -2.5  # 0.4 is the standard deviation at the end
+    assert 1.5 < upper[1] < 4.0
+    assert found.box.faces == domain.faces
+    assert found.box.exit_reward is exit_reward
+    assert (found.samples, found.excluded_mass) == (20000, 0.0)
+    again = truncation_box(problem, quantile=0.05, margin=0.0)
+    assert 0.05 < again.excluded_mass < 0.12  # 5 per cent at either of the two faces, not at the others
+
+
+def test_a_box_whose_faces_all_reflect_or_absorb_is_its_own_truncation():
+    domain = Box([0.0], [1.0], [("reflecting", "absorbing")])
+    found = truncation_box(ou(1, law=PointMass([0.5]), domain=domain))
+    assert found.box is domain
+    assert (found.excluded_mass, found.samples) == (0.0, 0)
+
+
+def test_the_mass_beyond_a_finite_natural_face_is_measured():
+    domain = Box([-1.0], [np.inf], "natural")
+    found = truncation_box(ou(1, law=Gaussian([0.0], 0.2), domain=domain, rate=0.0, diffusion=0.8), n=10_000)
+    assert found.box.bounds[0] == -1.0
+    exact = norm.cdf(-1.0)  # the law of X_T is N(0, 1)
+    assert abs(found.excluded_mass - exact) < 4 * np.sqrt(exact / found.samples)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -183,6 +218,11 @@ def test_gradings_place_the_grid_lines():
 def test_bad_boxes(arguments, message):
     with pytest.raises(DomainError, match=message):
         box_mesh(Box([0.0, 0.0], [1.0, 1.0]), *arguments)
+
+
+def test_a_box_with_infinite_faces_has_no_mesh():
+    with pytest.raises(DomainError, match=r"a mesh needs finite faces, got Box\(.*; truncation_box\(problem\)\.box"):
+        box_mesh(Box([0.0], [np.inf], "natural"), 4, "line")
 
 
 # meshes from files
@@ -424,6 +464,7 @@ def overlapping():
 
 
 REFLECTING = ou(2, law=Uniform(Box([0.0, 0.0], [1.0, 1.0])), domain=Box([0.0, 0.0], [1.0, 1.0]))
+HALF_STRIP = Box([0.0, 0.0], [np.inf, 1.0], [("reflecting", "natural"), ("reflecting", "reflecting")])
 SQUARE = box_mesh(Box([-4.0, -4.0], [4.0, 4.0]), 6, "tri")
 
 
@@ -448,6 +489,11 @@ SQUARE = box_mesh(Box([-4.0, -4.0], [4.0, 4.0]), 6, "tri")
             "must fill that box, but 4 of its boundary facets",
         ),
         (without(box_mesh(Box([0.0, 0.0], [1.0, 1.0]), 4, "quad"), [6]), REFLECTING, "but 4 of its boundary facets"),
+        (
+            box_mesh(Box([0.1, 0.0], [2.0, 1.0]), 4, "quad"),
+            ou(2, law=PointMass([0.5, 0.5]), domain=HALF_STRIP),
+            "must fill that box, but 4 of its boundary facets",
+        ),
     ],
 )
 def test_meshes_that_do_not_fit_the_problem(mesh, problem, message):
@@ -460,6 +506,9 @@ def test_meshes_that_fit_the_problem():
     check_mesh(SQUARE, ou(2, law=Gaussian([0.0, 0.0], 1.5)))
     for kind in ("tri", "quad"):
         check_mesh(box_mesh(Box([0.0, 0.0], [1.0, 1.0]), 4, kind), REFLECTING)
+    strip = ou(2, law=PointMass([0.5, 0.5]), domain=HALF_STRIP)
+    for end in (1.0, 2.0):
+        check_mesh(box_mesh(Box([0.0, 0.0], [end, 1.0]), 4, "quad"), strip)
     solid = Box([0.0] * 3, [1.0] * 3)
     for kind in ("tet", "hex"):
         check_mesh(box_mesh(solid, 3, kind), ou(3, law=Uniform(solid), domain=solid))

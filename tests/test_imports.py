@@ -9,9 +9,11 @@ import fem_hjb
 
 # From the ground up. A room may import from the rooms to its left, never from one to its right or from itself.
 ORDER = [
-    *("_checks", "_files", "laws", "problem", "cole_hopf", "closed_form", "zoo", "sde", "locate", "domain"),
-    *("line_basis", "elements", "lagrange", "hermite", "spaces", "recovery", "forms", "measures", "solution"),
-    *("integrators", "mesh_operators", "reference", "variational", "compare", "io", "plotting", "cli"),
+    *("_checks", "_files", "laws", "problem", "cole_hopf", "closed_form", "mixtures", "zoo", "sde", "locate", "domain"),
+    *("line_basis", "elements", "lagrange", "hermite", "spectral", "spaces", "recovery", "forms"),
+    *("integrators", "collocation", "exponential", "mesh_operators", "box_operators", "fokker_planck", "measures"),
+    *("estimate", "solution", "compare", "newton", "background", "reach", "blocks", "box_reference", "mesh_reference"),
+    *("refinement", "reference", "optimality", "variational", "io", "plotting", "cli"),
 ]
 PACKAGE = Path(fem_hjb.__file__).parent
 

@@ -16,14 +16,18 @@ from fem_hjb.laws import Box
 from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import sample_paths
 from fem_hjb.solution import Solution
-from fem_hjb.spaces import Space
+from fem_hjb.spaces import LineBasis, Space
+from fem_hjb.spectral import SpectralBasis, SpectralLine
 
 
 def make_solution(dim: int = 1, element: str = "hermite", *, mesh: object = None, stats: object = None) -> Solution:
     """The interpolant of the exact f in a small class: a solution without a solver."""
     problem = zoo.get("lq", dim=dim)
     where: dict[str, object] = {"box": Box([-3.0] * dim, [3.0] * dim), "cells": 4} if mesh is None else {"mesh": mesh}
-    space = Space(problem, time_cells=2, element=element, **where)  # type: ignore[arg-type]
+    if element == "gll":
+        space = Space.product(LineBasis.uniform(problem.horizon, 2, "P4"), spectral(dim))
+    else:
+        space = Space(problem, time_cells=2, element=element, **where)  # type: ignore[arg-type]
     of = gauge(problem, space.spatial.nodes, space.time.nodes)
     exact = problem.exact
     assert exact is not None
@@ -38,6 +42,12 @@ def make_solution(dim: int = 1, element: str = "hermite", *, mesh: object = None
         status="made by hand",
         stats=stats or {"dofs": np.int64(3), "seconds": {"solve": 0.25}, "orders": np.array([1.5, 2.0])},  # type: ignore[arg-type]
     )
+
+
+def spectral(dim: int) -> SpectralBasis:
+    """Irrational grids, and another degree on each axis."""
+    grids = [[-np.pi, -0.1, 3.0], [-3.0, 1 / 3, 1.0, np.e], [-np.sqrt(7.0), 2.6]]
+    return SpectralBasis([SpectralLine(grid, p) for grid, p in zip(grids[:dim], (7, 4, 5), strict=False)])
 
 
 def unstructured() -> skfem.MeshTri:
@@ -55,6 +65,9 @@ CLASSES: dict[str, Callable[[], Solution]] = {
     "hermite 3-D": lambda: make_solution(3),
     "P2 3-D": lambda: make_solution(3, "P2"),
     "Q1 3-D": lambda: make_solution(3, "Q1"),
+    "gll 1-D": lambda: make_solution(1, "gll"),
+    "gll 2-D": lambda: make_solution(2, "gll"),
+    "gll 3-D": lambda: make_solution(3, "gll"),
 }
 
 
@@ -73,6 +86,17 @@ def test_a_solution_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     t = np.random.default_rng(2).uniform(0.0, solution.problem.horizon, 50)
     for evaluate in ("f", "value", "gradient", "policy"):
         np.testing.assert_array_equal(getattr(again, evaluate)(t, x), getattr(solution, evaluate)(t, x))
+
+
+def test_spectral_lines_come_back_bit_for_bit(tmp_path: Path) -> None:
+    solution = make_solution(3, "gll")
+    save_solution(tmp_path / "a.npz", solution)
+    basis = load_solution(tmp_path / "a.npz", solution.problem).space.spatial
+    assert isinstance(basis, SpectralBasis)
+    for line, written in zip(basis.lines, spectral(3).lines, strict=True):
+        assert line.degree == written.degree
+        for name in ("grid", "nodes", "weights", "derivative", "laplacian"):
+            np.testing.assert_array_equal(getattr(line, name), getattr(written, name))
 
 
 def test_paths_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -153,14 +177,14 @@ def test_files_of_other_names_stay_in_a_folder_that_exists(tmp_path: Path) -> No
     }
 
 
-def _written(folder: Path) -> tuple[Path, ControlProblem]:
-    solution = make_solution()
+def _written(folder: Path, element: str = "hermite") -> tuple[Path, ControlProblem]:
+    solution = make_solution(1, element)
     save_solution(folder / "a.npz", solution)
     return folder / "a.npz", solution.problem
 
 
-def _rewritten(folder: Path, **changes: FloatArray) -> Path:
-    path, _ = _written(folder)
+def _rewritten(folder: Path, element: str = "hermite", **changes: FloatArray) -> Path:
+    path, _ = _written(folder, element)
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
     with path.open("wb") as stream:
@@ -224,6 +248,19 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "short coefficients": (
         lambda folder: _load(_rewritten(folder, coefficients=np.ones(3))),
         r"is damaged: coefficients must have shape \(5, 10\)",
+    ),
+    "no degrees": (lambda folder: _load(_rewritten(folder, "gll", degrees=np.empty(0))), "is damaged: 'degrees'"),
+    "degrees of two axes": (
+        lambda folder: _load(_rewritten(folder, "gll", degrees=np.array([7, 7]))),
+        r"is damaged: 1 grids but degrees of shape \(2,\)",
+    ),
+    "a degree of 7.5": (
+        lambda folder: _load(_rewritten(folder, "gll", degrees=np.array([7.5]))),
+        "is damaged: the degree of GLL elements must be a positive integer, got 7.5",
+    ),
+    "another degree": (
+        lambda folder: _load(_rewritten(folder, "gll", degrees=np.array([6]))),
+        r"is damaged: coefficients must have shape \(9, 13\)",
     ),
     "another temperature": (
         lambda folder: load_solution(_written(folder)[0], zoo.get("lq", temperature=0.123)),

@@ -1,18 +1,21 @@
 """Gram matrices against sparse products of design matrices; measures against moments known in closed form."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from fem_hjb import measures, zoo
+from fem_hjb import fokker_planck, measures, zoo
 from fem_hjb._checks import MeasureError
 from fem_hjb.closed_form import linear_marginal
 from fem_hjb.domain import box_mesh
-from fem_hjb.laws import Box, PointMass
+from fem_hjb.laws import Box, PointMass, Uniform
 from fem_hjb.measures import Measure, SparseSum, empirical_measure, gram, law_measure, run_products
 from fem_hjb.problem import ControlProblem, LinearDrift
 from fem_hjb.sde import Paths
 from fem_hjb.spaces import LineBasis, Space, spatial_basis
+from fem_hjb.variational import fit
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Gram matrices
@@ -345,10 +348,46 @@ def test_what_lies_outside_the_domain_is_left_out_and_not_renormalised():
     assert measure.weights.sum() == pytest.approx(inside * problem.horizon, rel=1e-9)
 
 
-def test_law_measure_refuses_a_problem_without_a_marginal():
-    problem = zoo.get("double-well")
-    with pytest.raises(MeasureError, match=r"'double-well' has no marginal law in closed form.*fit to sampled paths"):
-        law_measure(problem, wide_space(problem))
+def test_law_measure_computes_a_marginal_law_that_is_not_known():
+    """Without the closed form the same measure comes out, score included, and the same Galerkin solution."""
+    known = moving()
+    space = wide_space(known, cells=24, half=5.0)
+    exact, computed = law_measure(known, space), law_measure(replace(known, marginal=None), space)
+    assert exact.score is not None
+    assert computed.score is not None
+    np.testing.assert_array_equal(computed.x, exact.x)
+    assert np.abs(computed.weights - exact.weights).sum() < 1e-6
+    wrong = computed.weights * np.abs(computed.score - exact.score).max(axis=1)
+    assert wrong.sum() < 1e-5 * (exact.weights * np.abs(exact.score).max(axis=1)).sum()
+    x = np.linspace(-1.0, 2.0, 13)[:, None]
+    best, fitted = (fit(known, measure, space).value(0.3, x) for measure in (exact, computed))
+    assert np.abs(fitted - best).max() < 1e-6
+    assert np.abs(fitted - known.exact.value(0.3, x)).max() < 1e-2
+
+
+def test_law_measure_of_a_double_well_sees_its_stationary_law():
+    problem = zoo.get("double-well", dim=1, kappa=1.0, horizon=6.0)
+    space = Space(problem, cells=40, time_cells=3, box=Box([-2.5], [2.5]))
+    measure = law_measure(problem, space)
+    x = np.linspace(-3.0, 3.0, 2001)
+    stationary = np.exp(-2 * (x**2 - 1) ** 2)
+    for power in (2, 4):
+        moment = measure.terminal_weights @ measure.terminal_x[:, 0] ** power
+        assert moment == pytest.approx((stationary * x**power).sum() / stationary.sum(), rel=1e-4)
+
+
+def test_law_measure_of_an_absorbed_process_holds_what_is_left():
+    problem = replace(
+        moving(mean=0.0),
+        domain=Box([-1.5], [1.5], boundary="absorbing"),
+        initial_law=Uniform(Box([-1.0], [1.0])),
+        exact=None,
+        marginal=None,
+    )
+    law = fokker_planck.solve(problem, box=problem.domain, rtol=1e-4).law(1.0)
+    assert 0.2 < law.mass < 0.9
+    measure = law_measure(replace(problem, initial_law=law, marginal=lambda t: law), Space(problem, cells=12))
+    assert measure.terminal_weights.sum() == pytest.approx(law.mass, rel=1e-4)
 
 
 def test_law_measure_refuses_a_space_of_another_dimension():

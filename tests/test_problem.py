@@ -87,6 +87,53 @@ def test_a_point_mass_start_and_a_reflecting_box_are_probed_inside():
         build(initial_law=Gaussian([0.5, 0.5], 0.05), domain=Box([5.0, 5.0], [6.0, 6.0]))
 
 
+HALF = {"lower": [-np.inf, -9.0], "upper": [0.5, 9.0], "boundary": [("natural", "absorbing"), ("absorbing", "natural")]}
+
+
+def test_the_exit_reward_is_checked_where_it_is_paid():
+    seen = []
+
+    def g(t, x):
+        seen.append(x)
+        return np.asarray(t) + x[..., 1]
+
+    problem = build(initial_law=Gaussian([-3.0, 0.0], 0.05), domain=Box(**HALF, exit_reward=g))
+    assert all(((x[:, 0] == 0.5) | (x[:, 1] == -9.0)).all() for x in seen)
+    x = np.array([[0.5, 1.0], [0.5, 2.0]])
+    np.testing.assert_array_equal(problem.exit_reward([0.25, 0.5], x), [1.25, 2.5])
+    np.testing.assert_array_equal(problem.exit_reward(0.25, x[0]), 1.25)
+    assert (build(initial_law=Gaussian([-3.0, 0.0], 0.05), domain=Box(**HALF)).exit_reward(0.0, x) == 0).all()
+    assert (build().exit_reward(0.0, x) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("law", "message"),
+    [
+        (PointMass([0.5, 0.0]), r"100% of the initial law lies outside the domain \(100% on or behind its absorbing"),
+        (PointMass([0.7, 0.0]), r"100% on or behind its absorbing faces\), the box \[-inf, -9\.0\] to \[0\.5, 9\.0\]"),
+        (Gaussian([0.5, 0.0], 0.01), r"\d\d% on or behind its absorbing faces"),
+        (PointMass([0.0, 12.0]), "100% of the initial law lies outside the domain, the box"),
+    ],
+)
+def test_a_process_that_is_stopped_before_it_starts_is_refused(law, message):
+    with pytest.raises(ProblemError, match=message):
+        build(initial_law=law, domain=Box(**HALF))
+
+
+@pytest.mark.parametrize(
+    ("g", "message"),
+    [
+        (lambda t, x: x, r"exit_reward\(t, x\) returned shape \(5, 2\) .* expected \(5,\)"),
+        (lambda t, x: 1.0, r"exit_reward\(t, x\) returned shape \(\) .* return an array of the full shape"),
+        (lambda t, x: x[..., 0] * np.nan, r"exit_reward\(t, x\) is not finite at 5 of 5 points, the first is x="),
+        (lambda x: x[..., 0], r"exit_reward\(t, x\) failed on arguments of shapes \(\), \(5, 2\)"),
+    ],
+)
+def test_ill_formed_exit_rewards_are_refused(g, message):
+    with pytest.raises(ProblemError, match=message):
+        build(initial_law=Gaussian([-3.0, 0.0], 0.05), domain=Box(**HALF, exit_reward=g))
+
+
 def test_complex_numbers_are_refused():
     with pytest.raises(ProblemError, match=r"what terminal_reward\(x\) returns must be an array of real numbers"):
         build(terminal_reward=lambda x: x[..., 0] * 1j)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
+from scipy.stats import norm
 
 import fem_hjb.sde as sde
 from fem_hjb._checks import ConvergenceError, EllipticityError, MeasureError, ProblemError
@@ -247,6 +248,120 @@ def test_coefficients_are_only_evaluated_inside_a_reflecting_box(scheme):
     assert paths.scheme == scheme
 
 
+HALF_LINE = Box([0.0], [np.inf], [("absorbing", "natural")])
+
+
+def without_bridge(monkeypatch):
+    """The broken method: only the ends of the steps are looked at."""
+    whole = sde._stop
+    monkeypatch.setattr(sde, "_stop", lambda domain, variance, *rest: whole(domain, 1e-12 * variance, *rest))
+
+
+def brownian(x0, domain, drift=0.0, **changes):
+    """dX = drift dt + dB from x0, stopped at the faces."""
+    return ou_problem([[0.0]], [drift], 1.0, domain=domain, initial_law=PointMass([x0]), **changes)
+
+
+def exits(problem, n, steps, scheme="auto"):
+    """The fractions of paths stopped by each observed time, shape (K+1,)."""
+    return problem.domain.exited(sample_paths(problem, n=n, steps=steps, rng=7, scheme=scheme).x).mean(axis=0)
+
+
+def half_line_exit(x0, drift, t):
+    """P(min over [0, t] of x0 + drift s + B_s <= 0), by the reflection principle and Girsanov's theorem."""
+    return norm.cdf(-(x0 + drift * t) / np.sqrt(t)) + np.exp(-2 * drift * x0) * norm.cdf((drift * t - x0) / np.sqrt(t))
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.8])
+@pytest.mark.parametrize("scheme", ["euler", "weak2"])
+def test_the_exit_from_a_half_line_is_exact_at_any_step(monkeypatch, scheme, drift):
+    problem, n, steps = brownian(0.7, HALF_LINE, drift), 40_000, 3
+    exact = half_line_exit(0.7, drift, np.arange(1, steps + 1) / steps)
+    error = np.sqrt(exact * (1 - exact) / n)
+    assert (np.abs(exits(problem, n, steps, scheme)[1:] - exact) < 3 * error).all()
+    without_bridge(monkeypatch)
+    assert (exits(problem, n, steps, scheme)[1:] - exact < -20 * error).all()
+
+
+def test_the_exit_from_an_interval(monkeypatch):
+    """Both ends absorb: the survival probability is a sine series; one end reflects: a series of cosines."""
+    n, k = 40_000, np.arange(1, 101, 2)
+    decay = 4 / (k * np.pi) * np.exp(-((k * np.pi / 2) ** 2) / 2)
+    both = 1 - (decay * np.sin(k * np.pi * 0.35)).sum()  # on [0, 2], from 0.7
+    mixed = 1 - (decay * np.sin(k * np.pi / 2) * np.cos(k * np.pi * 0.15)).sum()  # on [0, 1], from 0.3, reflected at 0
+    cases = [
+        (brownian(0.7, Box([0.0], [2.0], "absorbing")), both),
+        (brownian(0.3, Box([0.0], [1.0], [("reflecting", "absorbing")])), mixed),
+    ]
+    for problem, exact in cases:
+        assert abs(exits(problem, n, 16)[-1] - exact) < 3 * np.sqrt(exact * (1 - exact) / n)
+    without_bridge(monkeypatch)
+    for problem, exact in cases:
+        assert exits(problem, n, 16)[-1] - exact < -20 * np.sqrt(exact * (1 - exact) / n)
+
+
+def test_the_bridge_has_the_noise_of_its_own_step():
+    """With Lambda_t held over each step the half line's exit probability is that of the scheme's own total variance."""
+    n, steps = 40_000, 4
+    rising = brownian(0.5, HALF_LINE)
+    rising = replace(rising, diffusion=lambda t, x: (0.2 + np.asarray(t)[..., None, None]) * np.ones((*x.shape, 1)))
+    variance = (0.2 + np.arange(steps) / steps).sum() / steps
+    exact = 2 * norm.cdf(-0.5 / np.sqrt(variance))
+    assert abs(exits(rising, n, steps, "euler")[-1] - exact) < 3 * np.sqrt(exact * (1 - exact) / n)
+    assert abs(2 * norm.cdf(-0.5 / np.sqrt(0.7)) - exact) > 10 * np.sqrt(exact * (1 - exact) / n)  # not Lambda averaged
+
+
+def test_the_exit_of_an_ornstein_uhlenbeck_process_has_weak_order_one_and_one_half_without_the_bridge(monkeypatch):
+    """By symmetry about 0, P(exit by T) = 2 P(X_T < 0) for the process that is not stopped."""
+    problem = ou_problem([[-1.0]], [0.0], 1.0, domain=HALF_LINE, initial_law=PointMass([0.8]))
+    exact = 2 * norm.cdf(-0.8 * np.exp(-1) / np.sqrt((1 - np.exp(-2)) / 2))
+    steps, n = [8, 16, 32], 300_000
+    assert abs(slope(steps, [exits(problem, n, k, "euler")[-1] - exact for k in steps]) - 1) < 0.15
+    without_bridge(monkeypatch)
+    assert abs(slope(steps, [exits(problem, n // 4, k, "euler")[-1] - exact for k in steps]) - 0.5) < 0.15
+
+
+def test_stopped_paths_stay_at_their_exit_point_on_the_face():
+    """A strip in the plane, with correlated noise and a drift that is not defined outside of it."""
+    box = Box([0.0, -np.inf], [1.0, 0.3], [("absorbing", "absorbing"), ("natural", "absorbing")])
+
+    def drift(t, x):
+        assert box.contains(x).all()
+        return 0.5 * np.sqrt(x[..., :1]) + 0.0 * x
+
+    problem = ou_problem(A2, [0.0, 0.0], LAMBDA2, drift=drift, domain=box, initial_law=Gaussian([0.5, -0.2], 0.005))
+    for scheme in ("euler", "weak2"):
+        x = sample_paths(problem, n=4000, steps=16, rng=5, scheme=scheme, substeps=2).x
+        stopped = box.exited(x)
+        assert box.contains(x).all()
+        assert 0.2 < stopped[:, -1].mean() < 1.0
+        assert (np.diff(stopped.astype(int), axis=1) >= 0).all()
+        assert (x[:, 1:] == x[:, :-1])[stopped[:, :-1]].all()
+        on = [(x[:, -1, 0] == 0.0).sum(), (x[:, -1, 0] == 1.0).sum(), (x[:, -1, 1] == 0.3).sum()]
+        assert min(on) > 100  # each face is left by
+
+
+def test_the_stopped_process_is_a_martingale_with_correlated_noise():
+    problem = ou_problem(
+        np.zeros((2, 2)),
+        [0.0, 0.0],
+        [[1.0, 0.8], [0.8, 1.0]],
+        domain=Box([0.0, -np.inf], [np.inf, np.inf], [("absorbing", "natural"), ("natural", "natural")]),
+        initial_law=PointMass([0.6, 0.3]),
+    )
+    x = sample_paths(problem, n=40_000, steps=4, rng=8).x[:, -1]
+    assert (np.abs(x.mean(0) - [0.6, 0.3]) < 3 * x.std(0) / np.sqrt(len(x))).all()
+
+
+def test_paths_that_start_behind_an_absorbing_face_are_stopped_at_once():
+    problem = ou_problem([[0.0]], [0.0], 1.0, domain=HALF_LINE, initial_law=Gaussian([1.0], 0.25))
+    paths = sample_paths(problem, n=4000, steps=2, rng=9)
+    gone = paths.x[:, 0, 0] == 0.0
+    assert 0.01 < gone.mean() < 0.04
+    assert (paths.x[gone] == 0.0).all()
+    assert paths.x.min() == 0.0
+
+
 def test_auto_is_exact_only_where_the_transition_law_is_known():
     linear = ou_problem(A2, [0.0, 0.0], LAMBDA2)
     box = Box([-9.0, -9.0], [9.0, 9.0])
@@ -258,6 +373,7 @@ def test_auto_is_exact_only_where_the_transition_law_is_known():
         (replace(linear, domain=box), "weak2"),
         (replace(linear, domain=box, drift=free), "weak2"),
         (replace(linear, domain=box, drift=free, diffusion=0.5), "exact"),
+        (replace(linear, domain=replace(box, boundary="absorbing"), drift=free, diffusion=0.5), "weak2"),
     ):
         assert sample_paths(problem, n=3, steps=2, rng=0).scheme == scheme
 
@@ -300,6 +416,11 @@ def test_paths_are_validated_and_read_only():
 def test_bad_arguments(changes, error, message):
     with pytest.raises(error, match=message):
         sample_paths(ou_problem([[-1.0]], [0.0], 1.0), **({"n": 5, "steps": 2, "rng": 0} | changes))
+
+
+def test_no_scheme_is_exact_in_front_of_an_absorbing_face():
+    with pytest.raises(ProblemError, match="a diagonal diffusion and no absorbing face; take scheme='weak2' or 'auto'"):
+        sample_paths(brownian(0.7, HALF_LINE), n=5, steps=2, rng=0, scheme="exact")
 
 
 def test_substeps_are_taken_when_a_stiff_drift_needs_them_and_only_then():

@@ -11,11 +11,14 @@ from exactness import (
     simulate,
     space_derivative,
 )
+from scipy.linalg import expm
 
 from fem_hjb import zoo
 from fem_hjb._checks import EllipticityError, FemHjbError, InfiniteValueError, ProblemError
 from fem_hjb.closed_form import LogSumExpReward
+from fem_hjb.laws import PointMass
 from fem_hjb.problem import LinearDrift
+from fem_hjb.sde import sample_paths
 
 DIMS = (1, 2, 3)
 CASES = [(name, d) for name in zoo.names() for d in DIMS if zoo.dims(name) is None or d in zoo.dims(name)]
@@ -29,6 +32,8 @@ PROBLEMS |= {
     "mixture-diffusion-eta": zoo.get("mixture-diffusion", 2, eta=0.5),
     "brownian-mixture-ou": zoo.get("brownian-mixture", 2, A=[[-1.0, 0.5], [0.0, -0.3]], Lambda=0.7, temperature=0.5),
     "lq-shifted": zoo.get("lq", 2, a=[0.3, -0.2], q=[0.1, 0.4], s=[0.5, 0.0], mean=[1.0, 0.0], temperature=0.4),
+    "soc-ou-quadratic-hard": zoo.get("soc-ou-quadratic", 2, setting="hard", x0=[0.4, 0.6], horizon=0.6),
+    "soc-ou-linear-cold": zoo.get("soc-ou-linear", 2, seed=1, x0=0.3, temperature=0.5, horizon=0.7),
     "reflected-running": zoo.get("reflected", 2, running=0.7, lower=[-1.0, 0.0], upper=[1.0, 0.6], Lambda=[1.0, 0.1]),
 }
 EXACT = {name: problem for name, problem in PROBLEMS.items() if problem.exact is not None}
@@ -41,6 +46,8 @@ def each(problems):
 
 def points(problem, n, rng):
     x = problem.initial_law.sample(n, rng)
+    if isinstance(problem.initial_law, PointMass):
+        x = x + 0.5 * rng.standard_normal(x.shape)
     if problem.domain is None:
         return x
     lower, upper = problem.domain.bounds
@@ -80,8 +87,8 @@ def test_marginals_follow_the_process(problem):
         law, x = problem.marginal(times[k]), states[k]
         centred = x - law.expectation
         products = centred[:, :, None] * centred[:, None, :]
-        assert (np.abs(centred.mean(0)) < 4.5 * centred.std(0) / np.sqrt(n)).all()
-        assert (np.abs(products.mean(0) - law.covariance) < 4.5 * products.std(0) / np.sqrt(n)).all()
+        assert (np.abs(centred.mean(0)) <= 4.5 * centred.std(0) / np.sqrt(n)).all()
+        assert (np.abs(products.mean(0) - law.covariance) <= 4.5 * products.std(0) / np.sqrt(n)).all()
 
 
 @each(MARGINAL)
@@ -89,7 +96,10 @@ def test_marginals_solve_the_fokker_planck_equation_and_start_at_the_initial_law
     x = points(problem, 100, np.random.default_rng(3))
     for t in (0.2, 0.8):
         assert fokker_planck_residual(problem, t * problem.horizon, x).max() < 1e-8
-    np.testing.assert_allclose(problem.marginal(0.0).logpdf(x), problem.initial_law.logpdf(x), rtol=1e-12)
+    if isinstance(problem.initial_law, PointMass):  # no density
+        assert problem.marginal(0.0) is problem.initial_law
+    else:
+        np.testing.assert_allclose(problem.marginal(0.0).logpdf(x), problem.initial_law.logpdf(x), rtol=1e-12)
 
 
 @each(PROBLEMS)
@@ -196,6 +206,134 @@ def test_mixture_diffusion_takes_any_log_sum_exp_reward_and_matches_its_words():
     np.testing.assert_allclose(same.exact.value(0.2, x), words["quadratic"].exact.value(0.2, x), atol=1e-12)
 
 
+# the benchmarks of SOC matching: cost = E[ int |u|^2/2 + f dt + g ] under dX = (b + sigma u) dt + lambda^{1/2} sigma dB
+
+
+def soc_costs(problem, f, g, sigma, control, x0, *, n, steps, rng):
+    """The cost of each path under the control, in the source's formulation; plus lambda^{1/2} int u'dB, of mean 0."""
+    lam, h = problem.temperature, problem.horizon / steps
+    x, cost = np.tile(x0, (n, 1)), np.zeros(n)
+    for k in range(steps):
+        u, noise = control(k * h, x), np.sqrt(lam * h) * rng.standard_normal(x.shape)
+        cost += h * (0.5 * (u**2).sum(-1) + f(x)) + (u * noise).sum(-1)
+        x = x + h * (problem.b(k * h, x) + u @ sigma.T) + noise @ sigma.T
+    return cost + g(x)
+
+
+XI = np.array([[0.2, -0.3], [0.1, 0.4]])
+SOC = {
+    "quadratic-easy": (
+        zoo.get("soc-ou-quadratic", 2, temperature=0.6, x0=[0.4, 0.6]),
+        lambda x: 0.2 * (x**2).sum(-1),
+        lambda x: 0.1 * (x**2).sum(-1),
+        np.eye(2),
+    ),
+    "quadratic-hard": (
+        zoo.get("soc-ou-quadratic", 2, temperature=0.6, setting="hard", x0=[0.4, 0.6]),
+        lambda x: (x**2).sum(-1),
+        lambda x: 0.5 * (x**2).sum(-1),
+        np.eye(2),
+    ),
+    "linear": (
+        zoo.get("soc-ou-linear", 2, temperature=0.6, xi=XI, x0=[0.4, 0.6]),
+        lambda x: np.zeros(len(x)),
+        lambda x: x.sum(-1),
+        np.eye(2) + XI,
+    ),
+}
+
+
+@pytest.mark.parametrize(("problem", "f", "g", "sigma"), SOC.values(), ids=SOC)
+def test_the_optimal_cost_of_the_source_is_minus_the_value(problem, f, g, sigma):
+    x0 = problem.initial_law.expectation
+    optimum = -problem.exact.value(0.0, x0)
+
+    def control(t, x):
+        return problem.exact.policy(t, x) @ np.linalg.inv(sigma).T
+
+    def cost(scale, n, steps):
+        def scaled(t, x):
+            return scale * control(t, x)
+
+        paths = soc_costs(problem, f, g, sigma, scaled, x0, n=n, steps=steps, rng=np.random.default_rng(10))
+        return paths.mean(), paths.std() / np.sqrt(n)
+
+    # Along the optimal paths this cost is a constant but for the time step, whose bias of first order is extrapolated.
+    (coarse, rough), (fine, error) = cost(1.0, 500, 100), cost(1.0, 500, 200)
+    assert error < 2e-3 * (1 + optimum)
+    assert abs(2 * fine - coarse - optimum) < 3 * np.hypot(2 * error, rough)
+    for scale in (0.0, 2.0):
+        mean, error = cost(scale, 4000, 100)
+        assert mean - optimum > 3 * error
+
+
+def test_soc_matching_has_the_dimensions_and_starts_of_its_source():
+    quadratic, linear, well, molecule = (
+        zoo.get(f"soc-{name}") for name in ("ou-quadratic", "ou-linear", "double-well", "molecular-dynamics")
+    )
+    assert [p.dim for p in (quadratic, linear, well, molecule)] == [20, 10, 10, 1]
+    assert all((p.horizon, p.temperature) == (1.0, 1.0) for p in (quadratic, linear, well, molecule))
+    np.testing.assert_array_equal(quadratic.initial_law.covariance, 0.25 * np.eye(20))
+    for problem, start in ((linear, 0.0), (well, 0.0), (molecule, -1.0)):
+        np.testing.assert_array_equal(problem.initial_law.point, np.full(problem.dim, start))
+    A = linear.drift.coefficients[0]
+    xi = A + np.eye(10)
+    assert 0.08 < xi.std() < 0.12
+    sigma = np.eye(10) + xi
+    np.testing.assert_allclose(linear.constant_diffusion, sigma @ sigma.T)
+    np.testing.assert_array_equal(zoo.get("soc-ou-linear", seed=0).drift.A, A)
+    assert (zoo.get("soc-ou-linear", seed=1).drift.A != A).all()
+
+
+@pytest.mark.parametrize("setting", ["easy", "hard"])
+def test_the_value_of_the_quadratic_setting_is_finite_in_high_dimension_and_separates(setting):
+    problem, one = zoo.get("soc-ou-quadratic", setting=setting), zoo.get("soc-ou-quadratic", 1, setting=setting)
+    x = problem.initial_law.sample(5, np.random.default_rng(11))
+    for t in (0.0, 0.6):
+        parts = one.exact.value(t, x[..., None]).sum(-1)
+        np.testing.assert_allclose(problem.exact.value(t, x), parts, rtol=1e-10)
+
+
+def test_the_linear_setting_has_the_control_of_its_source():
+    problem = zoo.get("soc-ou-linear", 3, xi=0.1 * np.arange(9).reshape(3, 3))
+    sigma, A = np.eye(3) + 0.1 * np.arange(9).reshape(3, 3), problem.drift.A
+    u = np.linalg.solve(sigma, problem.exact.policy(0.3, [0.5, -1.0, 2.0]))
+    np.testing.assert_allclose(u, -sigma.T @ expm(0.7 * A.T) @ np.ones(3), rtol=1e-9)
+
+
+def test_the_double_well_of_soc_matching_is_deep_on_three_axes():
+    problem, x = zoo.get("soc-double-well", 5), np.array([0.0, 0.5, -2.0, 0.0, 3.0])
+    np.testing.assert_allclose(problem.b(0.0, x), [0.0, 7.5, 120.0, 0.0, -96.0])
+    assert problem.y(x) == -(3 + 3 * 0.75**2 + 3 * 9 + 1 + 64)
+    np.testing.assert_allclose(zoo.get("soc-double-well", 2, kappa=1.0).b(0.0, [2.0, 2.0]), [-24.0, -24.0])
+    np.testing.assert_array_equal(zoo.get("soc-double-well", 2, temperature=0.5).constant_diffusion, 0.5 * np.eye(2))
+
+
+def test_molecular_dynamics_stops_at_the_barrier():
+    """E exp(-min(tau, T)) by simulation, against finite differences for the linear equation on [-3, 0]."""
+    problem, n, steps = zoo.get("soc-molecular-dynamics"), 30_000, 200
+    assert (problem.domain.absorbing, problem.domain.bounds[1].tolist()) == (True, [0.0])
+    x = sample_paths(problem, n=n, steps=steps, rng=12).x
+    time = problem.horizon * (~problem.domain.exited(x)).mean(axis=1) * (steps + 1) / steps  # counts t = 0, too
+    reward = np.exp(-np.minimum(time, 1.0))
+
+    m = 300
+    width = 3.0 / m
+    grid = -3.0 + width * np.arange(m)  # the node at 0 is known: f = 1 there
+    drift = -4 * grid * (grid**2 - 1)
+    up, down = 0.5 / width**2 + drift / (2 * width), 0.5 / width**2 - drift / (2 * width)
+    up[0], down[0] = 1.0 / width**2, 0.0  # f' = 0 far out
+    L = np.diag(up[:-1], 1) + np.diag(down[1:], -1) - np.diag(np.full(m, 1.0 / width**2 + 1.0))
+    whole = np.zeros((m + 1, m + 1))
+    whole[:m, :m], whole[m - 1, m] = L, up[-1]
+    f = expm(problem.horizon * whole) @ np.ones(m + 1)
+    exact = f[np.argmin(abs(grid + 1.0))]
+    error = reward.std() / np.sqrt(n)
+    assert error < 1e-3
+    assert abs(reward.mean() - exact) < 3 * error
+    assert exact - np.exp(-1.0) > 30 * error  # what a process that is not stopped would pay
+
+
 def test_a_problem_is_entered_as_one_function(monkeypatch):
     monkeypatch.setattr(zoo, "_REGISTRY", dict(zoo._REGISTRY))
 
@@ -208,6 +346,14 @@ def test_a_problem_is_entered_as_one_function(monkeypatch):
     assert zoo.describe("my-new-problem") == "A problem of my own."
     assert zoo.parameters("my-new-problem") == {"size": 1.0}
     assert zoo.get("my-new-problem", 2, size=0.3).dim == 2
+    assert zoo.get("my-new-problem").dim == 1
+
+    @zoo.register(default_dim=4)
+    def my_benchmark(dim):
+        """A benchmark of my own."""
+        return zoo.get("lq", dim)
+
+    assert zoo.get("my-benchmark").dim == 4
 
 
 BAD = {
@@ -243,6 +389,15 @@ BAD = {
     "series": (lambda: zoo.get("reflected", coefficients=[0.1, 1.0]), "cosine series .* must be positive"),
     "box": (lambda: zoo.get("reflected", lower=1.0, upper=0.0), "lower must be below upper"),
     "running": (lambda: zoo.get("reflected", running=np.nan), "running must be finite"),
+    "setting": (lambda: zoo.get("soc-ou-quadratic", 1, setting="medium"), "setting must be one of 'easy', 'hard', got"),
+    "x0-shape": (lambda: zoo.get("soc-ou-quadratic", 2, x0=[1.0]), r"x0 must have shape \(2,\), got shape \(1,\)"),
+    "seed": (lambda: zoo.get("soc-ou-linear", 1, seed=-1), "seed must be a non-negative integer, got -1"),
+    "seed-float": (lambda: zoo.get("soc-ou-linear", 1, seed=0.5), "seed must be a non-negative integer, got 0.5"),
+    "xi": (lambda: zoo.get("soc-ou-linear", 2, xi=np.eye(3)), r"xi must have shape \(2, 2\), got shape \(3, 3\)"),
+    "soc-kappa": (lambda: zoo.get("soc-double-well", 2, kappa=-1.0), "kappa must be positive and nu non-negative"),
+    "soc-temperature": (lambda: zoo.get("soc-ou-linear", 2, temperature=0.0), "temperature must be a positive finite"),
+    "molecule-start": (lambda: zoo.get("soc-molecular-dynamics", x0=0.5), "x0 must be negative, .* got 0.5"),
+    "molecule-2d": (lambda: zoo.get("soc-molecular-dynamics", 2), "makes sense in dim = 1 only, got dim=2"),
     "targets": (lambda: zoo.get("brownian-mixture", 2, means=[[0.0, 0.0]]), r"weights must have shape \(1,\)"),
 }
 
@@ -260,4 +415,8 @@ def test_errors_keep_their_kind():
         zoo.get("lq", R=-5.0, horizon=2.0)
     with pytest.raises(InfiniteValueError, match=r"'mixture-diffusion', dim=1: the value is \+infinity up to t = "):
         zoo.get("mixture-diffusion", strength=-8.0)
+    with pytest.raises(
+        EllipticityError, match="'soc-ou-linear', dim=1: diffusion must be a symmetric positive definite"
+    ):
+        zoo.get("soc-ou-linear", 1, xi=-1.0)
     assert issubclass(InfiniteValueError, FemHjbError)
