@@ -225,7 +225,7 @@ class BoxOperators:
         return float(np.abs(remainder.rate).max()) + self.advection(remainder.drift), float(second.max())
 
     def advection(self, velocity: FloatArray) -> float:
-        """A bound of the spectral radius of <velocity, grad>, velocity (d, *shape): the finest waves the nodes carry."""
+        """A bound of the spectral radius of <velocity, grad>, velocity (d, *shape), from the finest waves there are."""
         return float(sum(np.abs(velocity[k]) * self._along(self._waves[k], k) for k in range(self.dim)).max())
 
     def is_separable(self, fields: Fields, frozen: "Separable") -> bool:
@@ -346,9 +346,9 @@ def check_elliptic(Lambda: FloatArray, x: FloatArray, t: float) -> None:
     if (lowest <= 0).any():
         i = int(lowest.argmin())
         raise EllipticityError(
-            f"the diffusion is not positive definite at {int((lowest <= 0).sum())} of {len(x)} nodes of the box, worst at"
-            f" t={t:.6g}, x={x[i].tolist()}, where its smallest eigenvalue is {lowest[i]:.3g}; take a box that leaves"
-            " these points out, or make the diffusion elliptic there"
+            f"the diffusion is not positive definite at {int((lowest <= 0).sum())} of {len(x)} nodes of the box, worst"
+            f" at t={t:.6g}, x={x[i].tolist()}, where its smallest eigenvalue is {lowest[i]:.3g}; take a box without"
+            " these points, or make the diffusion elliptic there"
         )
 
 

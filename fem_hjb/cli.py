@@ -147,8 +147,8 @@ def compare_command(
 ) -> None:
     """Solve a problem, learn it from trajectories, and see how far apart they are.
 
-    Errors are against the exact solution where there is one, else against the reference. Writes solution.npz (the learned
-    one), comparison.csv and comparison.png.
+    Errors are against the exact solution where there is one, else against the reference. Writes solution.npz (the
+    learned one), comparison.csv and comparison.png.
     """
     console = Console(stderr=True, soft_wrap=True)
     problem = _problem(problem_name, dim, param)

@@ -401,7 +401,6 @@ class _Solver:
 
     def rounding(self, plan: _Plan) -> float:
         """What double precision leaves of the policy: eps, amplified by the differentiation."""
-        value, policy = self.sizes(plan)
         finest = min(float(np.diff(line.nodes).min()) for line in plan.basis().lines)
         reach = float(np.ptp(plan.grids[0])) / 16.0
         return _ROUNDING * max(1.0, reach / finest * 0.1)
@@ -428,8 +427,8 @@ def _choose(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge 
     why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
     if absorbing and (form == "value" or below > UNDERFLOW):
         raise ConvergenceError(
-            f"the value form has no absorbing faces, and f = exp(v / alpha) {why.split(',')[1]}, too many for the linear"
-            " form; raise the temperature"
+            f"the value form has no absorbing faces, and {why}: too many for the linear form; raise the temperature, or"
+            " solve on a mesh"
         )
     linear = form == "linear" or absorbing or (form is None and fits)
     return candidates[best], linear, why

@@ -34,10 +34,11 @@ class Solution:
 
     what is left of f or of v when a quadratic is taken out, or the like.
 
-    On C1 classes and spectral elements grad v comes from grad u, alpha grad f / f for a `Gauge`. On the continuous
-    elements of meshes that is the least accurate quantity of all, so grad v is recovered: at every node of the time basis v is taken at the nodes of the mesh, polynomials of one degree
-    more are fitted around each vertex and differentiated there, and these nodal gradients are interpolated with the
-    same bases in space and time. They are computed when first needed and kept in a bounded cache.
+    On C1 classes and spectral elements grad v comes from grad u: alpha grad f / f for a `Gauge`. On the continuous
+    elements of meshes that is the least accurate quantity of all, so grad v is recovered: at every node of the time
+    basis v is taken at the nodes of the mesh, polynomials of one degree more are fitted around each vertex and
+    differentiated there, and these nodal gradients are interpolated with the same bases in space and time. They are
+    computed when first needed and kept in a bounded cache.
 
     Parameters (all by keyword)
     ---------------------------

@@ -62,15 +62,15 @@ def test_compare_writes_three_files_and_prints_the_table(tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in out.iterdir()) == ["comparison.csv", "comparison.png", "solution.npz"]
     errors = columns(out / "comparison.csv")
-    assert list(errors) == ["learned", "galerkin", "mesh"]
+    assert list(errors) == ["learned", "galerkin", "reference"]
     assert all(0 < errors[name]["policy"] < 0.2 for name in errors)
-    assert errors["mesh"]["value"] < errors["galerkin"]["value"]
+    assert errors["reference"]["value"] < errors["galerkin"]["value"]
     learned = load_solution(out / "solution.npz", zoo.get("lq"))
     assert learned.space.time.n_cells == 2
     assert image.imread(out / "comparison.png").std() > 0.05
-    for word in ("learned", "galerkin", "mesh", "policy", "against the exact solution", "comparison.png"):
+    for word in ("learned", "galerkin", "reference", "policy", "against the exact solution", "comparison.png"):
         assert word in result.stdout
-    for word in ("mesh reference", "trajectories", "400 paths of 8 steps (exact)", " s  "):
+    for word in ("estimated error", "trajectories", "400 paths of 8 steps (exact)", " s  "):
         assert word in result.stderr
 
 
@@ -89,13 +89,34 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path: 
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_problem_of_ones_own_is_compared_with_the_mesh(tmp_path: Path, mine: str) -> None:
+def test_a_problem_of_ones_own_is_compared_with_the_reference(tmp_path: Path, mine: str) -> None:
     result = run("compare", f"{mine}:make", "--param", "pull=0.5", *SMALL, "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     errors = columns(tmp_path / "out" / "comparison.csv")
     assert list(errors) == ["learned"]
     assert 0 < errors["learned"]["value"] < 0.2
-    assert "against the mesh solution" in result.stdout
+    assert "against the reference" in result.stdout
+
+
+def test_a_mesh_can_be_the_reference(tmp_path: Path) -> None:
+    result = run("compare", "lq", *SMALL, "--reference-cells", "32", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "65 dofs" in result.stderr
+
+
+def test_solve_to_a_tolerance_prints_the_estimate_and_what_was_chosen(tmp_path: Path) -> None:
+    result = run("solve", "soc-double-well", "--dim", "2", "--rtol", "1e-2", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    for word in ("estimated error", "truncation", "falls apart into 2 independent problems", "newton"):
+        assert word in result.stdout
+    problem = zoo.get("soc-double-well", 2)
+    assert load_solution(tmp_path / "out" / "solution.npz", problem).value(0.0, np.zeros((1, 2))) < 0
+
+
+def test_a_tolerance_that_is_not_met_is_told_and_not_raised(tmp_path: Path) -> None:
+    result = run("solve", "lq", "--cells", "8", "--rtol", "1e-6", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "limited by space" in result.stderr
 
 
 def test_a_problem_may_be_given_as_an_object_too(tmp_path: Path, mine: str) -> None:
