@@ -79,6 +79,7 @@ class BoxOperators:
             _normalised(line.weights * np.exp(-0.5 * (4.0 * (2.0 * line.nodes - low - high) / (high - low)) ** 2))
             for line, low, high in zip(basis.lines, lower, upper, strict=True)
         ]
+        self._mean_weights = reduce(np.multiply.outer, self._averages).ravel()
         self._waves = [_waves(line) for line in basis.lines]
         self.evaluations = self.iterations = 0
         self._last: tuple[float, Fields] | None = None
@@ -281,7 +282,8 @@ class BoxOperators:
 
     def norm(self, u: FloatArray) -> float:
         """The root of the mean square of u under the Gaussian weight of the separable averages."""
-        return float(np.sqrt(max(self._mean(u.reshape(self.shape) ** 2), 0.0)))
+        flat = u.ravel()
+        return float(np.sqrt(self._mean_weights @ (flat * flat)))
 
     def _along(self, values: FloatArray, axis: int) -> FloatArray:
         return values.reshape([-1 if k == axis else 1 for k in range(self.dim)])

@@ -188,6 +188,7 @@ class _ValueEquation:
         self.D = [_along(line.derivative, basis.shape, k) for k, line in enumerate(basis.lines)]
         self.second = [_scaled(inner[k], _along(line.laplacian, basis.shape, k)) for k, line in enumerate(basis.lines)]
         self.mixed = {(k, m): _scaled(inner[k] * inner[m], self.D[k] @ self.D[m]) for k, m in combinations(range(d), 2)}
+        self._bands = _Bands(self.D[0], self.second[0]) if d == 1 else None
         self.linear_solver = "banded" if d == 1 else "sparse" if basis.n_dofs <= DIRECT_UNKNOWNS[d] else "gmres"
         self.factorisations = 0
         # of a vector of rounding errors of size 1: its norm, and that of its derivatives
@@ -232,8 +233,11 @@ class _ValueEquation:
         self.factorisations += 1
         if self.linear_solver == "gmres":
             return self._iterative(steered, Lambda, shift)
+        if self._bands is not None:
+            return self._bands(steered[0], Lambda[0, 0], shift)
         matrix = sp.eye_array(self.basis.n_dofs) - shift * self._generator(steered, Lambda)
-        return _banded(matrix) if self.linear_solver == "banded" else splu(matrix.tocsc()).solve
+        solve: Linear = splu(matrix.tocsc()).solve
+        return solve
 
     def _generator(self, drift: FloatArray, Lambda: FloatArray) -> Any:
         parts = [_scaled(drift[k], D) for k, D in enumerate(self.D)]
@@ -321,17 +325,27 @@ def _pushed(Lambda: FloatArray, gradient: FloatArray) -> FloatArray:
     return np.asarray((Lambda * gradient).sum(1))
 
 
-def _banded(matrix: Any) -> Linear:
-    """LU factors of a banded sparse matrix, by LAPACK."""
-    entries = matrix.tocoo()
-    row, column = entries.row, entries.col
-    width, n = int(np.abs(row - column).max()), matrix.shape[0]
-    bands = np.zeros((3 * width + 1, n))
-    bands[2 * width + row - column, column] = entries.data
-    factors, pivots, info = dgbtrf(bands, width, width, overwrite_ab=1)
-    if info:
-        raise ConvergenceError("the matrix of a Newton step is singular")
-    return lambda rhs: np.asarray(dgbtrs(factors, width, width, rhs, pivots)[0])
+@final
+class _Bands:
+    """LU factors, by LAPACK, of 1 - shift (drift D + diffusion / 2 D2) for banded D and D2."""
+
+    def __init__(self, D: Any, second: Any) -> None:
+        pattern = (abs(D) + abs(second) + sp.eye_array(D.shape[0])).tocoo()
+        self._row, self._column = pattern.row, pattern.col
+        self._width = int(np.abs(pattern.row - pattern.col).max())
+        self._D, self._second = (np.asarray(part.todense())[pattern.row, pattern.col] for part in (D, second))
+        self._unit = (pattern.row == pattern.col).astype(np.float64)
+
+    def __call__(self, drift: FloatArray, diffusion: FloatArray, shift: float) -> Linear:
+        row, column, width = self._row, self._column, self._width
+        half = np.broadcast_to(0.5 * shift * diffusion, drift.shape)
+        bands = np.zeros((3 * width + 1, drift.size))
+        entries = self._unit - (shift * drift)[row] * self._D - half[row] * self._second
+        bands[2 * width + row - column, column] = entries
+        factors, pivots, info = dgbtrf(bands, width, width, overwrite_ab=1)
+        if info:
+            raise ConvergenceError("the matrix of a Newton step is singular")
+        return lambda rhs: np.asarray(dgbtrs(factors, width, width, rhs, pivots)[0])
 
 
 @final

@@ -27,6 +27,7 @@ import skfem
 from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 from scipy.special import roots_legendre
+from scipy.stats import norm
 
 from fem_hjb import fokker_planck
 from fem_hjb._checks import (
@@ -43,7 +44,7 @@ from fem_hjb._checks import (
     spawn_generators,
 )
 from fem_hjb.blocks import coordinates, independent_blocks, restrict
-from fem_hjb.laws import Gaussian, Law, MarginalLaw, PointMass
+from fem_hjb.laws import Box, Gaussian, Law, MarginalLaw, PointMass
 from fem_hjb.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.sde import Policy, sample_paths
 from fem_hjb.solution import ProductSolution, Solution
@@ -117,7 +118,7 @@ class Objectives:
 
 def control_error(
     problem: ControlProblem,
-    policy: Policy,
+    policy: Policy | Solution | ProductSolution,
     reference: ValueFunction,
     *,
     under: str = "optimal",
@@ -135,8 +136,9 @@ def control_error(
 
     Parameters
     ----------
-    policy : pi, a callable (t, x (n, d)) -> (n, d), t a number. A control u is sigma u here.
-    reference : what has the optimal policy: `solve(problem)`, or problem.exact.
+    policy : pi, a callable (t, x (n, d)) -> (n, d), t a number: sigma u for a control u. Or a solution, for its policy.
+    reference : what has the optimal policy: `solve(problem)`, or problem.exact. Solutions are continued outside their
+        boxes by the policy of the nearest point, where the law may have next to no mass, see DomainError.
     under : "optimal", the law of the process under the reference's policy, or "policy", under the policy itself.
     times : the number of Gauss points in time.
     rtol : the tolerance of densities in time, see `fokker_planck.solve`; on the box of the reference, where it has one.
@@ -148,7 +150,7 @@ def control_error(
     DomainError : the law is not to be had (more than three coordinates hang together and drift or control are not
         affine), or it reaches the faces of the reference's box.
     """
-    _check(problem, policy)
+    policy = _checked(problem, policy)
     if not isinstance(reference, ValueFunction):
         raise ProblemError(f"reference must have value(t, x) and gradient(t, x), got {type(reference).__name__}")
     one_of(under, "under", ("optimal", "policy"), MeasureError)
@@ -183,7 +185,7 @@ def control_error(
 
 def objectives(
     problem: ControlProblem,
-    policy: Policy,
+    policy: Policy | Solution | ProductSolution,
     reference: ValueFunction | None = None,
     *,
     steps: int,
@@ -203,7 +205,7 @@ def objectives(
     ProblemError, MeasureError : as `control_error`.
     ConvergenceError : the Euler scheme explodes with so few steps.
     """
-    _check(problem, policy)
+    policy = _checked(problem, policy)
     if reference is not None and not isinstance(reference, ValueFunction):
         raise ProblemError(f"reference must have value(t, x) and gradient(t, x), got {type(reference).__name__}")
     positive_integer(steps, "steps", MeasureError)
@@ -226,12 +228,15 @@ def objectives(
     )
 
 
-def _check(problem: Any, policy: Any) -> None:
+def _checked(problem: Any, policy: Any) -> Policy:
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"problem must be a ControlProblem, got {type(problem).__name__}")
+    if isinstance(policy, Solution | ProductSolution):
+        return _Continued(policy)
     if not callable(policy):
         hint = "; give its method .policy" if hasattr(policy, "policy") else ""
         raise ProblemError(f"policy must be a callable (t, x) -> (n, d), got {type(policy).__name__}{hint}")
+    return policy  # type: ignore[no-any-return]
 
 
 def _steer(policy: Policy, t: float, x: FloatArray) -> FloatArray:
@@ -246,7 +251,29 @@ def _steer(policy: Policy, t: float, x: FloatArray) -> FloatArray:
     return pi
 
 
+@final
+class _Continued:
+    """The policy of a solution on its box, outside that of the nearest point of the box."""
+
+    def __init__(self, solution: Solution | ProductSolution) -> None:
+        d = solution.problem.dim
+        self.solution = solution
+        self.lower, self.upper = np.empty(d), np.empty(d)
+        for index, part in solution.parts if isinstance(solution, ProductSolution) else [(tuple(range(d)), solution)]:
+            self.lower[list(index)], self.upper[list(index)] = _box_of(part).bounds
+
+    def __call__(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        return self.solution.policy(t, np.clip(x, self.lower, self.upper))
+
+
+def _box_of(solution: Solution) -> Box:
+    nodes = solution.space.spatial.nodes
+    return Box(nodes.min(axis=0), nodes.max(axis=0))
+
+
 def _policy_of(problem: ControlProblem, reference: ValueFunction) -> Policy:
+    if isinstance(reference, Solution | ProductSolution):
+        return _Continued(reference)
     own = getattr(reference, "policy", None)
     if callable(own):
         return own  # type: ignore[no-any-return]
@@ -316,10 +343,14 @@ def _flow(
     """The law under a policy that respects the groups, None if it is not to be had."""
     gaussian = _gaussian(problem, policy)
     if gaussian is not None:
+        if isinstance(reference, Solution | ProductSolution):
+            _check_inside(_Continued(reference), gaussian, problem.horizon)
         return _Flow([(group, _marginal(gaussian, group)) for group in groups], "a Gaussian law, by moment equations")
     if max(map(len, groups)) > 3:
         return None
-    best = policy == getattr(reference, "policy", None)
+    best = (isinstance(policy, _Continued) and policy.solution is reference) or policy == getattr(
+        reference, "policy", None
+    )
     parts: list[tuple[Block, MarginalLaw]] = []
     solved: list[tuple[Solution, FloatArray, MarginalLaw]] = []
     for group, piece in zip(groups, _pieces(reference, groups), strict=True):
@@ -342,6 +373,17 @@ def _flow(
     return _Flow(parts, f"the law by the Fokker-Planck equation, rtol={rtol:g}")
 
 
+def _check_inside(reference: _Continued, law: MarginalLaw, horizon: float) -> None:
+    for t in (horizon / 4, horizon / 2, horizon):
+        middle, spread = law(t).expectation, np.sqrt(np.diag(law(t).covariance))
+        outside = norm.cdf((reference.lower - middle) / spread) + norm.sf((reference.upper - middle) / spread)
+        if outside.max() > _FACE:
+            raise DomainError(
+                f"the process leaves the reference's box with a probability of {outside.max():.1e} by t={t:g}; solve the"
+                " reference on a larger box"
+            )
+
+
 def _pieces(reference: ValueFunction | None, groups: list[Block]) -> list[Solution | None]:
     """The solution of each group, where there is one with a box."""
     if isinstance(reference, ProductSolution) and [index for index, _ in reference.parts] == groups:
@@ -360,7 +402,7 @@ def _where(problem: ControlProblem, piece: Solution | None) -> dict[str, Any]:
         return {}
     basis = piece.space.spatial
     if not isinstance(basis, SpectralBasis) or basis.dim > 1:
-        return {"box": basis.box}
+        return {"box": _box_of(piece)}
     line, law = basis.lines[0], problem.initial_law
     parts = -(-line.degree // _DEGREE)
     grid = np.interp(np.arange(parts * line.n_cells + 1) / parts, np.arange(line.n_cells + 1), line.grid)

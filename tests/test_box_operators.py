@@ -10,7 +10,7 @@ from fem_hjb import zoo
 from fem_hjb._checks import ConvergenceError, EllipticityError, FloatArray
 from fem_hjb.background import quadratic_gauge
 from fem_hjb.box_operators import BoxOperators, Fields, SeparableInverse, check_elliptic
-from fem_hjb.cole_hopf import Gauge, gauge
+from fem_hjb.cole_hopf import Gauge, QuadraticGauge, gauge
 from fem_hjb.exponential import apply_sum
 from fem_hjb.laws import Box, Gaussian
 from fem_hjb.problem import ControlProblem
@@ -133,46 +133,55 @@ def test_errors_fall_spectrally_unless_mixed_derivatives_are_lost() -> None:
     assert abs(decay[1]) < 0.2
 
 
+def any_quadratic(constants: Gauge, d: int) -> QuadraticGauge:
+    """A moving quadratic that solves no equation at all."""
+    rng = np.random.default_rng(0)
+    P = 0.15 * rng.normal(size=(3, d, d))
+    return QuadraticGauge(
+        constants=constants,
+        centre=0.1 * np.ones(d),
+        P=P + np.swapaxes(P, 1, 2) + 0.5 * np.eye(d),
+        p=0.2 * rng.normal(size=(3, d)),
+        c=rng.normal(size=3),
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "d", "degree", "keywords"),
     [
-        ("mixture-diffusion", 1, 16, {"beta": (1.0, 3.0)}),
-        ("brownian-mixture", 1, 16, {}),
-        ("lq", 1, 8, {}),
-        ("mixture-diffusion", 2, 14, {"beta": (1.0, 3.0)}),
-        ("brownian-mixture", 2, 14, {"Lambda": [[1.0, 0.4], [0.4, 0.8]]}),
-        ("brownian-mixture", 3, 9, {}),
+        ("mixture-diffusion", 1, 18, {"beta": (1.0, 3.0)}),
+        ("brownian-mixture", 1, 18, {}),
+        ("lq", 1, 18, {}),
+        ("mixture-diffusion", 2, 16, {"beta": (1.0, 3.0)}),
+        ("brownian-mixture", 2, 16, {"Lambda": [[1.0, 0.4], [0.4, 0.8]]}),
+        ("lq", 2, 16, {}),
+        ("lq", 3, 12, {}),
     ],
 )
 def test_exact_values_solve_the_equation_of_the_unknown(name: str, d: int, degree: int, keywords: Any) -> None:
-    """u = exp((v - v0) / alpha) with an exact v and a quadratic v0: d_t u + L u = 0 inside the box."""
+    """u = exp((v - v0) / alpha) with an exact v and any quadratic v0: d_t u + L u = 0 inside the box."""
     problem = zoo.get(name, d, **keywords)
-    box = Box([-1.2] * d, [1.3] * d)
-    constants = gauge(problem, np.zeros((1, d)), [0.0, 1.0])
-    quadratic = quadratic_gauge(problem, box, constants)
+    quadratic = any_quadratic(Gauge(temperature=problem.temperature, horizon=1.0, terminal=0.3, running=-0.2), d)
     assert problem.exact is not None
-    assert quadratic is not None
     exact = problem.exact
 
     def u(t: Any, x: FloatArray) -> FloatArray:
         return np.asarray(np.exp((exact.value(t, x) - quadratic.background(t, x)) / problem.temperature))
 
-    basis = SpectralBasis([SpectralLine(np.linspace(*ends, 2 if d == 3 else 3), degree) for ends in zip(*box.bounds)])
+    basis = SpectralBasis([SpectralLine(np.linspace(-1.2, 1.3, 2 if d == 3 else 3), degree) for _ in range(d)])
     operators = BoxOperators(problem, basis, quadratic)
     t, x = 0.4, basis.nodes
-    inside = ~((x == box.bounds[0]) | (x == box.bounds[1])).any(axis=1)
-    change = time_derivative(u, np.full(len(x), t), x, 2e-3)
+    inside = ~((x == basis.box.bounds[0]) | (x == basis.box.bounds[1])).any(axis=1)
+    change = time_derivative(u, np.full(len(x), t), x, 1e-2)
     fields, nodal = operators.fields(t), u(t, x).reshape(basis.shape)
-    residual = (change + operators.apply(fields, nodal).ravel())[inside]
-    size = np.abs(fields.rate).max() * nodal.max()
-    tolerance = 3e-4 if d == 3 else 1e-7
-    if name == "lq":  # all is in v0
-        np.testing.assert_allclose(nodal, 1.0, atol=1e-10)
-        assert size < 1e-8
-        return
-    assert np.abs(residual).max() < tolerance * size
-    wrong = Fields(fields.drift * 1.01, fields.rate, fields.diffusion)
-    assert np.abs((change + operators.apply(wrong, nodal).ravel())[inside]).max() > 10 * tolerance * size
+
+    def residual(fields: Fields) -> float:
+        return float(np.abs(change + operators.apply(fields, nodal).ravel())[inside].max() / np.abs(change).max())
+
+    assert residual(fields) < 1e-7
+    assert residual(Fields(1.001 * fields.drift, fields.rate, fields.diffusion)) > 1e-5
+    assert residual(Fields(fields.drift, 1.001 * fields.rate, fields.diffusion)) > 1e-4
+    assert residual(Fields(fields.drift, fields.rate, 1.001 * fields.diffusion)) > 1e-4
 
 
 def test_a_policy_adds_to_the_drift() -> None:
@@ -269,7 +278,7 @@ def test_what_does_not_depend_on_time_is_evaluated_once() -> None:
     for moving in (
         operators(late),
         operators(still, running_reward=lambda t, x: np.asarray(t) + 0 * x[..., 0]),
-        operators(still, diffusion=lambda t, x: (1 + np.asarray(t)) * np.ones((*x.shape, 1))),
+        operators(still, diffusion=lambda t, x: (1 + np.asarray(t)[..., None, None]) * np.ones((*x.shape, 1))),
     ):
         assert not moving.autonomous
         moving.fields(0.1)
@@ -302,11 +311,11 @@ def test_the_inverse_of_the_separable_part(d: int) -> None:
 def test_the_solver_solves(strong: bool) -> None:
     """With drifts whose eigenvectors are of no use, too: the preconditioner is then another one."""
 
-    def outwards(t: Any, x: FloatArray) -> FloatArray:
-        return np.asarray(40.0 * x + 0.5 * x[..., ::-1])
+    def inwards(t: Any, x: FloatArray) -> FloatArray:
+        return np.asarray(-2.0 * x + 0.1 * x[..., ::-1])
 
-    problem = problem_in(2, 0.5 * FULL[:2, :2], drift=outwards if strong else None)
-    operators = BoxOperators(problem, basis_in(2, 8, 3, 1.5), CONSTANTS)
+    problem = problem_in(2, 0.5 * FULL[:2, :2], drift=inwards)
+    operators = BoxOperators(problem, basis_in(2, 8, 8 if strong else 3, 6.0 if strong else 1.5), CONSTANTS)
     fields, fixed = operators.fields(0.3), np.array([0, 5, 17])
     inverse = SeparableInverse(operators, operators.separable(fields))
     assert inverse.exact is not strong
@@ -314,7 +323,7 @@ def test_the_solver_solves(strong: bool) -> None:
     u = operators.solver(fields, shift, inverse, fixed)(rhs, np.zeros_like(rhs), 1e-9)
     residual = u - shift * operators.apply(fields, u.reshape(operators.shape)).ravel() - rhs
     residual[fixed] = u[fixed] - rhs[fixed]
-    assert np.linalg.norm(residual) < 3e-9 * np.linalg.norm(rhs) * (1e3 if strong else 1.0)
+    assert np.linalg.norm(residual) < 1e-8 * np.linalg.norm(rhs)
     np.testing.assert_array_equal(u[fixed], rhs[fixed])
     assert 0 < operators.iterations < 200
 
@@ -382,23 +391,27 @@ def test_nothing_diffuses_across_an_open_face() -> None:
 
 
 @pytest.mark.parametrize("kind", DIFFUSIONS)
-@pytest.mark.parametrize("degree", [4, 8])
-def test_the_bound_is_one_of_the_spectral_radius(kind: str, degree: int) -> None:
-    operators = BoxOperators(problem_in(2, DIFFUSIONS[kind](2)), basis_in(2, degree, 1), CONSTANTS)
+@pytest.mark.parametrize(("cells", "degree"), [(1, 6), (2, 4), (2, 8), (4, 4)])
+def test_the_bound_is_one_of_the_spectral_radius(kind: str, cells: int, degree: int) -> None:
+    basis = SpectralBasis([SpectralLine(np.linspace(-1.0, 1.0, cells + 1), degree)] * 2)
+    operators = BoxOperators(problem_in(2, DIFFUSIONS[kind](2)), basis, CONSTANTS)
     fields = operators.fields(0.7)
     left = operators.remainder(fields, operators.separable(fields))
     radius = np.abs(np.linalg.eigvals(dense(lambda u: operators.apply(left, u), operators.shape))).max()
     first, second = operators.bound(left)
-    assert radius <= first + second < 30 * radius
+    assert radius <= first + second < 6 * radius
     assert (second == 0.0) == (kind in ("number", "diagonal"))
 
 
-def test_the_bound_of_advection() -> None:
-    operators = BoxOperators(problem_in(2), basis_in(2, 6, 1), CONSTANTS)
-    velocity = np.stack([0.3 + operators.weights * 0, -2.0 + operators.weights * 0])
+@pytest.mark.parametrize("cells", [1, 2, 3])
+def test_the_bound_of_advection(cells: int) -> None:
+    basis = SpectralBasis([SpectralLine(np.linspace(-1.0, 1.0, cells + 1), 6)] * 2)
+    operators = BoxOperators(problem_in(2), basis, CONSTANTS)
+    x = basis.nodes.T.reshape(2, *basis.shape)
+    velocity = np.stack([1.0 + x[1], -2.0 * x[0]])
     only = Fields(velocity, np.zeros(operators.shape), np.zeros((2, 2)))
     radius = np.abs(np.linalg.eigvals(dense(lambda u: operators.apply(only, u), operators.shape))).max()
-    assert radius <= operators.advection(velocity) * (1 + 1e-9) < 3 * radius
+    assert radius <= operators.advection(velocity) < 12 * radius
     assert operators.advection(2 * velocity) == pytest.approx(2 * operators.advection(velocity))
 
 
