@@ -261,7 +261,7 @@ class Worker:
 def stored(path: Path) -> list[Result]:
     if not path.exists():
         return []
-    kinds = {field.name: field.type for field in fields(Result)}
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(Result)}
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     return [Result(**{name: kinds[name](text) for name, text in row.items()}) for row in rows]

@@ -73,7 +73,7 @@ def row(name: str, quick: bool) -> tuple[tuple[str, ...], Any]:
     if found.optimal is None:
         raise SystemExit("no value without a reference")
     euler = f"{-found.euler.value:.3f} ± {found.euler.standard_error:.3f}"
-    costs = f"{-found.optimal.value:.6f}", euler, f"{-found.uncontrolled.value:.4f}"
+    costs = f"{-found.optimal.value:.6f}", euler, f"{0.0 - found.uncontrolled.value:.4f}"
     return (name, str(problem.dim), how, *costs, estimate, floor, seconds), reference
 
 

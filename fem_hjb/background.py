@@ -84,7 +84,11 @@ def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> Quad
                 " temperature or shorten the horizon"
             )
         return None
-    series = _series(lambda t: run.sol(T - t).T, T)
+    # The slope is expanded and its series integrated: differentiating that of the state would amplify rounding errors,
+    # which the rate of u would then have to undo.
+    slopes = _series(lambda t: -np.stack([rate(T - s, run.sol(T - s)) for s in t]), T)
+    series = chebyshev.chebint(slopes, scl=T / 2)
+    series[0] += start - chebyshev.chebval(1.0, series)
     P = series[:, : d * d].reshape(-1, d, d)
     lower, upper = box.bounds
     return QuadraticGauge(

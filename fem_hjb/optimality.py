@@ -379,7 +379,7 @@ def _check_inside(reference: _Continued, law: MarginalLaw, horizon: float) -> No
         outside = norm.cdf((reference.lower - middle) / spread) + norm.sf((reference.upper - middle) / spread)
         if outside.max() > _FACE:
             raise DomainError(
-                f"the process leaves the reference's box with a probability of {outside.max():.1e} by t={t:g}; solve the"
+                f"the process is outside the reference's box with probability {outside.max():.1e} at t={t:g}; solve the"
                 " reference on a larger box"
             )
 

@@ -52,7 +52,7 @@ _TIME = 0.02  # of the tolerance, per step
 _FIRST_ROUNDS, _FIRST_TAIL = 5, 1e-2
 _FLAT = 0.1  # |log u| up to which the linear form is used on a truncated box, where nodes lie far out in the tails
 _DEEPEST = 60.0  # the same on a bounded domain
-_ROUNDING = 1e-12
+_ROUNDING = 3e-13
 _UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
 
 

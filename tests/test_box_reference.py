@@ -1,0 +1,230 @@
+"""One solve on one box: every route against closed forms and against the others, and which route is taken when."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from exactness import space_derivative
+from numpy.typing import ArrayLike
+
+from fem_hjb import zoo
+from fem_hjb._checks import ConvergenceError, FloatArray
+from fem_hjb.background import quadratic_gauge
+from fem_hjb.box_reference import solve_on_box
+from fem_hjb.cole_hopf import Gauge, QuadraticGauge, ValueGauge, gauge
+from fem_hjb.laws import Box, Gaussian, Uniform
+from fem_hjb.problem import ControlProblem
+from fem_hjb.solution import Solution
+from fem_hjb.spectral import SpectralBasis, SpectralLine
+
+ALPHA = 0.7
+TIMES = (0.0, 0.031, 0.137, 0.37, 0.5, 0.771, 0.9, 1.0)
+
+
+def solved(
+    problem: ControlProblem, cells: int, degree: int, *, box: Box | None = None, quadratic: bool = False, **how: Any
+) -> Solution:
+    """On equal cells; in the linear form, with constants taken out, unless said otherwise."""
+    box = problem.domain if box is None else box
+    assert box is not None
+    basis = SpectralBasis([SpectralLine(np.linspace(*ends, cells + 1), degree) for ends in zip(*box.bounds)])
+    background: Gauge | QuadraticGauge | None = gauge(problem, basis.nodes, [0.0, problem.horizon])
+    if quadratic:
+        background = quadratic_gauge(problem, box, background)
+        assert background is not None
+    return solve_on_box(problem, basis, background, **{"rtol_time": 1e-7, "linear": True, **how})
+
+
+def errors(solution: Solution, exact: Any, times: tuple[float, ...] = TIMES, shrink: float = 1.0) -> tuple[float, float]:
+    """The largest errors of value and gradient in (a part of) the box, at nodes of time and between them."""
+    lower, upper = solution.space.spatial.box.bounds
+    x = np.random.default_rng(0).uniform(0, 1, (300, solution.problem.dim))
+    x = (lower + upper) / 2 + shrink * (upper - lower) * (x - 0.5)
+    worst = np.zeros(2)
+    for share in times:
+        t = share * solution.problem.horizon
+        gaps = solution.value(t, x) - exact.value(t, x), solution.gradient(t, x) - exact.gradient(t, x)
+        worst = np.maximum(worst, [np.abs(gap).max() for gap in gaps])
+    return float(worst[0]), float(worst[1])
+
+
+# Reflecting faces
+
+
+REFLECTED = zoo.get("reflected", 1)
+ONE_DIMENSION = [
+    ("exponential", True, 1e-9, 1e-8),
+    ("collocation", True, 3e-6, 1e-5),
+    ("lawson", True, 3e-6, 1e-5),
+    ("krylov", True, 3e-6, 1e-5),
+    ("rational-krylov", True, 1e-8, 1e-6),
+    ("newton", False, 3e-6, 3e-4),
+    ("lawson", False, 3e-6, 3e-4),
+]
+
+
+@pytest.mark.parametrize(("route", "linear", "value", "gradient"), ONE_DIMENSION)
+def test_every_route_reaches_the_closed_form_in_one_dimension(route: str, linear: bool, value: float, gradient: float):
+    solution = solved(REFLECTED, 2, 14, route=route, linear=linear)
+    assert solution.stats["route"] == route
+    assert solution.stats["form"] == ("linear" if linear else "value")
+    assert isinstance(solution.gauge, Gauge if linear else ValueGauge)
+    in_value, in_gradient = errors(solution, REFLECTED.exact)
+    assert in_value < value
+    assert in_gradient < gradient
+
+
+@pytest.mark.parametrize(
+    ("route", "linear", "value", "gradient"),
+    [
+        ("lawson", True, 1e-6, 1e-4),
+        ("krylov", True, 1e-6, 1e-4),
+        ("rational-krylov", True, 1e-6, 1e-4),
+        ("lawson", False, 1e-5, 1e-3),
+    ],
+)
+def test_every_route_reaches_the_closed_form_in_two_dimensions(route: str, linear: bool, value: float, gradient: float):
+    problem = zoo.get("reflected", 2, lower=[0.0, -1.0], Lambda=[0.2, 0.5])
+    in_value, in_gradient = errors(solved(problem, 2, 12, route=route, linear=linear), problem.exact)
+    assert in_value < value
+    assert in_gradient < gradient
+
+
+# Absorbing faces
+
+
+@dataclass
+class Heat:
+    """f = harmonic + c exp(-rate (T - t)) wave, which solves the heat equation; v = alpha log f + r (T - t)."""
+
+    Lambda: FloatArray
+    absorbing: tuple[bool, ...]  # per axis, else reflecting
+    upper: float = 1.0
+    c: float = 1.5
+    r: float = 0.4
+
+    def f(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        fixed = np.array(self.absorbing)
+        rate = 0.5 * np.pi**2 * self.Lambda.sum()
+        wave = np.where(fixed, np.sin(np.pi * x), np.cos(np.pi * x)).prod(-1)
+        harmonic = 2.5 + (x.prod(-1) if fixed.all() else 0.0)
+        return np.asarray(harmonic + self.c * np.exp(-rate * (1.0 - np.asarray(t))) * wave)
+
+    def value(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        return np.asarray(ALPHA * np.log(self.f(t, x)) + self.r * (1.0 - np.asarray(t)))
+
+    def gradient(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        return space_derivative(self.value, t, x, 1e-2)
+
+    def problem(self, **changes: Any) -> ControlProblem:
+        d = len(self.absorbing)
+        words = ["absorbing" if fixed else "reflecting" for fixed in self.absorbing]
+        given = {
+            "dim": d,
+            "horizon": 1.0,
+            "temperature": ALPHA,
+            "drift": lambda t, x: 0.0 * x,
+            "diffusion": self.Lambda,
+            "running_reward": lambda t, x: np.full(x.shape[:-1], self.r),
+            "terminal_reward": lambda x: self.value(1.0, x),
+            "initial_law": Gaussian(np.full(d, 0.5), 1e-3),
+            "domain": Box([0.0] * d, [1.0] * d, boundary=[(word, word) for word in words], exit_reward=self.value),
+        }
+        return ControlProblem(**{**given, **changes})
+
+
+HEATS = [
+    Heat(np.array([0.3]), (True,)),
+    Heat(np.array([0.3, 0.2]), (True, True)),
+    Heat(np.array([0.3, 0.2]), (False, True)),
+]
+
+
+@pytest.mark.parametrize("heat", HEATS, ids=["line", "square", "reflecting and absorbing"])
+def test_exit_rewards_that_depend_on_place_and_time(heat: Heat):
+    """The square's exit reward is alpha log(2.5 + x y) + r (T - t)."""
+    problem, d = heat.problem(), len(heat.absorbing)
+    loose, tight = (solved(problem, 2, 10, rtol_time=rtol) for rtol in (1e-4, 1e-8))
+    assert tight.stats["route"] == ("collocation" if d == 1 else "krylov")
+    assert max(errors(tight, heat)) < 1e-6
+    if d == 2:
+        assert max(errors(loose, heat)) > 1e-5  # time is what the errors are made of
+    face = np.array([[0.0] * d, [1.0] * d, [0.2] * (d - 1) + [1.0]])
+    for t in (0.0, 0.4):
+        np.testing.assert_allclose(tight.value(t, face), heat.value(t, face), atol=1e-6)
+    wrong = heat.problem(running_reward=lambda t, x: np.full(x.shape[:-1], 0.41))
+    assert errors(solved(wrong, 2, 10), heat)[0] > 1e-4
+
+
+def test_the_benchmark_with_a_stopping_time():
+    """exp(v / alpha) at (0, -1), computed independently with a fine finite-difference scheme."""
+    problem = zoo.get("soc-molecular-dynamics")
+    solution = solved(problem, 6, 12, box=Box([-3.0], [0.0]), rtol_time=1e-9)
+    assert (solution.stats["route"], solution.stats["why"]) == ("collocation", "one dimension")
+    assert np.exp(solution.value(0.0, [[-1.0]])[0]) == pytest.approx(0.4020938, abs=2e-7)
+    assert solution.value(0.3, [[0.0]])[0] == pytest.approx(0.0, abs=1e-12)
+
+
+# Not separable: a swirl
+
+
+def swirl(strength: float = 4.0, moving: float = 0.0) -> ControlProblem:
+    """A rotation in a square that vanishes across its faces."""
+
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        p = np.pi * x
+        turn = np.stack([-np.sin(p[..., 0]) * np.cos(p[..., 1]), np.cos(p[..., 0]) * np.sin(p[..., 1])], -1)
+        return np.asarray(strength * (1.0 + moving * np.sin(4.0 * np.asarray(t)))[..., None] * turn)
+
+    box = Box([0.0, 0.0], [1.0, 1.0])
+    return ControlProblem(
+        dim=2,
+        horizon=1.0,
+        temperature=0.5,
+        drift=drift,
+        diffusion=0.2,
+        terminal_reward=lambda x: 0.5 * np.cos(np.pi * x[..., 0]) + 0.3 * np.cos(np.pi * x[..., 1]),
+        initial_law=Uniform(box),
+        domain=box,
+        name="swirl",
+    )
+
+
+SWIRL, MOVING = swirl(), swirl(1.5, 0.8)
+
+
+@pytest.fixture(scope="module")
+def swirled() -> Solution:
+    return solved(SWIRL, 3, 12, rtol_time=1e-9, route="lawson")
+
+
+@pytest.mark.parametrize(
+    ("route", "linear"), [("lawson", True), ("krylov", True), ("rational-krylov", True), ("lawson", False)]
+)
+def test_routes_agree_where_nothing_is_separable(route: str, linear: bool, swirled: Solution):
+    solution = solved(SWIRL, 3, 8, route=route, linear=linear, rtol_time=1e-6)
+    assert errors(solution, swirled)[0] < 1e-4
+    assert errors(solution, swirled, (0.0,))[0] < 3e-5
+    still = solved(swirl(3.9), 3, 8, route=route, linear=linear, rtol_time=1e-6)
+    assert errors(still, swirled, (0.0,))[0] > 1e-3
+
+
+def test_policy_iteration_agrees_with_the_linear_equation(swirled: Solution):
+    assert errors(solved(SWIRL, 2, 8, route="newton", linear=False, rtol_time=1e-4), swirled, (0.0,))[0] < 3e-4
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_errors_fall_spectrally_with_the_degree(linear: bool, swirled: Solution):
+    degrees = np.array([4, 6, 8, 10])
+    falls = [errors(solved(SWIRL, 2, p, linear=linear, rtol_time=1e-6), swirled, (0.0,)) for p in degrees.tolist()]
+    decay = -2 * np.polyfit(degrees, np.log(falls), 1)[0]  # per two degrees
+    assert decay.min() > np.log(3)
+
+
+def time_errors(route: str, linear: bool, rtols: tuple[float, ...]) -> tuple[list[int], list[float]]:
+    best = solved(MOVING, 2, 6, route=route, linear=linear, rtol_time=1e-10)
+    runs = [solved(MOVING, 2, 6, route=route, linear=linear, rtol_time=rtol) for rtol in rtols]
+    return [run.stats["steps"] for run in runs], [errors(run, best, (0.0,))[0] for run in runs]
+
+
