@@ -90,12 +90,17 @@ class Radial:
             dense_output=True,
         )
 
-    def value(self, t: Any, x: Any) -> FloatArray:
+    def coefficients(self, t: float) -> tuple[float, float]:
+        """P and c."""
         P, c = self._run.sol(1.0 - float(t))
+        return float(P), float(c)
+
+    def value(self, t: Any, x: Any) -> FloatArray:
+        P, c = self.coefficients(t)
         return np.asarray(-P * (np.asarray(x) ** 2).sum(-1) / 2 + self.dim * c)
 
     def gradient(self, t: Any, x: Any) -> FloatArray:
-        return np.asarray(-self._run.sol(1.0 - float(t))[0] * np.asarray(x))
+        return np.asarray(-self.coefficients(t)[0] * np.asarray(x))
 
 
 def minus_half_square(x: FloatArray) -> FloatArray:

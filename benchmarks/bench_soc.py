@@ -68,7 +68,7 @@ def row(name: str, quick: bool) -> tuple[tuple[str, ...], Any]:
             floor += f" ({control_error(problem, coarse, problem.exact).value:.0e} against the closed form)"
         how = f"{coarse.stats['form']} form, {coarse.stats['route']}, {coarse.stats['dofs']} unknowns"
         estimate = f"{coarse.error_estimate.value:.0e}, {coarse.error_estimate.policy:.0e}"
-    steps, n = (50, 256) if quick else (200, 16_384)
+    steps, n = (50, 256) if quick else (200, 4096)
     found = objectives(problem, policy, reference, steps=steps, n=n)
     if found.optimal is None:
         raise SystemExit("no value without a reference")
@@ -169,7 +169,7 @@ def main() -> None:
         rival=table(RIVAL_HEAD, rival(references["double well"])),
         coarse="1e-3" if given.quick else "1e-4",
         fine="1e-4" if given.quick else "1e-6",
-        n=256 if given.quick else 16_384,
+        n=256 if given.quick else 4096,
         steps=50 if given.quick else 200,
     )
     print(text)

@@ -129,10 +129,10 @@ def control_error(
 ) -> ControlError:
     """The averaged squared error of a control against the optimal one, under the optimally controlled law.
 
-    With L independent groups of coordinates of at most three each, and a policy that respects them (its part in a group
-    depends on this group alone, as found by probing it), expectations are sums of low-dimensional ones, by quadrature.
-    So are, in any dimension, those of an integrand that is quadratic in x, from mean and covariance. Otherwise n points
-    are drawn from the law at every time, and the result has a standard error.
+    Where coordinates form independent groups of at most three and the policy respects them (its part in a group depends
+    on this group alone, as found by probing it), the expectation is a sum of low-dimensional ones, by quadrature. Where
+    the integrand is quadratic in x it follows from mean and covariance, in any dimension. Otherwise n points are drawn
+    from the law at every time, and the result has a standard error.
 
     Parameters
     ----------

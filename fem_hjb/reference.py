@@ -531,12 +531,21 @@ def _perturbed(plan: _Plan, box: Box, moving: BoolArray) -> list[tuple[str, _Pla
     if moving.any():
         grids = []
         for k, grid in enumerate(plan.grids):
-            extra = _WIDER * (grid[-1] - grid[0])
-            left = [grid[0] - extra] if moving[0, k] else []
-            right = [grid[-1] + extra] if moving[1, k] else []
-            grids.append(np.concatenate([left, grid, right]))
+            wider = grid
+            for side in range(2):
+                if moving[side, k]:
+                    wider = _moved_out(wider, side, _WIDER * (grid[-1] - grid[0]))
+            grids.append(wider)
         plans.append(("truncation", replace(plan, grids=tuple(grids))))
     return plans
+
+
+def _moved_out(grid: FloatArray, side: int, by: float) -> FloatArray:
+    """With one end moved outwards: by stretching the last cell if it is large, else by one more cell."""
+    end = grid[0] - by if side == 0 else grid[-1] + by
+    last = grid[1] - grid[0] if side == 0 else grid[-1] - grid[-2]
+    kept = grid if last < 2 * by else (grid[1:] if side == 0 else grid[:-1])
+    return np.concatenate([[end], kept] if side == 0 else [kept, [end]])
 
 
 def _solve_on_mesh(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
+from scipy.stats import norm
 
 from fem_hjb import zoo
 from fem_hjb._checks import DomainError, FloatArray, MeasureError, ProblemError
@@ -64,8 +65,8 @@ def test_a_constant_shift_in_closed_form(name: str) -> None:
 def test_a_constant_shift_without_closed_form(well: Any, wells: Any) -> None:
     for solution, c in ((well, np.array([0.7])), (wells, np.array([0.7, -0.2]))):
         problem = solution.problem
-        assert control_error(problem, solution.policy, solution, times=8, rtol=1e-4).value < 1e-10
-        shifted = control_error(problem, lambda t, x, s=solution, c=c: s.policy(t, x) + c, solution, times=8, rtol=1e-4)
+        assert control_error(problem, solution.policy, solution, times=8, rtol=1e-3).value < 1e-10
+        shifted = control_error(problem, lambda t, x, s=solution, c=c: s.policy(t, x) + c, solution, times=8, rtol=1e-3)
         assert shifted.value == pytest.approx(c @ c, rel=1e-11)
         assert "Fokker-Planck" in shifted.how
         assert shifted.standard_error == 0.0
@@ -114,19 +115,19 @@ def test_the_average_is_the_value_of_the_backward_equation(well: Any) -> None:
 def test_the_reward_lost_is_half_the_error_under_the_own_law(name: str, request: pytest.FixtureRequest) -> None:
     solution = request.getfixturevalue(name)
     problem, policy = solution.problem, waved(solution.policy)
-    lost = 0.5 * problem.horizon * control_error(problem, policy, solution, under="policy", rtol=1e-5).value
-    earned = objectives(problem, policy, solution, steps=16, n=64, rtol=1e-5)
+    lost = 0.5 * problem.horizon * control_error(problem, policy, solution, under="policy", rtol=1e-4).value
+    earned = objectives(problem, policy, solution, steps=16, n=64, rtol=1e-4)
     assert earned.optimal is not None
     assert earned.exact.standard_error == 0.0
     gap = earned.optimal.value - earned.exact.value
-    assert gap == pytest.approx(lost, abs=2e-6)
+    assert gap == pytest.approx(lost, abs=1e-5)
     assert earned.uncontrolled.value < earned.optimal.value - 1e-3
-    wrong = 0.5 * problem.horizon * control_error(problem, policy, solution, rtol=1e-5).value  # under P*
+    wrong = 0.5 * problem.horizon * control_error(problem, policy, solution, rtol=1e-4).value  # under P*
     assert abs(gap - wrong) > 1e-4
 
 
 def test_the_optimal_policy_earns_the_value(wells: Any) -> None:
-    found = objectives(wells.problem, wells.policy, wells, steps=16, n=64, times=32, rtol=1e-5)
+    found = objectives(wells.problem, wells.policy, wells, steps=16, n=64, times=24, rtol=1e-4)
     assert found.optimal is not None
     assert found.exact.value == pytest.approx(found.optimal.value, abs=2e-5)
     assert found.uncontrolled.value < found.optimal.value - 1e-2
@@ -288,3 +289,21 @@ def test_a_law_that_is_not_to_be_had_is_said_so() -> None:
     exact = problem.exact
     with pytest.raises(DomainError, match="densities are solved for up to three"):
         control_error(problem, lambda t, x: np.tanh(x @ np.ones((4, 4))), exact, under="policy")
+
+
+def test_what_is_paid_at_the_exit_counts() -> None:
+    domain = Box([-np.inf], [0.0], boundary=[("natural", "absorbing")], exit_reward=lambda t, x: np.ones(x.shape[:-1]))
+    problem = ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=lambda t, x: 0 * x,
+        diffusion=1.0,
+        terminal_reward=lambda x: 0 * x[..., 0],
+        initial_law=PointMass([-1.0]),
+        domain=domain,
+    )
+    found = objectives(problem, lambda t, x: 0 * x, steps=8, n=8192, rng=1)
+    for estimate in (found.exact, found.euler, found.uncontrolled):
+        assert 0 < estimate.standard_error < 0.01
+        assert abs(estimate.value - 2 * norm.sf(1.0)) < 3 * estimate.standard_error  # reflection principle
