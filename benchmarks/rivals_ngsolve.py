@@ -8,8 +8,8 @@ triangles or tetrahedra of the box that `solve` takes for the target error; Cran
 assembled anew in every step, since the drift depends on time; "extrapolated": N and 2 N steps combined to order four.
 Sparse LU (UMFPACK) in two dimensions, in three GMRES with Jacobi from the old state. One thread.
 
-Errors at t = 0 with weight exp(-|x|^2), the law of X_0: f, and grad log f, raw on the mesh; relative. The box solves for
-f with constants taken out, the same unknown (`bench_boxes` says why not with a quadratic). CPU seconds, best of
+Errors at t = 0 with weight exp(-|x|^2), the law of X_0: f, and grad log f, raw on the mesh; relative. The box solves
+for f with constants taken out, the same unknown (`bench_boxes` says why not with a quadratic). CPU seconds, best of
 --repeats rounds in turns, for NGSolve without its mesh. Interpolation as in `bench_boxes`.
 """
 

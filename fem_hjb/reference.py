@@ -49,7 +49,8 @@ _WIDER = 0.06  # of the width, by which a box is enlarged on each side
 _TAIL = 20.0  # of the tolerance: unresolved parts of the policy, relative
 _AHEAD = 0.1
 _TIME = 0.02  # of the tolerance, per step
-_FIRST_ROUNDS, _FIRST_TAIL = 5, 1e-2
+_FIRST_ROUNDS = {1: 5, 2: 4, 3: 1}
+_FIRST_TAIL = 1e-2
 _FLAT = 0.1  # |log u| up to which the linear form is used on a truncated box, where nodes lie far out in the tails
 _DEEPEST = 60.0  # the same on a bounded domain
 _ROUNDING = 3e-13
@@ -278,6 +279,12 @@ def _solve_block(
             )
             plan = replace(plan, grids=tuple(line.grid for line in spectral(warm).lines))
             continue
+        if solution is None and form is None and not solver.linear and problem.dim > 1:
+            form = "linear"
+            again = _Solver(problem, domain, form)
+            again.count, again.why = solver.count, f"{again.why}; the value form failed: {solver.failure}"
+            solver = again
+            continue
         if solution is None:
             finer = _halved(plan, [np.ones(len(grid) - 1, dtype=np.bool_) for grid in plan.grids])
             if finer.dofs > limit:
@@ -418,10 +425,12 @@ def _choose(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge 
     quadratic = quadratic_gauge(problem, box, constants) if truncated else None
     candidates: list[Gauge | QuadraticGauge] = [constants] if quadratic is None else [quadratic, constants]
     spreads = [ranges(problem, each, x, times) for each in candidates]
-    best = min(range(len(candidates)), key=lambda k: sum(spreads[k]))
+    absorbing = problem.domain is not None and problem.domain.absorbing
+    # Where u is large elsewhere, rounding is large against u where it is small.
+    weight = 3.0 if absorbing or form == "linear" else 1.0
+    best = min(range(len(candidates)), key=lambda k: weight * spreads[k][0] + spreads[k][1])
     above, below = spreads[best]
     deepest = _FLAT if truncated else _DEEPEST
-    absorbing = problem.domain is not None and problem.domain.absorbing
     fits = max(below, above) <= deepest
     name = "a quadratic" if isinstance(candidates[best], QuadraticGauge) else "constants"
     why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
@@ -443,7 +452,7 @@ def _first_grids(
     grids = []
     for axis, (low, high) in enumerate(zip(*box.bounds, strict=True)):
         grid = np.linspace(low, high, 3)
-        for _ in range(_FIRST_ROUNDS):
+        for _ in range(_FIRST_ROUNDS[problem.dim]):
             line = SpectralLine(grid, degree)
             points = np.repeat((middle + np.array([[0.0], [-1.0], [1.0]]) * spread)[:, None], line.n, axis=1)
             points[..., axis] = line.nodes
