@@ -28,6 +28,7 @@ from fem_hjb.estimate import ErrorEstimate, ToleranceWarning
 from fem_hjb.io import load_paths, load_solution, save_paths, save_solution
 from fem_hjb.laws import Box, Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.measures import Measure, empirical_measure, law_measure
+from fem_hjb.optimality import control_error, objectives
 from fem_hjb.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.reference import solve
 from fem_hjb.sde import Paths, sample_paths
@@ -70,6 +71,7 @@ __all__ = [
     "box_mesh",
     "closed_form",
     "compare",
+    "control_error",
     "empirical_measure",
     "fit",
     "fokker_planck",
@@ -79,6 +81,7 @@ __all__ = [
     "load_paths",
     "load_solution",
     "mixtures",
+    "objectives",
     "plot",
     "sample_paths",
     "save_paths",

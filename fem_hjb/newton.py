@@ -30,9 +30,8 @@ algorithm for monotone discretisations; the one here is not monotone: where it d
 fail, and then the step is shortened).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import combinations, pairwise
+from collections.abc import Callable
+from itertools import combinations
 from typing import Any, final
 
 import numpy as np
@@ -45,23 +44,20 @@ from fem_hjb._checks import (
     ConvergenceError,
     DomainError,
     FloatArray,
-    ProblemError,
     SpaceError,
     positive_integer,
     positive_number,
     real_array,
 )
 from fem_hjb.box_operators import BoxOperators, Fields
-from fem_hjb.cole_hopf import Gauge, QuadraticGauge, ValueGauge, gauge
-from fem_hjb.domain import truncation_box
+from fem_hjb.cole_hopf import Gauge, QuadraticGauge, ValueGauge
 from fem_hjb.exponential import apply_all
 from fem_hjb.integrators import ESDIRK43, ORDER, Step, rtol_in_range
-from fem_hjb.laws import Box
 from fem_hjb.line_basis import LineBasis
 from fem_hjb.problem import ControlProblem
 from fem_hjb.solution import Solution
 from fem_hjb.spaces import Space
-from fem_hjb.spectral import SpectralBasis, SpectralLine
+from fem_hjb.spectral import SpectralBasis
 
 DIRECT_UNKNOWNS = {2: 10_000, 3: 2500}  # beyond, GMRES instead of sparse factors
 _NEWTON_SHARE = 0.02  # of the time tolerance: what unfinished Newton iterations may spoil
@@ -74,16 +70,6 @@ _MAX_STEPS = 20_000
 _FADED = 1e-3  # of the largest norm so far, below which a value or policy counts as this large: it has faded away
 _SMALLEST_STEP = 1e-13  # relative to the horizon
 _GMRES_RTOL, _GMRES_RESTART, _GMRES_CYCLES = 1e-5, 40, 5
-_CELLS = {1: 8, 2: 3, 3: 2}  # of the first grid, per axis, by dimension
-_DEGREE = 10
-_RAISED = 2  # by how much the degree of the second solution is higher
-_MAX_UNKNOWNS = {1: 4000, 2: 10_000, 3: 10_000}
-_ADAPT_RTOL = 1e-4  # in time, while the grid is adapted
-_ADAPT_STEPS = 1000  # after which a pass counts as failed, and what it has seen decides where to refine
-_MOST_PASSES = 40
-_REACH = 4.0  # standard deviations of the weight of tails between the middle of the box and its faces
-_GAUGE_TIMES = 33
-_CHECK_TIMES = 1.0 - np.concatenate([[0.0], np.logspace(-4, 0, 17)])  # fractions of T at which solutions are compared
 
 Linear = Callable[[FloatArray], FloatArray]
 
@@ -492,152 +478,3 @@ def _adaptive(
         f" last one tried was {h:.3g}, without meeting rtol_time={rtol:g}: v is not resolved by the basis there, or"
         " rtol_time is below what rounding allows; refine the basis, or raise rtol_time"
     ) from cause
-
-
-def small_temperature(
-    problem: ControlProblem,
-    *,
-    rtol: float = 1e-6,
-    temperatures: Sequence[float] | None = None,
-    box: Box | None = None,
-    degree: int = _DEGREE,
-    cells: int | None = None,
-    max_unknowns: int | None = None,
-) -> Solution:
-    """v at a small temperature, on a grid that is refined where the policy is not smooth: in kinks of v.
-
-    A grid of `cells` equal cells per axis is adapted at the first of `temperatures`; each following one starts from the
-    grid and the first step in time of the one before. In a pass, the equation is solved, and cells are cut where the
-    tail of the Legendre series of grad v (see `SpectralLine.modal_tail`) exceeds rtol at any time. The tail of a cell
-    is measured like policies are: as its part of the norm of `BoxOperators.norm`, relative to the policy at that time.
-
-    Parameters
-    ----------
-    rtol : tolerance of tails, and of the last solution's time steps.
-    temperatures : falling, the last one being problem.temperature; by default 1, 1/10, 1/100, ... down to it.
-    box : by default `truncation_box`.
-    degree, cells : of the first grid, on every axis; by default 8, 3, 2 cells in one, two, three dimensions.
-    max_unknowns : no grid with more nodes is made; by default 4000 in one dimension, 10 000 in two and three.
-
-    Returns
-    -------
-    The solution on the last grid with a degree higher by 2 and rtol / 10 in time. In its stats, besides those of
-    `solve_value`: "self_consistency", what the step from the given degree and rtol to these has changed, relative
-    errors of value and policy at the worst of 18 times ("value", "policy"); "tail", the largest one left; "passes", per
-    temperature; "temperatures". Its status is "ok", or says that tails are still above rtol.
-
-    Raises
-    ------
-    ConvergenceError : rtol or temperatures make no sense, or the equation cannot be solved on the last grid.
-    DomainError : as for `solve_value`.
-    """
-    rtol = rtol_in_range(rtol, "rtol")
-    ladder = _ladder(problem.temperature, temperatures)
-    lower, upper = (truncation_box(problem).box if box is None else box).bounds
-    count = positive_integer(_CELLS[problem.dim] if cells is None else cells, "cells", SpaceError)
-    most = _MAX_UNKNOWNS[problem.dim] if max_unknowns is None else max_unknowns
-    grids = [np.linspace(low, high, count + 1) for low, high in zip(lower, upper, strict=True)]
-    first, tail, passes = None, np.inf, []
-    for temperature in ladder:
-        warm = replace(problem, temperature=temperature, exact=None)
-        grids, first, tail, used = _adapted(warm, grids, degree, rtol, first, most)
-        passes.append(used)
-    solutions = []
-    for p, tolerance in ((degree, rtol), (degree + _RAISED, rtol / 10)):
-        basis = SpectralBasis([SpectralLine(grid, p) for grid in grids])
-        solutions.append(
-            solve_value(problem, basis, _constants(problem, basis), rtol_time=max(tolerance, 1e-13), first_step=first)
-        )
-    changed = _difference(problem, basis, solutions[0], solutions[1])
-    status = "ok" if tail <= rtol else f"the policy is not resolved: tails of {tail:.2g} are above rtol={rtol:g}"
-    more = {"self_consistency": changed, "tail": tail, "passes": passes, "temperatures": ladder}
-    return replace(solutions[1], status=status, stats={**solutions[1].stats, **more})
-
-
-def _ladder(target: float, temperatures: Sequence[float] | None) -> list[float]:
-    if temperatures is None:
-        return [10.0**-k for k in range(32) if 10.0**-k > 1.001 * target] + [target]
-    ladder = [positive_number(value, "a temperature", ProblemError) for value in temperatures]
-    if not ladder or ladder[-1] != target or any(a <= b for a, b in pairwise(ladder)):
-        raise ConvergenceError(f"temperatures must fall and end at {target:g}, got {list(temperatures)!r}")
-    return ladder
-
-
-def _constants(problem: ControlProblem, basis: SpectralBasis) -> Gauge:
-    return gauge(problem, basis.nodes, np.linspace(0.0, problem.horizon, _GAUGE_TIMES))
-
-
-def _adapted(
-    problem: ControlProblem,
-    grids: list[FloatArray],
-    degree: int,
-    rtol: float,
-    first: float | None,
-    max_unknowns: int,
-) -> tuple[list[FloatArray], float | None, float, int]:
-    """The refined grids, the first step in time, the largest tail left, and the passes it took."""
-    passes = 0
-    while passes < _MOST_PASSES:
-        passes += 1
-        basis = SpectralBasis([SpectralLine(grid, degree) for grid in grids])
-        stepper = _Stepper(_ValueEquation(problem, basis, _constants(problem, basis)), problem.y(basis.nodes))
-        try:
-            _adaptive(stepper, max(_ADAPT_RTOL, rtol), first, None, _ADAPT_STEPS)
-            finished = True
-        except ConvergenceError:
-            finished = False
-        tails = _tails(stepper)
-        tail = max(float(part.max()) for part in tails)
-        first = stepper.done[0].h / problem.horizon if stepper.done else None
-        finer = [_cut(grid, part > rtol) for grid, part in zip(grids, tails, strict=True)]
-        unknowns = int(np.prod([(len(grid) - 1) * degree + 1 for grid in finer]))
-        if (finished and tail <= rtol) or unknowns > max_unknowns or unknowns == basis.n_dofs:
-            break
-        grids = finer
-    return grids, first, tail, passes
-
-
-def _cut(grid: FloatArray, marked: NDArray[np.bool_]) -> FloatArray:
-    """The grid with the marked cells halved."""
-    return np.sort(np.concatenate([grid, ((grid[:-1] + grid[1:]) / 2)[marked]]))
-
-
-def _tails(stepper: _Stepper) -> list[FloatArray]:
-    """Per axis and cell (m,), the largest tail of the policy over all times, relative to its norm at that time."""
-    equation, basis = stepper.equation, stepper.equation.basis
-    states = [(0.0, stepper.done[0].f0 if stepper.done else stepper.w), *((s.t + s.h, s.f1) for s in stepper.done)]
-    values = np.stack([w for _, w in states]).reshape(-1, *basis.shape)
-    sizes = np.array([equation.sizes_of_value(s, w)[1] for s, w in states])
-    strength = np.array([equation.coefficients(s)[2].max() for s, _ in states]) ** 0.5
-    scale = strength / np.maximum(sizes, max(_FADED * float(sizes.max()), np.finfo(float).tiny))
-    densities = [_density(line) for line in basis.lines]
-    result = []
-    for axis, line in enumerate(basis.lines):
-        mass = (line.weights * densities[axis] / (line.weights @ densities[axis]))[line.cell_dofs].sum(axis=1)
-        # P_p' has the mean square p (p + 1) / 2 on [-1, 1]
-        slope = np.sqrt(2 * line.degree * (line.degree + 1)) / line.widths * np.sqrt(mass)
-        tail = np.moveaxis(line.modal_tail(values, axis + 1), axis + 1, -1) * slope
-        for other in (k for k in range(basis.dim) if k != axis):
-            tail = np.max(tail * np.sqrt(densities[other])[:, None], axis=1) if basis.dim == 2 else tail
-        result.append((tail.reshape(len(values), -1, line.n_cells).max(axis=1) * scale[:, None]).max(axis=0))
-    return result
-
-
-def _density(line: SpectralLine) -> FloatArray:
-    """A Gaussian, 1 in the middle, of a quarter of the half-width."""
-    low, high = line.bounds
-    return np.asarray(np.exp(-0.5 * (_REACH * (2 * line.nodes - low - high) / (high - low)) ** 2))
-
-
-def _difference(problem: ControlProblem, basis: SpectralBasis, coarse: Solution, fine: Solution) -> dict[str, float]:
-    """Relative differences of value and policy at the worst time, in the norms of the time stepping."""
-    equation = _ValueEquation(problem, basis, _constants(problem, basis))
-    errors, sizes = [], []
-    for t in (_CHECK_TIMES * problem.horizon).tolist():
-        v, slope = fine.value(t, basis.nodes), fine.gradient(t, basis.nodes)
-        sizes.append(equation.measure(t, v, slope.T))
-        missed = coarse.value(t, basis.nodes) - v, coarse.gradient(t, basis.nodes) - slope
-        errors.append(equation.measure(t, missed[0], missed[1].T))
-    scale = np.maximum(sizes, np.maximum(_FADED * np.max(sizes, axis=0), np.finfo(float).tiny))
-    worst = (np.array(errors) / scale).max(axis=0)
-    return {"value": float(worst[0]), "policy": float(worst[1])}

@@ -422,7 +422,9 @@ def _choose(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge 
     constants = gauge(problem, x, times)
     kinds = np.asarray(box.faces)
     truncated = bool((kinds == "natural").any())
-    quadratic = quadratic_gauge(problem, box, constants) if truncated else None
+    # At a reflecting face d v/dn = 0, which d u/dn = 0 is only if nothing with a slope has been taken out.
+    reflecting = bool((kinds == "reflecting").any())
+    quadratic = quadratic_gauge(problem, box, constants) if truncated and not reflecting else None
     candidates: list[Gauge | QuadraticGauge] = [constants] if quadratic is None else [quadratic, constants]
     spreads = [ranges(problem, each, x, times) for each in candidates]
     absorbing = problem.domain is not None and problem.domain.absorbing
