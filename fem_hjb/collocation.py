@@ -32,7 +32,7 @@ from scipy.linalg import lu_factor, lu_solve
 from scipy.special import roots_jacobi, roots_legendre
 
 from fem_hjb._checks import ConvergenceError, FloatArray, IntArray, positive_integer, real_array
-from fem_hjb.integrators import _differentiation_matrix, _lagrange_weights, _split, rtol_in_range
+from fem_hjb.integrators import differentiation_matrix, fewest_steps, lagrange_weights, rtol_in_range
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.1, 8.0
 _SMALLEST_STEP = 1e-13  # relative to the whole interval
@@ -68,7 +68,7 @@ def radau_tableau(stages: int) -> RadauTableau:
     c = np.append((1 + np.sort(roots_jacobi(count - 1, 1, 0)[0])) / 2, 1.0)
     points, weights = roots_legendre(count)
     points, weights = (1 + points) / 2, weights / 2
-    lagrange = np.stack([[_lagrange_weights(c, ci * x) for x in points] for ci in c])
+    lagrange = np.stack([[lagrange_weights(c, ci * x) for x in points] for ci in c])
     a = c[:, None] * np.einsum("q,iqj->ij", weights, lagrange)
     nodal = np.prod(1 - points[None, :, None] * c[:, None, None] / c, axis=2)  # M(theta) / M(0) on [0, c_i]
     kappa = float(np.abs(c * (nodal @ weights)).max())
@@ -99,7 +99,7 @@ class RadauStep:
 
     def dense(self, theta: float) -> FloatArray:
         """u at t + theta h, by the collocation polynomial; 0 <= theta <= 1."""
-        weights = _lagrange_weights(np.append(0.0, self.nodes), theta)
+        weights = lagrange_weights(np.append(0.0, self.nodes), theta)
         return np.asarray(weights[0] * self.f0 + np.tensordot(weights[1:], self.stages, 1))
 
 
@@ -193,7 +193,7 @@ class _Stepper:
         self._mu = values[keep]
         self._out = vectors[:, keep] * np.where(values[keep].imag > 1e-12, 2.0, 1.0)
         self._in = np.linalg.inv(vectors)[keep]
-        self._slope0 = _differentiation_matrix(np.append(0.0, tableau.c))[0]
+        self._slope0 = differentiation_matrix(np.append(0.0, tableau.c))[0]
 
     def measure(self, u: FloatArray) -> float:
         return float(np.max([self.norm(column) for column in u.T]))  # not max, which overlooks nan
@@ -276,7 +276,7 @@ class _Stepper:
 
     def _estimate(self, t: float, h: float, stages: FloatArray, constant: bool) -> FloatArray:
         tableau, fixed, free, u, step = self.tableau, self.fixed, self.free, self.u, h * self.tableau.kappa
-        weights = _lagrange_weights(np.append(0.0, tableau.c), tableau.between)
+        weights = lagrange_weights(np.append(0.0, tableau.c), tableau.between)
         error = np.zeros_like(u)
         interpolated = weights[0] * u[fixed] + np.tensordot(weights[1:], stages[:, fixed], 1)
         error[fixed] = interpolated - self._prescribed(t + tableau.between * h)
@@ -329,7 +329,7 @@ def _adaptive(stepper: _Stepper, s0: float, s1: float, rtol: float, max_steps: i
     if not np.isfinite(speed):
         raise ConvergenceError(f"L(s) u + q(s) is not finite at s={s0:.6g}; check the matrix, the source and f0")
     t, rejected = s0, 0
-    h, left = _split(length, min(length, rtol ** (1 / order) / max(speed, np.finfo(float).tiny)))
+    h, left = fewest_steps(length, min(length, rtol ** (1 / order) / max(speed, np.finfo(float).tiny)))
     for _ in range(max_steps):
         if h < _SMALLEST_STEP * length:
             raise ConvergenceError(
@@ -341,7 +341,7 @@ def _adaptive(stepper: _Stepper, s0: float, s1: float, rtol: float, max_steps: i
         factor = _SAFETY * max(ratio, 1e-30) ** (-1 / order) if np.isfinite(ratio) else _SHRINK
         if not ratio <= 1:
             # A second failure in a row says that a stiff transient is met, for which the order promises too much.
-            h, left = _split(s1 - t, h * min(max(factor, _SHRINK), 0.25 if rejected else 0.5 if keep else 1.0))
+            h, left = fewest_steps(s1 - t, h * min(max(factor, _SHRINK), 0.25 if rejected else 0.5 if keep else 1.0))
             rejected += 1
             continue
         yield stepper.accept(t, h, stages, error, end, rejected)
@@ -351,5 +351,5 @@ def _adaptive(stepper: _Stepper, s0: float, s1: float, rtol: float, max_steps: i
         t, rejected = s1 - left * h, 0
         factor = min(factor, _GROW)
         if not keep or factor >= 2:
-            h, left = _split(s1 - t, h * factor)
+            h, left = fewest_steps(s1 - t, h * factor)
     raise ConvergenceError(f"{max_steps} steps did not reach s={s1:.6g} (stopped at {t:.6g}) with rtol={rtol:g}")

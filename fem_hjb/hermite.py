@@ -1,7 +1,6 @@
 """C1 cubic elements on boxes, as tensor products in local coordinates."""
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any, final
 
 import numpy as np
@@ -13,14 +12,9 @@ from fem_hjb._checks import FloatArray, IntArray, SpaceError
 from fem_hjb.domain import mesh_kind
 from fem_hjb.elements import ELEMENTS, CellRule, SpatialBasis, Tables, frozen, nodal_values
 from fem_hjb.laws import Box, tensor_rule
-from fem_hjb.line_basis import LineBasis, unit_gauss
+from fem_hjb.line_basis import LineBasis, row_products, unit_gauss
 
 _END_POINTS = 6
-
-
-def _outer(factors: Sequence[FloatArray]) -> FloatArray:
-    """Row-wise tensor product of (n, l_k), the first factor slowest: (n, prod l_k)."""
-    return reduce(lambda a, b: (a[:, :, None] * b[:, None, :]).reshape(len(a), -1), factors)
 
 
 def _ravel(indices: Sequence[IntArray], sizes: Sequence[int]) -> IntArray:
@@ -96,7 +90,7 @@ class HermiteBasis(SpatialBasis):
         unit = np.eye(self.dim, dtype=np.int64)
 
         def derivative(powers: IntArray) -> FloatArray:
-            return _outer([line[:, p] for line, p in zip(lines, powers, strict=True)])
+            return row_products([line[:, p] for line, p in zip(lines, powers, strict=True)])
 
         tables: list[FloatArray] = [derivative(0 * unit[0])]
         if order >= 1:
@@ -132,14 +126,14 @@ class HermiteBasis(SpatialBasis):
             scale = (scale[:, None, :, None] * factor[None, :, None, :]).reshape(len(scale) * len(factor), -1)
         flat = [axis.reference(xi[:, k]) for k, axis in enumerate(self.axes)]
         slope = [axis.reference(xi[:, k], 1) for k, axis in enumerate(self.axes)]
-        dphi = [_outer([*flat[:k], slope[k], *flat[k + 1 :]]) for k in range(self.dim)]
+        dphi = [row_products([*flat[:k], slope[k], *flat[k + 1 :]]) for k in range(self.dim)]
         return CellRule(
             xi=xi,
             weights=weights,
             x=start[:, None, :] + width[:, None, :] * xi,
             det=width.prod(axis=1)[:, None],
             inverse=(np.eye(self.dim) / width[:, None, :])[:, None],
-            phi=np.ascontiguousarray(_outer(flat).T),
+            phi=np.ascontiguousarray(row_products(flat).T),
             dphi=np.ascontiguousarray(np.stack(dphi, axis=-1).swapaxes(0, 1)),
             scale=scale,
         )

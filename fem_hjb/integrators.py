@@ -114,13 +114,13 @@ def _kennedy_carpenter() -> Tableau:
 ESDIRK43 = _kennedy_carpenter()
 
 
-def _lagrange_weights(nodes: FloatArray, at: float) -> FloatArray:
+def lagrange_weights(nodes: FloatArray, at: float) -> FloatArray:
     """Values at `at` of the Lagrange polynomials of these nodes."""
     gaps = nodes[:, None] - nodes[None, :] + np.eye(nodes.size)
     return np.asarray(np.prod((at - nodes[None, :] + np.eye(nodes.size) * (1 - at + nodes)) / gaps, axis=1))
 
 
-def _differentiation_matrix(nodes: FloatArray) -> FloatArray:
+def differentiation_matrix(nodes: FloatArray) -> FloatArray:
     """D with (D g)_i = p'(nodes_i) for the polynomial p through g at the nodes."""
     gaps = nodes[:, None] - nodes[None, :] + np.eye(nodes.size)
     weights = gaps.prod(axis=1)
@@ -217,9 +217,9 @@ class _Stepper:
         self.system, self.tableau, self.rtol = system, tableau, rtol
         self.f, self.size, self.solves = f, 0.0, 0
         self._cached: tuple[Any, float, Solve] | None = None
-        self._differentiate = _differentiation_matrix(tableau.c)
+        self._differentiate = differentiation_matrix(tableau.c)
         # The slope of each stage is predicted from those before it; only iterative solvers look at the guess.
-        self._predict = [_lagrange_weights(tableau.c[:i], tableau.c[i]) for i in range(tableau.c.size)]
+        self._predict = [lagrange_weights(tableau.c[:i], tableau.c[i]) for i in range(tableau.c.size)]
         self.slope = np.zeros_like(f)
         self.f[system.fixed] = system.fixed_values(t0)
         self.size = system.norm(f)
@@ -306,7 +306,7 @@ def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[
         raise ConvergenceError(f"K(t) f0 is not finite at t={t0:.6g}; check the coefficients and f0")
     t, rejected, previous = t0, 0, 1.0
     cause: ConvergenceError | None = None
-    h, left = _split(length, min(length / 8, rtol ** (1 / ORDER) / max(speed, np.finfo(float).tiny)))
+    h, left = fewest_steps(length, min(length / 8, rtol ** (1 / ORDER) / max(speed, np.finfo(float).tiny)))
     for _ in range(_MAX_STEPS):
         if h < _SMALLEST_STEP * length:
             raise ConvergenceError(
@@ -320,7 +320,7 @@ def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[
             cause, ratio, keep = failure, np.nan, False
         if not ratio <= 1:
             factor = _SAFETY * ratio ** (-1 / ORDER) if np.isfinite(ratio) else _SHRINK
-            h, left = _split(t1 - t, h * max(_SHRINK, min(factor, 0.5 if keep else 1.0)))
+            h, left = fewest_steps(t1 - t, h * max(_SHRINK, min(factor, 0.5 if keep else 1.0)))
             rejected += 1
             continue
         yield stepper.accept(t, h, (f1, slope1, error), rejected)
@@ -333,14 +333,14 @@ def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[
         if keep:
             factor = 2.0 ** np.floor(np.log2(factor)) if factor >= 2 else 1.0
         if factor != 1:
-            h, left = _split(t1 - t, h * factor)
+            h, left = fewest_steps(t1 - t, h * factor)
         rejected, previous = 0, ratio
     raise ConvergenceError(
         f"{_MAX_STEPS} steps did not reach t={t1:.6g} (stopped at {t:.6g}) with rtol={rtol:g}; raise rtol"
     )
 
 
-def _split(remaining: float, h: float) -> tuple[float, int]:
+def fewest_steps(remaining: float, h: float) -> tuple[float, int]:
     """The fewest equal steps of at most h over what remains, and their number: none is a sliver, the last one lands."""
     left = max(1, int(np.ceil(min(remaining / h, 1e15) * (1 - 1e-9)))) if h > 0 else 1
     return remaining / left, left

@@ -1,6 +1,8 @@
 """Piecewise polynomials on an interval: the time basis, and the factors of C1 tensor-product bases."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import final
 
 import numpy as np
@@ -180,3 +182,8 @@ def unit_gauss(degree: int) -> tuple[FloatArray, FloatArray]:
         raise SpaceError(f"the degree of a quadrature must be a non-negative integer, got {degree!r}")
     points, weights = roots_legendre(int(degree) // 2 + 1)
     return (points + 1.0) / 2.0, weights / 2.0
+
+
+def row_products(factors: Sequence[FloatArray]) -> FloatArray:
+    """Row-wise tensor product of (n, l_k), the first factor slowest: (n, prod l_k)."""
+    return reduce(lambda a, b: (a[:, :, None] * b[:, None, :]).reshape(len(a), -1), factors)

@@ -52,7 +52,7 @@ from fem_hjb._checks import (
 from fem_hjb.box_operators import BoxOperators, Fields
 from fem_hjb.cole_hopf import Gauge, QuadraticGauge, ValueGauge
 from fem_hjb.exponential import apply_all
-from fem_hjb.integrators import ESDIRK43, ORDER, Step, rtol_in_range
+from fem_hjb.integrators import ESDIRK43, ORDER, Step, lagrange_weights, rtol_in_range
 from fem_hjb.line_basis import LineBasis
 from fem_hjb.problem import ControlProblem
 from fem_hjb.solution import Solution
@@ -349,7 +349,7 @@ class _Stepper:
         self.counts = {"rejected": 0, "failures": 0, "newton_iterations": 0}
         self._factors: tuple[float, Linear] | None = None
         c = ESDIRK43.c
-        self._predict = [_extrapolation(c[:i], float(c[i])) for i in range(c.size)]
+        self._predict = [lagrange_weights(c[:i], float(c[i])) for i in range(c.size)]
 
     def attempt(self, h: float) -> tuple[FloatArray, FloatArray, float]:
         """w and F(w) after a step h, and its error estimate. ConvergenceError if Newton's method fails."""
@@ -405,12 +405,6 @@ class _Stepper:
         sizes = self.equation.sizes_of_value(self.s, w)
         self.least = np.maximum(self.least, _FADED * sizes)
         self.sizes = np.maximum(sizes, self.least)
-
-
-def _extrapolation(nodes: FloatArray, at: float) -> FloatArray:
-    """Weights that take values at the nodes to that of the polynomial through them elsewhere."""
-    gaps = nodes[:, None] - nodes + np.eye(nodes.size)
-    return np.asarray(np.prod((at - nodes + np.eye(nodes.size) * (1 - at + nodes)) / gaps, axis=1))
 
 
 def _relative(part: FloatArray, whole: FloatArray) -> float:

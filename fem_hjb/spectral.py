@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import final
 
 import numpy as np
@@ -14,7 +13,7 @@ from scipy.special import eval_legendre, roots_jacobi
 from fem_hjb._checks import DomainError, FloatArray, IntArray, SpaceError, positive_integer, real_array
 from fem_hjb.elements import ELEMENTS, CellRule, SpatialBasis, Tables, frozen, nodal_values
 from fem_hjb.laws import Box, tensor_rule
-from fem_hjb.line_basis import LineBasis, unit_gauss
+from fem_hjb.line_basis import LineBasis, row_products, unit_gauss
 
 MAX_DEGREE = 32
 
@@ -47,11 +46,6 @@ def _conservative(matrix: FloatArray) -> FloatArray:
     np.fill_diagonal(matrix, 0.0)
     np.fill_diagonal(matrix, -matrix.sum(axis=1))
     return matrix
-
-
-def _outer(factors: Sequence[FloatArray]) -> FloatArray:
-    """Row-wise tensor product of (n, l_k), the first factor slowest: (n, prod l_k)."""
-    return reduce(lambda a, b: (a[:, :, None] * b[:, None, :]).reshape(len(a), -1), factors)
 
 
 def _tensor(arrays: Sequence[FloatArray]) -> FloatArray:
@@ -262,12 +256,12 @@ class SpectralBasis(SpatialBasis):
         tables = [line.tabulate(c, xi[:, k], order) for k, (line, c) in enumerate(zip(self.lines, index, strict=True))]
         values = [table[:, 0] for table in tables]
         if order == 0:
-            return (_outer(values),)
+            return (row_products(values),)
         # one contiguous table per axis: sums over the local functions then run at the speed of memory
         gradients = np.empty((self.dim, len(cells), self.local_size))
         for k, table in enumerate(tables):
-            gradients[k] = _outer([*values[:k], table[:, 1], *values[k + 1 :]])
-        return _outer(values), np.moveaxis(gradients, 0, -1)
+            gradients[k] = row_products([*values[:k], table[:, 1], *values[k + 1 :]])
+        return row_products(values), np.moveaxis(gradients, 0, -1)
 
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)
@@ -278,14 +272,14 @@ class SpectralBasis(SpatialBasis):
         width = _tensor([line.widths for line in self.lines])
         flat = [line.reference(xi[:, k]) for k, line in enumerate(self.lines)]
         slope = [line.reference(xi[:, k], 1) for k, line in enumerate(self.lines)]
-        dphi = [_outer([*flat[:k], slope[k], *flat[k + 1 :]]) for k in range(self.dim)]
+        dphi = [row_products([*flat[:k], slope[k], *flat[k + 1 :]]) for k in range(self.dim)]
         return CellRule(
             xi=xi,
             weights=weights,
             x=start[:, None, :] + width[:, None, :] * xi,
             det=width.prod(axis=1)[:, None],
             inverse=(np.eye(self.dim) / width[:, None, :])[:, None],
-            phi=np.ascontiguousarray(_outer(flat).T),
+            phi=np.ascontiguousarray(row_products(flat).T),
             dphi=np.ascontiguousarray(np.stack(dphi, axis=-1).swapaxes(0, 1)),
             scale=None,
         )
