@@ -17,6 +17,9 @@ grid. What a box then takes says nothing about other problems, so it is run with
 leaves f as it is, up to a factor, the same unknown as on the mesh. Where nothing is linear-quadratic the rows are: the
 value form with a quadratic taken out, as `solve` has it, and the linear form with constants.
 
+There also "box, graded": one solve on the grid that `solve` ends with; and `solve` as a whole, which is many solves
+with an estimate.
+
 Rivals: P2 and P4 triangles, P2 tetrahedra, adaptive steps, on the same box, which is the one that `solve` takes for the
 target error. Every rival is run over sizes and time tolerances. At equal error: of a rival's runs those that no other
 of its runs beats in both error and time, interpolated log-log; nothing is extrapolated. ratio = seconds of the best
@@ -59,12 +62,13 @@ from fem_hjb.laws import Box, Gaussian, Law
 from fem_hjb.mesh_reference import solve_on_mesh
 from fem_hjb.problem import ControlProblem
 from fem_hjb.reach import box_of, reach
-from fem_hjb.reference import solve
+from fem_hjb.reference import solve, spectral
 from fem_hjb.solution import Solution
 from fem_hjb.spectral import SpectralBasis, SpectralLine
 
 TARGET = {2: 1e-5, 3: 1e-3}
 TIGHT = 1e-8
+REPEATED = 1000  # more tries than are ever made: not to be timed again
 LINEAR_QUADRATIC = ("B", "R")
 
 
@@ -129,7 +133,7 @@ def linear_quadratic(dim: int, rotation: float) -> ControlProblem:
         initial_law=Gaussian(np.zeros(dim), 0.5),
         exact=Radial(dim),
         marginal=marginal,
-        name="R" if rotation else "B",
+        name="rotating linear-quadratic" if rotation else "linear-quadratic",
     )
 
 
@@ -240,16 +244,16 @@ class Run:
     solve: Callable[[], Solution]
     seconds: float = math.inf
     errors: FloatArray | None = None
-    note: str = ""
-    tries: int = 0
     counts: str = ""
+    tries: int = 0
+    note: str = ""
 
 
 def take_turns(runs: list[Run], judge: Callable[[Any], FloatArray], repeats: int, patience: float) -> None:
     """Each run `repeats` times, in turns; those that take longer than `patience` seconds only once."""
     for _ in range(repeats):
         for run in runs:
-            if run.note or (run.tries and run.seconds > patience):
+            if run.note or run.tries >= REPEATED or (run.tries and run.seconds > patience):
                 continue
             start = time.process_time()
             try:
@@ -264,9 +268,9 @@ def take_turns(runs: list[Run], judge: Callable[[Any], FloatArray], repeats: int
                 run.counts = f"{solution.stats['dofs']} dofs, {solution.stats['steps']} steps"
 
 
-def at_error(runs: Iterable[Run], row: int, target: float) -> tuple[float, str]:
-    """Seconds at an error (row 0 f, 1 policy) and in words; inf if it was not reached."""
-    done = [(float(run.errors[row, 1]), run.seconds) for run in runs if run.errors is not None]
+def at_error(runs: Iterable[Run], row: int, target: float, column: int = 1) -> tuple[float, str]:
+    """Seconds at an error (row 0 f, 1 policy; column 0 at t = 0, 1 largest) and in words; inf if it was not reached."""
+    done = [(float(run.errors[row, column]), run.seconds) for run in runs if run.errors is not None]
     front = [(e, s) for e, s in done if not any(a <= e and b <= s and (a, b) != (e, s) for a, b in done)]
     front.sort(reverse=True)
     below = [pair for pair in front if pair[0] <= target]
@@ -296,7 +300,7 @@ def box_sizes(dim: int, quick: bool) -> list[Size]:
         return [Size(2, degree, 1e-4) for degree in (8, 12)]
     if dim == 3:
         grids = [(2, 6), (2, 8), (2, 10), (2, 12), (3, 10), (4, 8)]
-        return [Size(*grid, rtol) for grid in grids for rtol in (1e-2, 1e-4)]
+        return [Size(*grid, rtol) for grid in grids for rtol in (1e-3, 1e-5)]
     grids = [(2, 8), (2, 10), (2, 12), (2, 16), (3, 12), (4, 10), (4, 12), (5, 12), (6, 12), (8, 12)]
     return [Size(*grid, rtol) for grid in grids for rtol in (1e-3, 1e-4, 1e-5, 1e-6)]
 
@@ -335,6 +339,27 @@ def box_runs(case: str, problem: ControlProblem, box: Box, sizes: list[Size]) ->
     return runs
 
 
+def graded_runs(problem: ControlProblem, box: Box, judge: Judge, target: float) -> list[Run]:
+    """`solve` itself, once for each of some tolerances, and one solve on the grid it ends with."""
+    background = background_of(problem, box, True)
+    runs = []
+    for rtol in (100 * target, 10 * target, target):
+        start = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ToleranceWarning)
+            found = solve(problem, rtol=rtol, box=box)
+        seconds = time.process_time() - start
+        if not isinstance(found, Solution):
+            raise TypeError(f"on a given box nothing falls apart, got {type(found).__name__}")
+        basis = spectral(found)
+        size = Size(max(line.n_cells for line in basis.lines), basis.degree, 0.02 * rtol)
+        one = partial(solve_on_box, problem, basis, background, rtol_time=size.rtol_time, linear=False)
+        told = f"{found.stats['dofs']} dofs, {found.stats['solves']} solves"
+        runs.append(Run("solve, whole", size, one, seconds, judge(found), told, REPEATED))
+        runs.append(Run("box, graded", size, one))
+    return runs
+
+
 def equal_error(case: str, dim: int, quick: bool, repeats: int) -> None:
     problem, target = CASES[case][1](dim), TARGET[dim]
     box = box_of(problem, reach(problem), 0.01 * target**2)
@@ -346,18 +371,25 @@ def equal_error(case: str, dim: int, quick: bool, repeats: int) -> None:
     print(f"\n{case}, {dim}-D, {kind}; box {sides}; {against}; target error {target:g}", flush=True)
     runs = box_runs(case, problem, box, sizes)
     runs += [Run(f"mesh {size.degree}", size, partial(on_mesh, problem, box, size)) for size in meshes]
+    if case not in LINEAR_QUADRATIC and not quick:
+        runs += graded_runs(problem, box, judge, target)
     take_turns(runs, judge, repeats, 3.0)
-    names = list(dict.fromkeys(run.rival for run in runs))
     show(runs)
-    for row, what in enumerate(("f", "policy")):
-        found = {name: at_error([run for run in runs if run.rival == name], row, target) for name in names}
-        best = min((found[name] for name in names if name.startswith("mesh")), key=lambda pair: pair[0])
-        for name in names:
-            seconds, told = found[name]
-            ratio = ""
-            if name.startswith("box") and math.isfinite(seconds):
-                ratio = f"  ratio {best[0] / seconds:.1f}" if math.isfinite(best[0]) else "  ratio: no mesh got there"
-            print(f"  {target:g} in {what:6s}  {name:16s} {told}{ratio}", flush=True)
+    for row, column in ((0, 1), (1, 1), (0, 0), (1, 0)):
+        ratios(runs, target, row, column)
+
+
+def ratios(runs: list[Run], target: float, row: int, column: int) -> None:
+    names = list(dict.fromkeys(run.rival for run in runs))
+    found = {name: at_error([run for run in runs if run.rival == name], row, target, column) for name in names}
+    best = min((found[name] for name in names if name.startswith("mesh")), key=lambda pair: pair[0])
+    what = f"{('f', 'policy')[row]}, {('t = 0', 'all t')[column]}"
+    for name in names:
+        seconds, told = found[name]
+        ratio = ""
+        if not name.startswith("mesh") and math.isfinite(seconds):
+            ratio = f"  ratio {best[0] / seconds:.1f}" if math.isfinite(best[0]) else "  ratio: no mesh got there"
+        print(f"  {target:g} in {what:13s}  {name:16s} {told}{ratio}", flush=True)
 
 
 def show(runs: list[Run]) -> None:
@@ -402,7 +434,7 @@ def tight(case: str, dim: int, repeats: int) -> None:
 # The figure
 
 
-def cost(path: Path, quick: bool) -> None:
+def cost(path: Path, quick: bool, patience: float) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -417,14 +449,14 @@ def cost(path: Path, quick: bool) -> None:
         "coupled double wells, d = 2": coupled_wells(2),
     }
     tolerances = [1e-2, 1e-3] if quick else [1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for k, (name, problem) in enumerate(list(series.items())[: 3 if quick else None]):
-        rows = timed_tolerances(name, problem, tolerances, 1 if quick else 3)
+        rows = timed_tolerances(name, problem, tolerances, 1 if quick else 3, patience)
         draw(left, rows, name, k % 3, problem.dim)
     left.invert_xaxis()
     left.set_xlabel("relative tolerance asked for (rtol)")
     left.set_ylabel("seconds of solve, with its error estimate")
-    left.set_title("Cost of a tolerance")
+    left.set_title("Cost of a tolerance (slopes: last four points)")
     sizes = (
         [(2, 8), (2, 12), (4, 10), (4, 14)] if quick else [(2, 8), (3, 8), (4, 8), (4, 12), (6, 12), (8, 12), (10, 14)]
     )
@@ -435,7 +467,7 @@ def cost(path: Path, quick: bool) -> None:
         draw(right, rows, f"{CASES[case][1](dim).name}, d = {dim}", (0, 1, 2, 3, 2)[k], dim)
     right.set_xlabel("unknowns in space")
     right.set_ylabel("seconds of one solve on a box")
-    right.set_title("Cost of unknowns, time tolerance 1e-5")
+    right.set_title("Cost of unknowns, time tolerance 1e-5 (slopes: last four points)")
     for ax in (left, right):
         ax.set_xscale("log")
         ax.set_yscale("log")
@@ -445,15 +477,17 @@ def cost(path: Path, quick: bool) -> None:
     print(f"written: {path}")
 
 
-def timed_tolerances(name: str, problem: ControlProblem, tolerances: list[float], repeats: int) -> list[list[float]]:
-    """(rtol, seconds) as far as tolerances are met in reasonable time."""
+def timed_tolerances(
+    name: str, problem: ControlProblem, tolerances: list[float], repeats: int, patience: float
+) -> list[list[float]]:
+    """(rtol, seconds), as long as tolerances are met and a solve takes less than `patience` seconds."""
     rows: list[list[float]] = []
     for rtol in tolerances:
         best = math.inf
         with warnings.catch_warnings():
             warnings.simplefilter("error", ToleranceWarning)
             try:
-                for _ in range(repeats if not rows or rows[-1][1] < 2.0 else 1):
+                for _ in range(repeats if not rows or rows[-1][1] < 1.0 else 1):
                     start = time.process_time()
                     solution = solve(problem, rtol=rtol)
                     best = min(best, time.process_time() - start)
@@ -467,7 +501,7 @@ def timed_tolerances(name: str, problem: ControlProblem, tolerances: list[float]
             f" {stats['route']}, {stats['dofs']} dofs, {stats['solves']} solves",
             flush=True,
         )
-        if best > 60.0:
+        if best > patience:
             break
     return rows
 
@@ -497,7 +531,7 @@ def draw(ax: Any, rows: list[list[float]], name: str, colour: int, dim: int) -> 
     if len(rows) < 2:
         return
     x, y = np.array(rows).T
-    slope = np.polyfit(np.log(x), np.log(y), 1)[0]
+    slope = np.polyfit(np.log(x[-4:]), np.log(y[-4:]), 1)[0]  # before, what does not depend on the size shows
     style = {1: ("o", "--"), 2: ("s", "-"), 3: ("^", ":")}[dim]
     ax.plot(
         x, y, marker=style[0], linestyle=style[1], color=f"C{colour}", markersize=4, label=f"{name}: slope {slope:.2f}"
@@ -512,9 +546,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tight", choices=("no", "also", "only"), default="also", help="what 1e-8 takes, too")
     parser.add_argument("--cost", type=Path, help="only the figure, written here")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds after which the figure's curves end")
     given = parser.parse_args()
     if given.cost is not None:
-        cost(given.cost, given.quick)
+        cost(given.cost, given.quick, given.patience)
         return
     for dim in (2, 3) if given.dim is None else (given.dim,):
         for case in given.case if not given.quick else {2: ("B", "steered"), 3: ("R",)}[dim]:

@@ -80,7 +80,7 @@ class BoxOperators:
             for line, low, high in zip(basis.lines, lower, upper, strict=True)
         ]
         self._mean_weights = reduce(np.multiply.outer, self._averages).ravel()
-        self._waves = [_waves(line) for line in basis.lines]
+        self._waves, self._curvatures = zip(*[_waves(line) for line in basis.lines], strict=True)
         self.evaluations = self.iterations = 0
         self._last: tuple[float, Fields] | None = None
         self._constant = problem.constant_diffusion
@@ -217,13 +217,11 @@ class BoxOperators:
 
     def bound(self, remainder: Fields) -> tuple[float, float]:
         """Bounds of the spectral radius of a remainder: of its first-order and zeroth part, and of its second-order."""
-        waves = self._waves
-        second: FloatArray = np.zeros(self.shape)
-        for k in range(self.dim):
-            for m in range(self.dim):
-                part = np.abs(remainder.diffusion[k, m])
-                second = second + 0.5 * part * self._along(waves[k], k) * self._along(waves[m], m)
-        return float(np.abs(remainder.rate).max()) + self.advection(remainder.drift), float(second.max())
+        d, waves = self.dim, [float(part.max()) for part in self._waves]
+        largest = np.abs(remainder.diffusion).reshape(d, d, -1).max(axis=-1)
+        second = sum(0.5 * largest[k, k] * self._curvatures[k] for k in range(d))
+        second += sum(largest[k, m] * waves[k] * waves[m] for k, m in combinations(range(d), 2))
+        return float(np.abs(remainder.rate).max()) + self.advection(remainder.drift), float(second)
 
     def advection(self, velocity: FloatArray) -> float:
         """A bound of the spectral radius of <velocity, grad>, velocity (d, *shape), from the finest waves there are."""
@@ -354,10 +352,16 @@ def check_elliptic(Lambda: FloatArray, x: FloatArray, t: float) -> None:
         )
 
 
-def _waves(line: SpectralLine) -> FloatArray:
-    """The largest wave number around each node, (n,): inverse spacings, scaled to the spectral radius of D."""
+def _waves(line: SpectralLine) -> tuple[FloatArray, float]:
+    """The largest first derivatives around each node (n,), and second ones anywhere, of functions of size 1.
+
+    Inverse spacings, scaled to the spectral radius of D, with a value prescribed at one end or not; and that of the
+    second derivative.
+    """
     local = 1.0 / np.gradient(line.nodes)
-    return np.asarray(local * (float(np.abs(np.linalg.eigvals(line.derivative)).max()) / local.max()))
+    first = max(float(np.abs(np.linalg.eigvals(matrix)).max()) for matrix in (line.derivative, line.derivative[1:, 1:]))
+    second = float(np.abs(np.linalg.eigvals(line.laplacian)).max())
+    return np.asarray(local * (first / local.max())), second
 
 
 def _normalised(weights: FloatArray) -> FloatArray:

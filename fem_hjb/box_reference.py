@@ -27,7 +27,7 @@ from fem_hjb._checks import ConvergenceError, FloatArray, IntArray, one_of
 from fem_hjb.box_operators import BoxOperators, Fields, Separable, SeparableInverse
 from fem_hjb.cole_hopf import Gauge, QuadraticGauge, Unknown, ValueGauge
 from fem_hjb.collocation import radau
-from fem_hjb.exponential import apply_axis, apply_sum, lawson, rational_krylov
+from fem_hjb.exponential import LawsonStep, apply_axis, apply_sum, lawson, rational_krylov
 from fem_hjb.integrators import LinearSystem, Solve, Step, esdirk
 from fem_hjb.laws import BoolArray
 from fem_hjb.line_basis import LineBasis
@@ -43,6 +43,8 @@ _DENSE = 400  # unknowns in one dimension up to which matrices are treated as de
 _DEEPEST = 30.0  # -log u up to which the linear form keeps the relative accuracy of u
 _HIGHEST = 4.0  # log u up to which u does not dwarf, elsewhere, what counts
 _STAGES = 5
+_STRAIGHT = 10.0  # tolerances by which the trapezoidal rule may miss a step that a cubic follows without a check
+_MOST_PARTS = 7  # doublings of the parts a step is cut into
 _FREEZES = 24  # intervals of time over which the separable part is frozen
 _OUTPUT_CELLS = 64  # of the exponential route, where every time is as good as any other
 
@@ -101,7 +103,10 @@ def solve_on_box(
     start = problem.y(x) - gauge.background(T, x)
     if linear:
         start = np.exp(start / problem.temperature)
-    march = _MARCHES[chosen](operators, start.reshape(basis.shape), rtol_time, linear)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes out is checked
+        march = _MARCHES[chosen](operators, start.reshape(basis.shape), rtol_time, linear)
+    if not np.isfinite(march.rows).all():
+        raise ConvergenceError(f"the route {chosen!r} has left double precision: take a finer grid, or the value form")
     unknown: Unknown = gauge
     if not linear:
         unknown = ValueGauge(taken_out=gauge)
@@ -193,6 +198,7 @@ def _matrix(operators: BoxOperators, fields: Fields) -> FloatArray:
 
 
 def _exponential(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> _March:
+    _needs_linear(linear, "exponential")
     T = operators.problem.horizon
     line = LineBasis(np.linspace(0.0, T, _OUTPUT_CELLS + 1), "P4")
     flow = scipy.linalg.expm(_matrix(operators, operators.fields(0.0)) * (T / (line.n_dofs - 1)))
@@ -204,6 +210,7 @@ def _exponential(operators: BoxOperators, u: FloatArray, rtol: float, linear: bo
 
 
 def _collocation(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> _March:
+    _needs_linear(linear, "collocation")
     problem = operators.problem
     fixed = _fixed(operators)
     cache: list[Any] = [None, None]
@@ -314,12 +321,12 @@ def _lawson(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -
     ):
         slope0 = apply_sum(step.frozen, step.f0) + step.remainder0
         slope1 = apply_sum(step.frozen, step.f1) + step.remainder1
-        cells.add(step.t, step.h, (step.f0, slope0), (step.f1, slope1))
+        cells.add(step, (step.f0, slope0), (step.f1, slope1))
         for name in ("rejected", "evaluations", "exponentials"):
             counts[name] += getattr(step, name)
         counts["steps"] += 1
         counts["limited_by_stability"] += step.limited
-    return cells.march(problem.horizon, counts)
+    return cells.march(u, problem.horizon, counts)
 
 
 @final
@@ -328,13 +335,34 @@ class _Cells:
 
     def __init__(self, norm: Callable[[FloatArray], float], tolerance: float, scale: float) -> None:
         self._norm, self._tolerance, self._scale = norm, tolerance, scale
-        self._done: list[tuple[float, float, Any, Any]] = []
+        self._rows: list[FloatArray] = []
+        self._ends: list[float] = []
         self._open: list[tuple[float, float, Any, Any]] = []
 
-    def add(self, t: float, h: float, first: Any, last: Any) -> None:
-        if self._open and not self._fits(t + h, last):
+    def add(self, step: LawsonStep, first: Any, last: Any) -> None:
+        """Join a step, or, if it is so long that a cubic does not follow u within it, keep it in parts of its own."""
+        parts = self._parts(step, first, last)
+        if parts > 1:
             self._close()
-        self._open.append((t, h, first, last))
+            h = step.h / parts
+            for k in range(parts):
+                inside = [step.dense((k + theta) / parts) for theta in (1 / 3, 2 / 3)]
+                end = step.dense((k + 1) / parts) if k + 1 < parts else last[0]
+                self._rows += [*inside, end]
+                self._ends.append(step.t + (k + 1) * h)
+            return
+        if self._open and not self._fits(step.t + step.h, last):
+            self._close()
+        self._open.append((step.t, step.h, first, last))
+
+    def _parts(self, step: LawsonStep, first: Any, last: Any) -> int:
+        """Into how many parts a step must be cut, by the error of the cubic through its ends in the middle."""
+        size = max(self._norm(last[0]), self._norm(first[0]), self._scale)
+        bent = self._norm(last[0] - first[0] - 0.5 * step.h * (first[1] + last[1]))
+        if bent <= _STRAIGHT * self._tolerance * size:
+            return 1
+        missed = self._norm(step.dense(0.5) - _hermite(0.5, step.h, first, last)) / (self._tolerance * size)
+        return 1 if missed <= 1 else 1 << min(int(np.ceil(np.log2(missed) / 4)) + 1, _MOST_PARTS)
 
     def _fits(self, end: float, last: Any) -> bool:
         begin, _, first, _ = self._open[0]
@@ -346,18 +374,19 @@ class _Cells:
         return self._norm(guess - middle[3][0]) <= self._tolerance * size
 
     def _close(self) -> None:
+        if not self._open:
+            return
         t, _, first, _ = self._open[0]
         end, h, _, last = self._open[-1]
-        self._done.append((t, end + h - t, first, last))
+        length = end + h - t
+        self._rows += [_hermite(theta, length, first, last) for theta in (1 / 3, 2 / 3)] + [last[0]]
+        self._ends.append(end + h)
         self._open = []
 
-    def march(self, horizon: float, counts: dict[str, Any]) -> _March:
+    def march(self, start: FloatArray, horizon: float, counts: dict[str, Any]) -> _March:
         self._close()
-        ends = np.array([0.0, *(t + h for t, h, _, _ in self._done)])
-        rows = [self._done[0][2][0].ravel()]
-        for _, h, first, last in self._done:
-            rows += [_hermite(theta, h, first, last).ravel() for theta in (1 / 3, 2 / 3)] + [last[0].ravel()]
-        return _March(LineBasis(_reversed(ends, horizon), "P3"), np.array(rows[::-1]), counts)
+        rows = np.array([row.ravel() for row in [start, *self._rows]][::-1])
+        return _March(LineBasis(_reversed(np.array([0.0, *self._ends]), horizon), "P3"), rows, counts)
 
 
 def _hermite(theta: float, h: float, first: Any, last: Any) -> FloatArray:

@@ -122,11 +122,11 @@ class Gauge(Unknown):
 
     def background(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """v0 = c_y + c_r (T - t), shape (...)."""
-        return np.asarray(np.broadcast_to(self.offset(t), np.shape(x)[:-1]))
+        return np.asarray(np.broadcast_to(self.offset(t), np.broadcast_shapes(np.shape(t), np.shape(x)[:-1])))
 
     def background_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """0, shape (..., d)."""
-        return np.zeros(np.shape(x))
+        return np.zeros((*np.broadcast_shapes(np.shape(t), np.shape(x)[:-1]), np.shape(x)[-1]))
 
     def rate(self, t: float, x: FloatArray, drift: FloatArray, diffusion: FloatArray, reward: FloatArray) -> FloatArray:
         return np.asarray((reward - self.running) / self.temperature)

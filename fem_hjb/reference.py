@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, final
 
 import numpy as np
 
-from fem_hjb._checks import ConvergenceError, DomainError, FloatArray, ProblemError, one_of
+from fem_hjb._checks import ConvergenceError, DomainError, FloatArray, ProblemError, SpaceError, one_of, positive_integer
 from fem_hjb.background import quadratic_gauge, ranges
 from fem_hjb.blocks import alike, independent_blocks, restrict
 from fem_hjb.box_reference import solve_on_box
@@ -52,6 +52,7 @@ _TIME = 0.02  # of the tolerance, per step
 _FIRST_ROUNDS = {1: 5, 2: 4, 3: 1}
 _FIRST_TAIL = 1e-2
 _FLAT = 0.1  # |log u| up to which the linear form is used on a truncated box, where nodes lie far out in the tails
+_DENSE = 500  # unknowns of the linear form in one dimension, whose matrices are dense
 _DEEPEST = 60.0  # the same on a bounded domain
 _ROUNDING = 3e-13
 _UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
@@ -107,7 +108,8 @@ def solve(
     rtol : relative error of value and policy, as `compare` measures it: 1e-4 if not given. From 1e-10 to 0.1.
     form : "linear" solves for f, "value" for v itself (by Newton's method, or explicitly where v is not stiff). By
         default the linear form where f keeps its relative accuracy in double precision, else the value form.
-    box : the box to solve on, which is then kept; by default one that holds the process up to a mass of rtol^2.
+    box : the box to solve on, which is then kept, whatever its words say of faces that problem.domain does not have; by
+        default one that holds the process up to a mass of rtol^2 / 100 on each side of each axis.
     max_dofs : unknowns in space that may be spent; 4000, 90 000, 350 000 in one, two, three dimensions.
     progress : called with the fraction of the work done, as far as that is known.
 
@@ -140,6 +142,8 @@ def solve(
         return _solve_on_mesh(problem, tolerance, on_mesh, box, boundary, refine, max_dofs, progress)
     if boundary != "natural":
         raise DomainError(f"boundary must be 'natural' or a callable (t, x) -> v on the boundary, got {boundary!r}")
+    if max_dofs is not None:
+        max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
     if form is not None:
         one_of(form, "form", ("linear", "value"), ConvergenceError)
     tolerance = DEFAULT_RTOL if tolerance is None else tolerance
@@ -255,79 +259,29 @@ def _solve_block(
     progress: Callable[[float], None] | None,
 ) -> Solution:
     """The loop over plans; see the module."""
-    found = reach(problem)
-    limit = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
-    domain = _given(problem, box) if box is not None else box_of(problem, found, max(0.01 * rtol**2, 1e-22))
-    moving = domain.where("natural") if box is None else np.zeros((2, problem.dim), dtype=np.bool_)
-    if problem.domain is not None:
-        moving &= ~np.isfinite(np.stack(problem.domain.bounds))
-    solver = _Solver(problem, domain, form)
-    degree = 8 if rtol >= 1e-4 else 10 if rtol >= 1e-6 else 12
-    tail = _TAIL * rtol
-    start = _first_grids(problem, solver.gauge, domain, found, degree)
-    plan = _Plan(grids=start, degree=degree, rtol_time=min(1e-3, 100.0 * _TIME * rtol))
-    parts: dict[str, tuple[float, float]] = {}
-    warmed = False
+    solver = _Solver(problem, rtol, form, box, max_dofs)
+    plan = replace(solver.resolved(solver.first()), rtol_time=_TIME * rtol)
     for k in range(_MOST_ROUNDS):
         if progress is not None:
             progress(k / _MOST_ROUNDS)
-        solution = solver(plan)
-        if solution is None and not warmed and problem.temperature < _WARM and not solver.linear:
-            warmed = True
-            warm = _solve_block(
-                replace(problem, temperature=10.0 * problem.temperature, exact=None), 1e-3, "value", box, max_dofs, None
-            )
-            plan = replace(plan, grids=tuple(line.grid for line in spectral(warm).lines))
-            continue
-        if solution is None and form is None and not solver.linear and problem.dim > 1:
-            form = "linear"
-            again = _Solver(problem, domain, form)
-            again.count, again.why = solver.count, f"{again.why}; the value form failed: {solver.failure}"
-            solver = again
-            continue
-        if solution is None:
-            finer = _halved(plan, [np.ones(len(grid) - 1, dtype=np.bool_) for grid in plan.grids])
-            if finer.dofs > limit:
-                raise ConvergenceError(
-                    f"no solution of {problem.name!r} on {plan.dofs} nodes, and max_dofs={limit} allows no more:"
-                    f" {solver.failure}"
-                )
-            plan = finer
-            continue
-        finer = _halved(plan, _marked(solution, found, tail * solver.sizes(plan)[1] * problem.temperature))
-        if plan.dofs < finer.dofs <= limit:
-            plan = finer
-            continue
-        if plan.rtol_time > _TIME * rtol:  # grids are found with coarser steps
-            plan = replace(plan, rtol_time=_TIME * rtol)
-            continue
-        better = None
-        parts = {}
-        for name, other in _perturbed(plan, domain, moving):
-            parts[name] = solver.difference(plan, other)
-            size = max(parts[name])
-            if size <= max(_SHARES[name] * rtol, 2.0 * max(parts["time"]) if name != "time" else 0.0):
-                continue  # steps differ from run to run: differences below twice the error in time are nothing else
-            better = other
-            if name == "space":
-                tail *= min(max(0.3 * _SHARES[name] * rtol / size, 0.01), 0.3)
-                finer = _halved(plan, _marked(solution, found, tail * solver.sizes(plan)[1] * problem.temperature))
-                better = finer if finer.dofs > plan.dofs else replace(plan, degree=plan.degree + _RICHER)
-            if better.dofs <= limit and better.degree <= _MOST_DEGREE and better.rtol_time >= _LEAST_RTOL_TIME:
-                break
-            better = None
+        plan = solver.resolved(plan)
+        parts, better = solver.judged(plan)
         if better is None:
             break
-        plan = better
-    if solution is None or not parts:
-        raise ConvergenceError(f"no solution of {problem.name!r} after {_MOST_ROUNDS} refinements: {solver.failure}")
+        plan, judged = better, plan
+    else:
+        plan = judged
+    solution = solver(plan)
+    if solution is None:
+        raise ConvergenceError(f"no solution of {problem.name!r}: {solver.failure}")
+    if progress is not None:
+        progress(1.0)
     rounding = solver.rounding(plan)
-    estimate = combine(
-        {name: part[0] + (rounding if name == "space" else 0.0) for name, part in parts.items()},
-        {name: part[1] + (rounding if name == "space" else 0.0) for name, part in parts.items()},
-    )
+    value, policy = ({name: part[i] for name, part in parts.items()} for i in range(2))
+    value["space"] += rounding
+    policy["space"] += rounding
     stats = {**solution.stats, "gauge": solver.why, "solves": solver.count}
-    return replace(solution, error_estimate=estimate, stats=stats)
+    return replace(solution, error_estimate=combine(value, policy), stats=stats)
 
 
 def _given(problem: ControlProblem, box: Box) -> Box:
@@ -353,17 +307,32 @@ def _given(problem: ControlProblem, box: Box) -> Box:
             f" allowed: it is {box.bounds[0].tolist()} to {box.bounds[1].tolist()}, samples of the law lie in"
             f" {samples.min(axis=0).tolist()} to {samples.max(axis=0).tolist()}; take a larger box"
         )
-    return box
+    if domain is None:
+        return Box(*box.bounds, boundary="natural")
+    return Box(*box.bounds, boundary=domain.boundary, exit_reward=domain.exit_reward)
 
 
 @final
 class _Solver:
-    """Solves plans, each only once, and compares what it got."""
+    """Solves plans for one problem, each only once, compares what it got, and says what to try next."""
 
-    def __init__(self, problem: ControlProblem, box: Box, form: str | None) -> None:
-        self.problem, self.points = problem, law_points(problem)
-        self.gauge, self.linear, self.why = _choose(problem, box, form)
+    def __init__(
+        self, problem: ControlProblem, rtol: float, form: str | None, box: Box | None, max_dofs: int | None
+    ) -> None:
+        self.problem, self.rtol, self.form = problem, rtol, form
+        self.points = law_points(problem)
+        self.reach = reach(problem)
+        self.box = box_of(problem, self.reach, max(0.01 * rtol**2, 1e-22)) if box is None else _given(problem, box)
+        self.given, self.max_dofs = box, max_dofs
+        self.limit = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
+        self.tail = _TAIL * rtol
         self.count, self.failure = 0, ""
+        self._choose(form)
+
+    def _choose(self, form: str | None) -> None:
+        self.gauge, self.linear, self.why = _choose(self.problem, self.box, form)
+        if self.linear and self.problem.dim == 1 and self.max_dofs is None:
+            self.limit = min(self.limit, _DENSE)
         self._solutions: dict[_Plan, Solution | None] = {}
         self._rows: dict[_Plan, list[tuple[FloatArray, FloatArray]]] = {}
 
@@ -379,6 +348,107 @@ class _Solver:
                 self._solutions[plan], self.failure = None, str(failure)
         return self._solutions[plan]
 
+    def first(self) -> _Plan:
+        """Where the search begins: a grid that knows the coefficients, or of two cells per axis; coarse steps."""
+        degree = 8 if self.rtol >= 1e-4 else 10 if self.rtol >= 1e-6 else 12
+        rtol_time = min(1e-3, 100.0 * _TIME * self.rtol)
+        grids = _first_grids(self.problem, self.gauge, self.box, self.reach, degree)
+        plan = _Plan(grids=grids, degree=degree, rtol_time=rtol_time)
+        if plan.dofs > self.limit:
+            plan = replace(plan, grids=tuple(grid[[0, -1]] for grid in grids))
+        if plan.dofs > self.limit:
+            raise ConvergenceError(
+                f"max_dofs={self.limit} is less than one cell of degree {degree} per axis has, {plan.dofs}; allow more"
+            )
+        return plan
+
+    def resolved(self, plan: _Plan) -> _Plan:
+        """The plan with cells halved until the policy is resolved, or as many as are allowed."""
+        warmed = False
+        for _ in range(_MOST_ROUNDS):
+            if self(plan) is not None:
+                finer = self._refined(plan)
+                if not plan.dofs < finer.dofs <= self.limit:
+                    break
+                plan = finer
+            elif not warmed and self.problem.temperature < _WARM and not self.linear:
+                warmed, plan = True, replace(plan, grids=self._warm_grids())
+            elif self.form is None and not self.linear and self.problem.dim > 1:
+                failure = self.failure
+                self._choose("linear")
+                self.why = f"{self.why}; the value form failed: {failure}"
+            else:
+                finer = _halved(plan, [np.ones(len(grid) - 1, dtype=np.bool_) for grid in plan.grids])
+                if finer.dofs > self.limit:
+                    raise ConvergenceError(
+                        f"no solution of {self.problem.name!r} on {plan.dofs} nodes, and max_dofs={self.limit} allows"
+                        f" no more: {self.failure}"
+                    )
+                plan = finer
+        return plan
+
+    def _warm_grids(self) -> tuple[FloatArray, ...]:
+        """Those found for a temperature ten times as high."""
+        hotter = replace(self.problem, temperature=10.0 * self.problem.temperature, exact=None)
+        warm = _solve_block(hotter, 1e-3, "value", self.given, self.max_dofs, None)
+        return tuple(line.grid for line in spectral(warm).lines)
+
+    def _refined(self, plan: _Plan) -> _Plan:
+        """The plan with the cells halved in which the policy is not resolved."""
+        solution = self(plan)
+        if solution is None:
+            return plan
+        threshold = self.tail * self.sizes(plan)[1] * self.problem.temperature
+        return _halved(plan, _marked(solution, self.reach, threshold))
+
+    def judged(self, plan: _Plan) -> tuple[dict[str, tuple[float, float]], _Plan | None]:
+        """The parts of the error as far as they have been found, and a better plan, None if this one is good enough.
+
+        Steps differ from run to run, so differences below twice the part of time are nothing else. Where nothing more can
+        be done about space, time need not be more accurate than a third of it, and the box is left alone until it
+        matters more than twice as much.
+        """
+        rtol = self.rtol
+        plans = _perturbed(plan, self.box.where("natural") & self._movable())
+        full = self._refined(plan).dofs > self.limit
+        parts: dict[str, tuple[float, float]] = {}
+        for name in ("space", "time", "truncation") if full else ("time", "space", "truncation"):
+            if name not in plans:
+                continue
+            other = plans[name]
+            parts[name] = self.difference(plan, other)
+            size = max(parts[name])
+            others = max((max(part) for part in parts.values()), default=0.0)
+            enough = _SHARES[name] * rtol
+            if name == "time" and full:
+                enough = max(enough, others / 3.0)
+            elif name != "time" and "time" in parts:
+                enough = max(enough, 2.0 * max(parts["time"]))
+            if name == "truncation" and full:
+                enough = max(enough, 2.0 * max(parts["space"]))
+            if size <= enough or (name == "truncation" and self.given is not None):
+                continue
+            better = other
+            if name == "space":
+                if full:
+                    continue
+                self.tail *= min(max(0.3 * _SHARES[name] * rtol / size, 0.01), 0.3)
+                better = self._refined(plan)
+                if better.dofs <= plan.dofs:
+                    better = replace(plan, degree=plan.degree + _RICHER)
+            if better.dofs <= self.limit and better.degree <= _MOST_DEGREE and better.rtol_time >= _LEAST_RTOL_TIME:
+                for rest in plans.keys() - parts.keys():
+                    parts[rest] = (0.0, 0.0)
+                return parts, better
+        return parts, None
+
+    def _movable(self) -> BoolArray:
+        """(2, d): the faces that problem.domain does not fix."""
+        domain = self.problem.domain
+        if domain is None:
+            return np.ones((2, self.problem.dim), dtype=np.bool_)
+        return ~np.isfinite(np.stack(domain.bounds))
+
     def rows(self, plan: _Plan) -> list[tuple[FloatArray, FloatArray]]:
         """v and grad v at the points of comparison, for each time."""
         if plan not in self._rows:
@@ -391,7 +461,7 @@ class _Solver:
 
     def difference(self, plan: _Plan, other: _Plan) -> tuple[float, float]:
         """Relative differences of values and policies; what has no value although in the box counts as all wrong."""
-        if self(other) is None:
+        if self(other) is None or self(plan) is None:
             return math.inf, math.inf
         mine, theirs = self.rows(plan), self.rows(other)
         box, lost, kept = plan.box, 0.0, []
@@ -436,10 +506,11 @@ def _choose(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge 
     fits = max(below, above) <= deepest
     name = "a quadratic" if isinstance(candidates[best], QuadraticGauge) else "constants"
     why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
-    if absorbing and (form == "value" or below > UNDERFLOW):
+    if absorbing and form == "value":
+        raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
+    if absorbing and below > UNDERFLOW:
         raise ConvergenceError(
-            f"the value form has no absorbing faces, and {why}: too many for the linear form; raise the temperature, or"
-            " solve on a mesh"
+            f"{why}: too many for the linear form, and the value form has no absorbing faces; raise the temperature"
         )
     linear = form == "linear" or absorbing or (form is None and fits)
     return candidates[best], linear, why
@@ -533,12 +604,12 @@ def spectral(solution: Solution) -> SpectralBasis:
     return basis
 
 
-def _perturbed(plan: _Plan, box: Box, moving: BoolArray) -> list[tuple[str, _Plan]]:
-    """The plans that differ in one thing, in the order in which what they show is put right."""
-    plans = [
-        ("time", replace(plan, rtol_time=plan.rtol_time / _SLOWER)),
-        ("space", replace(plan, degree=plan.degree + _RICHER)),
-    ]
+def _perturbed(plan: _Plan, moving: BoolArray) -> dict[str, _Plan]:
+    """The plans that differ in one thing."""
+    plans = {
+        "time": replace(plan, rtol_time=plan.rtol_time / _SLOWER),
+        "space": replace(plan, degree=plan.degree + _RICHER),
+    }
     if moving.any():
         grids = []
         for k, grid in enumerate(plan.grids):
@@ -547,7 +618,7 @@ def _perturbed(plan: _Plan, box: Box, moving: BoolArray) -> list[tuple[str, _Pla
                 if moving[side, k]:
                     wider = _moved_out(wider, side, _WIDER * (grid[-1] - grid[0]))
             grids.append(wider)
-        plans.append(("truncation", replace(plan, grids=tuple(grids))))
+        plans["truncation"] = replace(plan, grids=tuple(grids))
     return plans
 
 
@@ -596,7 +667,11 @@ def _truncation_of_mesh(problem: ControlProblem, solution: Solution, rtol: float
     lower, upper = solution.space.spatial.box.bounds
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ToleranceWarning)
-        near = _solve_block(problem, 0.1 * rtol, None, Box(lower, upper, boundary="natural"), None, None)
+        try:  # the natural condition of the mesh is reflection at its faces
+            ended = replace(problem, domain=Box(lower, upper), exact=None)
+        except ProblemError:  # much of the initial law lies outside
+            return math.inf, math.inf
+        near = _solve_block(ended, 0.1 * rtol, None, None, None, None)
         far = _solve_block(problem, 0.1 * rtol, None, None, None, None)
     row = compare({"near": near}, far, problem=problem).overall("near")
     return row.value, row.policy

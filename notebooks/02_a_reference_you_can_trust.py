@@ -130,7 +130,7 @@ ax.legend(loc="upper left")
 plt.show()
 
 ratios = np.array([true / estimated for rows in bars.values() for estimated, true in rows])
-print(f"true / estimated: {ratios.min():.2f} to {ratios.max():.2f}, above 1 in {(ratios > 1).sum()} of {ratios.size} runs")
+print(f"true / estimated: {ratios.min():.2f} to {ratios.max():.2f}; above 1 in {(ratios > 1).sum()} of {ratios.size}")
 
 # %% [markdown]
 # Ten runs are an illustration, not a statistic; `benchmarks/bench_reliability.py` does the same with hundreds.
@@ -197,12 +197,11 @@ for alpha, of in cold.items():
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
+window = fh.Box([-1.6], [1.6])
 for (alpha, of), style in zip(cold.items(), fh.plot.STYLES, strict=False):
     line = {**style, "marker": None}
     for ax, quantity in zip(axes, ("value", "policy"), strict=True):
-        lower, upper = of.space.spatial.box.bounds
-        box = fh.Box(np.maximum(lower, [-1.6]), np.minimum(upper, [1.6]))
-        fh.plot.solution(of, 0.9, quantity=quantity, box=box, ax=ax, label=rf"$\alpha={alpha:g}$", style=line)
+        fh.plot.solution(of, 0.9, quantity=quantity, box=window, ax=ax, label=rf"$\alpha={alpha:g}$", style=line)
 axes[0].set_title("value, $t=0.9$")
 axes[1].set_title("policy, $t=0.9$")
 axes[0].legend()
@@ -232,7 +231,7 @@ print(fh.compare(forms, mild.exact, problem=mild))
 #
 # with $(\kappa_i, \nu_i) = (5, 3)$ on three axes and $(1, 1)$ on seven. The coordinates do not know of each other, so
 # $v$ is a sum of one-dimensional values. `solve` finds this out by probing the coefficients, and
-# parts that are alike to the last bit share one solution.
+# parts that are alike share one solution.
 
 # %%
 benchmark = fh.zoo.get("soc-double-well")
@@ -329,10 +328,10 @@ plt.show()
 
 # %% [markdown]
 # The finite differences converge as they should: an error of first order, so a squared error of second. As a ground
-# truth for this metric they are poor all the same. With thousands of points and a thousand steps for each axis their
-# own squared error is still of the order of $10^{-4}$, and grows if the table is also constant in time. Against such a
-# table a control that is better than this cannot be told from one that is as good: the error that is reported for it is
-# that of the table. The reference costs some seconds, and its floor is orders of magnitude lower.
+# truth for this metric they are poor all the same: with thousands of points and a thousand steps for each axis their
+# own squared error is still of the order of $10^{-4}$. Against such a table a control that is better than this cannot
+# be told from one that is as good, for what is reported is the error of the table. The reference costs some seconds,
+# and its floor is orders of magnitude lower.
 #
 # ## 6. The marginal law
 #
@@ -370,7 +369,7 @@ plt.show()
 # be the mean of $v_0$ over the initial law, which is found on a different route, backward in time.
 
 # %%
-nodes, weights = np.polynomial.legendre.leggauss(24)
+nodes, weights = np.polynomial.legendre.leggauss(48)
 effort = 0.0
 for t, weight in zip((1 + nodes) / 2, weights / 2, strict=True):
     x, w = steered.law(float(t)).quadrature(8)

@@ -34,9 +34,7 @@ def alone(d: int = 3, **changes: Any) -> ControlProblem:
 
 
 def paired(dim: int = 4, order: tuple[int, ...] = (0, 1, 2, 3), second: float = 1.0) -> ControlProblem:
-    """A linear-quadratic problem in which coordinates order[0], order[1] and order[2], order[3] hang together (not the latter
-    for second = 0).
-    """
+    """Linear-quadratic; coordinates order[0], order[1] hang together, and order[2], order[3] unless second = 0."""
     P = np.eye(dim)[list(order)]
 
     def matrix(diagonal: float, off: float, lower: float | None = None) -> FloatArray:

@@ -31,7 +31,9 @@ def solved(
     """On equal cells; in the linear form, with constants taken out, unless said otherwise."""
     box = problem.domain if box is None else box
     assert box is not None
-    basis = SpectralBasis([SpectralLine(np.linspace(*ends, cells + 1), degree) for ends in zip(*box.bounds)])
+    basis = SpectralBasis(
+        [SpectralLine(np.linspace(*ends, cells + 1), degree) for ends in zip(*box.bounds, strict=True)]
+    )
     background: Gauge | QuadraticGauge | None = gauge(problem, basis.nodes, [0.0, problem.horizon])
     if quadratic:
         background = quadratic_gauge(problem, box, background)
@@ -39,7 +41,9 @@ def solved(
     return solve_on_box(problem, basis, background, **{"rtol_time": 1e-7, "linear": True, **how})
 
 
-def errors(solution: Solution, exact: Any, times: tuple[float, ...] = TIMES, shrink: float = 1.0) -> tuple[float, float]:
+def errors(
+    solution: Solution, exact: Any, times: tuple[float, ...] = TIMES, shrink: float = 1.0
+) -> tuple[float, float]:
     """The largest errors of value and gradient in (a part of) the box, at nodes of time and between them."""
     lower, upper = solution.space.spatial.box.bounds
     x = np.random.default_rng(0).uniform(0, 1, (300, solution.problem.dim))
@@ -443,5 +447,5 @@ def test_routes_of_the_linear_form_in_one_dimension_refuse_the_other(route: str)
 
 
 def test_unknown_routes_are_refused():
-    with pytest.raises(ConvergenceError, match="route must be one of 'exponential', .*got 'teleport'"):
+    with pytest.raises(ConvergenceError, match=r"route must be one of 'exponential', .*got 'teleport'"):
         solved(REFLECTED, 2, 4, route="teleport")

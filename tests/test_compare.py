@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import ArrayLike
 
 from fem_hjb._checks import DomainError, FloatArray, MeasureError, OutputError
-from fem_hjb.compare import Comparison, ComparisonError, compare, from_callables
+from fem_hjb.compare import Comparison, ComparisonError, compare, from_callables, law_points
 from fem_hjb.laws import Gaussian, PointMass
 from fem_hjb.problem import ControlProblem, LinearDrift
 
@@ -217,6 +217,35 @@ def test_the_text_table_is_aligned() -> None:
     assert lines[0].split() == ["candidate", "value", "value_h1", "policy", "excluded"]
     assert len(lines[0]) == len(lines[1]) == len(lines[2])
     assert lines[2].split()[0] == "learned"
+
+
+def test_points_of_a_law_can_be_shared() -> None:
+    problem, candidates = make_problem(), {"a": perturbed(0.1, [1.0, 1.0])}
+    for settings in ({}, {"times": [0.0, 1.5]}, {"order": 5, "times": [2.0]}):
+        points = law_points(problem, **settings)  # type: ignore[arg-type]
+        for x, weights in points.rules:
+            assert x.shape == (*weights.shape, 2)
+            assert weights.sum() == pytest.approx(1.0)
+            np.testing.assert_allclose(
+                weights @ (x[:, :, None] * x[:, None, :]).reshape(-1, 4), COV.ravel(), atol=1e-12
+            )
+        shared = compare(candidates, REFERENCE, problem=problem, points=points)
+        own = compare(candidates, REFERENCE, problem=problem, **settings)  # type: ignore[arg-type]
+        assert [vars(row) for row in shared.rows] == [vars(row) for row in own.rows]
+        np.testing.assert_array_equal(shared.times, points.times)
+        assert shared.points == points.description == own.points
+
+
+def test_simulated_points_are_those_of_their_seed() -> None:
+    problem, candidates = make_problem(marginal=False), {"a": perturbed(0.1, [1.0, 1.0])}
+    points = law_points(problem, rng=3)
+    assert points.description == "p_t from 4096 simulated paths"
+    assert points.rules[0][0].shape == (4096, 2)
+    shared = compare(candidates, REFERENCE, problem=problem, points=points).overall("a").value
+    assert shared == compare(candidates, REFERENCE, problem=problem, rng=3).overall("a").value
+    assert (
+        shared != compare(candidates, REFERENCE, problem=problem, points=law_points(problem, rng=4)).overall("a").value
+    )
 
 
 def _bad(candidate: object, **more: object) -> Comparison:

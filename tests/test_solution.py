@@ -7,10 +7,10 @@ import pytest
 
 from fem_hjb import solution as solution_module
 from fem_hjb._checks import DomainError, PositivityError, SpaceError
-from fem_hjb.cole_hopf import Gauge
+from fem_hjb.cole_hopf import Gauge, QuadraticGauge, ValueGauge
 from fem_hjb.laws import Box, Gaussian
 from fem_hjb.problem import ControlProblem, ValueFunction
-from fem_hjb.solution import Solution
+from fem_hjb.solution import ProductSolution, Solution
 from fem_hjb.spaces import Space
 
 ALPHA = 0.7
@@ -276,3 +276,84 @@ def test_recovered_gradients_are_cached_within_bounds(monkeypatch):
 def test_bad_input_is_refused(error, message, call):
     with pytest.raises(error, match=message):
         call(interpolant(lambda t, x: wave(t, x)[0]))
+
+
+# ------------------------------------------------------------------------------------ values as coefficients
+
+
+QUADRATIC = QuadraticGauge(
+    constants=GAUGE, centre=[0.1], P=np.array([[[0.4]], [[0.1]]]), p=np.array([[0.2], [-0.1]]), c=np.array([0.3, 0.1])
+)
+
+
+@pytest.mark.parametrize("taken_out", [GAUGE, QUADRATIC], ids=["constants", "quadratic"])
+def test_solutions_by_their_value(taken_out):
+    """On a C1 class the coefficients are those of what a background leaves of v; nothing has to be positive."""
+    good = interpolant(lambda t, x: wave(t, x)[0], element="hermite", cells=16, time_cells=8)
+    unknown = ValueGauge(taken_out=taken_out)
+    coefficients = good.space.interpolate(lambda t, x: wave(t, x)[0] - taken_out.background(t, x))
+    s = dataclasses.replace(good, coefficients=coefficients, gauge=unknown)
+    rng = np.random.default_rng(4)
+    t, x = rng.uniform(0, 1, 100), rng.uniform(-1, 1, (100, 1))
+    v, gradient = wave(t, x)
+    assert (good.space.evaluate(coefficients, t, x) < 0).any()
+    np.testing.assert_allclose(s.value(t, x), v, atol=1e-5)
+    np.testing.assert_allclose(s.gradient(t, x), gradient, atol=1e-3)
+    np.testing.assert_allclose(s.policy(t, x), gradient / ALPHA, atol=1e-3)
+    np.testing.assert_allclose(s.f(t, x), GAUGE.f_from_value(t, v), rtol=1e-4)
+    np.testing.assert_array_equal(s.value(t, x, nonpositive="nan"), s.value(t, x))
+    np.testing.assert_array_equal(s.gradient(t, x, nonpositive="nan"), s.gradient(t, x))
+    assert np.isnan(s.value(0.0, [[3.0]], outside="nan")).all()
+
+
+# ------------------------------------------------------------------------------------ independent problems
+
+
+def side_by_side():
+    """v = v1(x_2, x_0) + v2(x_1)."""
+    pair = interpolant(lambda t, x: wave(t, x)[0] - 0.3 * x[..., 0], dim=2)
+    single = interpolant(lambda t, x: 0.5 * wave(t, x)[0])
+    whole = ProductSolution(problem=make_problem(3), parts=(((2, 0), pair), ((1,), single)), status="ok")
+    return whole, pair, single
+
+
+def test_products_add_values_and_stack_gradients():
+    whole, pair, single = side_by_side()
+    assert isinstance(whole, ValueFunction)
+    assert whole.method == "product"
+    rng = np.random.default_rng(6)
+    t, x = rng.uniform(0, 1, (4, 5)), rng.uniform(-1, 1, (4, 5, 3))
+    a, b = x[..., [2, 0]], x[..., [1]]
+    np.testing.assert_allclose(whole.value(t, x), pair.value(t, a) + single.value(t, b))
+    np.testing.assert_allclose(whole.f(t, x), pair.f(t, a) * single.f(t, b))
+    for name in ("gradient", "policy"):
+        got = getattr(whole, name)(t, x)
+        assert got.shape == x.shape
+        np.testing.assert_array_equal(got[..., [2, 0]], getattr(pair, name)(t, a))
+        np.testing.assert_array_equal(got[..., [1]], getattr(single, name)(t, b))
+    every = whole.gradient(np.array([0.2, 0.7])[:, None], x[0])
+    assert every.shape == (2, 5, 3)
+    np.testing.assert_allclose(every[1], whole.gradient(0.7, x[0]))
+
+
+def test_products_pass_on_what_is_outside_or_not_positive():
+    whole, pair, _ = side_by_side()
+    x = np.array([[0.1, 0.2, 0.3], [0.1, 2.0, 0.3], [-3.0, 0.2, 0.3]])
+    with pytest.raises(DomainError, match="1 of 3 points lie outside"):
+        whole.value(0.5, x)
+    np.testing.assert_array_equal(np.isnan(whole.value(0.5, x, outside="nan")), [False, True, True])
+    np.testing.assert_array_equal(
+        np.isnan(whole.gradient(0.5, x, outside="nan")), [[False] * 3, [False, True, False], [True, False, True]]
+    )
+    sunk = dataclasses.replace(whole, parts=(((2, 0), with_coefficients(pair, lambda c: c.fill(-1.0))), whole.parts[1]))
+    with pytest.raises(PositivityError):
+        sunk.value(0.5, x[:1])
+    assert np.isnan(sunk.value(0.5, x[:1], nonpositive="nan")).all()
+
+
+@pytest.mark.parametrize("covered", [((0,), (1,)), ((0, 1), (1,)), ((0, 1), (3,))])
+def test_products_must_take_each_coordinate_once(covered):
+    _, pair, single = side_by_side()
+    parts = tuple((index, pair if len(index) == 2 else single) for index in covered)
+    with pytest.raises(SpaceError, match="the factors must take each of 3 coordinates once, got"):
+        ProductSolution(problem=make_problem(3), parts=parts, status="ok")
