@@ -378,7 +378,7 @@ def main() -> None:
     parser.add_argument("--only", help="labels that begin like this; their parameters are printed")
     given = parser.parse_args()
     if given.quick:
-        given.problems, given.rtol = 8, [1e-3]
+        given.problems, given.rtol = 4, [1e-3]
     cases = [
         case
         for dim in given.dims

@@ -355,11 +355,14 @@ def check_elliptic(Lambda: FloatArray, x: FloatArray, t: float) -> None:
 def _waves(line: SpectralLine) -> tuple[FloatArray, float]:
     """The largest first derivatives around each node (n,), and second ones anywhere, of functions of size 1.
 
-    Inverse spacings, scaled to the spectral radius of D, with a value prescribed at one end or not; and that of the
-    second derivative.
+    Inverse spacings, scaled to the spectral radius of D, with a value prescribed at one end or not (on one cell alone D
+    is nilpotent: there, to its norm); and that of the second derivative.
     """
     local = 1.0 / np.gradient(line.nodes)
     first = max(float(np.abs(np.linalg.eigvals(matrix)).max()) for matrix in (line.derivative, line.derivative[1:, 1:]))
+    if line.n_cells == 1:
+        root = np.sqrt(line.weights)
+        first = float(np.linalg.norm(root[:, None] * line.derivative / root, 2))
     second = float(np.abs(np.linalg.eigvals(line.laplacian)).max())
     return np.asarray(local * (first / local.max())), second
 

@@ -28,7 +28,6 @@ import numpy as np
 from scipy.linalg import solve_banded
 
 import fem_hjb as fh
-from fem_hjb.optimality import control_error
 
 # %% [markdown]
 # ## 1. Ask for a tolerance
@@ -303,9 +302,9 @@ def continued(t, x):
 
 
 quadrature = {"times": 32, "rtol": 1e-4}
-floor = control_error(benchmark, continued, fine, **quadrature)
-nothing = control_error(benchmark, lambda t, x: np.zeros_like(x), fine, **quadrature)
-by_step = {h: control_error(benchmark, policy, fine, **quadrature).value for h, (policy, _) in tables.items()}
+floor = fh.control_error(benchmark, continued, fine, **quadrature)
+nothing = fh.control_error(benchmark, lambda t, x: np.zeros_like(x), fine, **quadrature)
+by_step = {h: fh.control_error(benchmark, policy, fine, **quadrature).value for h, (policy, _) in tables.items()}
 
 print("                                       squared error    optimal cost")
 print(f"no control at all                    {nothing.value:15.1e}")
