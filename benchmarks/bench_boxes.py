@@ -466,8 +466,8 @@ def cost(path: Path, quick: bool, patience: float) -> None:
         rows = timed_sizes(case, dim, sizes if dim == 2 else [(2, 4), (2, 6), (2, 8), (2, 10), (2, 14), (4, 9)])
         draw(right, rows, f"{CASES[case][1](dim).name}, d = {dim}", (0, 1, 2, 3, 2)[k], dim)
     right.set_xlabel("unknowns in space")
-    right.set_ylabel("seconds of one solve on a box")
-    right.set_title("Cost of unknowns, time tolerance 1e-5 (slopes: last four points)")
+    right.set_ylabel("seconds of one solve on a box, rtol_time = 1e-5")
+    right.set_title("Cost of unknowns (slopes: last four points)")
     for ax in (left, right):
         ax.set_xscale("log")
         ax.set_yscale("log")
