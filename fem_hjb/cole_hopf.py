@@ -6,7 +6,7 @@ temperatures so small that f underflows).
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, final
 
 import numpy as np
@@ -201,6 +201,7 @@ class QuadraticGauge(Unknown):
     P: ArrayLike
     p: ArrayLike
     c: ArrayLike
+    _series: tuple[FloatArray, FloatArray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -209,20 +210,19 @@ class QuadraticGauge(Unknown):
         put(self, "P", frozen_array(self.P, "QuadraticGauge: P", (size, d, d), ProblemError))
         put(self, "p", frozen_array(self.p, "QuadraticGauge: p", (size, d), ProblemError))
         put(self, "c", frozen_array(self.c, "QuadraticGauge: c", (size,), ProblemError))
+        table = np.column_stack([np.asarray(self.P).reshape(size, -1), np.asarray(self.p), np.asarray(self.c)])
+        slope = chebyshev.chebder(table, 1, 2.0 / self.constants.horizon) if size > 1 else 0.0 * table
+        put(self, "_series", (table, slope))
         put(self, "temperature", self.constants.temperature)
         put(self, "horizon", self.constants.horizon)
 
     def coefficients(self, t: ArrayLike, derivative: int = 0) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """P (..., d, d), p (..., d) and c (...) at times t (...), or that derivative of them."""
+        """P (..., d, d), p (..., d) and c (...) at times t (...), or their first derivatives."""
         tau = 2.0 * np.asarray(t, dtype=np.float64) / self.horizon - 1.0
-        parts = []
-        for series in (self.P, self.p, self.c):
-            rows = np.asarray(series)
-            if derivative:
-                rows = chebyshev.chebder(rows, derivative, 2.0 / self.horizon)
-            values = chebyshev.chebval(tau, rows)
-            parts.append(np.moveaxis(values, range(rows.ndim - 1), range(-(rows.ndim - 1), 0)))
-        return parts[0], parts[1], parts[2]
+        series = self._series[derivative]
+        rows = chebyshev.chebvander(tau, len(series) - 1) @ series
+        d = np.shape(self.p)[1]
+        return rows[..., : d * d].reshape(*tau.shape, d, d), rows[..., d * d : -1], rows[..., -1]
 
     def background(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """v0_t(x), shape (...)."""

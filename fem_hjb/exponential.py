@@ -35,6 +35,8 @@ from fem_hjb.integrators import rtol_in_range
 
 ORDER = 4
 STABLE = 2.5  # h rho(N) at most; the method is stable up to 2.828 on the imaginary axis, 2.785 on the negative one
+_FIRST = 7  # parts of the interval that the first step is at most one of: an odd number, lest nodes at halves of periods
+# see a constant where there is none
 _SAFETY, _GROW_BELOW = 0.9, 0.5  # steps double if the estimate of the doubled step stays below this part of rtol
 _LARGEST_GROWTH = 10.0  # of the norm in a step, above which errors are measured against the smaller norm
 _LONGEST_WAIT = 64  # steps without an attempt to grow, after attempts in vain
@@ -307,7 +309,7 @@ def _adaptive(
     )
     if not np.isfinite(speed):
         raise ConvergenceError(f"the remainder is not finite at s={s0:.6g}; check its coefficients and f0")
-    guess = min(stable, rtol ** (1 / ORDER) / max(speed, np.finfo(float).tiny))
+    guess = min(length / _FIRST, stable, rtol ** (1 / ORDER) / max(speed, np.finfo(float).tiny))
     total = int(np.ceil(min(max(length / guess, 1.0), 1e15) * (1 - 1e-9))) * _FINEST
     place, width, rejected, calm, wait = 0, _FINEST, 0, 0, 1
     for _ in range(max_steps):
