@@ -9,7 +9,7 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm, lu_factor, lu_solve
 
-from fem_hjb._checks import ConvergenceError
+from fem_hjb._checks import ConvergenceError, FloatArray
 from fem_hjb.exponential import (
     STABLE,
     KrylovStates,
