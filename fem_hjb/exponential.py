@@ -35,7 +35,9 @@ from fem_hjb.integrators import rtol_in_range
 
 ORDER = 4
 STABLE = 2.5  # h rho(N) at most; the method is stable up to 2.828 on the imaginary axis, 2.785 on the negative one
-_FIRST = 7  # parts of the interval that the first step is at most one of: an odd number, lest nodes at halves of periods
+_FIRST = (
+    7  # parts of the interval that the first step is at most one of: an odd number, lest nodes at halves of periods
+)
 # see a constant where there is none
 _SAFETY, _GROW_BELOW = 0.9, 0.5  # steps double if the estimate of the doubled step stays below this part of rtol
 _LARGEST_GROWTH = 10.0  # of the norm in a step, above which errors are measured against the smaller norm

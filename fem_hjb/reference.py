@@ -17,7 +17,15 @@ from typing import Any, Literal, TypeVar, final
 
 import numpy as np
 
-from fem_hjb._checks import ConvergenceError, DomainError, FloatArray, ProblemError, SpaceError, one_of, positive_integer
+from fem_hjb._checks import (
+    ConvergenceError,
+    DomainError,
+    FloatArray,
+    ProblemError,
+    SpaceError,
+    one_of,
+    positive_integer,
+)
 from fem_hjb.background import quadratic_gauge, ranges
 from fem_hjb.blocks import alike, independent_blocks, restrict
 from fem_hjb.box_reference import solve_on_box
@@ -404,8 +412,8 @@ class _Solver:
     def judged(self, plan: _Plan) -> tuple[dict[str, tuple[float, float]], _Plan | None]:
         """The parts of the error as far as they have been found, and a better plan, None if this one is good enough.
 
-        Steps differ from run to run, so differences below twice the part of time are nothing else. Where nothing more can
-        be done about space, time need not be more accurate than a third of it, and the box is left alone until it
+        Steps differ from run to run, so differences below twice the part of time are nothing else. Where nothing more
+        can be done about space, time need not be more accurate than a third of it, and the box is left alone until it
         matters more than twice as much.
         """
         rtol = self.rtol
