@@ -58,11 +58,12 @@ from fem_hjb.box_reference import solve_on_box
 from fem_hjb.cole_hopf import Gauge, QuadraticGauge, gauge
 from fem_hjb.compare import law_points
 from fem_hjb.estimate import ToleranceWarning
+from fem_hjb.grids import spectral
 from fem_hjb.laws import Box, Gaussian, Law
 from fem_hjb.mesh_reference import solve_on_mesh
 from fem_hjb.problem import ControlProblem
 from fem_hjb.reach import box_of, reach
-from fem_hjb.reference import solve, spectral
+from fem_hjb.reference import solve
 from fem_hjb.solution import Solution
 from fem_hjb.spectral import SpectralBasis, SpectralLine
 

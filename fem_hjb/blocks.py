@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from fem_hjb._checks import FloatArray
-from fem_hjb.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
+from fem_hjb._checks import FloatArray, ProblemError
+from fem_hjb.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass, Uniform
 from fem_hjb.problem import ControlProblem
 
 Reward = Callable[[FloatArray], ArrayLike]
 
+_SPLITTABLE = (Gaussian, GaussianMixture, PointMass, Uniform)
 _PROBES = 24
 _TIMES = (0.0, 0.382, 0.786, 1.0)
 _RELATIVE = 1e-11  # change that counts as rounding
@@ -28,7 +29,7 @@ def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
     d = problem.dim
     if d == 1 or (problem.domain is not None and problem.domain.absorbing):
         return [tuple(range(d))]
-    if not isinstance(problem.initial_law, Gaussian | GaussianMixture | PointMass | Uniform):
+    if not isinstance(problem.initial_law, _SPLITTABLE):
         return [tuple(range(d))]
     x, y = _probes(problem, 0), _probes(problem, 1)
     linked = np.zeros((d, d), dtype=np.bool_)
@@ -64,13 +65,11 @@ def restrict(problem: ControlProblem, block: Sequence[int], count: int) -> Contr
 
     constant = problem.constant_diffusion
     marginal = problem.marginal
-    sample = marginal(0.5 * problem.horizon) if marginal is not None else None
+    own: MarginalLaw | None = None
+    if marginal is not None and isinstance(marginal(0.5 * problem.horizon), _SPLITTABLE):
+        known = marginal
+        own = lambda t: coordinates(known(t), index)  # noqa: E731
     domain = problem.domain
-
-    def marginal_of_block(t: float) -> Law:
-        if marginal is None:
-            raise NotImplementedError("called only where the marginal law is known")
-        return coordinates(marginal(t), index)
 
     return ControlProblem(
         dim=len(index),
@@ -86,7 +85,7 @@ def restrict(problem: ControlProblem, block: Sequence[int], count: int) -> Contr
         else (lambda t, x: problem.r(t, embed(x)) - share * problem.r(t, still(x))),
         initial_law=coordinates(problem.initial_law, index),
         domain=None if domain is None else domain.along(index),
-        marginal=marginal_of_block if isinstance(sample, Gaussian | GaussianMixture | PointMass | Uniform) else None,
+        marginal=own,
         name=problem.name if len(index) == problem.dim else f"{problem.name}{index}",
     )
 
@@ -103,7 +102,7 @@ def coordinates(law: Law, index: Sequence[int]) -> Law:
         return PointMass(law.expectation[i])
     if isinstance(law, Uniform):
         return Uniform(law.box.along(i))
-    raise NotImplementedError(f"no marginal law of {type(law).__name__}")
+    raise ProblemError(f"the law of some coordinates of a {type(law).__name__} is not known in closed form")
 
 
 def alike(one: ControlProblem, other: ControlProblem) -> bool:

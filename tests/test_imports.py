@@ -13,7 +13,7 @@ ORDER = [
     *("line_basis", "elements", "lagrange", "hermite", "spectral", "spaces", "recovery", "forms"),
     *("integrators", "collocation", "exponential", "mesh_operators", "box_operators", "fokker_planck", "measures"),
     *("estimate", "solution", "compare", "newton", "background", "reach", "blocks", "box_reference", "mesh_reference"),
-    *("refinement", "reference", "optimality", "variational", "io", "plotting", "cli"),
+    *("grids", "tolerance", "refinement", "reference", "optimality", "variational", "io", "plotting", "cli"),
 ]
 PACKAGE = Path(fem_hjb.__file__).parent
 
