@@ -259,7 +259,7 @@ class _Solver:
                     better = replace(plan, degree=plan.degree + RICHER)
             if better.dofs <= self.limit and better.degree <= _MOST_DEGREE and better.rtol_time >= _LEAST_RTOL_TIME:
                 for rest in plans.keys() - parts.keys():
-                    parts[rest] = (0.0, 0.0)
+                    parts[rest] = (math.inf, math.inf)  # seen only if rounds run out
                 return parts, better
         return parts, None
 
