@@ -207,27 +207,27 @@ def compare(comparison: Comparison, *, column: str = "value", ax: Axes | None = 
 def report(
     problem: ControlProblem,
     learned: ValueFunction,
-    mesh: ValueFunction,
+    reference: ValueFunction,
     *,
     galerkin: ValueFunction | None = None,
     t: float = 0.0,
     box: Box | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Four panels: the learned value and policy, then learned against mesh and exact, and their pointwise errors at t.
+    """Four panels: the learned value and policy, then learned against reference and exact, and their errors at t.
 
-    The errors are against problem.exact where there is one, else against the mesh solution; axes and colours are cut
-    to its range, which a learned solution may leave wildly where hardly any sample has been. In two dimensions and more
-    the panels are maps (see `solution`), the third overlays level lines of v.
+    The errors are pointwise, against problem.exact where there is one, else against the reference; axes and colours are
+    cut to its range, which a learned solution may leave wildly where hardly any sample has been. In two dimensions and
+    more the panels are maps (see `solution`), the third overlays level lines of v.
     """
     figure = Figure(figsize=(10.0, 7.2), layout="constrained") if figure is None else figure
     if figure.get_layout_engine() is None:
         figure.set_layout_engine("constrained")
     t = _time(t, problem)
     region = window(problem) if box is None else box
-    truth, truth_name = (mesh, "mesh") if problem.exact is None else (problem.exact, "exact")
-    found = {truth_name: truth, "mesh": mesh, "learned": learned}
-    judged = {"learned": learned, "galerkin": galerkin, "mesh": mesh}
+    truth, truth_name = (reference, "reference") if problem.exact is None else (problem.exact, "exact")
+    found = {truth_name: truth, "reference": reference, "learned": learned}
+    judged = {"learned": learned, "galerkin": galerkin, "reference": reference}
     errors = {name: of for name, of in judged.items() if of is not None and of is not truth}
     axes: list[Axes] = list(figure.subplots(2, 2).ravel())
     draw = _report_curves if problem.dim == 1 else _report_maps
@@ -241,13 +241,13 @@ def report(
 # From the widest to the thinnest, so that what is drawn later leaves what is below visible.
 _OVERLAY: dict[str, tuple[str, Any, float]] = {
     "first": ("0.72", "solid", 5.0),
-    "mesh": (STYLES[1]["color"], "dashed", 2.2),
+    "reference": (STYLES[1]["color"], "dashed", 2.2),
     "learned": ("black", "solid", 0.9),
 }
 
 
 def _overlay(found: Mapping[str, ValueFunction]) -> list[tuple[str, tuple[str, Any, float]]]:
-    """The looks of exact (where there is one), mesh and learned; the truth is the broad grey line."""
+    """The looks of exact (where there is one), reference and learned; the truth is the broad grey line."""
     return [(name, _OVERLAY["first" if k == 0 else name]) for k, name in enumerate(found)]
 
 

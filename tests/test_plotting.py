@@ -121,7 +121,7 @@ def test_the_report_has_four_titled_panels_and_draws_the_same_twice(dim: int, kn
     first, second = (plotting.report(problem, learned, mesh) for _ in range(2))
     titles = [ax.get_title(loc="left") for ax in first.axes if ax.get_title(loc="left")]
     assert [title[:3] for title in titles] == ["(a)", "(b)", "(c)", "(d)"]
-    assert titles[2].endswith("learned vs mesh vs exact" if known else "learned vs mesh")
+    assert titles[2].endswith("learned vs reference vs exact" if known else "learned vs reference")
     assert drawn(first) == drawn(second)
 
 
