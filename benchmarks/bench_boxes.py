@@ -39,7 +39,10 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before NumPy is imported
 
 import argparse
+import importlib.util
 import math
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -560,6 +563,11 @@ def main() -> None:
                 equal_error(case, dim, given.quick, 1 if given.quick else given.repeats)
             if given.tight != "no" and not given.quick:
                 tight(case, dim, given.repeats)
+    rival = Path(__file__).with_name("rivals_ngsolve.py")
+    if importlib.util.find_spec("ngsolve") is None:
+        print(f"\nNGSolve is not installed; with it (pip install ngsolve) {rival.name} is run, too")
+    else:
+        subprocess.run([sys.executable, rival, *(["--quick"] if given.quick else [])], check=True)
 
 
 if __name__ == "__main__":
