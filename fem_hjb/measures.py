@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb import fokker_planck
 from fem_hjb._checks import FloatArray, IntArray, MeasureError, frozen_array, one_of, real_array
+from fem_hjb.density import DensityLaw
 from fem_hjb.laws import Law, PointMass
 from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import Paths
@@ -180,7 +181,7 @@ def _under(law: Law, x: FloatArray, volumes: FloatArray, t: float) -> tuple[Floa
     if isinstance(law, PointMass):
         return *law.quadrature(1), None
     weights = volumes * np.exp(law.logpdf(x))
-    mass = law.mass if isinstance(law, fokker_planck.DensityLaw) else 1.0
+    mass = law.mass if isinstance(law, DensityLaw) else 1.0
     seen = float(weights.sum())
     if abs(seen - mass) > _MASS_TOLERANCE * mass:
         raise MeasureError(

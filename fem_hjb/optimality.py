@@ -44,6 +44,7 @@ from fem_hjb._checks import (
     spawn_generators,
 )
 from fem_hjb.blocks import coordinates, independent_blocks, restrict
+from fem_hjb.density import DensityLaw
 from fem_hjb.laws import Box, Gaussian, Law, MarginalLaw, PointMass
 from fem_hjb.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.sde import Policy, sample_paths
@@ -518,9 +519,7 @@ class _Expectation:
     def _quadrature(self, t: float, laws: list[tuple[Block, Law]]) -> tuple[float, float]:
         rules = [
             _negligible_left_out(
-                *law.quadrature(
-                    _ORDER_OF_DENSITIES if isinstance(law, fokker_planck.DensityLaw) else _ORDER[len(group)]
-                )
+                *law.quadrature(_ORDER_OF_DENSITIES if isinstance(law, DensityLaw) else _ORDER[len(group)])
             )
             for group, law in laws
         ]

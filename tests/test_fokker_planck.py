@@ -8,8 +8,9 @@ import pytest
 from fem_hjb import fokker_planck, zoo
 from fem_hjb._checks import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.box_operators import BoxOperators
+from fem_hjb.density import DensityLaw
 from fem_hjb.domain import box_mesh
-from fem_hjb.fokker_planck import DensityLaw, solve
+from fem_hjb.fokker_planck import solve
 from fem_hjb.laws import Box, Gaussian, Law, PointMass, Uniform
 from fem_hjb.problem import ControlProblem, LinearDrift
 from fem_hjb.sde import sample_paths

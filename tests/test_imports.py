@@ -11,9 +11,10 @@ import fem_hjb
 ORDER = [
     *("_checks", "_files", "laws", "problem", "cole_hopf", "closed_form", "mixtures", "zoo", "sde", "locate", "domain"),
     *("line_basis", "elements", "lagrange", "hermite", "spectral", "spaces", "recovery", "forms"),
-    *("integrators", "collocation", "exponential", "mesh_operators", "box_operators", "fokker_planck", "measures"),
-    *("estimate", "solution", "compare", "newton", "background", "reach", "blocks", "box_reference", "mesh_reference"),
-    *("grids", "tolerance", "refinement", "reference", "optimality", "variational", "io", "plotting", "cli"),
+    *("integrators", "collocation", "exponential", "mesh_operators", "box_operators", "density", "fokker_planck"),
+    *("measures", "estimate", "solution", "compare", "newton", "background", "reach", "blocks", "box_reference"),
+    *("mesh_reference", "grids", "tolerance", "refinement", "reference", "optimality", "variational", "io"),
+    *("plotting", "cli"),
 ]
 PACKAGE = Path(fem_hjb.__file__).parent
 
