@@ -39,6 +39,10 @@ class MeasureError(FemHjbError, ValueError):
     """Samples or weights do not make a measure the class can be fitted under."""
 
 
+class ConstraintError(FemHjbError, ValueError):
+    """A convex set is not well formed, or holds no function of the class."""
+
+
 class PositivityError(FemHjbError, ArithmeticError):
     """f = exp(v / alpha) came out non-positive where its logarithm is needed."""
 

@@ -24,13 +24,13 @@ from fem_hjb.compare import Comparison, compare
 from fem_hjb.domain import truncation_box
 from fem_hjb.estimate import ToleranceWarning
 from fem_hjb.io import save_solution
+from fem_hjb.learning import fit
 from fem_hjb.measures import law_measure
 from fem_hjb.problem import ControlProblem
 from fem_hjb.reference import solve
 from fem_hjb.sde import sample_paths
 from fem_hjb.solution import ProductSolution, Solution
 from fem_hjb.spaces import Space
-from fem_hjb.variational import fit
 
 _CELLS = {1: (16, 8), 2: (8, 4), 3: (3, 2)}  # per axis, and in time: few enough for some thousand trajectories
 

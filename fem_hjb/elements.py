@@ -23,7 +23,8 @@ Tables = tuple[FloatArray, ...]
 class Element:
     """A row of `ELEMENTS`: what an element is, where it lives, and the orders it converges with as the mesh is refined.
 
-    cells : per kind of cell, the scikit-fem element that numbers its dofs (None: a tensor product of C1 cubics).
+    cells : per kind of cell, the scikit-fem element that numbers its dofs (None: a tensor product of lines).
+    smoothness : how many continuous derivatives its functions have.
     value_order, gradient_order : exponents of h in the L2 error of values and of gradients.
     """
 
@@ -54,6 +55,17 @@ def _lagrange(name: str, **cells: Callable[[], Any]) -> Element:
     return Element(name=name, cells=cells, degree=p, smoothness=0, value_order=p + 1, gradient_order=p)
 
 
+def _tensor(name: str, degree: int, smoothness: int) -> Element:
+    return Element(
+        name=name,
+        cells={"line": None, "quad": None, "hex": None},
+        degree=degree,
+        smoothness=smoothness,
+        value_order=degree + 1,
+        gradient_order=degree,
+    )
+
+
 ELEMENTS: Mapping[str, Element] = MappingProxyType(
     {
         element.name: element
@@ -64,14 +76,10 @@ ELEMENTS: Mapping[str, Element] = MappingProxyType(
             _lagrange("P4", line=lambda: skfem.ElementLinePp(4), tri=skfem.ElementTriP4),
             _lagrange("Q1", quad=skfem.ElementQuad1, hex=skfem.ElementHex1),
             _lagrange("Q2", quad=skfem.ElementQuad2, hex=skfem.ElementHex2),
-            Element(
-                name="hermite",
-                cells={"line": None, "quad": None, "hex": None},
-                degree=3,
-                smoothness=1,
-                value_order=4,
-                gradient_order=3,
-            ),
+            _tensor("hermite", 3, 1),
+            _tensor("B2", 2, 1),
+            _tensor("B3", 3, 2),
+            _tensor("B4", 4, 3),
         )
     }
 )
@@ -88,14 +96,28 @@ def element_named(name: str) -> Element:
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
+class ReferenceFunctions:
+    """Basis functions that are the same on all cells up to factors, at the points of a rule.
+
+    phi (l, q), dphi (l, q, d) : reference basis functions and their derivatives in xi.
+    scale : None or (nc, l); basis function i on cell c is scale[c, i] times reference function i.
+    """
+
+    phi: FloatArray
+    dphi: FloatArray
+    scale: FloatArray | None
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CellRule:
     """One quadrature rule on all cells: int_cell g dx = sum_q weights[q] det[c, q] g(x[c, q]).
 
     xi (q, d), weights (q,) : points and weights on the reference cell.
     x (nc, q, d) : the points in space.
     det (nc, q) : |det DF|;  inverse (nc, q, d, d) : d xi_k / d x_l at [..., k, l]; q axis of length 1 on affine cells.
-    phi (l, q), dphi (l, q, d) : reference basis functions and their derivatives in xi.
-    scale : None or (nc, l); basis function i on cell c is scale[c, i] times reference function i.
+    functions : the `ReferenceFunctions` at the points, whose phi, dphi and scale are read from here too. None for
+        B-splines, which differ from cell to cell: there phi, dphi and scale raise SpaceError, and `tabulate` serves.
     """
 
     xi: FloatArray
@@ -103,17 +125,39 @@ class CellRule:
     x: FloatArray
     det: FloatArray
     inverse: FloatArray
-    phi: FloatArray
-    dphi: FloatArray
-    scale: FloatArray | None
+    functions: ReferenceFunctions | None
+
+    @property
+    def phi(self) -> FloatArray:
+        """(l, q)."""
+        return self._shared().phi
+
+    @property
+    def dphi(self) -> FloatArray:
+        """(l, q, d)."""
+        return self._shared().dphi
+
+    @property
+    def scale(self) -> FloatArray | None:
+        """None or (nc, l)."""
+        return self._shared().scale
+
+    def _shared(self) -> ReferenceFunctions:
+        if self.functions is None:
+            raise SpaceError(
+                "B-splines differ from cell to cell, so a quadrature rule has no reference functions for them;"
+                " tabulate the basis at the points of the rule, or use element='hermite'"
+            )
+        return self.functions
 
 
 class SpatialBasis(ABC):
     """A finite-element basis on a domain in R^d. Points are rows; a function is a vector of n_dofs coefficients.
 
-    dim, n_dofs, n_cells, local_size l, cell_dofs (n_cells, l), degree, smoothness (0: continuous, 1: C1), element,
-    kind (of cell), box (bounding box), nodes (n_nodes, d), and node_dofs (n_nodes,): the coefficients that are the
-    values at the nodes (for Lagrange elements every one).
+    dim, n_dofs, n_cells, local_size l, cell_dofs (n_cells, l), degree, smoothness (how many derivatives are
+    continuous), element, kind (of cell), box (bounding box), and nodes (n_nodes, d): the points where a function is
+    sampled. Coefficients need not be values there: `interpolate` and `at_nodes` go back and forth. A row of cell_dofs
+    may name a dof twice; its functions are then added.
     """
 
     dim: int
@@ -127,7 +171,6 @@ class SpatialBasis(ABC):
     kind: str
     box: Box
     nodes: FloatArray
-    node_dofs: IntArray
 
     @abstractmethod
     def locate(self, x: FloatArray) -> tuple[IntArray, FloatArray]:
@@ -140,12 +183,38 @@ class SpatialBasis(ABC):
         (values (n, l), gradients (n, l, d), Hessians (n, l, d, d))[:order + 1]; order 2 needs smoothness 1.
         """
 
+    def operator_rows(
+        self,
+        cells: IntArray,
+        xi: FloatArray,
+        value: FloatArray | float,
+        gradient: FloatArray | None,
+        hessian: FloatArray | None,
+    ) -> FloatArray:
+        """value phi + <gradient, grad phi> + Tr(hessian Hess phi) of the l functions at points, (n, l).
+
+        value: a number or (n,); gradient (d,) or (n, d); hessian (d, d) or (n, d, d); None stands for zero.
+        """
+        tables = self.tabulate(cells, xi, 2 if hessian is not None else int(gradient is not None))
+        rows = np.asarray(value)[..., None] * tables[0]
+        if gradient is not None:
+            rows = rows + np.einsum("nld,nd->nl", tables[1], np.broadcast_to(gradient, xi.shape))
+        if hessian is not None:
+            d = self.dim
+            rows = rows + np.einsum("nlij,nij->nl", tables[2], np.broadcast_to(hessian, (len(xi), d, d)))
+        return np.asarray(rows)
+
     @abstractmethod
     def interpolate(self, values: ArrayLike) -> FloatArray:
         """Coefficients (..., n_dofs) of a function given by its values (..., n_nodes) at the nodes.
 
-        Lagrange elements: the values themselves. C1 cubics: those of the cubic spline through them.
+        Lagrange elements: the values themselves. C1 cubics: those of the cubic spline through them. B-splines: the
+        coefficients of the spline through them.
         """
+
+    @abstractmethod
+    def at_nodes(self, coefficients: ArrayLike) -> FloatArray:
+        """Values (..., n_nodes) at the nodes of functions with coefficients (..., n_dofs)."""
 
     @abstractmethod
     def quadrature(self, degree: int) -> CellRule:
@@ -172,11 +241,13 @@ class SpatialBasis(ABC):
                 f"the function to project returned shape {values.shape} for x of shape {rule.x.shape},"
                 f" expected {rule.x.shape[:-1]}"
             )
-        local = (values * rule.det * rule.weights) @ rule.phi.T
-        if rule.scale is not None:
-            local = local * rule.scale
+        return self._solve_mass(rule, self._moments(rule, values * rule.det * rule.weights))
+
+    def _moments(self, rule: CellRule, weighted: FloatArray) -> FloatArray:
+        """The sums (n_dofs,) over all points of weighted (n_cells, q) times the basis functions (those not scaled)."""
+        local = weighted @ rule.phi.T
         rhs = np.bincount(self.cell_dofs.ravel(), weights=local.ravel(), minlength=self.n_dofs)
-        return self._solve_mass(rule, rhs.astype(np.float64))
+        return np.asarray(rhs, dtype=np.float64)
 
     def _check_order(self, order: int) -> None:
         if order not in (0, 1, 2):

@@ -21,14 +21,14 @@ from fem_hjb.cole_hopf import Gauge, QuadraticGauge, Unknown, ValueGauge
 from fem_hjb.domain import KINDS
 from fem_hjb.elements import SpatialBasis
 from fem_hjb.estimate import ErrorEstimate
-from fem_hjb.hermite import HermiteBasis
 from fem_hjb.lagrange import MeshBasis
 from fem_hjb.line_basis import LineBasis
 from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import Paths
 from fem_hjb.solution import ProductSolution, Solution
-from fem_hjb.spaces import Space
+from fem_hjb.spaces import Space, spatial_basis
 from fem_hjb.spectral import SpectralBasis, SpectralLine
+from fem_hjb.tensor_basis import SplineBasis, TensorBasis
 
 _SOLUTION = "fem_hjb solution 1"
 _PATHS = "fem_hjb paths 1"
@@ -112,6 +112,7 @@ def _pack(solution: Solution) -> tuple[dict[str, Any], dict[str, Any]]:
         **_outline(solution),
         "unknown": type(gauge).__name__,
         "excluded_mass": space.excluded_mass,
+        "floor": solution.floor,
         "time_kind": space.time.kind,
         "element": space.spatial.element,
     }
@@ -135,6 +136,7 @@ def _unpack(text: Mapping[str, Any], arrays: Mapping[str, Any], problem: Control
         status=text["status"],
         stats=text["stats"],
         error_estimate=_estimate(text),
+        floor=text.get("floor", 0.0),
     )
 
 
@@ -187,8 +189,9 @@ def _gauge(arrays: Mapping[str, Any], unknown: str) -> Unknown:
 
 
 def _basis_arrays(basis: SpatialBasis) -> dict[str, Any]:
-    if isinstance(basis, HermiteBasis):
-        return {f"grid_{k}": axis.points for k, axis in enumerate(basis.axes)}
+    if isinstance(basis, TensorBasis):
+        grids = {f"grid_{k}": axis.points for k, axis in enumerate(basis.axes)}
+        return {**grids, "flat": np.array(basis.flat)} if isinstance(basis, SplineBasis) else grids
     if isinstance(basis, SpectralBasis):
         grids = {f"grid_{k}": line.grid for k, line in enumerate(basis.lines)}
         return {**grids, "degrees": np.array([line.degree for line in basis.lines])}
@@ -205,7 +208,7 @@ def _basis(arrays: Mapping[str, Any], element: str) -> SpatialBasis:
             raise SpaceError(f"{len(grids)} grids but degrees of shape {degrees.shape}")
         return SpectralBasis([SpectralLine(grid, p) for grid, p in zip(grids, degrees.tolist(), strict=True)])
     if "mesh_kind" not in arrays:
-        return HermiteBasis(grids)
+        return spatial_basis(grids, element, flat=bool(arrays.get("flat", False)))
     mesh = KINDS[str(arrays["mesh_kind"])](arrays["mesh_points"], arrays["mesh_cells"])
     return MeshBasis(mesh, element)
 

@@ -18,6 +18,7 @@ from fem_hjb.elements import (
     ELEMENTS,
     CellRule,
     Element,
+    ReferenceFunctions,
     SpatialBasis,
     Tables,
     element_named,
@@ -212,6 +213,9 @@ class MeshBasis(SpatialBasis):
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)
 
+    def at_nodes(self, coefficients: ArrayLike) -> FloatArray:
+        return np.asarray(coefficients, dtype=np.float64)
+
     def quadrature(self, degree: int) -> CellRule:
         xi, weights = _reference_rule(self.kind, degree)
         jacobian = self._jacobian(self._geometry.nodes[:1] if self.affine else xi)
@@ -222,9 +226,11 @@ class MeshBasis(SpatialBasis):
             x=self._place(xi),
             det=np.abs(np.linalg.det(jacobian)),
             inverse=np.asarray(np.linalg.inv(jacobian), dtype=np.float64),
-            phi=np.ascontiguousarray(values.T),
-            dphi=np.ascontiguousarray(np.stack(derivatives, axis=-1).swapaxes(0, 1)),
-            scale=None,
+            functions=ReferenceFunctions(
+                phi=np.ascontiguousarray(values.T),
+                dphi=np.ascontiguousarray(np.stack(derivatives, axis=-1).swapaxes(0, 1)),
+                scale=None,
+            ),
         )
 
     def boundary_dofs(self) -> IntArray:

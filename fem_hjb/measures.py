@@ -1,24 +1,28 @@
-"""Measures on space-time, population or empirical, and Gram matrices of local functions under them."""
+"""Measures on space-time, population or empirical: weighted points."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
 from fem_hjb import fokker_planck
-from fem_hjb._checks import FloatArray, IntArray, MeasureError, frozen_array, one_of, real_array
+from fem_hjb._checks import (
+    FloatArray,
+    MeasureError,
+    Rng,
+    frozen_array,
+    one_of,
+    positive_integer,
+    real_array,
+    spawn_generators,
+)
 from fem_hjb.density import DensityLaw
 from fem_hjb.laws import Law, PointMass
 from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import Paths
 from fem_hjb.spaces import Space
 
-_BLOCK = 32  # samples per dense product
-_CHUNK_DOUBLES = 1 << 21  # 16 MB of rows at once
-_FLUSH_DOUBLES = 1 << 23  # local matrices held before they are summed into the sparse matrix
 _MASS_TOLERANCE = 0.05
 _DENSITY_TOLERANCE = 1e-6  # where a density has to be computed
 
@@ -86,8 +90,10 @@ class Measure:
         return int(self.x.shape[1])
 
 
-def empirical_measure(problem: ControlProblem, paths: Paths) -> Measure:
+def empirical_measure(problem: ControlProblem, paths: Paths, *, n: int | None = None) -> Measure:
     """The measure of n trajectories by left-point sums: points (t_k, X_k), k < K, with weights (t_{k+1} - t_k)/n.
+
+    The points come path by path. n : if these paths are some of more, of how many; the measures of all parts add up.
 
     Raises MeasureError if the paths are of another dimension or do not end at the problem's horizon.
     """
@@ -97,21 +103,22 @@ def empirical_measure(problem: ControlProblem, paths: Paths) -> Measure:
         raise MeasureError(f"the paths are of dimension {paths.dim}, the problem has dim={problem.dim}")
     if abs(paths.t[-1] - problem.horizon) > 1e-9 * problem.horizon:
         raise MeasureError(f"the paths end at t={paths.t[-1]:g}, but the problem's horizon is {problem.horizon:g}")
-    n, d = paths.n, paths.dim
+    m, d = paths.n, paths.dim
+    total = m if n is None else positive_integer(n, "n", MeasureError)
     times = np.append(paths.t[:-1], problem.horizon)
-    uniform = np.full(n, 1.0 / n)
+    uniform = np.full(m, 1.0 / total)
     return Measure(
         kind="empirical",
-        t=np.tile(times[:-1], n),
+        t=np.tile(times[:-1], m),
         x=paths.x[:, :-1].reshape(-1, d),
-        weights=np.tile(np.diff(times) / n, n),
+        weights=np.tile(np.diff(times) / total, m),
         initial_x=paths.x[:, 0],
         initial_weights=uniform,
         terminal_x=paths.x[:, -1],
         terminal_weights=uniform,
-        next_t=np.tile(times[1:], n),
+        next_t=np.tile(times[1:], m),
         next_x=paths.x[:, 1:].reshape(-1, d),
-        paths=n,
+        paths=total,
     )
 
 
@@ -166,6 +173,33 @@ def law_measure(
     )
 
 
+def sampled_law_measure(problem: ControlProblem, space: Space, *, n: int, rng: Rng) -> Measure:
+    """The law of the process at the Gauss points of the time cells of `space`, by n independent draws of X_t at each.
+
+    What `law_measure` is where there are no cells or too many coordinates for a quadrature rule: in any dimension, with
+    an error of order n^{-1/2}. Raises MeasureError if the problem knows no law (`problem.marginal` is None).
+    """
+    n = positive_integer(n, "n", MeasureError)
+    if problem.marginal is None:
+        raise MeasureError(f"{problem.name!r} knows no marginal law to draw from: give ControlProblem(marginal=...)")
+    t, dt = (part.ravel() for part in space.time.quadrature(2 * space.time.degree + 4))
+    laws = [problem.marginal(float(s)) for s in (*t, 0.0, problem.horizon)]
+    draws = [law.sample(n, g) for law, g in zip(laws, spawn_generators(rng, len(laws)), strict=True)]
+    known = not any(isinstance(law, PointMass) for law in laws[:-2])
+    uniform = np.full(n, 1.0 / n)
+    return Measure(
+        kind="law",
+        t=np.repeat(t, n),
+        x=np.concatenate(draws[:-2]),
+        weights=np.repeat(dt / n, n),
+        initial_x=draws[-2],
+        initial_weights=uniform,
+        terminal_x=draws[-1],
+        terminal_weights=uniform,
+        score=np.concatenate([law.score(x) for law, x in zip(laws, draws[:-2], strict=False)]) if known else None,
+    )
+
+
 def _left_points(times: ArrayLike, horizon: float) -> tuple[FloatArray, FloatArray]:
     t = real_array(times, "times", MeasureError)
     if t.ndim != 1 or t.size < 2 or not (np.diff(t) > 0).all() or abs(t[0]) + abs(t[-1] - horizon) > 1e-9 * horizon:
@@ -190,99 +224,3 @@ def _under(law: Law, x: FloatArray, volumes: FloatArray, t: float) -> tuple[Floa
             "narrower than a cell"
         )
     return x, weights, law.score(x)
-
-
-def runs(keys: IntArray) -> tuple[IntArray, IntArray]:
-    """Where equal neighbours start in a sorted array, and how long the runs are."""
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return starts, np.diff(starts, append=keys.size)
-
-
-def run_products(counts: IntArray, left: FloatArray, right: FloatArray) -> FloatArray:
-    """sum_i left[i]' right[i] over each of consecutive runs of rows, shape (runs, L, R).
-
-    counts (runs,) are the lengths of the runs, all positive; left (m, L), right (m, R) with m = sum of counts.
-    Runs are padded with zeros to whole blocks, so that all the work is one batch of equal dense products.
-    """
-    block = int(np.clip(2 ** np.round(np.log2(counts.mean())), 1, _BLOCK))
-    blocks = -(-counts // block)
-    first = np.cumsum(blocks) - blocks
-    total = int(blocks.sum())
-    row = np.arange(len(left)) + np.repeat(first * block - (np.cumsum(counts) - counts), counts)
-    padded_left = np.zeros((total * block, left.shape[1]))
-    padded_right = np.zeros((total * block, right.shape[1]))
-    padded_left[row], padded_right[row] = left, right
-    products = np.matmul(
-        padded_left.reshape(total, block, -1).transpose(0, 2, 1), padded_right.reshape(total, block, -1)
-    )
-    return np.asarray(np.add.reduceat(products, first, axis=0))
-
-
-def sorted_order(keys: IntArray, bound: int) -> IntArray:
-    """The stable order that sorts keys in [0, bound)."""
-    return np.argsort(keys.astype(np.uint16) if bound <= 1 << 16 else keys, kind="stable").astype(np.int64)
-
-
-def chunks(order: IntArray, width: int) -> Iterator[IntArray]:
-    """Consecutive pieces of `order`, of a bounded number of rows of `width` doubles."""
-    size = max(_BLOCK, _CHUNK_DOUBLES // width)
-    for start in range(0, order.size, size):
-        yield order[start : start + size]
-
-
-def gram(cells: IntArray, left: FloatArray, right: FloatArray, weights: FloatArray, n_cells: int) -> FloatArray:
-    """The local Gram matrices G[c] = sum over samples i in cell c of weights[i] left[i] right[i]', (n_cells, L, R).
-
-    cells (m,) in [0, n_cells), left (m, L), right (m, R), weights (m,). Samples are sorted by cell and streamed: beside
-    the result, memory is bounded whatever m.
-
-    Raises MeasureError on shapes that do not match and on cells out of range (drop samples outside the mesh first).
-
-    >>> gram(np.array([1, 1]), np.eye(2), np.eye(2), np.array([2.0, 3.0]), 2)[1].tolist()
-    [[2.0, 0.0], [0.0, 3.0]]
-    """
-    m = cells.size
-    if left.shape[:-1] != (m,) or right.shape[:-1] != (m,) or weights.shape != (m,):
-        raise MeasureError(
-            f"gram needs left (m, L), right (m, R) and weights (m,) for the m = {m} cells, "
-            f"got shapes {left.shape}, {right.shape} and {weights.shape}"
-        )
-    if m and not (cells.min() >= 0 and cells.max() < n_cells):
-        raise MeasureError(f"cells must lie in [0, {n_cells}), got values in [{cells.min()}, {cells.max()}]")
-    result = np.zeros((n_cells, left.shape[1], right.shape[1]))
-    for rows in chunks(sorted_order(cells, n_cells), 2 * (left.shape[1] + right.shape[1])):
-        keys = cells[rows]
-        starts, counts = runs(keys)
-        result[keys[starts]] += run_products(counts, left[rows] * weights[rows, None], right[rows])
-    return result
-
-
-@final
-class SparseSum:
-    """A sparse matrix as the sum of scattered local matrices, in bounded memory."""
-
-    def __init__(self, size: int) -> None:
-        self._shape = (size, size)
-        self._pending: list[tuple[IntArray, IntArray, FloatArray]] = []
-        self._held = 0
-        self._sum = sp.csr_matrix(self._shape)
-
-    def add(self, rows: IntArray, columns: IntArray, local: FloatArray) -> None:
-        """Add local (n, L, R) at rows (n, L) and columns (n, R)."""
-        self._pending.append((rows, columns, local))
-        self._held += local.size
-        if self._held > _FLUSH_DOUBLES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._pending:
-            i = np.concatenate([np.repeat(r, k.shape[2], axis=1).ravel() for r, _, k in self._pending])
-            j = np.concatenate([np.tile(c, (1, k.shape[1])).ravel() for _, c, k in self._pending])
-            data = np.concatenate([k.ravel() for _, _, k in self._pending])
-            self._sum = self._sum + sp.coo_matrix((data, (i, j)), shape=self._shape).tocsr()
-            self._pending, self._held = [], 0
-
-    def matrix(self) -> sp.csr_matrix:
-        """The sum so far."""
-        self._flush()
-        return self._sum

@@ -31,14 +31,13 @@ from fem_hjb.compare import difference
 from fem_hjb.domain import as_mesh, box_mesh, mesh_kind, truncation_box
 from fem_hjb.elements import ELEMENTS, element_named
 from fem_hjb.estimate import ErrorEstimate, combine
-from fem_hjb.hermite import HermiteBasis
 from fem_hjb.integrators import ORDER, LinearSystem, Solve, Step, esdirk, rtol_in_range
 from fem_hjb.lagrange import MeshBasis
 from fem_hjb.laws import BoolArray, Box
 from fem_hjb.mesh_operators import MeshOperators
 from fem_hjb.problem import ControlProblem
 from fem_hjb.solution import Solution
-from fem_hjb.spaces import LineBasis, Space, SpatialBasis, spatial_basis
+from fem_hjb.spaces import HermiteBasis, LineBasis, Space, SpatialBasis, SplineBasis, spatial_basis
 
 DEFAULT_CELLS = {1: 128, 2: 64, 3: 16}
 DEFAULT_RTOL = 1e-6
@@ -68,7 +67,8 @@ def solve_on_mesh(
     mesh : a scikit-fem mesh, or the path of a mesh file. Otherwise a box is cut into cells:
     box : a `Box`; by default problem.domain, cut where it is infinite, or one that paths hardly ever leave.
     cells : per axis of the box, one number or one for each; default 128, 64, 16 in one, two, three dimensions.
-    element : a name in `ELEMENTS`, "P2" if not given on lines, triangles and tetrahedra, "Q2" on other meshes.
+    element : a name in `ELEMENTS`, "P2" if not given on lines, triangles and tetrahedra, "Q2" on other meshes. Not a
+        B-spline: these are classes for `fit`.
     rtol_time : relative tolerance, per time step and in L2, of the adaptive method of order 4; 1e-6 if not given. On an
         automatic box the L2 norm carries a Gaussian weight of a quarter of its half-widths as standard deviations,
         about 1.5 times those of the process: what happens next to faces where nothing goes does not make steps small.
@@ -174,7 +174,7 @@ def _comparable(basis: SpatialBasis, max_dofs: int) -> tuple[SpatialBasis, tuple
         if min(grid.size for grid in grids) > 3:
             return HermiteBasis([np.append(grid[:-1:2], grid[-1]) for grid in grids]), _pair(coarsened)
     if isinstance(basis, MeshBasis):
-        others = {ELEMENTS[e].degree: e for e in ELEMENTS if basis.kind in ELEMENTS[e].kinds and e != "hermite"}
+        others = {e.degree: e.name for e in ELEMENTS.values() if basis.kind in e.kinds and not e.smoothness}
         p = basis.degree
         # unknowns grow at most like this from one degree to the next
         growth = ((p + 1) / p) ** basis.dim
@@ -375,6 +375,11 @@ def _basis(
 
 
 def _check_boundary(problem: ControlProblem, basis: SpatialBasis, boundary: Any) -> None:
+    if isinstance(basis, SplineBasis):
+        raise SpaceError(
+            f"B-splines are classes for `fit`, and meshes are solved on without them, got element={basis.element!r};"
+            " use element='hermite', or a continuous one such as 'P2' or 'Q2'"
+        )
     if not callable(boundary) and boundary != "natural":
         raise DomainError(f"boundary must be 'natural' or a callable (t, x) -> v on the boundary, got {boundary!r}")
     if callable(boundary) and basis.smoothness:
@@ -491,7 +496,7 @@ def _status(coefficients: FloatArray, times: FloatArray, basis: SpatialBasis) ->
     where = np.empty(len(times), dtype=np.int64)
     bad = 0
     for k, row in enumerate(coefficients):  # one row at a time, as all of them may be most of the memory
-        f = row[basis.node_dofs]
+        f = basis.at_nodes(row)
         where[k] = f.argmin()
         lowest[k] = f[where[k]]
         bad += int((f <= 0).sum())

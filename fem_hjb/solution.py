@@ -3,14 +3,14 @@
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fem_hjb._checks import FloatArray, IntArray, PositivityError, SpaceError, as_points, one_of
+from fem_hjb._checks import FloatArray, IntArray, PositivityError, SpaceError, as_points, one_of, positive_number
 from fem_hjb.cole_hopf import Unknown, ValueGauge
 from fem_hjb.estimate import ErrorEstimate
 from fem_hjb.lagrange import MeshBasis
@@ -47,6 +47,7 @@ class Solution:
     method : which solver made it;  status : how that went.
     stats : figures of the solver, read-only; "min_f", the lowest f at nodes and time nodes, is added.
     error_estimate : None, or an `ErrorEstimate` of the relative errors of value and policy.
+    floor : f (or what is left of it) is taken to be at least this, see `with_floor`; 0: it is taken as it is.
 
     Raises SpaceError if coefficients and space, or space and problem, do not fit.
     """
@@ -59,6 +60,7 @@ class Solution:
     status: str
     stats: Mapping[str, Any] = field(default_factory=dict)
     error_estimate: ErrorEstimate | None = None
+    floor: float = 0.0
     _grid: FloatArray = field(init=False, repr=False)
     _recovered: "_RecoveredGradients | None" = field(init=False, repr=False, default=None)
 
@@ -76,18 +78,29 @@ class Solution:
         put = object.__setattr__
         put(self, "coefficients", grid)
         put(self, "_grid", grid)
-        put(
-            self,
-            "stats",
-            MappingProxyType({**self.stats, "min_f": float(min(row[space.spatial.node_dofs].min() for row in grid))}),
-        )
+        put(self, "stats", MappingProxyType({**self.stats, "min_f": space.lowest(grid)}))
+        if self.floor:
+            put(self, "floor", positive_number(self.floor, "floor", PositivityError))
+            if not self._logarithmic:
+                raise PositivityError("this solution is of v itself, whose sign is free: it needs no floor")
         if isinstance(space.spatial, MeshBasis):
-            put(self, "_recovered", _RecoveredGradients(grid, space, space.spatial))
+            put(self, "_recovered", _RecoveredGradients(grid, space, space.spatial, self.floor))
 
     @property
     def minimum_f(self) -> float:
         """The lowest value of the gauged f at the nodes of space and time; it must be positive."""
         return float(self.stats["min_f"])
+
+    def with_floor(self, floor: float) -> "Solution":
+        """The same solution with max(f, floor) for f, which has a value everywhere, and no policy below the floor.
+
+        A remedy for a learned f that is not positive where hardly a sample goes (`stats["nonpositive_mass"]`), explicit
+        and discontinuous in the policy. `fit(..., constraint=Bounds(0))` learns a non-negative f instead.
+
+        Raises PositivityError unless floor is a positive finite number, and for solutions of v itself.
+        """
+        positive_number(floor, "floor", PositivityError)
+        return replace(self, floor=floor)
 
     def f(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error") -> FloatArray:
         """The gauged f_t(x), shape S.
@@ -95,17 +108,17 @@ class Solution:
         t : scalar or (...);  x : (..., d); they broadcast against each other to the shape S.
         outside : "error" raises DomainError naming the points outside the domain, "nan" returns nan there.
         """
-        return self.gauge.f(t, x, self.space.evaluate(self._grid, t, x, "value", outside=outside))
+        return self.gauge.f(t, x, self._lifted(self.space.evaluate(self._grid, t, x, "value", outside=outside)))
 
     def value(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error", nonpositive: str = "error") -> FloatArray:
         """v_t(x), shape S as in `f`.
 
         nonpositive : where f <= 0, "error" raises PositivityError saying where and how negative, "nan" returns nan.
         """
-        u = self.space.evaluate(self._grid, t, x, "value", outside=outside)
+        u = self._lifted(self.space.evaluate(self._grid, t, x, "value", outside=outside))
         if _is_nan(nonpositive) and self._logarithmic:
             u[u <= 0] = np.nan
-        return self.gauge.value(t, x, u)
+        return self._value(t, x, u)
 
     def gradient(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error", nonpositive: str = "error") -> FloatArray:
         """grad v_t(x), shape (*S, d); arguments as in `value`.
@@ -119,11 +132,14 @@ class Solution:
                 raise PositivityError(self._why_not_recovered(t, x, bad))
             return gradient
         u, slope = self.space.derivatives(self._grid, t, x, ("value", "gradient"), outside=outside)
+        if self.floor:
+            slope[u < self.floor] = 0.0
+            u = self._lifted(u)
         if self._logarithmic:
             if as_nan:
                 u[u <= 0] = np.nan
             else:
-                self.gauge.value(t, x, u)
+                self._value(t, x, u)
         return self.gauge.gradient(t, x, u, slope)
 
     def policy(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error", nonpositive: str = "error") -> FloatArray:
@@ -135,6 +151,20 @@ class Solution:
         when = times if times.ndim == 0 else np.broadcast_to(times, shape)[known]
         policy[known] = self.problem.policy_from_gradient(when, points[known], gradient[known])
         return policy
+
+    def _lifted(self, u: FloatArray) -> FloatArray:
+        return np.maximum(u, self.floor) if self.floor else u
+
+    def _value(self, t: ArrayLike, x: ArrayLike, u: FloatArray) -> FloatArray:
+        try:
+            return self.gauge.value(t, x, u)
+        except PositivityError as error:
+            if "nonpositive_mass" not in self.stats:
+                raise
+            raise PositivityError(
+                f"{error}. The learned f is not positive on {self.stats['nonpositive_mass']:.2%} of the mass of the"
+                " samples; fit with constraint=Bounds(0), or take solution.with_floor(eps)"
+            ) from error
 
     @property
     def _logarithmic(self) -> bool:
@@ -220,8 +250,8 @@ def _read_only(array: FloatArray) -> FloatArray:
 class _RecoveredGradients:
     """grad v on continuous elements, from gradients recovered at the nodes of each time node that is needed."""
 
-    def __init__(self, coefficients: FloatArray, space: Space, basis: MeshBasis) -> None:
-        self._coefficients, self._space, self._basis = coefficients, space, basis
+    def __init__(self, coefficients: FloatArray, space: Space, basis: MeshBasis, floor: float) -> None:
+        self._coefficients, self._space, self._basis, self._floor = coefficients, space, basis, floor
         self._recovery: GradientRecovery | None = None
         self._cache: OrderedDict[int, FloatArray] = OrderedDict()
         needed = basis.nodes.nbytes
@@ -243,6 +273,8 @@ class _RecoveredGradients:
                 basis.degree,
             )
         f = self._coefficients[time_dof]
+        if self._floor:
+            f = np.maximum(f, self._floor)
         gradients = self._recovery(np.log(np.where(f > 0, f, np.nan)))
         self._cache[time_dof] = gradients
         if len(self._cache) > self._capacity:

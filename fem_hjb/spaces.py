@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from fem_hjb._checks import DomainError, FloatArray, IntArray, SpaceError, as_points, as_times, one_of, positive_integer
 from fem_hjb.domain import as_mesh, box_mesh, truncation_box
 from fem_hjb.elements import ELEMENTS, CellRule, Element, SpatialBasis, Tables, element_named
-from fem_hjb.hermite import HermiteBasis, tensor_grids
 from fem_hjb.lagrange import MeshBasis
 from fem_hjb.laws import Box
 from fem_hjb.line_basis import LineBasis
 from fem_hjb.problem import ControlProblem
+from fem_hjb.tensor_basis import HermiteBasis, SplineBasis, tensor_grids
 
 __all__ = [
     "ELEMENTS",
@@ -26,6 +26,7 @@ __all__ = [
     "MeshBasis",
     "Space",
     "SpatialBasis",
+    "SplineBasis",
     "Tabulation",
     "spatial_basis",
 ]
@@ -36,20 +37,34 @@ _CHUNK_POINTS = 65536
 _CHUNK_DOUBLES = 1 << 22  # 32 MB per temporary
 
 
-def spatial_basis(mesh_or_grids: Any, element: str) -> SpatialBasis:
-    """The basis of an element on a scikit-fem mesh; for "hermite" also on a sequence of grids, one per axis.
+def spatial_basis(mesh_or_grids: Any, element: str, *, flat: bool = False) -> SpatialBasis:
+    """The basis of an element on a scikit-fem mesh; for smooth ones also on a sequence of grids, one per axis.
+
+    flat : of B-splines, those with vanishing normal slope at all faces (see `SplineBasis`); it says nothing on others.
 
     Raises SpaceError if the element is unknown, or not defined on these cells; DomainError for a mesh that is not of
     straight-edged cells.
     """
     row = element_named(element)
     if isinstance(mesh_or_grids, skfem.Mesh):
-        return HermiteBasis(tensor_grids(mesh_or_grids)) if row.smoothness else MeshBasis(mesh_or_grids, row.name)
+        if not row.smoothness:
+            return MeshBasis(mesh_or_grids, row.name)
+        mesh_or_grids = tensor_grids(mesh_or_grids, row.name)
     if not row.smoothness:
         raise SpaceError(f"element {row.name!r} needs a scikit-fem mesh, got {type(mesh_or_grids).__name__}")
     if not isinstance(mesh_or_grids, Sequence):
-        raise SpaceError(f"element 'hermite' needs a list of one grid per axis, got {type(mesh_or_grids).__name__}")
-    return HermiteBasis(mesh_or_grids)
+        raise SpaceError(f"element {row.name!r} needs a list of one grid per axis, got {type(mesh_or_grids).__name__}")
+    return HermiteBasis(mesh_or_grids) if row.name == "hermite" else SplineBasis(mesh_or_grids, row.name, flat=flat)
+
+
+def _time_kind(degree: int, smooth: bool) -> str:
+    p = positive_integer(degree, "time_degree", SpaceError)
+    if smooth not in (True, False):
+        raise SpaceError(f"time_smooth must be True or False, got {smooth!r}")
+    if p not in ((2, 3, 4) if smooth else (1, 2, 3)):
+        allowed = "2, 3 or 4 with time_smooth=True" if smooth else "1, 2 or 3"
+        raise SpaceError(f"time_degree must be {allowed}, got {p}")
+    return f"{'B' if smooth else 'P'}{p}"
 
 
 def _describe_outside(outside: NDArray[np.bool_], x: FloatArray, box: Box) -> str:
@@ -114,7 +129,8 @@ class Tabulation:
 class Space:
     r"""The space-time class of functions f(t, x) = sum_{k, j} C[k, j] psi_k(t) phi_j(x) on [0, T] x domain.
 
-    psi_k: continuous piecewise polynomials in time (`time`, a `LineBasis`); phi_j: a basis in space (`spatial`).
+    psi_k: piecewise polynomials in time, continuous or B-splines (`time`, a `LineBasis`), of which only the first does
+    not vanish at t = 0 and only the last at t = T; phi_j: a basis in space (`spatial`).
     Coefficients are arrays (time.n_dofs, spatial.n_dofs), or the same raveled: dof = k * spatial.n_dofs + j.
     A space-time cell is numbered (time cell) * spatial.n_cells + (cell); its local functions it * lx + ix.
 
@@ -122,8 +138,13 @@ class Space:
     ----------
     problem : gives dimension, horizon and, unless `box` or `mesh` does, the domain.
     cells : per axis of the box, one number or a tuple; 16 if not given.
-    time_cells : equal cells on [0, T];  time_degree : 1, 2 or 3.
-    element : a name in `ELEMENTS`. "hermite" is C1, as estimators with second derivatives need.
+    time_cells : equal cells on [0, T].
+    time_degree : 1, 2 or 3; with time_smooth 2, 3 or 4.
+    time_smooth : False for continuous functions of time, of which degree p has p dofs per cell; True for B-splines,
+        C^{p-1} and with one dof per cell, which need a smooth element in space.
+    element : a name in `ELEMENTS`. "hermite" is C1 and the B-splines "B2", "B3", "B4" are C1, C2, C3, as estimators
+        with second derivatives need. Where the problem's domain reflects at all faces, B-splines are those whose normal
+        slope vanishes there.
     box : a `Box`. Default: problem.domain, else a box outside which simulated paths are hardly ever seen; what it
         leaves out is `excluded_mass` (None if the domain was given).
     mesh : instead of box and cells, a scikit-fem mesh or the path of a mesh file.
@@ -146,16 +167,15 @@ class Space:
         time_cells: int = 8,
         element: str = "hermite",
         time_degree: int = 2,
+        time_smooth: bool = False,
         box: Box | None = None,
         mesh: Any = None,
     ) -> None:
         if not isinstance(problem, ControlProblem):
             raise SpaceError(f"Space needs a ControlProblem, got {type(problem).__name__}")
         row = element_named(element)
-        degree = positive_integer(time_degree, "time_degree", SpaceError)
-        if degree > 3:
-            raise SpaceError(f"time_degree must be 1, 2 or 3, got {degree}")
-        time = LineBasis.uniform(problem.horizon, positive_integer(time_cells, "time_cells", SpaceError), f"P{degree}")
+        count = positive_integer(time_cells, "time_cells", SpaceError)
+        time = LineBasis.uniform(problem.horizon, count, _time_kind(time_degree, time_smooth))
         excluded = None
         if mesh is not None:
             if box is not None or cells is not None:
@@ -184,11 +204,15 @@ class Space:
                     f" {np.asarray(box.bounds).tolist()}; leave out box="
                 )
             mesh = box_mesh(box, counts, kind)
-        self._set(time, spatial_basis(mesh, row.name), excluded)
+        flat = problem.domain is not None and bool(problem.domain.where("reflecting").all())
+        self._set(time, spatial_basis(mesh, row.name, flat=flat), excluded)
 
     @classmethod
     def product(cls, time: LineBasis, spatial: SpatialBasis, *, excluded_mass: float | None = None) -> "Space":
-        """The product of a given time basis (Lagrange, starting at 0) and a given basis in space."""
+        """The product of a given time basis, starting at 0, and a given basis in space.
+
+        In time "P1".."P4" with any basis in space, or "B2".."B4" with a smooth one.
+        """
         space = cls.__new__(cls)
         space._set(time, spatial, excluded_mass)
         return space
@@ -199,9 +223,15 @@ class Space:
                 "a Space is the product of a LineBasis and a SpatialBasis,"
                 f" got {type(time).__name__} and {type(spatial).__name__}"
             )
-        if time.smoothness or time.bounds[0] != 0.0:
+        if time.kind == "hermite" or time.flat or time.bounds[0] != 0.0:
             raise SpaceError(
-                f"the time basis must be P1..P4 on a grid that starts at 0, got {time.kind!r} from {time.bounds[0]:g}"
+                "the time basis must be P1..P4 or B2..B4, not flat, on a grid that starts at 0,"
+                f" got {'flat ' if time.flat else ''}{time.kind!r} from {time.bounds[0]:g}"
+            )
+        if time.smoothness and not spatial.smoothness:
+            raise SpaceError(
+                f"B-splines in time need a smooth element in space, such as 'hermite' or 'B3', got {spatial.element!r}:"
+                " gradients on continuous elements are recovered at time nodes; leave out time_smooth="
             )
         for name, value in (("time", time), ("spatial", spatial), ("excluded_mass", excluded_mass)):
             object.__setattr__(self, name, value)
@@ -224,7 +254,7 @@ class Space:
 
     @property
     def smoothness(self) -> int:
-        """1 if the functions are continuously differentiable in space, else 0."""
+        """How many continuous derivatives in space the functions have."""
         return self.spatial.smoothness
 
     @property
@@ -264,7 +294,13 @@ class Space:
     def interpolate(self, function: Callable[[float, FloatArray], ArrayLike]) -> FloatArray:
         """Coefficients of `shape` of the interpolant of function(t, x), called with scalar t and all nodes x (n, d)."""
         nodes = self.spatial.nodes
-        return np.stack([self.spatial.interpolate(function(float(t), nodes)) for t in self.time.nodes])
+        rows = np.stack([self.spatial.interpolate(function(float(t), nodes)) for t in self.time.nodes])
+        return self.time.interpolate(rows)
+
+    def lowest(self, coefficients: ArrayLike) -> float:
+        """The lowest value at the nodes of space and time."""
+        grid = self.coefficient_grid(coefficients)
+        return float(min(self.spatial.at_nodes(row).min() for row in self.time.at_nodes(grid)))
 
     def locate(self, t: ArrayLike, x: ArrayLike) -> tuple[IntArray, tuple[FloatArray, FloatArray]]:
         """Space-time cells (n,), -1 outside, and (tau (n,), xi (n, d)) of points x (n, d), t scalar or (n,)."""

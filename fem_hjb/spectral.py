@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.special import eval_legendre, roots_jacobi
 
 from fem_hjb._checks import DomainError, FloatArray, IntArray, SpaceError, positive_integer, real_array
-from fem_hjb.elements import ELEMENTS, CellRule, SpatialBasis, Tables, frozen, nodal_values
+from fem_hjb.elements import ELEMENTS, CellRule, ReferenceFunctions, SpatialBasis, Tables, frozen, nodal_values
 from fem_hjb.laws import Box, tensor_rule
 from fem_hjb.line_basis import LineBasis, row_products, unit_gauss
 
@@ -266,6 +266,9 @@ class SpectralBasis(SpatialBasis):
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)
 
+    def at_nodes(self, coefficients: ArrayLike) -> FloatArray:
+        return np.asarray(coefficients, dtype=np.float64)
+
     def quadrature(self, degree: int) -> CellRule:
         xi, weights = tensor_rule(*unit_gauss(degree), self.dim)
         start = _tensor([line.grid[:-1] for line in self.lines])
@@ -279,9 +282,11 @@ class SpectralBasis(SpatialBasis):
             x=start[:, None, :] + width[:, None, :] * xi,
             det=width.prod(axis=1)[:, None],
             inverse=(np.eye(self.dim) / width[:, None, :])[:, None],
-            phi=np.ascontiguousarray(row_products(flat).T),
-            dphi=np.ascontiguousarray(np.stack(dphi, axis=-1).swapaxes(0, 1)),
-            scale=None,
+            functions=ReferenceFunctions(
+                phi=np.ascontiguousarray(row_products(flat).T),
+                dphi=np.ascontiguousarray(np.stack(dphi, axis=-1).swapaxes(0, 1)),
+                scale=None,
+            ),
         )
 
     def boundary_dofs(self) -> IntArray:

@@ -1,11 +1,13 @@
-"""Rows of the forms against functions written out by hand: differences, polynomial solutions, Gaussian integrals."""
+"""Operators of the forms against functions written out by hand: differences, polynomial solutions, Gaussian laws."""
 
 import numpy as np
 import pytest
 from exactness import space_derivative, time_derivative
 
 from fem_hjb import forms, zoo
+from fem_hjb.gram import Located, operator_rows
 from fem_hjb.laws import Box, Gaussian
+from fem_hjb.line_basis import row_products
 from fem_hjb.sde import ou_transition
 from fem_hjb.spaces import Space
 
@@ -88,44 +90,65 @@ def sample():
     return rng.uniform(0, 1, 40), x, coefficients[0], coefficients[1]
 
 
+def applied(operator, time, tables):
+    """An operator applied to all products of functions of time (m, 2, k) and of space: (m, k * l), time first."""
+    m, d = tables[1].shape[0], tables[1].shape[2]
+
+    def at_points(given, *shape):
+        return np.zeros((m, *shape)) if given is None else np.broadcast_to(given, (m, *shape))
+
+    now = np.reshape(operator.value, (-1, 1)) * tables[0]
+    now = now + np.einsum("mld,md->ml", tables[1], at_points(operator.gradient, d))
+    if operator.hessian is not None:
+        now = now + np.einsum("mlij,mij->ml", tables[2], at_points(operator.hessian, d, d))
+    changing = np.reshape(operator.time, (-1, 1)) * tables[0]
+    changing = changing + np.einsum("mld,md->ml", tables[1], at_points(operator.mixed, d))
+    return row_products([time[:, 0], now]) + row_products([time[:, 1], changing])
+
+
+def slope_rows(factor, time, tables):
+    """C_k' grad of all products, (d, m, k * l)."""
+    return np.stack([applied(operator, time, tables) for operator in forms.slopes(factor)])
+
+
 def slope(h, errors):
     return np.polyfit(np.log(h), np.log(errors), 1)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Each function against the function it is a row of
+# Each operator against the function it makes of a function
 
 
 def test_rows_of_products_are_numbered_with_time_first_like_the_dofs_of_a_space(sample):
     t, x, *_ = sample
-    rows = forms.product_rows(time_tables(t)[:, 0], space_tables(x)[0])
+    rows = applied(forms.VALUE, time_tables(t), space_tables(x))
     for i in (0, 17, 39):
         expected = [t[i] ** k * x[i, 0] ** a * x[i, 1] ** b for k in range(TIME_DEGREE + 1) for a, b in POWERS]
         np.testing.assert_allclose(rows[i], expected, rtol=1e-13)
     problem = zoo.get("lq", dim=2)
     space = Space(problem, cells=3, time_cells=2, box=Box([-2.0, -2.0], [2.0, 2.0]))
-    table = space.tabulate(t, x, 1)
-    values = forms.product_rows(table.time[:, 0], table.space[0])
+    at = Located.of(space, t, x)
     coefficients = np.random.default_rng(0).standard_normal(space.n_dofs)
-    np.testing.assert_allclose(
-        (values * coefficients[space.cell_dofs(table.cells)]).sum(1), space.evaluate(coefficients, t, x), rtol=1e-11
-    )
+    for operator, name in ((forms.VALUE, "value"), (forms.RATE_OF_CHANGE, "time")):
+        rows = operator_rows(space, at, operator)
+        np.testing.assert_allclose(
+            (rows * coefficients[space.cell_dofs(at.cells)]).sum(1),
+            space.evaluate(coefficients, t, x, name),
+            rtol=1e-10,
+            atol=1e-11,
+        )
 
 
 def test_transport_is_a_directional_derivative_plus_the_rate(sample):
     t, x, c, _ = sample
     f = polynomial(c)
     velocity, growth = drift(x), rate(x)
-    h = 0.1
-    along = sum(  # order 4 in h, exact on cubics
-        w * f(t, x + k * h * velocity) for k, w in zip((-2, -1, 1, 2), (1 / 12, -2 / 3, 2 / 3, -1 / 12), strict=True)
-    )
-    phi, dphi, _ = space_tables(x)
-    rows = forms.product_rows(time_tables(t)[:, 0], forms.transport_rows(phi, dphi, velocity, growth))
-    np.testing.assert_allclose(rows @ c.ravel(), along / h + growth * f(t, x), atol=1e-11)
+    along = time_derivative(lambda s, at: f(t + s, at + s[:, None] * velocity), 0 * t, x, 0.1)  # exact up to degree 8
+    rows = applied(forms.transport(velocity, growth), time_tables(t), space_tables(x))
+    np.testing.assert_allclose(rows @ c.ravel(), -(along + growth * f(t, x)), atol=1e-10)
 
 
-def test_residual_rows_are_the_equation_applied_to_a_function(sample):
+def test_the_residual_is_the_equation_applied_to_a_function(sample):
     t, x, c, _ = sample
     f = polynomial(c)
     rate_of_change, gradient, hessian = derivatives(f, t, x)
@@ -135,31 +158,62 @@ def test_residual_rows_are_the_equation_applied_to_a_function(sample):
         + 0.5 * np.einsum("nij,nij->n", diffusion(x), hessian)
         + rate(x) * f(t, x)
     )
-    rows = forms.residual_rows(time_tables(t), space_tables(x), drift(x), diffusion(x), rate(x))
+    rows = applied(forms.residual(drift(x), diffusion(x), rate(x)), time_tables(t), space_tables(x))
     assert np.abs(rows @ c.ravel() - expected).max() < 1e-10 * np.abs(expected).max()
 
 
-def test_weak_rows_are_the_first_order_part_with_the_current_velocity(sample):
+def test_transport_is_the_first_order_part_of_the_weak_form(sample):
     t, x, c, _ = sample
     f = polynomial(c)
     rate_of_change, gradient, _ = derivatives(f, t, x)
     expected = -(rate_of_change + (drift(x) * gradient).sum(1) + rate(x) * f(t, x))
-    rows = forms.weak_rows(time_tables(t), space_tables(x)[:2], drift(x), rate(x))
+    rows = applied(forms.transport(drift(x), rate(x)), time_tables(t), space_tables(x))
     assert np.abs(rows @ c.ravel() - expected).max() < 1e-11 * np.abs(expected).max()
 
 
-def test_gradient_rows_multiply_to_the_energy(sample):
+def test_products_of_slopes_sum_to_the_energy(sample):
     t, x, c, e = sample
     Lambda = diffusion(x)
     gradients = [derivatives(polynomial(k), t, x)[1] for k in (c, e)]
-    rows = forms.gradient_rows(time_tables(t), space_tables(x)[1], np.linalg.cholesky(Lambda))
+    rows = slope_rows(np.linalg.cholesky(Lambda), time_tables(t), space_tables(x))
     assert rows.shape == (2, 40, (TIME_DEGREE + 1) * len(POWERS))
     product = ((rows @ c.ravel()) * (rows @ e.ravel())).sum(0)
     expected = np.einsum("ni,nij,nj->n", gradients[0], Lambda, gradients[1])
     assert np.abs(product - expected).max() < 1e-11 * np.abs(expected).max()
-    transposed = forms.gradient_rows(time_tables(t), space_tables(x)[1], np.linalg.cholesky(Lambda).swapaxes(1, 2))
+    transposed = slope_rows(np.linalg.cholesky(Lambda).swapaxes(1, 2), time_tables(t), space_tables(x))
     wrong = ((transposed @ c.ravel()) * (transposed @ e.ravel())).sum(0)
     assert np.abs(wrong - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("delta", [0.0, 0.3])
+def test_flux_is_half_the_energy_with_weighted_tests(sample, delta, constant):
+    """sum of products = 1/2 grad(g - delta d_t g)' Lambda grad f, also where Lambda is the same everywhere."""
+    t, x, c, e = sample
+    Lambda = diffusion(x)[7] if constant else diffusion(x)
+    g, f = polynomial(c), polynomial(e)
+
+    def weighted(t, x):
+        return g(t, x) - delta * time_derivative(g, t, x, 0.25)
+
+    products = forms.flux(np.linalg.cholesky(Lambda), delta)
+    total = sum(
+        (applied(test, time_tables(t), space_tables(x)) @ c.ravel())
+        * (applied(trial, time_tables(t), space_tables(x)) @ e.ravel())
+        for test, trial in products
+    )
+    slopes = [space_derivative(function, t, x, 0.25) for function in (weighted, f)]
+    expected = 0.5 * np.einsum("ni,nij,nj->n", slopes[0], np.broadcast_to(Lambda, (40, 2, 2)), slopes[1])
+    assert np.abs(total - expected).max() < 1e-9 * np.abs(expected).max()
+    assert len(products) == 2
+    assert all(product[0].gradient.ndim == (1 if constant else 2) for product in products)
+
+
+def test_tests_of_a_weighted_form_are_the_function_less_delta_its_rate_of_change(sample):
+    t, x, c, _ = sample
+    g = polynomial(c)
+    rows = applied(forms.tested(0.3), time_tables(t), space_tables(x))
+    np.testing.assert_allclose(rows @ c.ravel(), g(t, x) - 0.3 * time_derivative(g, t, x, 0.25), atol=1e-10)
 
 
 def test_the_two_rows_of_an_increment_add_up_to_it(sample):
@@ -179,8 +233,13 @@ def test_the_two_rows_of_an_increment_add_up_to_it(sample):
         )
         / dt
     )
-    first = forms.increment_rows(time_tables(t), space_tables(x)[:2], martingale, rate(x), dt)
-    second = forms.successor_rows(time_tables(t + dt), space_tables(after)[0], rate(after) - 0.4, dt)
+    first = applied(forms.increment(rate(x), dt, martingale), time_tables(t), space_tables(x))
+    second = applied(forms.successor(rate(after) - 0.4, dt), time_tables(t + dt), space_tables(after))
+    assert np.abs((first + second) @ c.ravel() - expected).max() < 1e-11 * np.abs(expected).max()
+    step = 0.05  # one step for all, and no correction
+    expected = -(then - now + step / 2 * (rate(x) * now - 0.4 * then)) / step
+    first = applied(forms.increment(rate(x), step), time_tables(t), space_tables(x))
+    second = applied(forms.successor(-0.4, step), time_tables(t + dt), space_tables(after))
     assert np.abs((first + second) @ c.ravel() - expected).max() < 1e-11 * np.abs(expected).max()
 
 
@@ -207,9 +266,7 @@ def test_the_residual_of_a_polynomial_solution_vanishes_pointwise():
         parts = in_time(sign)
         time = np.stack([np.stack([p(t) for p in parts], -1), np.stack([p.deriv()(t) for p in parts], -1)], axis=1)
         velocity = np.stack([x[:, 1] + a, np.full(50, b)], axis=-1)
-        rows = forms.residual_rows(
-            time, space_tables(x, powers), velocity, np.broadcast_to(Lambda, (50, 2, 2)), np.zeros(50)
-        )
+        rows = applied(forms.residual(velocity, Lambda, 0.0), time, space_tables(x, powers))
         return np.abs(rows @ np.eye(6).ravel()).max()
 
     assert residual(1.0) < 1e-13
@@ -223,9 +280,10 @@ def test_the_residual_vanishes_at_a_stationary_solution_with_a_rate():
     powers = np.array([[0], [2]])
     tables = space_tables(x, powers)
     time = np.tile(np.array([[1.0], [0.0]]), (31, 1, 1))
-    rows = forms.residual_rows(time, tables, np.zeros((31, 1)), np.ones((31, 1, 1)), rho)
+    rows = applied(forms.residual(np.zeros((31, 1)), np.ones((1, 1)), rho), time, tables)
     assert np.abs(rows.sum(1)).max() < 1e-14
-    assert np.abs(forms.residual_rows(time, tables, np.zeros((31, 1)), np.ones((31, 1, 1)), -rho).sum(1)).max() > 1
+    wrong = applied(forms.residual(np.zeros((31, 1)), np.ones((1, 1)), -rho), time, tables)
+    assert np.abs(wrong.sum(1)).max() > 1
 
 
 def test_the_residual_of_a_solution_in_a_finite_element_class_vanishes_pointwise():
@@ -237,9 +295,11 @@ def test_the_residual_of_a_solution_in_a_finite_element_class_vanishes_pointwise
     rng = np.random.default_rng(1)
     t, x = rng.uniform(0, 1, 300), rng.uniform(-3, 3, (300, 1))
     table = space.tabulate(t, x, 2)
-    rows = forms.residual_rows(table.time, table.space, np.full((300, 1), c), np.full((300, 1, 1), L), np.zeros(300))
-    residual = (rows * exact[space.cell_dofs(table.cells)]).sum(1)
-    assert np.abs(residual).max() < 1e-11
+    operator = forms.residual(np.full((300, 1), c), np.full((300, 1, 1), L), np.zeros(300))
+    ours = operator_rows(space, Located.of(space, t, x), operator)
+    for rows in (applied(operator, table.time, table.space), ours):
+        residual = (rows * exact[space.cell_dofs(table.cells)]).sum(1)
+        assert np.abs(residual).max() < 1e-11
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,13 +319,14 @@ def forms_under_the_density(divergence):
     """The matrices int E[...] at one time of the residual and of the weak form, all monomials with all."""
     law, t, x, weights = gaussian_points(0.4)
     Lambda, time, (phi, dphi, d2phi) = diffusion(x), time_tables(t), space_tables(x)
-    values = forms.product_rows(time[:, 0], phi)
-    residual = forms.residual_rows(time, (phi, dphi, d2phi), drift(x), Lambda, rate(x))
+    tables = (phi, dphi, d2phi)
+    values = applied(forms.VALUE, time, tables)
+    residual = applied(forms.residual(drift(x), Lambda, rate(x)), time, tables)
     current = forms.current_velocity(drift(x), Lambda, divergence(x), law.score(x))
-    first_order = forms.weak_rows(time, (phi, dphi), current, rate(x))
-    slopes = forms.gradient_rows(time, dphi, np.linalg.cholesky(Lambda))
-    weak = (values * weights[:, None]).T @ first_order
-    weak += 0.5 * sum((row * weights[:, None]).T @ row for row in slopes)
+    products = [(forms.VALUE, forms.transport(current, rate(x))), *forms.flux(np.linalg.cholesky(Lambda), 0.0)]
+    weak = sum(
+        (applied(test, time, tables) * weights[:, None]).T @ applied(trial, time, tables) for test, trial in products
+    )
     return (values * weights[:, None]).T @ residual, weak
 
 
@@ -322,9 +383,9 @@ def energy_gap(points, dt_weights, coefficients, drift_at, Lambda_at, rho, horiz
     for t, h in dt_weights:
         x, weights = points(t)
         time, tables, Lambda = time_tables(np.full(len(x), t)), space_tables(x, powers), Lambda_at(x)
-        f = forms.product_rows(time[:, 0], tables[0]) @ c
-        residual = forms.residual_rows(time, tables, drift_at(x), Lambda, rho(x)) @ c
-        slopes = forms.gradient_rows(time, tables[1], np.linalg.cholesky(Lambda)) @ c
+        f = applied(forms.VALUE, time, tables) @ c
+        residual = applied(forms.residual(drift_at(x), Lambda, rho(x)), time, tables) @ c
+        slopes = slope_rows(np.linalg.cholesky(Lambda), time, tables) @ c
         form += h * weights @ (residual * f)
         energy += h * weights @ (0.5 * (slopes**2).sum(0) - rho(x) * f**2)
     return form, energy
@@ -441,8 +502,7 @@ def test_noise_of_the_increment_form_at_the_solution_is_of_order_dt():
     def time(t):
         return np.tile(np.array([[1.0, np.exp(2 * t)], [0.0, 2 * np.exp(2 * t)]]), (len(x), 1, 1))
 
-    no_rate = np.zeros(len(x))
-    exact = forms.residual_rows(time(t0), space_tables(x, powers), x @ A.T, np.ones((len(x), 1, 1)), no_rate)
+    exact = applied(forms.residual(x @ A.T, np.ones((1, 1)), 0.0), time(t0), space_tables(x, powers))
     assert np.abs(exact @ coefficients).max() < 1e-14
 
     def mean_and_noise(corrected):
@@ -452,8 +512,8 @@ def test_noise_of_the_increment_form_at_the_solution_is_of_order_dt():
             after = x @ E.T + c + np.tile(z, (len(x0), 1)) * np.sqrt(S)
             dt = np.full(len(x), h)
             martingale = forms.martingale_increment(after - x, x @ A.T, after @ A.T, dt)
-            first = forms.increment_rows(time(t0), space_tables(x, powers)[:2], martingale * corrected, no_rate, dt)
-            second = forms.successor_rows(time(t0 + h), space_tables(after, powers)[0], no_rate, dt)
+            first = applied(forms.increment(0.0, dt, martingale * corrected), time(t0), space_tables(x, powers))
+            second = applied(forms.successor(0.0, dt), time(t0 + h), space_tables(after, powers))
             residual = (h * (first + second) @ coefficients).reshape(len(x0), -1)
             mean = residual @ weights
             means.append(np.abs(mean).max())

@@ -10,11 +10,11 @@ import fem_hjb
 # From the ground up. A room may import from the rooms to its left, never from one to its right or from itself.
 ORDER = [
     *("_checks", "_files", "laws", "problem", "cole_hopf", "closed_form", "mixtures", "zoo", "sde", "locate", "domain"),
-    *("line_basis", "elements", "lagrange", "hermite", "spectral", "spaces", "recovery", "forms"),
+    *("line_basis", "elements", "lagrange", "tensor_basis", "spectral", "spaces", "features", "recovery", "forms"),
     *("integrators", "collocation", "exponential", "mesh_operators", "box_operators", "density", "fokker_planck"),
     *("measures", "estimate", "solution", "compare", "newton", "background", "reach", "blocks", "box_reference"),
-    *("mesh_reference", "grids", "tolerance", "refinement", "reference", "optimality", "variational", "io"),
-    *("plotting", "cli"),
+    *("mesh_reference", "grids", "tolerance", "refinement", "reference", "optimality", "samples", "reduction", "gram"),
+    *("estimators", "assembly", "constraints", "inequality", "variational", "io", "plotting", "cli"),
 ]
 PACKAGE = Path(fem_hjb.__file__).parent
 

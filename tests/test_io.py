@@ -16,18 +16,20 @@ from fem_hjb.laws import Box
 from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import sample_paths
 from fem_hjb.solution import Solution
-from fem_hjb.spaces import LineBasis, Space
+from fem_hjb.spaces import LineBasis, Space, SplineBasis
 from fem_hjb.spectral import SpectralBasis, SpectralLine
 
 
-def make_solution(dim: int = 1, element: str = "hermite", *, mesh: object = None, stats: object = None) -> Solution:
+def make_solution(
+    dim: int = 1, element: str = "hermite", *, mesh: object = None, stats: object = None, **time: object
+) -> Solution:
     """The interpolant of the exact f in a small class: a solution without a solver."""
     problem = zoo.get("lq", dim=dim)
     where: dict[str, object] = {"box": Box([-3.0] * dim, [3.0] * dim), "cells": 4} if mesh is None else {"mesh": mesh}
     if element == "gll":
         space = Space.product(LineBasis.uniform(problem.horizon, 2, "P4"), spectral(dim))
     else:
-        space = Space(problem, time_cells=2, element=element, **where)  # type: ignore[arg-type]
+        space = Space(problem, time_cells=2, element=element, **where, **time)  # type: ignore[arg-type]
     of = gauge(problem, space.spatial.nodes, space.time.nodes)
     exact = problem.exact
     assert exact is not None
@@ -63,6 +65,11 @@ CLASSES: dict[str, Callable[[], Solution]] = {
     "Q2 2-D": lambda: make_solution(2, "Q2"),
     "P2 unstructured": lambda: make_solution(2, "P2", mesh=unstructured()),
     "hermite 3-D": lambda: make_solution(3),
+    "B2 1-D": lambda: make_solution(1, "B2"),
+    "B4 2-D": lambda: make_solution(2, "B4"),
+    "B3 3-D": lambda: make_solution(3, "B3"),
+    "B3 1-D, smooth in time": lambda: make_solution(1, "B3", time_degree=4, time_smooth=True),
+    "hermite 1-D, smooth in time": lambda: make_solution(1, time_smooth=True),
     "P2 3-D": lambda: make_solution(3, "P2"),
     "Q1 3-D": lambda: make_solution(3, "Q1"),
     "gll 1-D": lambda: make_solution(1, "gll"),
@@ -97,6 +104,28 @@ def test_spectral_lines_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert line.degree == written.degree
         for name in ("grid", "nodes", "weights", "derivative", "laplacian"):
             np.testing.assert_array_equal(getattr(line, name), getattr(written, name))
+
+
+def test_splines_come_back_with_their_knots_and_faces(tmp_path: Path) -> None:
+    problem = zoo.get("reflected", dim=2)
+    space = Space(problem, cells=(3, 4), time_cells=2, element="B3", time_degree=3, time_smooth=True)
+    of = gauge(problem, space.spatial.nodes, space.time.nodes)
+    exact = problem.exact
+    assert exact is not None
+    f = space.interpolate(lambda t, x: of.f_from_value(t, exact.value(t, x)))
+    settings = {"problem": problem, "coefficients": f, "gauge": of, "method": "interpolant", "status": "ok"}
+    save_solution(tmp_path / "a.npz", Solution(space=space, **settings))  # type: ignore[arg-type]
+    again = load_solution(tmp_path / "a.npz", problem)
+    assert isinstance(again, Solution)
+    basis, written = again.space.spatial, space.spatial
+    assert isinstance(basis, SplineBasis)
+    assert isinstance(written, SplineBasis)
+    assert basis.flat
+    assert written.flat
+    assert (basis.element, again.space.time.kind) == ("B3", "B3")
+    for one, other in zip((*basis.axes, again.space.time), (*written.axes, space.time), strict=True):
+        np.testing.assert_array_equal(one.points, other.points)
+        np.testing.assert_array_equal(one.cell_dofs, other.cell_dofs)
 
 
 def test_paths_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -261,6 +290,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another degree": (
         lambda folder: _load(_rewritten(folder, "gll", degrees=np.array([6]))),
         r"is damaged: coefficients must have shape \(9, 13\)",
+    ),
+    "splines made flat": (
+        lambda folder: _load(_rewritten(folder, "B3", flat=np.array(True))),
+        r"is damaged: coefficients must have shape \(5, 5\)",
     ),
     "another temperature": (
         lambda folder: load_solution(_written(folder)[0], zoo.get("lq", temperature=0.123)),

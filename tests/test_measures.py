@@ -1,155 +1,20 @@
-"""Gram matrices against sparse products of design matrices; measures against moments known in closed form."""
+"""Measures against sums written out by hand and moments known in closed form."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 
-from fem_hjb import fokker_planck, measures, zoo
+from fem_hjb import fokker_planck, zoo
 from fem_hjb._checks import MeasureError
 from fem_hjb.closed_form import linear_marginal
 from fem_hjb.domain import box_mesh
 from fem_hjb.laws import Box, PointMass, Uniform
-from fem_hjb.measures import Measure, SparseSum, empirical_measure, gram, law_measure, run_products
+from fem_hjb.measures import Measure, empirical_measure, law_measure, sampled_law_measure
 from fem_hjb.problem import ControlProblem, LinearDrift
 from fem_hjb.sde import Paths
 from fem_hjb.spaces import LineBasis, Space, spatial_basis
-from fem_hjb.variational import fit
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Gram matrices
-
-
-def random_cells(kind, rng):
-    """Cells of samples in random order, and how many cells there are."""
-    if kind == "even":
-        return rng.integers(0, 37, 4000), 37
-    if kind == "uneven":  # one sample in most cells, thousands in a few, none in every third
-        cells = np.concatenate([np.full(5000, 3), np.full(33, 600), rng.integers(0, 300, 150) * 3 + 1])
-        return rng.permutation(cells), 1000
-    if kind == "one cell":
-        return np.full(777, 4), 9
-    if kind == "many cells":  # more than 16 bits can number
-        return rng.integers(0, 70_000, 3000), 70_000
-    return np.zeros(0, dtype=np.int64), 5
-
-
-def design(cells, rows, n_cells):
-    """Row i holds rows[i] in the columns of its cell."""
-    m, size = rows.shape
-    columns = cells[:, None] * size + np.arange(size)
-    return sp.csr_matrix((rows.ravel(), columns.ravel(), np.arange(m + 1) * size), shape=(m, n_cells * size))
-
-
-def local_blocks(matrix, n_cells, left, right):
-    """The diagonal blocks (n_cells, left, right) of a matrix that has no others."""
-    entries = matrix.tocoo()
-    assert (entries.row // left == entries.col // right).all()
-    blocks = np.zeros((n_cells, left, right))
-    blocks[entries.row // left, entries.row % left, entries.col % right] = entries.data
-    return blocks
-
-
-def samples(kind, left=3, right=5):
-    rng = np.random.default_rng(11)
-    cells, n_cells = random_cells(kind, rng)
-    m = cells.size
-    return cells, rng.standard_normal((m, left)), rng.standard_normal((m, right)), rng.uniform(0, 2, m), n_cells
-
-
-KINDS = ["even", "uneven", "one cell", "many cells", "none"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gram_is_the_sparse_product_of_design_matrices(kind):
-    cells, left, right, weights, n_cells = samples(kind)
-    product = design(cells, left, n_cells).T @ sp.diags(weights) @ design(cells, right, n_cells)
-    expected = local_blocks(product, n_cells, 3, 5)
-    result = gram(cells, left, right, weights, n_cells)
-    assert result.shape == (n_cells, 3, 5)
-    assert np.abs(result - expected).max() <= 1e-12 * np.abs(expected).max()
-    assert not result[np.bincount(cells, minlength=n_cells) == 0].any()
-
-
-@pytest.mark.parametrize("kind", KINDS[:-1])
-@pytest.mark.parametrize(("block", "doubles"), [(1, 16), (4, 1000), (8, 1), (32, 4096)])
-def test_gram_does_not_depend_on_how_it_is_streamed(kind, block, doubles, monkeypatch):
-    given = samples(kind)
-    expected = gram(*given)
-    monkeypatch.setattr(measures, "_BLOCK", block)
-    monkeypatch.setattr(measures, "_CHUNK_DOUBLES", doubles)
-    pieces = list(measures.chunks(np.arange(given[0].size), 16))
-    assert len(pieces) > 2
-    np.testing.assert_array_equal(np.concatenate(pieces), np.arange(given[0].size))
-    assert np.abs(gram(*given) - expected).max() <= 1e-13 * np.abs(expected).max()
-
-
-def test_gram_is_symmetric_and_positive_for_equal_rows():
-    cells, left, _, weights, n_cells = samples("uneven")
-    result = gram(cells, left, left, weights, n_cells)
-    assert np.abs(result - result.swapaxes(1, 2)).max() <= 1e-13 * np.abs(result).max()
-    assert np.linalg.eigvalsh(result).min() >= -1e-12 * np.abs(result).max()
-
-
-@pytest.mark.parametrize(
-    "counts",
-    [[1], [1, 1, 1], [200], [1, 300, 2], [31, 32, 33], [64, 64]],
-    ids=lambda counts: "-".join(map(str, counts)),
-)
-def test_run_products_sum_over_consecutive_rows(counts):
-    rng = np.random.default_rng(0)
-    left, right = rng.standard_normal((sum(counts), 2)), rng.standard_normal((sum(counts), 4))
-    ends = np.cumsum(counts)
-    expected = [left[e - n : e].T @ right[e - n : e] for n, e in zip(counts, ends, strict=True)]
-    np.testing.assert_allclose(run_products(np.array(counts), left, right), expected, rtol=1e-12, atol=1e-13)
-
-
-@pytest.mark.parametrize("bound", [10, 1 << 16, (1 << 16) + 1, 1 << 40])
-def test_sorted_order_keeps_equal_keys_in_order_up_to_the_largest_key(bound):
-    keys = np.array([bound - 1, 3, 0, 3, bound - 1, 3, 0])
-    assert measures.sorted_order(keys, bound).tolist() == [2, 6, 1, 3, 5, 0, 4]
-
-
-def test_runs_of_equal_neighbours():
-    starts, counts = measures.runs(np.array([4, 4, 7, 9, 9, 9]))
-    assert starts.tolist() == [0, 2, 3]
-    assert counts.tolist() == [2, 1, 3]
-
-
-@pytest.mark.parametrize("flush", [1, 50, 1 << 23])
-def test_sparse_sum_adds_local_matrices_however_often_it_flushes(flush, monkeypatch):
-    monkeypatch.setattr(measures, "_FLUSH_DOUBLES", flush)
-    rng = np.random.default_rng(2)
-    total, expected = SparseSum(12), np.zeros((12, 12))
-    assert total.matrix().nnz == 0
-    for n in (1, 4, 9, 2, 30):
-        rows, columns = rng.integers(0, 12, (n, 3)), rng.integers(0, 12, (n, 2))  # with repetitions
-        local = rng.standard_normal((n, 3, 2))
-        total.add(rows, columns, local)
-        np.add.at(expected, (rows[:, :, None], columns[:, None, :]), local)
-        np.testing.assert_allclose(total.matrix().toarray(), expected, atol=1e-13)  # a look between does not disturb
-    unseen = SparseSum(12)
-    unseen.add(rows, columns, local)
-    unseen.add(rows, columns, -local)
-    assert np.abs(unseen.matrix().toarray()).max() < 1e-15
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"left": np.ones((2, 3))}, r"m = 3 cells, got shapes \(2, 3\), \(3, 2\) and \(3,\)"),
-        ({"right": np.ones((3, 2, 2))}, r"needs left \(m, L\), right \(m, R\) and weights \(m,\)"),
-        ({"weights": np.ones((3, 1))}, r"and \(3, 1\)"),
-        ({"cells": np.array([0, -1, 2])}, r"cells must lie in \[0, 4\), got values in \[-1, 2\]"),
-        ({"cells": np.array([0, 4, 2])}, r"cells must lie in \[0, 4\), got values in \[0, 4\]"),
-    ],
-)
-def test_gram_refuses(change, message):
-    given = {"cells": np.arange(3), "left": np.ones((3, 2)), "right": np.ones((3, 2)), "weights": np.ones(3)}
-    with pytest.raises(MeasureError, match=message):
-        gram(**(given | change), n_cells=4)
-
+from fem_hjb.learning import fit
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Trajectories
@@ -181,6 +46,18 @@ def test_empirical_measure_is_a_left_point_sum_over_the_paths():
     assert not any(array.flags.writeable for array in (measure.t, measure.x, measure.weights, measure.next_x))
 
 
+def test_measures_of_parts_of_the_paths_add_up_to_that_of_all():
+    problem, paths = zoo.get("lq", dim=2), some_paths(n=7)
+    whole = empirical_measure(problem, paths)
+    parts = [empirical_measure(problem, Paths(t=paths.t, x=paths.x[i]), n=7) for i in (slice(3), slice(3, 7))]
+    for name in ("t", "x", "weights", "next_t", "next_x", "initial_x", "initial_weights", "terminal_x"):
+        together = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(together, getattr(whole, name))
+    assert [part.paths for part in parts] == [7, 7]
+    with pytest.raises(MeasureError, match="n must be a positive integer, got 0"):
+        empirical_measure(problem, paths, n=0)
+
+
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
@@ -207,9 +84,9 @@ def moments(x, weights, degree=4):
 
 def check_slices(measure, problem, times, steps, tolerance=1e-8):
     """The points at each time, and those of X_0 and X_T, against the law's own Gauss-Hermite rule."""
-    starts, counts = measures.runs(measure.t)
+    starts = np.flatnonzero(np.diff(measure.t, prepend=-1.0))
     np.testing.assert_allclose(measure.t[starts], times, rtol=1e-14, atol=1e-15)
-    pieces = [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    pieces = [slice(*ends) for ends in zip(starts, [*starts[1:], measure.t.size], strict=True)]
     parts = [(t, measure.x[i], measure.weights[i] / h) for t, h, i in zip(times, steps, pieces, strict=True)]
     parts.append((0.0, measure.initial_x, measure.initial_weights))
     parts.append((problem.horizon, measure.terminal_x, measure.terminal_weights))
@@ -388,6 +265,57 @@ def test_law_measure_of_an_absorbed_process_holds_what_is_left():
     assert 0.2 < law.mass < 0.9
     measure = law_measure(replace(problem, initial_law=law, marginal=lambda t: law), Space(problem, cells=12))
     assert measure.terminal_weights.sum() == pytest.approx(law.mass, rel=1e-4)
+
+
+def test_a_sampled_law_has_the_moments_of_the_law_with_an_error_of_one_over_the_square_root():
+    problem = moving(dim=2, mean=[0.6, -0.3], cov=np.array([[0.5, 0.2], [0.2, 0.4]]), horizon=1.5)
+    space = wide_space(problem, cells=2)
+    times, steps = gauss_times(1.5, 2, 5)
+    sizes, errors = (100, 1000, 10_000, 100_000), []
+    for n in sizes:
+        squares = []
+        for seed in range(4):
+            measure = sampled_law_measure(problem, space, n=n, rng=seed)
+            for t, x in zip(times, measure.x.reshape(len(times), n, 2), strict=True):
+                squares.append(np.sum((x.mean(0) - problem.marginal(t).expectation) ** 2))
+        errors.append(np.sqrt(np.mean(squares)))
+        np.testing.assert_allclose(measure.t.reshape(-1, n), np.repeat(times[:, None], n, axis=1), rtol=1e-14)
+        np.testing.assert_allclose(measure.weights.reshape(-1, n), np.repeat(steps[:, None] / n, n, axis=1), rtol=1e-14)
+    assert np.polyfit(np.log(sizes), np.log(errors), 1)[0] == pytest.approx(-0.5, abs=0.05)
+    for t, x in ((0.0, measure.initial_x), (1.5, measure.terminal_x)):
+        np.testing.assert_allclose(np.cov(x.T), problem.marginal(t).covariance, atol=0.02)
+        np.testing.assert_allclose(x.mean(0), problem.marginal(t).expectation, atol=0.01)
+    last = problem.marginal(times[-1])
+    np.testing.assert_allclose(measure.score[-n:], last.score(measure.x[-n:]), rtol=1e-13)
+    assert (measure.kind, measure.paths, measure.next_t, measure.next_x) == ("law", 0, None, None)
+    for weights in (measure.initial_weights, measure.terminal_weights):
+        np.testing.assert_allclose(weights, 1 / n, rtol=1e-14)
+    again = sampled_law_measure(problem, space, n=n, rng=3)
+    np.testing.assert_array_equal(again.x, measure.x)
+    assert not np.isin(sampled_law_measure(problem, space, n=n, rng=4).x, measure.x).any()
+
+
+def test_a_sampled_law_that_starts_at_a_point_has_a_score_after_it():
+    problem = from_a_point()
+    space = wide_space(problem, cells=2, half=4.0)
+    measure = sampled_law_measure(problem, space, n=50, rng=0)
+    assert (measure.initial_x == 0.4).all()
+    law = problem.marginal(measure.t[0])
+    np.testing.assert_allclose(measure.score[:50], law.score(measure.x[:50]), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("change", "n", "message"),
+    [
+        ({"marginal": None}, 5, "knows no marginal law to draw from: give ControlProblem"),
+        ({}, 0, "n must be a positive integer, got 0"),
+        ({}, 2.5, "n must be a positive integer, got 2.5"),
+    ],
+)
+def test_a_sampled_law_refuses(change, n, message):
+    problem = replace(moving(), **change)
+    with pytest.raises(MeasureError, match=message):
+        sampled_law_measure(problem, wide_space(problem, cells=2), n=n, rng=0)
 
 
 def test_law_measure_refuses_a_space_of_another_dimension():

@@ -12,7 +12,8 @@ from fem_hjb.domain import DIMENSION, box_mesh
 from fem_hjb.laws import Box, Gaussian
 from fem_hjb.line_basis import LINE_KINDS
 from fem_hjb.problem import ControlProblem, LinearDrift
-from fem_hjb.spaces import ELEMENTS, HermiteBasis, LineBasis, MeshBasis, Space, spatial_basis
+from fem_hjb.spaces import ELEMENTS, HermiteBasis, LineBasis, MeshBasis, Space, SplineBasis, spatial_basis
+from fem_hjb.tensor_basis import TensorBasis
 
 PAIRS = [(name, kind) for name, element in ELEMENTS.items() for kind in element.kinds]
 LAGRANGE = [pair for pair in PAIRS if ELEMENTS[pair[0]].smoothness == 0]
@@ -68,7 +69,8 @@ def test_line_basis_reproduces_its_polynomials_with_derivatives(kind):
     if kind == "hermite":
         coefficients = np.stack([p(basis.points), basis.node_widths * p.deriv()(basis.points)], -1).ravel()
     else:
-        coefficients = p(basis.nodes)
+        coefficients = basis.interpolate(p(basis.nodes))
+    np.testing.assert_allclose(basis.at_nodes(coefficients), p(basis.nodes), atol=1e-12)
     s = np.linspace(0.0, 1.4, 41)
     cells, xi = basis.locate(s)
     table = basis.tabulate(cells, xi, 2)
@@ -125,7 +127,10 @@ def test_polynomials_of_its_degree_are_reproduced(name, kind):
     expected = p * (x @ direction + 0.7)[:, None] ** (p - 1) * direction
     np.testing.assert_allclose(evaluate(basis, interpolant, x, 1), expected, atol=2e-11)
     np.testing.assert_allclose(basis.project(polynomial), interpolant, atol=1e-10)
-    np.testing.assert_allclose(interpolant[basis.node_dofs], polynomial(basis.nodes))
+    np.testing.assert_allclose(basis.at_nodes(interpolant), polynomial(basis.nodes), rtol=1e-7, atol=1e-12)
+    both = basis.interpolate(np.stack([polynomial(basis.nodes), -2 * polynomial(basis.nodes)]))
+    np.testing.assert_allclose(both, [interpolant, -2 * interpolant], atol=1e-11)
+    np.testing.assert_allclose(basis.at_nodes(both)[1], -2 * polynomial(basis.nodes), atol=1e-11)
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
@@ -136,7 +141,7 @@ def test_derivatives_are_those_of_finite_differences(name, kind):
     rule = basis.quadrature(1)
     x, h = rule.x[:, 0], 1e-6 * rule.det.min() ** (1 / basis.dim)
     cells, xi = basis.locate(x)
-    for order in range(1, 2 + basis.smoothness):
+    for order in range(1, 2 + min(basis.smoothness, 1)):
         exact = np.einsum(
             "nl,nl...->n...", coefficients[basis.cell_dofs[cells]], basis.tabulate(cells, xi, order)[order]
         )
@@ -148,7 +153,7 @@ def test_derivatives_are_those_of_finite_differences(name, kind):
 
 def face_points(basis, rng):
     """Points on interior faces with a unit normal each."""
-    if isinstance(basis, HermiteBasis):
+    if isinstance(basis, TensorBasis):
         points, normals = [], []
         for k, axis in enumerate(basis.axes):
             for s in axis.points[1:-1]:
@@ -184,7 +189,20 @@ def test_functions_are_as_smooth_across_faces_as_the_registry_says(name, kind):
         assert (jump < 1e-5 * size) == (order <= basis.smoothness), (order, jump, size)
 
 
-LEVELS = {"line": (16, 32, 64), "tri": (8, 16, 32), "quad": (8, 16, 32), "tet": (6, 9, 12), "hex": (6, 9, 12)}
+def at_rule(basis, coefficients, rule):
+    """Values (nc, q) and gradients (nc, q, d) at the points of a rule, in chunks of cells."""
+    q, step = len(rule.weights), max(1, (1 << 22) // (len(rule.weights) * basis.local_size * (1 + basis.dim)))
+    parts = []
+    for start in range(0, basis.n_cells, step):
+        cells = np.arange(start, min(start + step, basis.n_cells))
+        tables = basis.tabulate(np.repeat(cells, q), np.tile(rule.xi, (cells.size, 1)), 1)
+        local = np.repeat(coefficients[basis.cell_dofs[cells]], q, axis=0)
+        parts.append([np.einsum("nl,nl...->n...", local, table) for table in tables])
+    values, gradients = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return values.reshape(-1, q), gradients.reshape(-1, q, basis.dim)
+
+
+LEVELS = {"line": (16, 32, 64), "tri": (8, 16, 32), "quad": (8, 16, 32), "tet": (6, 9, 12), "hex": (7, 10, 14)}
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
@@ -196,12 +214,9 @@ def test_interpolation_converges_with_the_orders_of_the_registry(name, kind):
         basis = spatial_basis(box_mesh(box_of(dim, 0.0, 1.0), cells, kind), name)
         coefficients = basis.interpolate(np.sin(basis.nodes @ direction + 0.3))
         rule = basis.quadrature(2 * element.degree + (2 if dim < 3 else 0))
-        local = coefficients[basis.cell_dofs] * (1.0 if rule.scale is None else rule.scale)
         phase = rule.x @ direction + 0.3
-        slopes = np.einsum(
-            "cl,lqk,cqkd->cqd", local, rule.dphi, np.broadcast_to(rule.inverse, (*phase.shape, dim, dim))
-        )
-        value = (local @ rule.phi - np.sin(phase)) ** 2
+        values, slopes = at_rule(basis, coefficients, rule)
+        value = (values - np.sin(phase)) ** 2
         gradient = ((slopes - np.cos(phase)[..., None] * direction) ** 2).sum(axis=-1)
         errors.append([np.sqrt(((e * rule.det) @ rule.weights).sum()) for e in (value, gradient)])
     widths = 1.0 / np.array(LEVELS[kind])
@@ -243,6 +258,14 @@ def test_quadrature_is_exact_and_agrees_with_tabulate(name, kind):
         fourth = (rule.x[..., 0] ** 4 * rule.det) @ rule.weights
         assert fourth.sum() == pytest.approx((2.0**5 + 1.0) / 5.0 * 3.0 ** (basis.dim - 1), rel=1e-12)
     cells = np.repeat(np.arange(basis.n_cells), len(rule.xi))
+    found, xi = basis.locate(rule.x.reshape(-1, basis.dim))
+    np.testing.assert_array_equal(found, cells)
+    np.testing.assert_allclose(xi, np.tile(rule.xi, (basis.n_cells, 1)), atol=1e-9)
+    if isinstance(basis, SplineBasis):
+        for name in ("phi", "dphi", "scale"):
+            with pytest.raises(SpaceError, match=r"B-splines differ from cell to cell.*tabulate the basis"):
+                getattr(rule, name)
+        return
     values, gradients = basis.tabulate(cells, np.tile(rule.xi, (basis.n_cells, 1)), 1)
     scale = np.ones((basis.n_cells, basis.local_size)) if rule.scale is None else rule.scale
     assembled = np.einsum("cl,lq->cql", scale, rule.phi).reshape(values.shape)
@@ -250,9 +273,6 @@ def test_quadrature_is_exact_and_agrees_with_tabulate(name, kind):
     inverse = np.broadcast_to(rule.inverse, (*rule.x.shape, basis.dim))
     assembled = np.einsum("cl,lqk,cqkd->cqld", scale, rule.dphi, inverse).reshape(gradients.shape)
     np.testing.assert_allclose(assembled, gradients, atol=1e-11)
-    found, xi = basis.locate(rule.x.reshape(-1, basis.dim))
-    np.testing.assert_array_equal(found, cells)
-    np.testing.assert_allclose(xi, np.tile(rule.xi, (basis.n_cells, 1)), atol=1e-9)
 
 
 def largest_on_faces(basis, rng, derivative):
@@ -284,6 +304,10 @@ def test_reflecting_dofs_are_the_normal_slopes_on_the_faces(name, kind):
     basis = rough_basis(name, kind, rng)
     if basis.smoothness == 0:
         assert basis.reflecting_dofs().size == 0
+        return
+    if isinstance(basis, SplineBasis):
+        with pytest.raises(SpaceError, match=r"no coefficient of 'B\d' is a slope.*flat=True"):
+            basis.reflecting_dofs()
         return
     seen = largest_on_faces(basis, rng, 1) > 1e-4
     np.testing.assert_array_equal(np.flatnonzero(seen), basis.reflecting_dofs())
@@ -349,6 +373,7 @@ def test_hermite_lives_on_tensor_meshes_too():
 # ------------------------------------------------------------------------------------------- space and time
 
 CLASSES = [("hermite", 1), ("hermite", 2), ("hermite", 3), ("P2", 1), ("P2", 2), ("Q2", 2), ("P1", 3), ("Q1", 3)]
+CLASSES += [("B2", 1), ("B3", 2), ("B4", 1), ("B2", 3)]
 
 
 def make_space(element, dim, **changes):
@@ -362,11 +387,12 @@ def test_evaluation_is_the_product_of_the_bases(element, dim):
     rng = np.random.default_rng(9)
     coefficients = rng.standard_normal(space.shape)
     t, x = rng.uniform(0, 2, 50), rng.uniform(-1, 2, (50, dim))
-    table = space.tabulate(t, x, 1 + space.smoothness)
+    smooth = space.smoothness > 0
+    table = space.tabulate(t, x, 1 + smooth)
     local = coefficients.ravel()[space.cell_dofs(table.cells)]
-    names = ["value", "time", "gradient", "hessian"][: 3 + space.smoothness]
+    names = ["value", "time", "gradient", "hessian"][: 3 + smooth]
     tables = [table.values, table.time_derivatives, table.gradients]
-    tables += [table.hessians] if space.smoothness else []
+    tables += [table.hessians] if smooth else []
     for name, functions in zip(names, tables, strict=True):
         assert functions.shape[:2] == (50, space.local_size)
         expected = np.einsum("ml,ml...->m...", local, functions)
@@ -505,7 +531,11 @@ def test_a_mesh_of_ones_own():
             r"'Q2' is not defined on a mesh of tri cells; use one of 'P1', 'P2', 'P3', 'P4'",
             lambda: spatial_basis(skfem.MeshTri(), "Q2"),
         ),
-        (SpaceError, r"C1 on boxes only, got a mesh of 2 tri cells", lambda: spatial_basis(skfem.MeshTri(), "hermite")),
+        (
+            SpaceError,
+            r"'hermite' is smooth on boxes only, got a mesh of 2 tri cells",
+            lambda: spatial_basis(skfem.MeshTri(), "hermite"),
+        ),
         (DomainError, r"straight-edged.*got MeshTri2", lambda: spatial_basis(skfem.MeshTri2.init_circle(1), "P2")),
         (SpaceError, r"'P2' needs a scikit-fem mesh, got list", lambda: spatial_basis([[0.0, 1.0]], "P2")),
         (SpaceError, r"one grid per axis, got int", lambda: spatial_basis(3, "hermite")),
@@ -535,7 +565,7 @@ def test_a_mesh_of_ones_own():
         (SpaceError, r"product of a LineBasis and a SpatialBasis, got float", lambda: Space.product(1.0, None)),
         (
             SpaceError,
-            r"P1..P4 on a grid that starts at 0, got 'P1' from 1",
+            r"P1..P4 or B2..B4, not flat, on a grid that starts at 0, got 'P1' from 1",
             lambda: Space.product(LineBasis([1.0, 2.0], "P1"), HermiteBasis([[0.0, 1.0]])),
         ),
         (

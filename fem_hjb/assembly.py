@@ -1,0 +1,364 @@
+"""The system B c = l of a class under a measure, with the Gram matrices by which it is judged, in one pass over it."""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, final
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from fem_hjb import forms
+from fem_hjb._checks import DomainError, FloatArray, IntArray, MeasureError, one_of
+from fem_hjb.cole_hopf import Gauge, gauge
+from fem_hjb.estimators import ESTIMATORS, Setting, Terms
+from fem_hjb.forms import RATE_OF_CHANGE, VALUE, Operator, Product
+from fem_hjb.gram import GramSums, Load, Located, PairSums, Scatter, gram_sums, take
+from fem_hjb.measures import Measure, empirical_measure
+from fem_hjb.problem import ControlProblem
+from fem_hjb.reduction import tree_sum
+from fem_hjb.samples import PathSource, array_source
+from fem_hjb.sde import Paths
+from fem_hjb.spaces import Space
+
+_SAMPLES = 1 << 18  # per chunk
+_PROBES = 1 << 15  # samples kept to look at the solution
+_STEP = 6e-6  # of central differences of the terminal reward, relative to the size of the domain
+
+Data = Paths | Measure | PathSource
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class System:
+    """B[f, g] = l(g) on a class under a measure; matrices (N, N) have tests as rows and trials as columns.
+
+    form : B.  load : l.
+    mass : int E[f g] dt + E[f_T g_T], what the measure sees of a function at all.
+    energy : E[f, g] = mass + E[f_0 g_0] + int E[grad f' Lambda grad g + s d_t f d_t g] dt. With delta > 0, s = delta
+        and delta/2 (E[grad f_T' Lambda grad g_T] + E[grad f_0' Lambda grad g_0]) is added: B is then coercive and
+        bounded in the norm of E. With delta = 0, s is the time step of the samples (0 under quadrature): left-point
+        sums perturb int f d_t f by terms that no norm without it controls.
+    paths, samples, dropped : counts; paths is 0 under a law.
+    probe_t, probe_x, probe_weights : some of the samples.
+    """
+
+    problem: ControlProblem
+    space: Space
+    gauge: Gauge
+    estimator: str
+    delta: float
+    kind: str
+    form: sp.csr_matrix
+    mass: sp.csr_matrix
+    energy: sp.csr_matrix
+    load: FloatArray
+    paths: int
+    samples: int
+    dropped: int
+    probe_t: FloatArray
+    probe_x: FloatArray
+    probe_weights: FloatArray
+
+
+def assemble(
+    problem: ControlProblem,
+    data: Data,
+    space: Space,
+    *,
+    estimator: str = "generator",
+    delta: float = 0.0,
+    outside: str = "error",
+    executor: Executor | None = None,
+    constants: Gauge | None = None,
+) -> System:
+    """The system of an estimator (`estimators.ESTIMATORS`); arguments as those of `fit`.
+
+    constants : a gauge other than the one the nodes of the space give. Raises as `fit` does.
+    """
+    return finish(
+        sums_over(
+            problem,
+            data,
+            space,
+            estimator=estimator,
+            delta=delta,
+            outside=outside,
+            executor=executor,
+            constants=constants,
+        )
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sums:
+    """What one pass over (a part of) a measure gives; sums over parts add up."""
+
+    setting: Setting
+    estimator: str
+    kind: str
+    paths: int
+    samples: int
+    dropped: int
+    interior: GramSums
+    pairs: PairSums
+    terminal: GramSums
+    initial: GramSums
+    probes: tuple[FloatArray, FloatArray, FloatArray]
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return replace(
+            self,
+            samples=self.samples + other.samples,
+            dropped=self.dropped + other.dropped,
+            interior=self.interior + other.interior,
+            pairs=self.pairs + other.pairs,
+            terminal=self.terminal + other.terminal,
+            initial=self.initial + other.initial,
+        )
+
+
+def sums_over(
+    problem: ControlProblem,
+    data: Data,
+    space: Space,
+    *,
+    estimator: str,
+    delta: float = 0.0,
+    outside: str = "error",
+    executor: Executor | None = None,
+    constants: Gauge | None = None,
+) -> Sums:
+    """The sums of `assemble`, before they are made into matrices."""
+    one_of(estimator, "estimator", tuple(ESTIMATORS), MeasureError)
+    one_of(outside, "outside", ("error", "drop"), MeasureError)
+    row = ESTIMATORS[estimator]
+    row.check(space, delta)
+    if space.dim != problem.dim:
+        raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
+    if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
+        raise DomainError(
+            f"fit is for processes on R^d or reflected at all faces of a box, but the domain of {problem.name!r} is"
+            f" {problem.domain}; solve such a problem with `solve`"
+        )
+    if constants is None:
+        constants = gauge(problem, space.spatial.nodes, space.time.nodes)
+    setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)
+    if isinstance(data, Measure):
+        if data.dim != problem.dim:
+            raise MeasureError(f"the measure is of dimension {data.dim}, the problem has dim={problem.dim}")
+        pieces = _pieces(data)
+        return tree_sum(
+            lambda i: _sums(setting, estimator, outside, pieces[i]), len(pieces), Sums.__add__, executor=executor
+        )
+    source = data
+    if isinstance(data, Paths):
+        source = array_source(data, chunk=max(1, _SAMPLES // data.steps))
+    if not isinstance(source, PathSource):
+        raise MeasureError(
+            f"expected Paths, as sample_paths returns them, a PathSource or a Measure, got {type(data).__name__}"
+        )
+    source.check(problem)
+    task = partial(_chunk, setting, estimator, outside, source)
+    return tree_sum(task, source.chunk_count, Sums.__add__, executor=executor)
+
+
+def _chunk(setting: Setting, estimator: str, outside: str, source: PathSource, i: int) -> Sums:
+    measure = empirical_measure(setting.problem, source.chunk(i), n=source.n)
+    return _sums(setting, estimator, outside, measure)
+
+
+def _pieces(measure: Measure) -> list[Measure]:
+    """A measure as a sum of smaller ones: of whole paths, or of points of a law and a share of the slices at 0, T."""
+    m, paths = measure.t.size, len(measure.terminal_x)
+    if m <= _SAMPLES:
+        return [measure]
+    whole = measure.kind == "empirical"
+    steps = m // paths if whole and m % paths == 0 and len(measure.initial_x) == paths else 1
+    if whole and steps == 1 and m != paths:
+        return [measure]
+    pieces = []
+    size = max(1, _SAMPLES // steps)
+    for first in range(0, m // steps, size):
+        rows = slice(first * steps, (first + size) * steps)
+        parts: dict[str, Any] = {}
+        for name in ("t", "x", "weights", "next_t", "next_x", "score"):
+            given = getattr(measure, name)
+            parts[name] = None if given is None else given[rows]
+        for name in ("initial", "terminal"):
+            ends = slice(first, first + size) if whole else slice(None)
+            weights = getattr(measure, f"{name}_weights")[ends]
+            parts[f"{name}_x"] = getattr(measure, f"{name}_x")[ends]
+            parts[f"{name}_weights"] = weights if whole else weights * (measure.t[rows].size / m)
+        pieces.append(replace(measure, **parts))
+    return pieces
+
+
+def _sums(setting: Setting, estimator: str, outside: str, measure: Measure) -> Sums:
+    """One pass over a measure."""
+    terms = ESTIMATORS[estimator].terms(setting, measure)
+    interior, pairs, dropped = _interior(setting, terms, measure, outside)
+    terminal, more = _terminal(setting, ESTIMATORS[estimator].weighted, measure, outside)
+    initial, fewer = _initial(setting, measure, outside)
+    stride = -(-measure.t.size // _PROBES)
+    return Sums(
+        setting=setting,
+        estimator=estimator,
+        kind=measure.kind,
+        paths=measure.paths,
+        samples=measure.t.size,
+        dropped=dropped + more + fewer,
+        interior=interior,
+        pairs=pairs,
+        terminal=terminal,
+        initial=initial,
+        probes=tuple(np.array(part[::stride]) for part in (measure.t, measure.x, measure.weights)),  # type: ignore[arg-type]
+    )
+
+
+def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) -> tuple[GramSums, PairSums, int]:
+    """int E[...] dt: the form, the mass and the energy; and the part of the form with successors."""
+    space = setting.space
+    here = Located.of(space, measure.t, measure.x)
+    missing = here.cells < 0
+    then = None
+    if terms.ahead and measure.next_t is not None and measure.next_x is not None:
+        then = Located.of(space, measure.next_t, measure.next_x)
+        missing = missing | (then.cells < 0)
+    energy: list[Product] = [(op, op) for op in forms.slopes(setting.factor(measure.t, measure.x))]
+    weight: float | FloatArray = setting.delta
+    if not setting.delta and measure.next_t is not None:
+        steps = measure.next_t - measure.t
+        weight = float(steps[0]) if np.ptp(steps) <= 1e-12 * steps[0] else steps
+    if np.ndim(weight) or weight:
+        energy.append((RATE_OF_CHANGE, Operator(time=weight)))
+    products: list[Sequence[Product]] = [terms.here, [(VALUE, VALUE)], energy]
+    inside = _inside(setting, measure.t, measure.x, missing, outside)
+    sums, pairs = gram_sums(space), PairSums(space)
+    weights, ahead, loads = measure.weights, terms.ahead, terms.load
+    if inside.size < missing.size:
+        here, weights = here.take(inside), weights[inside]
+        products = [take(form, inside) for form in products]
+        ahead, then = take(ahead, inside), None if then is None else then.take(inside)
+        loads = [(test, target[inside]) for (test, _), (_, target) in zip(_self(loads, inside), loads, strict=True)]
+    sums.add(here, weights, products, loads)
+    if then is not None:
+        pairs.add(here, then, weights, ahead)
+    return sums, pairs, missing.size - inside.size
+
+
+def _self(loads: Sequence[Load], rows: IntArray) -> list[Product]:
+    return take([(test, test) for test, _ in loads], rows)
+
+
+def _inside(
+    setting: Setting, t: FloatArray | float, x: FloatArray, missing: NDArray[np.bool_], outside: str
+) -> IntArray:
+    """Indices of the points that are inside; those that are not are refused, or dropped and counted."""
+    count = int(missing.sum())
+    lower, upper = setting.space.spatial.box.bounds
+    where = f"the space's domain of bounding box {lower.tolist()} to {upper.tolist()}"
+    if count == missing.size:
+        raise MeasureError(f"all {count} samples lie outside {where}: this box or mesh does not fit them")
+    if count and outside == "error":
+        first = int(np.argmax(missing))
+        raise MeasureError(
+            f"{count} of {missing.size} samples lie outside {where}, the first (or its successor) at "
+            f"t={np.broadcast_to(t, missing.shape)[first]:.4g}, x={x[first].tolist()}; build the Space with a larger "
+            "box=, or pass outside='drop' to leave them out"
+        )
+    return np.flatnonzero(~missing)
+
+
+def _slice(
+    setting: Setting, t: float, x: FloatArray, weights: FloatArray, outside: str
+) -> tuple[Located, FloatArray, FloatArray, int]:
+    """Located points of X_t that are inside, their states and weights, and how many were dropped."""
+    at = Located.of(setting.space, np.full(len(x), t), x)
+    inside = _inside(setting, t, x, at.cells < 0, outside)
+    return at.take(inside), x[inside], weights[inside], len(x) - inside.size
+
+
+def _initial(setting: Setting, measure: Measure, outside: str) -> tuple[GramSums, int]:
+    """E[f_0 g_0] and, with delta, delta/2 E[grad f_0' Lambda grad g_0]: the energy."""
+    at, x, weights, dropped = _slice(setting, 0.0, measure.initial_x, measure.initial_weights, outside)
+    sums = gram_sums(setting.space)
+    sums.add(at, weights, [[(VALUE, VALUE), *_weighted_slopes(setting, 0.0, x)]])
+    return sums, dropped
+
+
+def _terminal(setting: Setting, weighted: bool, measure: Measure, outside: str) -> tuple[GramSums, int]:
+    """At T: E[f g] and the load E[f_T* g], f_T* = exp((y - c_y)/alpha), of form, mass and energy.
+
+    With delta the form has delta E[1/2 grad(f - f_T*)' Lambda grad g - rho (f - f_T*) g] too, which makes it coercive:
+    it turns the end at T of -delta int E[G f d_t f] from negative to positive.
+    """
+    problem, delta = setting.problem, setting.delta
+    horizon = problem.horizon
+    at, x, weights, dropped = _slice(setting, horizon, measure.terminal_x, measure.terminal_weights, outside)
+    target = setting.gauge.terminal_f(problem, x)
+    form: list[Product] = [(VALUE, VALUE)]
+    loads: list[Load] = [(VALUE, target)]
+    energy = _weighted_slopes(setting, horizon, x)
+    if delta and weighted:
+        form += energy
+        times = np.full(len(x), horizon)
+        rate = setting.rate(times, x)
+        form.append((VALUE, Operator(value=-delta * rate)))
+        loads.append((VALUE, np.asarray(-delta * rate * target)))
+        pull = np.einsum("...ij,...j->...i", setting.diffusion(times, x), _terminal_slope(setting, x))
+        loads.append((Operator(gradient=0.5 * delta * pull), np.ones(len(x))))
+    sums = gram_sums(setting.space)
+    sums.add(at, weights, [form, [(VALUE, VALUE)], energy], loads)
+    return sums, dropped
+
+
+def _weighted_slopes(setting: Setting, t: float, x: FloatArray) -> list[Product]:
+    """delta/2 grad f' Lambda grad g."""
+    if not setting.delta:
+        return []
+    factor = np.sqrt(0.5 * setting.delta) * setting.factor(np.full(len(x), t), x)
+    return [(op, op) for op in forms.slopes(factor)]
+
+
+def _terminal_slope(setting: Setting, x: FloatArray) -> FloatArray:
+    """grad f_T* (m, d), by central differences."""
+    lower, upper = setting.space.spatial.box.bounds
+    size = float((upper - lower).max())
+    step = _STEP * (size if np.isfinite(size) else max(1.0, float(np.abs(x).max())))
+    columns = []
+    for shift in step * np.eye(x.shape[1]):
+        ahead, behind = (setting.gauge.terminal_f(setting.problem, x + sign * shift) for sign in (1.0, -1.0))
+        columns.append((ahead - behind) / (2.0 * step))
+    return np.stack(columns, axis=1)
+
+
+def finish(sums: Sums) -> System:
+    """The matrices of what has been summed."""
+    setting = sums.setting
+    scatter = Scatter(setting.space)
+    form, mass, energy = sums.interior.matrices(scatter)
+    terminal_form, terminal_mass, terminal_energy = sums.terminal.matrices(scatter)
+    (initial,) = sums.initial.matrices(scatter)
+    mass = mass + terminal_mass
+    return System(
+        problem=setting.problem,
+        space=setting.space,
+        gauge=setting.gauge,
+        estimator=sums.estimator,
+        delta=setting.delta,
+        kind=sums.kind,
+        form=(form + terminal_form + sums.pairs.matrix()).tocsr(),
+        mass=mass.tocsr(),
+        energy=(mass + energy + terminal_energy + initial).tocsr(),
+        load=sums.interior.load() + sums.terminal.load(),
+        paths=sums.paths,
+        samples=sums.samples,
+        dropped=sums.dropped,
+        probe_t=sums.probes[0],
+        probe_x=sums.probes[1],
+        probe_weights=sums.probes[2],
+    )
