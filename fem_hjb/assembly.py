@@ -25,7 +25,6 @@ from fem_hjb.spaces import Space
 
 _SAMPLES = 1 << 18  # per chunk
 _PROBES = 1 << 15  # samples kept to look at the solution
-_STEP = 6e-6  # of central differences of the terminal reward, relative to the size of the domain
 
 Data = Paths | Measure | PathSource
 
@@ -94,22 +93,23 @@ def assemble(
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Sums:
-    """What one pass over (a part of) a measure gives; sums over parts add up."""
+class Part:
+    """What one pass over a part of a measure gives; parts add up. Without the problem, so that workers can send it.
 
-    setting: Setting
-    estimator: str
+    samples, dropped (3,) : how many there were, and how many of them outside: inside [0, T), at 0 and at T.
+    """
+
     kind: str
     paths: int
-    samples: int
-    dropped: int
+    samples: IntArray
+    dropped: IntArray
     interior: GramSums
     pairs: PairSums
     terminal: GramSums
     initial: GramSums
     probes: tuple[FloatArray, FloatArray, FloatArray]
 
-    def __add__(self, other: "Sums") -> "Sums":
+    def __add__(self, other: "Part") -> "Part":
         return replace(
             self,
             samples=self.samples + other.samples,
@@ -119,6 +119,16 @@ class Sums:
             terminal=self.terminal + other.terminal,
             initial=self.initial + other.initial,
         )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sums:
+    """What one pass over a measure gives, before it is made into matrices."""
+
+    setting: Setting
+    estimator: str
+    total: Part
 
 
 def sums_over(
@@ -151,35 +161,42 @@ def sums_over(
         if data.dim != problem.dim:
             raise MeasureError(f"the measure is of dimension {data.dim}, the problem has dim={problem.dim}")
         pieces = _pieces(data)
-        return tree_sum(
-            lambda i: _sums(setting, estimator, outside, pieces[i]), len(pieces), Sums.__add__, executor=executor
-        )
-    source = data
-    if isinstance(data, Paths):
-        source = array_source(data, chunk=max(1, _SAMPLES // data.steps))
-    if not isinstance(source, PathSource):
-        raise MeasureError(
-            f"expected Paths, as sample_paths returns them, a PathSource or a Measure, got {type(data).__name__}"
-        )
-    source.check(problem)
-    task = partial(_chunk, setting, estimator, outside, source)
-    return tree_sum(task, source.chunk_count, Sums.__add__, executor=executor)
+        task = partial(_piece, setting, estimator, outside, pieces)
+        count = len(pieces)
+    else:
+        source = data
+        if isinstance(data, Paths):
+            source = array_source(data, chunk=max(1, _SAMPLES // data.steps))
+        if not isinstance(source, PathSource):
+            raise MeasureError(
+                f"expected Paths, as sample_paths returns them, a PathSource or a Measure, got {type(data).__name__}"
+            )
+        source.check(problem)
+        task = partial(_chunk, setting, estimator, outside, source)
+        count = source.chunk_count
+    total = tree_sum(task, count, Part.__add__, executor=executor)
+    if (total.dropped == total.samples).any():
+        none = total.samples[total.dropped == total.samples].max()
+        raise MeasureError(f"all {none} samples lie outside {_where(space)}: this box or mesh does not fit them")
+    return Sums(setting=setting, estimator=estimator, total=total)
 
 
-def _chunk(setting: Setting, estimator: str, outside: str, source: PathSource, i: int) -> Sums:
+def _piece(setting: Setting, estimator: str, outside: str, pieces: Sequence[Measure], i: int) -> Part:
+    return _part(setting, estimator, outside, pieces[i], ends=pieces[i].kind == "empirical" or i == 0)
+
+
+def _chunk(setting: Setting, estimator: str, outside: str, source: PathSource, i: int) -> Part:
     measure = empirical_measure(setting.problem, source.chunk(i), n=source.n)
-    return _sums(setting, estimator, outside, measure)
+    return _part(setting, estimator, outside, measure)
 
 
 def _pieces(measure: Measure) -> list[Measure]:
-    """A measure as a sum of smaller ones: of whole paths, or of points of a law and a share of the slices at 0, T."""
+    """A measure as a sum of smaller ones: of whole paths; or of points of a law, with the slices at 0 and T in each."""
     m, paths = measure.t.size, len(measure.terminal_x)
-    if m <= _SAMPLES:
-        return [measure]
     whole = measure.kind == "empirical"
-    steps = m // paths if whole and m % paths == 0 and len(measure.initial_x) == paths else 1
-    if whole and steps == 1 and m != paths:
+    if m <= _SAMPLES or (whole and not _is_path_by_path(measure)):
         return [measure]
+    steps = m // paths if whole else 1
     pieces = []
     size = max(1, _SAMPLES // steps)
     for first in range(0, m // steps, size):
@@ -190,27 +207,36 @@ def _pieces(measure: Measure) -> list[Measure]:
             parts[name] = None if given is None else given[rows]
         for name in ("initial", "terminal"):
             ends = slice(first, first + size) if whole else slice(None)
-            weights = getattr(measure, f"{name}_weights")[ends]
             parts[f"{name}_x"] = getattr(measure, f"{name}_x")[ends]
-            parts[f"{name}_weights"] = weights if whole else weights * (measure.t[rows].size / m)
+            parts[f"{name}_weights"] = getattr(measure, f"{name}_weights")[ends]
         pieces.append(replace(measure, **parts))
     return pieces
 
 
-def _sums(setting: Setting, estimator: str, outside: str, measure: Measure) -> Sums:
-    """One pass over a measure."""
+def _is_path_by_path(measure: Measure) -> bool:
+    """Whether the points are those of as many paths as end and begin, one after the other, all at the same times."""
+    m, paths = measure.t.size, len(measure.terminal_x)
+    if m % paths or len(measure.initial_x) != paths:
+        return False
+    times = measure.t.reshape(paths, -1)
+    return bool((times == times[0]).all() and (np.diff(times[0]) > 0).all())
+
+
+def _part(setting: Setting, estimator: str, outside: str, measure: Measure, *, ends: bool = True) -> Part:
+    """One pass over a measure. ends : whether over its slices at 0 and T too."""
     terms = ESTIMATORS[estimator].terms(setting, measure)
     interior, pairs, dropped = _interior(setting, terms, measure, outside)
-    terminal, more = _terminal(setting, ESTIMATORS[estimator].weighted, measure, outside)
-    initial, fewer = _initial(setting, measure, outside)
+    terminal = initial = gram_sums(setting.space)
+    dropped_at_0 = dropped_at_T = 0
+    if ends:
+        terminal, dropped_at_T = _terminal(setting, ESTIMATORS[estimator].weighted, measure, outside)
+        initial, dropped_at_0 = _initial(setting, measure, outside)
     stride = -(-measure.t.size // _PROBES)
-    return Sums(
-        setting=setting,
-        estimator=estimator,
+    return Part(
         kind=measure.kind,
         paths=measure.paths,
-        samples=measure.t.size,
-        dropped=dropped + more + fewer,
+        samples=np.array([measure.t.size, ends * len(measure.initial_x), ends * len(measure.terminal_x)]),
+        dropped=np.array([dropped, dropped_at_0, dropped_at_T]),
         interior=interior,
         pairs=pairs,
         terminal=terminal,
@@ -232,7 +258,8 @@ def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) ->
     weight: float | FloatArray = setting.delta
     if not setting.delta and measure.next_t is not None:
         steps = measure.next_t - measure.t
-        weight = float(steps[0]) if np.ptp(steps) <= 1e-12 * steps[0] else steps
+        even = measure.kind == "empirical" and np.ptp(steps) <= 1e-12 * steps[0]  # of a law, a part may look even
+        weight = float(steps[0]) if even else steps
     if np.ndim(weight) or weight:
         energy.append((RATE_OF_CHANGE, Operator(time=weight)))
     products: list[Sequence[Product]] = [terms.here, [(VALUE, VALUE)], energy]
@@ -259,18 +286,19 @@ def _inside(
 ) -> IntArray:
     """Indices of the points that are inside; those that are not are refused, or dropped and counted."""
     count = int(missing.sum())
-    lower, upper = setting.space.spatial.box.bounds
-    where = f"the space's domain of bounding box {lower.tolist()} to {upper.tolist()}"
-    if count == missing.size:
-        raise MeasureError(f"all {count} samples lie outside {where}: this box or mesh does not fit them")
     if count and outside == "error":
         first = int(np.argmax(missing))
         raise MeasureError(
-            f"{count} of {missing.size} samples lie outside {where}, the first (or its successor) at "
+            f"{count} of {missing.size} samples lie outside {_where(setting.space)}, the first (or its successor) at "
             f"t={np.broadcast_to(t, missing.shape)[first]:.4g}, x={x[first].tolist()}; build the Space with a larger "
             "box=, or pass outside='drop' to leave them out"
         )
     return np.flatnonzero(~missing)
+
+
+def _where(space: Space) -> str:
+    lower, upper = space.spatial.box.bounds
+    return f"the space's domain of bounding box {lower.tolist()} to {upper.tolist()}"
 
 
 def _slice(
@@ -326,9 +354,7 @@ def _weighted_slopes(setting: Setting, t: float, x: FloatArray) -> list[Product]
 
 def _terminal_slope(setting: Setting, x: FloatArray) -> FloatArray:
     """grad f_T* (m, d), by central differences."""
-    lower, upper = setting.space.spatial.box.bounds
-    size = float((upper - lower).max())
-    step = _STEP * (size if np.isfinite(size) else max(1.0, float(np.abs(x).max())))
+    step = setting.spacing
     columns = []
     for shift in step * np.eye(x.shape[1]):
         ahead, behind = (setting.gauge.terminal_f(setting.problem, x + sign * shift) for sign in (1.0, -1.0))
@@ -338,11 +364,11 @@ def _terminal_slope(setting: Setting, x: FloatArray) -> FloatArray:
 
 def finish(sums: Sums) -> System:
     """The matrices of what has been summed."""
-    setting = sums.setting
+    setting, total = sums.setting, sums.total
     scatter = Scatter(setting.space)
-    form, mass, energy = sums.interior.matrices(scatter)
-    terminal_form, terminal_mass, terminal_energy = sums.terminal.matrices(scatter)
-    (initial,) = sums.initial.matrices(scatter)
+    form, mass, energy = total.interior.matrices(scatter)
+    terminal_form, terminal_mass, terminal_energy = total.terminal.matrices(scatter)
+    (initial,) = total.initial.matrices(scatter)
     mass = mass + terminal_mass
     return System(
         problem=setting.problem,
@@ -350,15 +376,15 @@ def finish(sums: Sums) -> System:
         gauge=setting.gauge,
         estimator=sums.estimator,
         delta=setting.delta,
-        kind=sums.kind,
-        form=(form + terminal_form + sums.pairs.matrix()).tocsr(),
+        kind=total.kind,
+        form=(form + terminal_form + total.pairs.matrix()).tocsr(),
         mass=mass.tocsr(),
         energy=(mass + energy + terminal_energy + initial).tocsr(),
-        load=sums.interior.load() + sums.terminal.load(),
-        paths=sums.paths,
-        samples=sums.samples,
-        dropped=sums.dropped,
-        probe_t=sums.probes[0],
-        probe_x=sums.probes[1],
-        probe_weights=sums.probes[2],
+        load=total.interior.load() + total.terminal.load(),
+        paths=total.paths,
+        samples=int(total.samples[0]),
+        dropped=int(total.dropped.sum()),
+        probe_t=total.probes[0],
+        probe_x=total.probes[1],
+        probe_weights=total.probes[2],
     )

@@ -17,7 +17,7 @@ from rich.status import Status
 from rich.table import Table
 from typer.core import TyperGroup
 
-from fem_hjb import plotting, zoo
+from fem_hjb import experiments, plotting, zoo
 from fem_hjb._checks import FemHjbError, ProblemError
 from fem_hjb._files import atomic_folder
 from fem_hjb.compare import Comparison, compare
@@ -31,6 +31,7 @@ from fem_hjb.reference import solve
 from fem_hjb.sde import sample_paths
 from fem_hjb.solution import ProductSolution, Solution
 from fem_hjb.spaces import Space
+from fem_hjb.trials import Trial, save_trial
 
 _CELLS = {1: (16, 8), 2: (8, 4), 3: (3, 2)}  # per axis, and in time: few enough for some thousand trajectories
 
@@ -241,6 +242,53 @@ def solve_command(
             "relative errors against the exact solution",
         )
     print(folder / "solution.npz")
+
+
+@app.command("experiment")
+def experiment_command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Which experiment; without one they are listed.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small version, of half a minute at most.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default results/experiments.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run an experiment, print its table and claims, write NAME.csv, NAME.json, NAME.png; exit code 1 if one fails."""
+    if name is None:
+        listing = Table("name", "what it shows")
+        for known in experiments.names():
+            listing.add_row(known, str(experiments.get(known).__doc__).splitlines()[0])
+        _stdout().print(listing)
+        return
+    console = Console(stderr=True, soft_wrap=True)
+    module = experiments.get(name)
+    with _stage(console, name):
+        trial = experiments.run(name, quick=quick)
+    files = save_trial(Path("results", "experiments") if out is None else out, trial, module.figure(trial))
+    print(trial.title)
+    _print_trial(trial)
+    for file in files:
+        print(file)
+    if not trial.as_expected:
+        raise typer.Exit(1)
+
+
+def _print_trial(trial: Trial) -> None:
+    table = Table(*trial.columns)
+    for row in trial.rows:
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    claims = Table("claim (a control must fall outside its band)", "value", "band", "")
+    for claim in trial.claims:
+        text = f"control: {claim.text}" if claim.control else claim.text
+        claims.add_row(
+            text,
+            f"{claim.value:.4g}",
+            f"[{claim.low:g}, {claim.high:g}]",
+            "as expected" if claim.as_expected else "NOT AS EXPECTED",
+        )
+    for part in (table, claims):
+        _stdout().print(part)
+    print(f"{trial.seconds / 60:.1f} minutes")
 
 
 @app.command("zoo")

@@ -60,7 +60,7 @@ __all__ = [
 
 Sides = NDArray[np.int8]
 
-_ACTIVE_STEPS = 30
+_ACTIVE_STEPS = 60
 _POLISH_STEPS = 8
 _INTERIOR_STEPS = 100
 _STAGNATION = 6  # interior-point steps without progress after which it is done

@@ -34,7 +34,7 @@ from fem_hjb.sde import noise_factor
 from fem_hjb.spaces import Space
 
 _WALL = 5.0  # standard deviations of a step from a reflecting face within which increments are not corrected
-_DIFFERENCE = 6e-6  # cube root of the machine precision, relative to the spread of the samples
+_DIFFERENCE = 6e-6  # cube root of the machine precision, relative to the extent of the nodes
 
 
 @final
@@ -75,6 +75,11 @@ class Setting:
         return noise_factor(self.problem, t, x) if constant is None else np.asarray(np.linalg.cholesky(constant))
 
     @property
+    def spacing(self) -> float:
+        """Of central differences of coefficients; it depends on the class alone, not on the chunk of the samples."""
+        return _DIFFERENCE * float(np.ptp(self.space.spatial.nodes, axis=0).max())
+
+    @property
     def test(self) -> Operator:
         """g - delta d_t g."""
         return forms.tested(self.delta) if self.delta else VALUE
@@ -100,8 +105,7 @@ def weak(of: Setting, at: Measure) -> Terms:
     problem = of.problem
     divergence: FloatArray | float = 0.0
     if problem.constant_diffusion is None:
-        step = _DIFFERENCE * float(np.ptp(at.x, axis=0).max())
-        divergence = forms.row_divergence(lambda x: problem.Lambda(at.t, x), at.x, step)
+        divergence = forms.row_divergence(lambda x: problem.Lambda(at.t, x), at.x, of.spacing)
     current = forms.current_velocity(problem.b(at.t, at.x), of.diffusion(at.t, at.x), divergence, _scores(of, at))
     transport = forms.transport(current, of.rate(at.t, at.x))
     return Terms(here=[(of.test, transport), *forms.flux(of.factor(at.t, at.x), of.delta)])

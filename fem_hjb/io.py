@@ -24,6 +24,7 @@ from fem_hjb.estimate import ErrorEstimate
 from fem_hjb.lagrange import MeshBasis
 from fem_hjb.line_basis import LineBasis
 from fem_hjb.problem import ControlProblem
+from fem_hjb.samples import PATHS_KIND
 from fem_hjb.sde import Paths
 from fem_hjb.solution import ProductSolution, Solution
 from fem_hjb.spaces import Space, spatial_basis
@@ -31,7 +32,6 @@ from fem_hjb.spectral import SpectralBasis, SpectralLine
 from fem_hjb.tensor_basis import SplineBasis, TensorBasis
 
 _SOLUTION = "fem_hjb solution 1"
-_PATHS = "fem_hjb paths 1"
 _QUADRATIC = ("centre", "P", "p", "c")
 FilePath = str | os.PathLike[str]
 
@@ -147,12 +147,12 @@ def _estimate(text: Mapping[str, Any]) -> ErrorEstimate | None:
 
 def save_paths(path: FilePath, paths: Paths) -> None:
     """Write trajectories. Raises OutputError as `save_solution` does."""
-    _write(path, _PATHS, {"scheme": paths.scheme}, {"t": np.asarray(paths.t), "x": np.asarray(paths.x)})
+    _write(path, PATHS_KIND, {"scheme": paths.scheme}, {"t": np.asarray(paths.t), "x": np.asarray(paths.x)})
 
 
 def load_paths(path: FilePath) -> Paths:
     """Read what `save_paths` wrote. Raises OutputError as `load_solution` does."""
-    text, arrays = _read(path, _PATHS)
+    text, arrays = _read(path, PATHS_KIND)
     try:
         return Paths(t=arrays["t"], x=arrays["x"], scheme=text["scheme"])
     except (KeyError, FemHjbError) as cause:

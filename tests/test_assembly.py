@@ -74,6 +74,31 @@ def test_the_system_does_not_depend_on_the_chunks(estimator, element, times, mon
         same(assemble(LQ, data, space, **given), whole)
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_nor_where_the_diffusion_varies_and_a_chunk_is_one_sample(estimator):
+    law = fh.Gaussian([0.0], 0.5)
+    problem = manufactured(varying=True, marginal=lambda t: law)
+    space = Space(problem, cells=4, time_cells=2, box=box(6.0))
+    paths = fh.sample_paths(problem, n=5, steps=1, rng=0)
+    given = {"estimator": estimator, "delta": 0.2 if ESTIMATORS[estimator].weighted else 0.0}
+    same(assemble(problem, array_source(paths, chunk=1), space, **given), assemble(problem, paths, space, **given))
+
+
+def test_samples_in_another_order_are_the_same_samples(monkeypatch):
+    """A measure whose points come time by time cannot be cut into paths."""
+    space = Space(LQ, cells=4, time_cells=2, box=box(4.5))
+    whole = empirical_measure(LQ, uneven(fh.sample_paths(LQ, n=30, steps=6, rng=0)))
+    order = np.arange(180).reshape(30, 6).T.ravel()
+    parts = {name: getattr(whole, name)[order] for name in ("t", "x", "weights", "next_t", "next_x")}
+    shuffled = dataclasses.replace(whole, **parts)
+    for estimator in ("generator", "corrected"):
+        expected = assemble(LQ, whole, space, estimator=estimator)
+        monkeypatch.setattr(assembly, "_SAMPLES", 30)
+        for data in (shuffled, whole):
+            same(assemble(LQ, data, space, estimator=estimator), expected)
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("times", [None, np.linspace(0.0, 1.0, 11), np.linspace(0.0, 1.0, 11) ** 2])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_law_in_pieces_gives_the_same_system(estimator, times, monkeypatch):
@@ -128,8 +153,10 @@ def test_workers_give_the_same_bits(estimator):
         same_bits(assemble(LQ, law, space, executor=threads), assemble(LQ, law, space))
 
 
-def test_processes_give_the_same_bits():
-    space = Space(LQ, cells=4, time_cells=2, box=box(4.5))
+@pytest.mark.parametrize("element", ["hermite", "P2"])
+def test_processes_give_the_same_bits(element):
+    """What they send back is arrays: the problem's functions, which cannot be pickled, stay where they are."""
+    space = Space(LQ, cells=4, time_cells=2, element=element, box=box(4.5))
     source = simulated_source(LQ, n=40, steps=6, rng=3, chunk=9)
     with ProcessPoolExecutor(1) as processes:
         same_bits(
@@ -157,7 +184,7 @@ def test_memory_does_not_grow_with_the_number_of_paths(estimator):
         assert assemble(LQ, source, space, estimator=estimator).samples == 10 * n
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[2] < 1.1 * peaks[1]
+    assert peaks[2] < 1.3 * peaks[1]  # the rows of all samples are ten times as large
 
 
 def test_probes_are_some_of_the_samples():
@@ -225,7 +252,7 @@ def test_mass_and_energy_are_the_integrals_they_are_said_to_be(data, delta):
 def test_energy_identity(estimator):
     """B[f, f] = 1/2 E f_T^2 + 1/2 E f_0^2 + 1/2 int E[grad f' Lambda grad f] dt - int E[rho f^2] dt, without delta."""
     problem = fh.zoo.get("lq", dim=1, mean=0.8, cov=0.2)
-    space = Space(problem, cells=16, time_cells=2, box=box(7.0))
+    space = Space(problem, cells=16, time_cells=6, time_degree=3, box=box(7.0))
     law = law_measure(problem, space, degree=40)
     system = assemble(problem, law, space, estimator=estimator)
     rng = np.random.default_rng(5)
@@ -262,7 +289,7 @@ def test_systems_in_one_class_have_one_gauge_and_may_be_given_another():
     assert own.gauge.running > 0
     other = dataclasses.replace(own.gauge, running=own.gauge.running + 0.4, terminal=own.gauge.terminal - 0.8)
     shifted = finish(sums_over(problem, paths, space, estimator="generator", constants=other))
-    np.testing.assert_allclose(shifted.load, np.e * own.load, rtol=1e-12)
+    np.testing.assert_allclose(shifted.load, np.e * own.load, rtol=1e-12, atol=1e-14)
     values = own.mass - finish(sums_over(problem, paths, space, estimator="generator")).mass
     assert abs(values).max() == 0
     c = np.random.default_rng(0).standard_normal(space.n_dofs)

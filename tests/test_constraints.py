@@ -352,19 +352,27 @@ def test_both_methods_agree_with_a_cone_solver_on_random_sets(seed, monkeypatch)
         assert result.how == "interior-point" if not steps else True
 
 
-@pytest.mark.parametrize(("dim", "cells"), [(1, 8), (2, 3)])
-def test_the_interior_point_alone_reaches_rounding(dim, cells, monkeypatch):
+@pytest.mark.parametrize(("element", "dim", "cells"), [("hermite", 1, 8), ("hermite", 2, 3), ("P2", 2, 3)])
+def test_the_interior_point_alone_reaches_rounding(element, dim, cells, monkeypatch):
     monkeypatch.setattr(constraints, "_ACTIVE_STEPS", 0)
     monkeypatch.setattr(constraints, "_POLISH_STEPS", 0)
-    space = class_of("hermite", dim, cells)
-    every = Bounds(-0.3, 0.5) & Monotone(0) & Convex(0, concave=True) & Monotone(dim - 1, increasing=False)
-    for constraint in (every.parts[0] & every.parts[1] & every.parts[2], every):
+    space = class_of(element, dim, cells)
+    metric, target = gram(space), wavy(space)
+    some = Bounds(-0.3, 0.5) & Monotone(0)
+    if space.smoothness:
+        some &= Convex(0, concave=True)
+    for constraint in (some, some & Monotone(dim - 1, increasing=False)):
         linear_set = constraint.on(space)
-        metric, target = gram(space), wavy(space)
         result = project(metric, target, linear_set)
         assert result.how == "interior-point"
+        assert result.residual < 1e-12
         assert kkt_error(metric, metric @ target, linear_set, result) < 1e-12
         assert result.iterations < 40
+
+
+def test_violations_at_rounding_level_do_not_survive_on_coefficients():
+    result = project(np.eye(2), [1.0 + 3e-14, 0.5], UNIT)
+    assert UNIT.violation(result.coefficients) == 0.0
 
 
 def test_the_interior_point_meets_bounds_on_coefficients_exactly(monkeypatch):

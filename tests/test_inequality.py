@@ -158,6 +158,7 @@ def test_it_diverges_when_the_step_is_too_long():
     assert result.contraction == pytest.approx(result.predicted, rel=1e-6)
     assert result.predicted > 1.01
     assert result.message.startswith("diverges")
+    assert 1e6 < result.history[-1] / result.history[0] < 1e7  # and stops there
     assert "leave gamma to be chosen" in result.message
 
 
@@ -240,6 +241,13 @@ def test_the_natural_residual_bounds_the_error_from_both_sides(on_a_set):
         assert residual <= (2 + figures.norm) * error
 
 
+def test_the_natural_residual_without_a_set_is_the_residual_in_the_dual_norm():
+    problem, c = coercive(), np.random.default_rng(6).standard_normal(40)
+    r, E = problem.form @ c - problem.load, problem.energy.toarray()
+    expected = np.sqrt((r @ np.linalg.solve(E, r)) / (problem.load @ np.linalg.solve(E, problem.load)))
+    assert natural_residual(problem, c) == pytest.approx(expected, rel=1e-12)
+
+
 def test_acceleration_saves_steps():
     problem = coercive(mu=0.02, top=2.0)
     plain, fast = (projected(problem, accelerate=accelerate) for accelerate in (False, True))
@@ -260,6 +268,21 @@ def test_extrapolations_that_are_no_good_are_dropped(monkeypatch):
 def misled(self, c, image):
     self.extrapolated = not self.extrapolated
     return image + 10.0 if self.extrapolated else image
+
+
+def test_extrapolation_minimises_the_step_in_the_energy_and_forgets_when_cleared():
+    problem, rng = coercive(), np.random.default_rng(2)
+    c, image, next_c, next_image = rng.standard_normal((4, problem.size))
+    mixing = inequality._Anderson(problem, 3)
+    np.testing.assert_array_equal(mixing.next(c, image), image)
+    assert not mixing.extrapolated
+    step, change = next_image - next_c, (next_image - next_c) - (image - c)
+    theta = (change @ problem.energy @ step) / (change @ problem.energy @ change)
+    np.testing.assert_allclose(mixing.next(next_c, next_image), next_image - theta * (next_image - image), rtol=1e-10)
+    assert mixing.extrapolated
+    mixing.clear()
+    assert not mixing.extrapolated
+    np.testing.assert_array_equal(mixing.next(next_c, next_image), next_image)
 
 
 def test_a_form_that_is_not_coercive_is_refused_by_the_projected_iteration_only():
@@ -318,6 +341,7 @@ def test_the_minimal_residual_on_a_box_is_that_of_bounded_least_squares():
     assert result.converged
     assert (np.abs(result.coefficients) <= 0.5).all()
     np.testing.assert_allclose(result.coefficients, expected.x, atol=1e-7)
+    assert 1.5 < result.gamma * diagnose(problem).norm ** 2 < 2.0  # what converges without acceleration too
 
 
 def test_with_a_set_the_minimal_residual_is_another_problem_than_the_inequality():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import fem_hjb as fh
-from fem_hjb import measures
+from fem_hjb import assembly, gram
+from fem_hjb.estimators import ESTIMATORS
 
 LQ = fh.zoo.get("lq", dim=1)
 
@@ -188,13 +189,14 @@ def test_learned_and_galerkin_live_in_one_class_with_one_gauge():
     assert (learned.method, learned.stats["measure"], galerkin.stats["measure"]) == ("generator", "empirical", "law")
 
 
-@pytest.mark.parametrize("estimator", ["generator", "corrected"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_streaming_in_small_chunks_changes_nothing(estimator, monkeypatch):
     space = fh.Space(LQ, cells=6, time_cells=3, box=fh.Box([-3.0], [3.0]))
     paths = fh.sample_paths(LQ, n=2000, steps=12, rng=0)
     whole = fh.fit(LQ, paths, space, estimator=estimator, outside="drop")
-    monkeypatch.setattr(measures, "_CHUNK_DOUBLES", 1 << 13)
-    monkeypatch.setattr(measures, "_FLUSH_DOUBLES", 1 << 9)
+    monkeypatch.setattr(gram, "_CHUNK_DOUBLES", 1 << 13)
+    monkeypatch.setattr(gram, "_LOCAL_DOUBLES", 1 << 9)
+    monkeypatch.setattr(assembly, "_SAMPLES", 1 << 10)
     pieces = fh.fit(LQ, paths, space, estimator=estimator, outside="drop")
     np.testing.assert_allclose(pieces.coefficients, whole.coefficients, rtol=0, atol=1e-9)
 
@@ -247,7 +249,7 @@ PLANAR = fh.zoo.get("lq", dim=2)
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (fh.MeasureError, "estimator must be one of 'generator', 'corrected'", lambda: {"estimator": "weak"}),
+        (fh.MeasureError, "estimator must be one of 'generator', 'weak'", lambda: {"estimator": "galerkin"}),
         (fh.MeasureError, "outside must be one of 'error', 'drop'", lambda: {"outside": "clip"}),
         (fh.MeasureError, "smoothing must be a finite number >= 0, got -1", lambda: {"smoothing": -1}),
         (fh.MeasureError, "smoothing must be a finite number >= 0, got inf", lambda: {"smoothing": np.inf}),
@@ -265,7 +267,7 @@ PLANAR = fh.zoo.get("lq", dim=2)
         ),
         (
             fh.MeasureError,
-            "all 2000 samples lie outside",
+            "all 16000 samples lie outside",
             lambda: {"space": fh.Space(LQ, cells=4, time_cells=2, box=fh.Box([50.0], [60.0])), "outside": "drop"},
         ),
         (fh.MeasureError, "expected Paths.*got ndarray", lambda: {"data": np.zeros((5, 3, 1))}),
@@ -286,7 +288,7 @@ PLANAR = fh.zoo.get("lq", dim=2)
         ),
         (
             fh.MeasureError,
-            "measure, space and problem have dimensions 1, 2, 1",
+            "the space is of dimension 2, the problem has dim=1",
             lambda: {"space": fh.Space(PLANAR, cells=2, time_cells=1)},
         ),
     ],

@@ -4,7 +4,8 @@ From n trajectories f_hat solves the variational inequality B_n[f, g - f] >= l_n
 
     f^{m+1} = P_F( f^m - gamma E_n^{-1} (B_n f^m - l_n) )
 
-starts from f^0 = 0, without acceleration, with the step gamma that minimises rho = |I - gamma E_n^{-1} B_n|. Shown are
+starts from f^0 = 0, without acceleration, with the step gamma that minimises rho = |I - gamma E_n^{-1} B_n|_{E_n}. Two
+distances are shown:
 
     |f^m - f_hat|_{E_n} / |f_hat|_{E_n}      which falls by the factor rho per step at least, in any convex F,
     |f^m - f*|_E / |f*|_E                    which falls with it, as far as |f_hat - f*|_E: the floor, reached when the
@@ -14,11 +15,14 @@ rho is a norm: the linear iteration attains it in its first step from the worst 
 I - gamma E_n^{-1} B_n. From there or elsewhere, the factor per step tends to the spectral radius, which is smaller, as
 the form is not symmetric. F: the whole class, or the functions of it below a bound, of which one cuts off f*.
 
-With tests g - delta d_t g, delta = 0.2, rho does not depend on the time mesh. With delta = 0 the same number of steps
-leads nowhere. A form without the gauge, where running rewards are positive, is not coercive; no step contracts.
+The floor of the estimator "generator" is the error of the class, whatever n is, as its noise vanishes at f*; that of
+"weak" falls with n. With tests g - delta d_t g, delta = 0.2, rho does not depend on the time mesh. With delta = 0 the
+form is not coercive, for it hardly sees functions of time alone that vanish at 0 and T, which the norm does; no step is
+certain to contract (rho = 1), and with gamma = 1/L^2, L the norm of the form, as many steps lead nowhere. Nor is it
+coercive without the gauge, where running rewards are positive.
 
-Linear-quadratic problem on the line, estimator "generator", splines of degree 3 in space and 2 in time.
-Source: arXiv 2509.02528 (the iteration and its rate).
+Brownian motion reflected in an interval, where samples visit every cell equally; splines of degree 3 in space and 2 in
+time. Source: arXiv 2509.02528 (the iteration and its rate).
 """
 
 import time
@@ -36,7 +40,6 @@ from fem_hjb._checks import FloatArray, spawn_generators
 from fem_hjb.assembly import System, assemble, finish, sums_over
 from fem_hjb.constraints import Bounds
 from fem_hjb.inequality import VariationalInequality, diagnose
-from fem_hjb.laws import Box
 from fem_hjb.measures import law_measure
 from fem_hjb.plotting import STYLES
 from fem_hjb.population import Yardstick, yardstick
@@ -50,28 +53,29 @@ from fem_hjb.variational import ReducedSystem, default_smoothing, reduce_system,
 @final
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """paths, time_cells : of the two series, which share the last number of paths and the first of time cells.
+    """paths : series of both estimators, on the whole class with the first of time_cells.
 
-    deltas : the first one is 0, the control.  uppers : bounds 0 <= f <= upper; inf stands for the whole class.
-    observations : K.  half_width : of the box (the law has deviation 0.7).  reward : added to r, for the gauge.
+    deltas, uppers, time_cells : all combinations, with the last of paths. The first delta is 0, the control; uppers are
+    bounds 0 <= f <= upper, of which inf stands for the whole class.
+    observations : K.  reward : what r is raised by, for the gauge.
     """
 
-    paths: tuple[int, ...] = (500, 2000, 8000)
+    paths: tuple[int, ...] = (100, 400, 1600, 6400)
     time_cells: tuple[int, ...] = (4, 8, 16)
-    cells: int = 12
+    cells: int = 6
     deltas: tuple[float, ...] = (0.0, 0.2)
     uppers: tuple[float, ...] = (np.inf, 1.0, 0.9)
     observations: int = 256
     steps: int = 80
-    seeds: int = 5
+    seeds: int = 8
     seed: int = 1
-    half_width: float = 3.5
     reward: float = 5.0
 
 
-QUICK = Config(paths=(500, 2000), time_cells=(4, 8), uppers=(np.inf, 0.9), observations=128, seeds=2)
+QUICK = Config(paths=(100, 1600), time_cells=(4, 8), uppers=(np.inf, 0.9), observations=128, seeds=3)
 
 _COLUMNS = (
+    "estimator",
     "delta",
     "upper",
     "time cells",
@@ -90,10 +94,14 @@ _COLUMNS = (
     "factor from the worst start",
     "last factor",
 )
-_WORST = 50.0  # the norm of the worst start, relative to that of f_hat
+_WORST = 1e4  # the norm of the worst start, relative to that of f_hat
 _TAIL = 20  # steps from which a factor per step is read
 _ROUNDING = 1e-8  # distances below, relative to |f_hat|, say nothing about factors
 _TOO_LONG = 10.0
+
+
+_Key = tuple[str, float, float, int, int]
+"""Estimator, delta, upper, time cells, paths."""
 
 
 @final
@@ -115,25 +123,23 @@ class _Course:
 def run(config: Config) -> Trial:
     """One row per step, for each delta, set, time mesh and number of paths; medians over the seeds."""
     started = time.perf_counter()
-    problem = zoo.get("lq", dim=1)
+    problem = zoo.get("reflected", dim=1)
     rows: list[tuple[Any, ...]] = []
-    courses: dict[tuple[Any, ...], list[_Course]] = {}
-    for time_cells, n in dict.fromkeys(
-        [(config.time_cells[0], n) for n in config.paths] + [(cells, config.paths[-1]) for cells in config.time_cells]
-    ):
+    courses: dict[_Key, list[_Course]] = {}
+    for (time_cells, n), kinds in _cases(config).items():
         space = _space(config, problem, time_cells)
         law = law_measure(problem, space)
         samples = [
             sample_paths(problem, n=n, steps=config.observations, rng=generator)
             for generator in spawn_generators(config.seed, config.seeds)
         ]
-        for delta in config.deltas:
+        for (estimator, delta), uppers in kinds.items():
             measure = yardstick(problem, law, space, delta=delta)
-            systems = [assemble(problem, paths, space, delta=delta, outside="drop") for paths in samples]
-            for upper in config.uppers:
+            systems = [assemble(problem, paths, space, estimator=estimator, delta=delta) for paths in samples]
+            for upper in uppers:
                 runs = [_course(config, system, measure, upper) for system in systems]
-                courses[delta, upper, time_cells, n] = runs
-                rows += _rows((delta, upper, time_cells, n), runs)
+                courses[estimator, delta, upper, time_cells, n] = runs
+                rows += _rows((estimator, delta, upper, time_cells, n), runs)
     return Trial(
         name="iteration",
         title=str(__doc__).splitlines()[0],
@@ -145,9 +151,19 @@ def run(config: Config) -> Trial:
     )
 
 
+def _cases(config: Config) -> dict[tuple[int, int], dict[tuple[str, float], tuple[float, ...]]]:
+    """By time cells and paths: by estimator and delta: the bounds."""
+    last, delta = config.paths[-1], config.deltas[-1]
+    every = {("generator", d): config.uppers for d in config.deltas}
+    cases = {(cells, last): every for cells in config.time_cells}
+    series = {
+        (config.time_cells[0], n): {(name, delta): (np.inf,) for name in ("generator", "weak")} for n in config.paths
+    }
+    return {key: {**series.get(key, {}), **cases.get(key, {})} for key in {**series, **cases}}
+
+
 def _space(config: Config, problem: ControlProblem, time_cells: int) -> Space:
-    box = Box([-config.half_width], [config.half_width])
-    return Space(problem, cells=config.cells, time_cells=time_cells, element="B3", time_smooth=True, box=box)
+    return Space(problem, cells=config.cells, time_cells=time_cells, element="B3", time_smooth=True)
 
 
 def _reduced(system: System, upper: float = np.inf) -> ReducedSystem:
@@ -162,7 +178,7 @@ def _course(config: Config, system: System, measure: Yardstick, upper: float) ->
     constraint = None if np.isinf(upper) else Bounds(0.0, upper)
     solution = solve_system(system, constraint=constraint).coefficients.ravel()[reduced.free] * reduced.root
     figures = diagnose(inequality)
-    size = inequality.norm(solution)
+    size, gamma = inequality.norm(solution), figures.gamma or figures.norm**-2
 
     def distances(start: FloatArray, gamma: float) -> tuple[list[FloatArray], FloatArray]:
         iterates = [start]
@@ -170,9 +186,10 @@ def _course(config: Config, system: System, measure: Yardstick, upper: float) ->
             iterates.append(inequality.step(iterates[-1], gamma))
         return iterates, np.array([inequality.norm(c - solution) for c in iterates]) / size
 
-    iterates, to_solution = distances(np.zeros(inequality.size), figures.gamma)
-    worst, radius = _worst(inequality, figures.gamma)
+    iterates, to_solution = distances(np.zeros(inequality.size), gamma)
+    worst, radius = _worst(inequality, gamma)
     begin = solution + _WORST * size * worst
+    from_worst = _factors(distances(begin, gamma)[1])
     return _Course(
         to_solution=to_solution,
         to_exact=np.array([measure.distance(reduced.whole(c)) for c in iterates]) / measure.size,
@@ -180,9 +197,9 @@ def _course(config: Config, system: System, measure: Yardstick, upper: float) ->
         rho=figures.contraction,
         radius=radius,
         largest=_factors(to_solution).max(),
-        worst=_factors(distances(begin, figures.gamma)[1]).max(),
-        last=float(np.exp(np.log(_factors(to_solution)[-_TAIL:]).mean())),
-        too_long=_factors(distances(begin, _TOO_LONG * figures.gamma)[1]).max(),
+        worst=from_worst.max(),
+        last=float(np.exp(np.log(from_worst[-_TAIL:]).mean())),
+        too_long=_factors(distances(begin, _TOO_LONG * gamma)[1]).max(),
     )
 
 
@@ -201,7 +218,7 @@ def _worst(inequality: VariationalInequality, gamma: float) -> tuple[FloatArray,
     return vectors[:, -1], float(np.abs(eigvals(step)).max())
 
 
-def _rows(key: tuple[Any, ...], runs: list[_Course]) -> Iterator[tuple[Any, ...]]:
+def _rows(key: _Key, runs: list[_Course]) -> Iterator[tuple[Any, ...]]:
     figures = [float(np.median([getattr(one, name) for one in runs])) for name in ("floor", "rho", "radius")]
     figures += [float(np.median([getattr(one, name) for one in runs])) for name in ("largest", "worst", "last")]
     curves = [np.array([getattr(one, name) for one in runs]) for name in ("to_solution", "to_exact")]
@@ -210,11 +227,11 @@ def _rows(key: tuple[Any, ...], runs: list[_Course]) -> Iterator[tuple[Any, ...]
         yield (*key, step, *numbers.tolist(), *figures)
 
 
-def _claims(config: Config, courses: dict[tuple[Any, ...], list[_Course]]) -> Iterator[Claim]:
+def _claims(config: Config, courses: dict[_Key, list[_Course]]) -> Iterator[Claim]:
     none, *others = config.deltas
     for delta in others:
-        linear = [one for key, runs in courses.items() if key[:2] == (delta, np.inf) for one in runs]
-        every = [one for key, runs in courses.items() if key[0] == delta for one in runs]
+        linear = [one for key, runs in courses.items() if key[1:3] == (delta, np.inf) for one in runs]
+        every = [one for key, runs in courses.items() if key[1] == delta for one in runs]
         for text, low, values in (
             ("all sets: largest factor per step - rho", -1.0, [one.largest - one.rho for one in every]),
             ("linear, worst start: largest factor per step - rho", -0.02, [one.worst - one.rho for one in linear]),
@@ -230,13 +247,13 @@ def _claims(config: Config, courses: dict[tuple[Any, ...], list[_Course]]) -> It
         )
         gap = max((one.last - one.radius for one in linear), key=abs)
         yield Claim(
-            text=f"delta = {delta:g}, linear: factor of the last steps - spectral radius",
+            text=f"delta = {delta:g}, linear, worst start: factor of the last steps - spectral radius",
             value=float(gap),
             low=-0.05,
             high=0.05,
         )
     for delta in config.deltas:
-        every = [one for key, runs in courses.items() if key[0] == delta for one in runs]
+        every = [one for key, runs in courses.items() if key[1] == delta for one in runs]
         reached = max((one.to_exact[-1] / one.floor for one in every), key=lambda ratio: abs(np.log(ratio)))
         yield Claim(
             text=f"delta = {delta:g}: |f^m - f*| / |f_hat - f*| after {config.steps} steps",
@@ -264,11 +281,10 @@ def _claims(config: Config, courses: dict[tuple[Any, ...], list[_Course]]) -> It
 
 def _raised(config: Config, sign: float) -> float:
     """mu where r is raised by a constant, which the gauge takes out, or puts in twice."""
-    plain = zoo.get("lq", dim=1)
-    problem = replace(plain, running_reward=lambda t, x: plain.r(t, x) + config.reward, exact=None)
+    problem = zoo.get("reflected", dim=1, running=config.reward)
     space = _space(config, problem, config.time_cells[0])
     paths = sample_paths(problem, n=config.paths[-1], steps=config.observations, rng=config.seed)
-    arguments: dict[str, Any] = {"estimator": "generator", "delta": config.deltas[-1], "outside": "drop"}
+    arguments: dict[str, Any] = {"estimator": "generator", "delta": config.deltas[-1]}
     gauge = assemble(problem, paths, space, **arguments).gauge
     given = replace(gauge, running=sign * gauge.running)
     system = finish(sums_over(problem, paths, space, constants=given, **arguments))
@@ -283,7 +299,7 @@ def figure(trial: Trial) -> Figure:
     cells, n, delta = config.time_cells[0], config.paths[-1], config.deltas[-1]
 
     def draw(panel: Any, style: dict[str, Any], name: str, label: str, **where: Any) -> None:
-        where = {"upper": np.inf, "time cells": cells, "paths": n, "delta": delta, **where}
+        where = {"estimator": "generator", "upper": np.inf, "time cells": cells, "paths": n, "delta": delta, **where}
         m, median = trial.column("step", **where), trial.column(name, **where)
         panel.semilogy(m, median, **style, markevery=10, markersize=4, label=label)
         low, high = trial.column(f"{name} 10%", **where), trial.column(f"{name} 90%", **where)
@@ -294,13 +310,15 @@ def figure(trial: Trial) -> Figure:
     for style, (d, k) in zip(STYLES, shown, strict=False):
         draw(first, style, "to f_hat", rf"$\delta = {d:g}$, {k} cells in time", **{"delta": d, "time cells": k})
     m = np.arange(config.steps + 1)
-    rho = trial.column("rho", delta=delta, upper=np.inf, step=0, paths=n, **{"time cells": cells})[0]
+    where = {"estimator": "generator", "delta": delta, "upper": np.inf, "step": 0, "paths": n, "time cells": cells}
+    rho = trial.column("rho", **where)[0]
     first.semilogy(m, rho**m, color="0.6", linewidth=1.0, label=rf"$\rho^m$, $\rho = {rho:.2f}$")
     for style, upper in zip(STYLES, config.uppers, strict=False):
         label = "whole class" if np.isinf(upper) else rf"$0 \leq f \leq {upper:g}$"
         draw(second, style, "to f_hat", label, upper=upper)
-    for style, paths in zip(STYLES, config.paths, strict=False):
-        draw(third, style, "to f*", f"n = {paths}", paths=paths)
+    ends = [(name, paths) for name in ("weak", "generator") for paths in (config.paths[0], n)]
+    for style, (name, paths) in zip(STYLES, ends, strict=False):
+        draw(third, style, "to f*", f"{name}, n = {paths}", estimator=name, paths=paths)
     for panel, label in zip(
         (first, second, third),
         (r"$|f^m - \hat f|\, /\, |\hat f|$", r"$|f^m - \hat f|\, /\, |\hat f|$", r"$|f^m - f^*|\, /\, |f^*|$"),
