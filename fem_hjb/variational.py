@@ -19,8 +19,9 @@ from scipy.sparse.linalg import splu
 
 from fem_hjb import inequality
 from fem_hjb._checks import FloatArray, IntArray, MeasureError, one_of
+from fem_hjb.active_sets import Projector, solve_inequality
 from fem_hjb.assembly import System
-from fem_hjb.constraints import Constraint, LinearSet, Projector, solve_inequality
+from fem_hjb.constraints import Constraint, LinearSet
 from fem_hjb.estimators import ESTIMATORS
 from fem_hjb.features import Dictionary
 from fem_hjb.gram import Scatter, tensor_axes

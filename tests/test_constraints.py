@@ -9,18 +9,10 @@ import scipy.sparse as sp
 import skfem
 
 import fem_hjb as fh
-from fem_hjb import constraints
+from fem_hjb import active_sets, constraints
 from fem_hjb._checks import ConstraintError, ConvergenceError, SpaceError
-from fem_hjb.constraints import (
-    Bounds,
-    Convex,
-    EnergyBall,
-    LinearSet,
-    Monotone,
-    Projector,
-    project,
-    solve_inequality,
-)
+from fem_hjb.active_sets import Projector, project, solve_inequality
+from fem_hjb.constraints import Bounds, Convex, EnergyBall, LinearSet, Monotone
 from fem_hjb.line_basis import LineBasis
 from fem_hjb.tensor_basis import SplineBasis
 
@@ -313,7 +305,7 @@ def test_equal_rows_are_merged_with_the_tighter_bounds():
 
 @pytest.mark.parametrize("steps", [30, 0])
 def test_increasing_and_decreasing_leave_functions_of_time(steps, monkeypatch):
-    monkeypatch.setattr(constraints, "_ACTIVE_STEPS", steps)
+    monkeypatch.setattr(active_sets, "_ACTIVE_STEPS", steps)
     space = class_of("hermite", 1, 5)
     linear_set = (Monotone(0) & Monotone(0, increasing=False)).on(space)
     assert (linear_set.lower == linear_set.upper).all()
@@ -345,7 +337,7 @@ def test_both_methods_agree_with_a_cone_solver_on_random_sets(seed, monkeypatch)
     linear_set, matrix, load = random_set(rng, int(rng.integers(3, 30)), int(rng.integers(2, 40)))
     expected = cone_programme(matrix, load, linear_set)
     for steps in (30, 0):
-        monkeypatch.setattr(constraints, "_ACTIVE_STEPS", steps)
+        monkeypatch.setattr(active_sets, "_ACTIVE_STEPS", steps)
         result = solve_inequality(matrix, load, linear_set)
         assert np.abs(result.coefficients - expected).max() < 1e-8
         assert kkt_error(matrix, load, linear_set, result) < 1e-11
@@ -354,8 +346,8 @@ def test_both_methods_agree_with_a_cone_solver_on_random_sets(seed, monkeypatch)
 
 @pytest.mark.parametrize(("element", "dim", "cells"), [("hermite", 1, 8), ("hermite", 2, 3), ("P2", 2, 3)])
 def test_the_interior_point_alone_reaches_rounding(element, dim, cells, monkeypatch):
-    monkeypatch.setattr(constraints, "_ACTIVE_STEPS", 0)
-    monkeypatch.setattr(constraints, "_POLISH_STEPS", 0)
+    monkeypatch.setattr(active_sets, "_ACTIVE_STEPS", 0)
+    monkeypatch.setattr(active_sets, "_POLISH_STEPS", 0)
     space = class_of(element, dim, cells)
     metric, target = gram(space), wavy(space)
     some = Bounds(-0.3, 0.5) & Monotone(0)
@@ -376,8 +368,8 @@ def test_violations_at_rounding_level_do_not_survive_on_coefficients():
 
 
 def test_the_interior_point_meets_bounds_on_coefficients_exactly(monkeypatch):
-    monkeypatch.setattr(constraints, "_ACTIVE_STEPS", 0)
-    monkeypatch.setattr(constraints, "_POLISH_STEPS", 0)
+    monkeypatch.setattr(active_sets, "_ACTIVE_STEPS", 0)
+    monkeypatch.setattr(active_sets, "_POLISH_STEPS", 0)
     space = class_of("P1", 2, 6, time_degree=1)
     linear_set = Bounds(-0.3, 0.4).on(space)
     result = project(gram(space), wavy(space), linear_set)
@@ -404,7 +396,7 @@ def test_an_active_set_that_cycles_falls_back():
     linear_set = LinearSet(rows=np.eye(3), lower=np.zeros(3), upper=np.full(3, np.inf))
     plain = solve_inequality(matrix, np.ones(3), linear_set)
     assert plain.how == "active-set"
-    start = fh.constraints.InequalityResult(
+    start = active_sets.InequalityResult(
         coefficients=np.zeros(3),
         multipliers=np.zeros(3),
         radius_multiplier=0.0,
@@ -422,7 +414,7 @@ def test_an_active_set_that_cycles_falls_back():
 @pytest.mark.parametrize("steps", [30, 0])
 @pytest.mark.parametrize("seed", range(6))
 def test_nonsymmetric_inequalities_against_all_active_sets(seed, steps, monkeypatch):
-    monkeypatch.setattr(constraints, "_ACTIVE_STEPS", steps)
+    monkeypatch.setattr(active_sets, "_ACTIVE_STEPS", steps)
     rng = np.random.default_rng(seed)
     n = 4
     root, skew = rng.standard_normal((2, n, n))
@@ -483,7 +475,7 @@ def test_conjugate_gradients_and_factorisations_agree(element, monkeypatch):
     metric, target, linear_set = gram(space), wavy(space), Bounds(-0.3, 0.4).on(space)
     results = []
     for direct in (10**9, 0):
-        monkeypatch.setattr(constraints, "_DIRECT", direct)
+        monkeypatch.setattr(active_sets, "_DIRECT", direct)
         results.append(project(metric, target, linear_set))
     assert np.abs(results[0].coefficients - results[1].coefficients).max() < 1e-12
     assert results[1].residual < 1e-12
