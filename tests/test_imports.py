@@ -14,8 +14,8 @@ ORDER = [
     *("integrators", "collocation", "exponential", "mesh_operators", "box_operators", "density", "fokker_planck"),
     *("measures", "estimate", "solution", "compare", "newton", "background", "reach", "blocks", "box_reference"),
     *("mesh_reference", "grids", "tolerance", "refinement", "reference", "optimality", "samples", "reduction", "gram"),
-    *("estimators", "assembly", "constraints", "active_sets", "inequality", "variational", "population", "learning", "io"),
-    *("plotting", "trials", "experiments", "cli"),
+    *("estimators", "assembly", "constraints", "active_sets", "inequality", "variational", "population", "learning"),
+    *("io", "plotting", "trials", "experiments", "cli"),
 ]
 PACKAGE = Path(fem_hjb.__file__).parent
 

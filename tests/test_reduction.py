@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
+import fem_hjb as fh
 from fem_hjb import reduction
 from fem_hjb._checks import ConvergenceError, FloatArray, MeasureError
 from fem_hjb.reduction import tree_sum
@@ -361,7 +363,7 @@ def test_bad_numbers(options: dict[str, Any], message: str) -> None:
 # A cluster
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Client]:
     with (
         LocalCluster(
@@ -393,3 +395,24 @@ def test_a_cluster_gives_the_same_bits_even_when_a_worker_is_killed(cluster: Cli
         assert os.getpid() not in pids
     with pytest.raises(MeasureError, match="chunk 5 failed with ConvergenceError: path 5 exploded"):
         tree_sum(fails, 20, plus, executor=executor, group=4)
+
+
+def test_a_fit_on_a_cluster_has_the_same_bits_even_when_a_worker_is_killed(cluster: Client, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    problem = fh.zoo.get("lq", dim=1)
+    space = fh.Space(problem, cells=4, time_cells=2, box=fh.Box([-3.0], [3.0]))
+    simulated = fh.simulated_source(problem, n=4000, steps=12, rng=0, chunk=250)
+    here = fh.fit(problem, simulated, space, estimator="corrected", outside="drop")
+
+    @dataclass(frozen=True, eq=False, kw_only=True)
+    class Deadly(fh.PathSource):
+        def chunk(self, i: int) -> fh.Paths:
+            if i == 6 and not killed.exists():
+                killed.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return simulated.chunk(i)
+
+    deadly = Deadly(n=4000, dim=1, t=simulated.t, chunk_size=250)
+    there = fh.fit(problem, deadly, space, estimator="corrected", outside="drop", executor=cluster.get_executor())
+    assert killed.exists()
+    np.testing.assert_array_equal(there.coefficients, here.coefficients)
