@@ -161,7 +161,7 @@ def main() -> None:
     cases = [
         Case(dim=1, cells=16, samples=10**6, repeats=5),
         Case(dim=2, cells=12, samples=2 * 10**5, repeats=3),
-        Case(dim=3, cells=5, samples=5 * 10**4, repeats=1),
+        Case(dim=3, cells=3, samples=5 * 10**4, repeats=1),
         Case(dim=2, cells=12, samples=2 * 10**5, repeats=3, triangles=True),
     ]
     sizes = [10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7]

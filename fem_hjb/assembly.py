@@ -353,12 +353,14 @@ def _weighted_slopes(setting: Setting, t: float, x: FloatArray) -> list[Product]
 
 
 def _terminal_slope(setting: Setting, x: FloatArray) -> FloatArray:
-    """grad f_T* (m, d), by central differences."""
-    step = setting.spacing
+    """grad f_T* (m, d), by central differences, which end at the faces of the process's own domain."""
+    domain = setting.problem.domain
+    lower, upper = (-np.inf, np.inf) if domain is None else domain.bounds
     columns = []
-    for shift in step * np.eye(x.shape[1]):
-        ahead, behind = (setting.gauge.terminal_f(setting.problem, x + sign * shift) for sign in (1.0, -1.0))
-        columns.append((ahead - behind) / (2.0 * step))
+    for j, shift in enumerate(setting.spacing * np.eye(x.shape[1])):
+        ahead, behind = np.minimum(x + shift, upper), np.maximum(x - shift, lower)
+        change = setting.gauge.terminal_f(setting.problem, ahead) - setting.gauge.terminal_f(setting.problem, behind)
+        columns.append(change / (ahead - behind)[:, j])
     return np.stack(columns, axis=1)
 
 

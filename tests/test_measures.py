@@ -10,11 +10,11 @@ from fem_hjb._checks import MeasureError
 from fem_hjb.closed_form import linear_marginal
 from fem_hjb.domain import box_mesh
 from fem_hjb.laws import Box, PointMass, Uniform
+from fem_hjb.learning import fit
 from fem_hjb.measures import Measure, empirical_measure, law_measure, sampled_law_measure
 from fem_hjb.problem import ControlProblem, LinearDrift
 from fem_hjb.sde import Paths
 from fem_hjb.spaces import LineBasis, Space, spatial_basis
-from fem_hjb.learning import fit
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Trajectories
