@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fem_hjb import forms
-from fem_hjb._checks import DomainError, FloatArray, IntArray, MeasureError, one_of
+from fem_hjb._checks import DomainError, FemHjbError, FloatArray, IntArray, MeasureError, one_of
 from fem_hjb.cole_hopf import Gauge, gauge
 from fem_hjb.estimators import ESTIMATORS, Setting, Terms
 from fem_hjb.forms import RATE_OF_CHANGE, VALUE, Operator, Product
@@ -174,7 +174,14 @@ def sums_over(
         source.check(problem)
         task = partial(_chunk, setting, estimator, outside, source)
         count = source.chunk_count
-    total = tree_sum(task, count, Part.__add__, executor=executor)
+    try:
+        total = tree_sum(task, count, Part.__add__, executor=executor)
+    except MeasureError as error:  # the chunks of data in memory are ours: nobody else knows them by their numbers
+        if isinstance(error.__cause__, FemHjbError) and not isinstance(data, PathSource):
+            raise error.__cause__ from None
+        raise
+    if isinstance(data, Measure):  # whose first part may be its first times only
+        total = replace(total, probes=_probes(data))
     if (total.dropped == total.samples).any():
         none = total.samples[total.dropped == total.samples].max()
         raise MeasureError(f"all {none} samples lie outside {_where(space)}: this box or mesh does not fit them")
@@ -231,7 +238,6 @@ def _part(setting: Setting, estimator: str, outside: str, measure: Measure, *, e
     if ends:
         terminal, dropped_at_T = _terminal(setting, ESTIMATORS[estimator].weighted, measure, outside)
         initial, dropped_at_0 = _initial(setting, measure, outside)
-    stride = -(-measure.t.size // _PROBES)
     return Part(
         kind=measure.kind,
         paths=measure.paths,
@@ -241,8 +247,14 @@ def _part(setting: Setting, estimator: str, outside: str, measure: Measure, *, e
         pairs=pairs,
         terminal=terminal,
         initial=initial,
-        probes=tuple(np.array(part[::stride]) for part in (measure.t, measure.x, measure.weights)),  # type: ignore[arg-type]
+        probes=_probes(measure),
     )
+
+
+def _probes(measure: Measure) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Some of the points, their states and weights."""
+    rows = slice(None, None, -(-measure.t.size // _PROBES))
+    return measure.t[rows].copy(), measure.x[rows].copy(), measure.weights[rows].copy()
 
 
 def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) -> tuple[GramSums, PairSums, int]:

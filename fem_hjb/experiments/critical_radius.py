@@ -28,7 +28,7 @@ Cambridge University Press 2019, sections 13.2-13.4 and 14.1 (critical radii).
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -143,7 +143,8 @@ def _compared(
     times = None if estimator == "increment" else np.linspace(0.0, problem.horizon, config.observations + 1)
     law = law_measure(problem, space, times=times)
     system = assemble(problem, law, space, estimator=estimator, delta=delta)
-    size = yardstick(problem, law, space, delta=delta).size
+    measuring = yardstick(problem, law, space, delta=config.delta)
+    system, size = replace(system, energy=measuring.metric), measuring.size
     form, energy = system.form.toarray(), system.energy.toarray()
     unbounded = solve_system(system, smoothing=0.0).coefficients.ravel()
     length = float(np.sqrt(unbounded @ energy @ unbounded))
@@ -157,7 +158,11 @@ def _compared(
         for k, n in enumerate(sizes)
     ]
     systems = [
-        [assemble(problem, paths, space, estimator=estimator, delta=delta) for paths in some] for some in samples
+        [
+            replace(assemble(problem, paths, space, estimator=estimator, delta=delta), energy=measuring.metric)
+            for paths in some
+        ]
+        for some in samples
     ]
     for relative in radii:
         ball = None if np.isinf(relative) else EnergyBall(relative * length)

@@ -133,7 +133,8 @@ def _rows(
     measure = yardstick(problem, held_out, space, norm="mass")
     times = np.linspace(0.0, problem.horizon, 3)
     uniform = np.full(config.held_out, 1.0 / config.held_out)
-    points = LawPoints(times, [(law.sample(config.held_out, 2), uniform)] * times.size, "samples of the stationary law")
+    states = law.sample(config.held_out, np.random.default_rng(2))
+    points = LawPoints(times, [(states, uniform)] * times.size, "samples of the stationary law")
     found: dict[str, list[Solution]] = {name: [] for name in estimators}
     for seed in range(config.seeds):
         paths = sample_paths(problem, n=n, steps=config.steps, rng=100 + seed)
