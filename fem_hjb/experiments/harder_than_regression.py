@@ -21,7 +21,8 @@ long as h is at least n^{-1/3}. Hence the rule
 
 (`first` says the constant; n^{-(p+1)/3} as long as values outweigh gradients in the norm). Claimed is that the error
 stays within 1.4 times the approximation error, and the difference to regression's exponent. Regression in these very
-classes has at best the error (N/n)^{1/2} = n^{-1/6}, which shows that it is not the classes.
+classes has an error between (N/n)^{1/2} = n^{-1/6} and (h^{-3}/n)^{1/2}, which does not fall at all: it is not the
+classes that make the difference.
 
 Controls: the variational equation with a wrong drift stops at a plateau; regression in the classes of the rule is
 nowhere near their approximation error.

@@ -39,7 +39,7 @@ from fem_hjb import zoo
 from fem_hjb._checks import FloatArray, spawn_generators
 from fem_hjb.assembly import System, assemble, finish, sums_over
 from fem_hjb.constraints import Bounds
-from fem_hjb.inequality import VariationalInequality, diagnose
+from fem_hjb.inequality import VariationalInequality, diagnose, direct
 from fem_hjb.measures import law_measure
 from fem_hjb.plotting import STYLES
 from fem_hjb.population import Yardstick, yardstick
@@ -47,7 +47,7 @@ from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import sample_paths
 from fem_hjb.spaces import Space
 from fem_hjb.trials import Claim, Trial
-from fem_hjb.variational import ReducedSystem, default_smoothing, reduce_system, solve_system
+from fem_hjb.variational import ReducedSystem, default_smoothing, reduce_system
 
 
 @final
@@ -175,8 +175,7 @@ def _reduced(system: System, upper: float = np.inf) -> ReducedSystem:
 def _course(config: Config, system: System, measure: Yardstick, upper: float) -> _Course:
     reduced = _reduced(system, upper)
     inequality = reduced.inequality
-    constraint = None if np.isinf(upper) else Bounds(0.0, upper)
-    solution = solve_system(system, constraint=constraint).coefficients.ravel()[reduced.free] * reduced.root
+    solution = direct(inequality, reduced.solve_constrained).coefficients
     figures = diagnose(inequality)
     size, gamma = inequality.norm(solution), figures.gamma or figures.norm**-2
 

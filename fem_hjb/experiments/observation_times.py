@@ -28,6 +28,7 @@ from typing import Any, final
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.polynomial.hermite_e import hermegauss
 from numpy.polynomial.legendre import leggauss
 
@@ -123,7 +124,7 @@ def run(config: Config) -> Trial:
 
 def _solved(problem: ControlProblem, measure: Measure, space: Space, estimator: str) -> FloatArray:
     """Coefficients (N,)."""
-    return solve_system(assemble(problem, measure, space, estimator=estimator), smoothing=0.0).coefficients.ravel()
+    return np.ravel(solve_system(assemble(problem, measure, space, estimator=estimator), smoothing=0.0).coefficients)
 
 
 def _with_end(problem: ControlProblem, left: Measure, K: int, share: float) -> Measure:
@@ -153,7 +154,7 @@ def _pairs(problem: ControlProblem, left: Measure, K: int, *, independent: bool)
         t=np.repeat(left.t, _SUCCESSORS),
         x=np.repeat(left.x, _SUCCESSORS, axis=0),
         weights=np.outer(left.weights, weights / weights.sum()).ravel(),
-        next_t=np.repeat(left.next_t, _SUCCESSORS),
+        next_t=np.repeat(left.t + problem.horizon / K, _SUCCESSORS),
         next_x=_folded(problem, successors.reshape(-1, 1)),
         score=None,
         paths=1,
@@ -272,6 +273,10 @@ def figure(trial: Trial) -> Figure:
         first.loglog(K, 0.5 * start * (K[0] / K) ** order, color="0.6", linewidth=1.0)
         first.annotate(f"$K^{{-{order}}}$", (K[-1], 0.5 * start * (K[0] / K[-1]) ** order), ha="right", va="top")
     first.set_title("under the law", fontsize="medium")
+    for panel in (first, second):
+        panel.xaxis.set_major_locator(FixedLocator(config.observations))
+        panel.xaxis.set_major_formatter("{x:.0f}")
+        panel.xaxis.set_minor_locator(NullLocator())
     for style, rule in zip(STYLES, ("left-point", "trapezoidal", "random"), strict=False):
         for panel, axis, where in (
             (second, "K", {"paths": config.n}),
@@ -280,8 +285,8 @@ def figure(trial: Trial) -> Figure:
             columns = (axis, "error", "error 10%", "error 90%")
             x, error, low, high = (trial.column(name, rule=rule, estimator="generator", **where) for name in columns)
             kept = x > 0
-            order = np.argsort(x[kept])
-            x, error, low, high = (values[kept][order] for values in (x, error, low, high))
+            along = np.argsort(x[kept])
+            x, error, low, high = (values[kept][along] for values in (x, error, low, high))
             panel.loglog(x, error, **style, label=rule)
             panel.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
     n = np.array(config.paths, dtype=np.float64)
