@@ -354,8 +354,8 @@ def projected(
             raise ConvergenceError(
                 f"the form is not coercive: the smallest eigenvalue of its symmetric part relative to the energy is "
                 f"{inequality._compression.coercivity:.2g}, and no step length makes the projected iteration contract; "
-                "use method='direct' (with bounds if need be) or 'minimal-residual', add a ridge, or take a smaller "
-                "class or more samples"
+                "use method='direct' or 'minimal-residual', estimator='residual' (its form is symmetric and positive), "
+                "a ridge, a smaller class or more samples"
             )
     else:
         gamma = positive_number(gamma, "gamma", ConvergenceError)

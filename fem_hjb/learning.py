@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fem_hjb._checks import ConvergenceError, FemHjbError, FloatArray, MeasureError, one_of, positive_integer
 from fem_hjb.assembly import Data, System, assemble
@@ -22,6 +23,7 @@ from fem_hjb.variational import METHODS, TERMINALS, default_smoothing, solve_sys
 
 CRITERIA = ("residual", "labels")
 
+_JUDGE = {"residual": "residual", "labels": "regression"}  # estimators whose forms are the risks
 _LADDER = {  # (time cells, cells per axis) of the classes tried by dimension
     1: ((2, 4), (3, 6), (4, 8), (6, 12), (8, 16), (12, 24)),
     2: ((2, 3), (2, 4), (3, 6), (4, 8), (6, 12)),
@@ -60,7 +62,7 @@ def fit(
     data : `Paths`; a `PathSource` (`samples`: chunks of a file, or simulated again on every pass); or a `Measure`
         (`empirical_measure`, `law_measure`, `sampled_law_measure`).
     space : a `Space`; or "auto": `cross_validate` chooses among classes of growing size on a common box (see there),
-        and the table of what was tried is `stats["tried"]`.
+        fitted without constraint, and the table of what was tried is `stats["tried"]`.
     estimator : one of `estimators.ESTIMATORS`, whose module has the formulas: "generator" and "residual", second
         derivatives at the samples (C1 classes: elements "hermite", "B2", ..., dictionaries); "weak", first derivatives
         and the score of the law; "corrected", increments of f along the paths less grad f' (dX - b dt); "increment",
@@ -72,7 +74,9 @@ def fit(
     constraint : a convex set of functions, `Bounds(0, 1)`, `Monotone(axis)`, `Convex(axis)`, `EnergyBall(radius)`, or
         an intersection `a & b`; f is the gauged one, at most 1 where the gauge bounds the rewards. The result is in the
         set everywhere, not only at nodes or samples.
-    terminal : "penalty", as above; "interpolated": f_T is the interpolant of exp((y - c_y)/alpha), and g_T = 0.
+    terminal : "penalty", as above; "interpolated": f_T is the interpolant of exp((y - c_y)/alpha), and g_T = 0. The
+        penalty asks for f_T in mean square only, which is more accurate for f in a coarse class, but leaves log f,
+        hence policies near T, to chance where f_T is small: take "interpolated" where the policy matters.
     delta : weight of the Sobolev-weighted tests. Positive, B is bounded and not only coercive in the norm
         E[f, f] = int E[f^2 + |grad f|_Lambda^2 + delta (d_t f)^2] + terms at 0 and T (see `assembly.System`); terms at
         T which vanish at the solution are added. Not for the least-squares estimators "regression" and "residual".
@@ -102,9 +106,10 @@ def fit(
     |f - P_F(f - E^{-1}(B f - l))|_E relative to |E^{-1} l|_E, a certificate of f however it was found, and the figures
     of the system, scaled to a unit diagonal, without its set: "condition" (estimate, 1-norm); "coercivity", the
     smallest eigenvalue of the symmetric part of B relative to E; "norm" of B; "stability", the smallest singular value;
-    "best_contraction" of the projected iteration. With r <= c_r all are positive for the exact process; left-point sums
-    over few steps per time cell alone can take coercivity to about -0.6 without harm, so that `status` judges by
-    stability first. `status` is "ok", or says what is doubtful and what to do. With space="auto" also "tried".
+    "best_contraction" of the projected iteration. For the exact process all are positive if r < c_r or delta > 0 (else
+    functions of time alone that vanish at 0 and T cost nothing, and coercivity is 0); left-point sums over few steps
+    per time cell alone can take coercivity to about -0.6 without harm, so that `status` judges by stability first.
+    `status` is "ok", or says what is doubtful and what to do. With space="auto" also "tried".
 
     Raises
     ------
@@ -156,16 +161,25 @@ class Candidate:
 class Selection:
     """What cross-validation found.
 
-    best : of the candidates whose risk exceeds the lowest one by no more than the standard error of that difference,
-        the one with the fewest unknowns (the rule of one standard error: L. Breiman et al., Classification and
-        Regression Trees, Wadsworth 1984, section 3.4.3).
-    table : a dict per candidate: "dofs", "cells", "time_cells", "smoothing", "ridge", "risk" (mean over folds, up to a
-        constant common to all), "excess" (over the lowest) with its standard "error", "status" ("ok", or what is
-        wrong with the system of a fold: such a candidate is chosen only if there is no other), "chosen", "seconds".
+    best : the candidate chosen (the rule of one standard error: L. Breiman et al., Classification and Regression
+        Trees, Wadsworth 1984, section 3.4.3).
+    table : a dict per candidate: "dofs", "cells", "time_cells", "smoothing", "ridge", "risk" (mean over folds, by the
+        first criterion, up to a constant common to all), "residual excess" and "labels excess" (over the lowest that is
+        left) with their standard "error"s, "status" ("ok", or that of the first fit that is not), "chosen", "seconds".
+
+    Printed, it is that table.
     """
 
     best: Candidate
     table: tuple[dict[str, Any], ...]
+
+    def __str__(self) -> str:
+        names = [name for name in self.table[0] if name not in ("status", "chosen", "risk")]
+        rows = [
+            " ".join(f"{row[name]:>15.3g}" for name in names) + ("  *" if row["chosen"] else "   ") + row["status"][:40]
+            for row in self.table
+        ]
+        return "\n".join([" ".join(f"{name:>15}" for name in names) + "   status", *rows, "* chosen"])
 
 
 def cross_validate(
@@ -182,11 +196,18 @@ def cross_validate(
     r"""Fit every candidate to all folds of the trajectories but one, and judge it on that one.
 
     criterion : "residual", int E[(d_t f + G f + rho f)^2] dt + E[(f_T - e^{y/alpha})^2] on the held-out fold, for C1
-        classes (default for these): free of noise at the solution. "labels", int E[(f - label)^2] dt + E[(f_T -
-        e^{y/alpha})^2] with the Feynman-Kac labels of regression: its minimiser is the solution too, in any class, but
-        its noise hides small differences. (The natural residual of a held-out inequality is no criterion: it is
-        measured by the class itself, hence not the same for two classes.)
+        classes: free of noise at the solution, so that it tells good fits apart; but where the drift is stiff it weighs
+        second derivatives more than values. "labels", int E[(f - label)^2] dt + E[(f_T - e^{y/alpha})^2] with the
+        Feynman-Kac labels of regression: the squared error of f itself up to a constant, in any class, but its noise
+        hides small differences. None: both for C1 classes, the residual choosing among those candidates that the labels
+        do not find worse than the best by more than two standard errors; labels alone for other classes. (The natural
+        residual of a held-out inequality is no criterion: it is measured by the class itself, hence not the same for
+        two classes.)
     folds : how many; neighbouring trajectories are in one fold.
+
+    Of the candidates left, the smallest one is chosen whose risk exceeds the lowest by no more than the standard error
+    of that difference. Candidates whose system is unstable or ill-conditioned are left out, unless all are. Sets and
+    methods play no role.
 
     All candidates must have the same bounding box, outside which samples are dropped, and are fitted in one gauge.
 
@@ -199,21 +220,20 @@ def cross_validate(
     parts = fold_sources(data, folds)
     _check_candidates(candidates)
     smooth = all(candidate.space.smoothness for candidate in candidates)
-    criterion = ("residual" if smooth else "labels") if criterion is None else criterion
-    one_of(criterion, "criterion", CRITERIA, MeasureError)
-    judge = "residual" if criterion == "residual" else "regression"
+    if criterion is not None:
+        one_of(criterion, "criterion", CRITERIA, MeasureError)
+    criteria = (criterion,) if criterion else CRITERIA if smooth else ("labels",)
     largest = max(candidates, key=lambda candidate: candidate.space.n_dofs).space
     constants = gauge(problem, largest.spatial.nodes, largest.time.nodes)
     table: list[dict[str, Any]] = []
-    risks: list[FloatArray] = []
+    found: list[FloatArray] = []
     for candidate in candidates:
         started = time.perf_counter()
-        status = "ok"
         try:
-            risk, status = _risks(problem, parts, candidate, constants, estimator, judge, delta, terminal)
+            risks, status = _risks(problem, parts, candidate, constants, estimator, criteria, delta, terminal)
         except FemHjbError as cause:  # too large for the data, say; the others may do
-            status, risk = str(cause), np.full(len(parts), np.inf)
-        risks.append(risk)
+            risks, status = np.full((len(criteria), len(parts)), np.inf), str(cause)
+        found.append(risks)
         space = candidate.space
         smoothing = default_smoothing(estimator, space) if candidate.smoothing is None else candidate.smoothing
         table.append(
@@ -223,26 +243,39 @@ def cross_validate(
                 "time_cells": space.time.n_cells,
                 "smoothing": float(smoothing),
                 "ridge": float(candidate.ridge),
-                "risk": float(risk.mean()),
+                "risk": float(risks[0].mean()),
                 "status": status,
                 "seconds": time.perf_counter() - started,
             }
         )
-    means = np.array([row["risk"] for row in table])
-    if not np.isfinite(means).any():
+    risks = np.stack(found, axis=1)  # (criteria, candidates, folds)
+    fitted: NDArray[np.bool_] = np.isfinite(risks).all(axis=(0, 2))
+    if not fitted.any():
         raise ConvergenceError(f"none of {len(table)} candidates could be fitted; the last one: {table[-1]['status']}")
-    sound = np.array([row["status"] == "ok" for row in table])
-    lowest = int(np.argmin(np.where(sound, means, np.inf) if sound.any() else means))
-    for row, risk in zip(table, risks, strict=True):
-        difference = risk - risks[lowest]
-        finite = bool(np.isfinite(difference).all())
-        row["excess"] = float(difference.mean()) if finite and (row["status"] == "ok" or not sound.any()) else np.inf
-        row["error"] = float(np.std(difference, ddof=1) / np.sqrt(len(parts))) if finite else np.inf
-    as_good = [k for k, row in enumerate(table) if row["excess"] <= row["error"]]
-    best = min(as_good, key=lambda k: table[k]["dofs"])
+    shaky = np.array(
+        ["unstable" in row["status"] or "ill-conditioned" in row["status"] for row in table], dtype=np.bool_
+    )
+    allowed: NDArray[np.bool_] = fitted & ~shaky
+    if not allowed.any():
+        allowed = fitted
+    for name, values in list(zip(criteria, risks, strict=True))[::-1]:
+        excess, error = _excess(values, allowed)
+        for row, more, uncertain in zip(table, excess, error, strict=True):
+            row.update({f"{name} excess": float(more), f"{name} error": float(uncertain)})
+        allowed = allowed & (excess <= (error if name == criteria[0] else 2.0 * error))
+    best = min(np.flatnonzero(allowed).tolist(), key=lambda k: table[k]["dofs"])
     for k, row in enumerate(table):
         row["chosen"] = k == best
     return Selection(best=candidates[best], table=tuple(table))
+
+
+def _excess(risks: FloatArray, allowed: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    """By how much the mean risk (candidates, folds) exceeds that of the best allowed one, and the standard error."""
+    lowest = int(np.argmin(np.where(allowed, risks.mean(axis=1), np.inf)))
+    finite: NDArray[np.bool_] = np.isfinite(risks).all(axis=1)
+    difference = np.where(finite[:, None], risks, 0.0) - risks[lowest]
+    error = np.std(difference, axis=1, ddof=1) / np.sqrt(risks.shape[1])
+    return np.where(finite, difference.mean(axis=1), np.inf), np.where(finite, error, np.inf)
 
 
 def automatic_candidates(
@@ -296,7 +329,10 @@ def fold_sources(data: Data, folds: int) -> list[PathSource]:
     """The chunks of a source dealt out to folds."""
     folds = positive_integer(folds, "folds", MeasureError)
     if not isinstance(data, PathSource):
-        raise MeasureError(f"cross-validation needs trajectories, Paths or a PathSource, got {type(data).__name__}")
+        raise MeasureError(
+            "cross-validation (space='auto') needs trajectories, Paths or a PathSource, got"
+            f" {type(data).__name__}: give a Space"
+        )
     if folds < 2 or data.chunk_count < folds:
         raise MeasureError(
             f"{data.n} paths in {data.chunk_count} chunks cannot be dealt out to {folds} folds: at least 2 folds, each"
@@ -317,12 +353,12 @@ def _risks(
     candidate: Candidate,
     constants: Gauge,
     estimator: str,
-    judge: str,
+    criteria: Sequence[str],
     delta: float,
     terminal: str,
 ) -> tuple[FloatArray, str]:
-    """The risk on every fold of the fit to all others, without the constant that is common to all candidates; and the
-    status of the first of these fits."""
+    """The risks (criteria, folds) of the fits to all other folds, each without the constant that is common to all
+    candidates; and the first status of these fits that is not "ok"."""
 
     def systems(name: str, weight: float) -> list[System]:
         return [
@@ -331,19 +367,17 @@ def _risks(
         ]
 
     learning = systems(estimator, delta)
-    judging = learning if estimator == judge and not delta else systems(judge, 0.0)
+    judging = [learning if estimator == _JUDGE[name] and not delta else systems(_JUDGE[name], 0.0) for name in criteria]
     weights = np.array([part.n for part in parts], dtype=np.float64)
-    risks, status = [], "ok"
-    for k, held_out in enumerate(judging):
+    risks, status = np.empty((len(criteria), len(parts))), "ok"
+    for k in range(len(parts)):
         kept = np.arange(len(parts)) != k
         training = _average([learning[j] for j in np.flatnonzero(kept)], weights[kept] / weights[kept].sum())
-        solution = solve_system(
-            training, terminal=terminal, smoothing=candidate.smoothing, ridge=candidate.ridge, figures=k == 0
-        )
-        status = solution.status if k == 0 else status
+        solution = solve_system(training, terminal=terminal, smoothing=candidate.smoothing, ridge=candidate.ridge)
+        status = solution.status if status == "ok" else status
         c = np.asarray(solution.coefficients).ravel()
-        risks.append(float(c @ (held_out.form @ c) - 2.0 * held_out.load @ c))
-    return np.array(risks), status
+        risks[:, k] = [c @ (held_out[k].form @ c) - 2.0 * held_out[k].load @ c for held_out in judging]
+    return risks, status
 
 
 def _average(systems: Sequence[System], weights: FloatArray) -> System:

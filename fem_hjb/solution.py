@@ -161,9 +161,11 @@ class Solution:
         except PositivityError as error:
             if "nonpositive_mass" not in self.stats:
                 raise
+            mass = self.stats["nonpositive_mass"]
             raise PositivityError(
-                f"{error}. The learned f is not positive on {self.stats['nonpositive_mass']:.2%} of the mass of the"
-                " samples; fit with constraint=Bounds(0), or take solution.with_floor(eps)"
+                f"{error}. The learned f is not positive on {mass:.2%} of the mass of the samples"
+                + ("" if mass else ", only where it is extended to where none went")
+                + "; fit with constraint=Bounds(0), or take solution.with_floor(eps)"
             ) from error
 
     @property

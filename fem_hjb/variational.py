@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
 from fem_hjb import inequality
-from fem_hjb._checks import FloatArray, IntArray, MeasureError, one_of
+from fem_hjb._checks import ConstraintError, ConvergenceError, FloatArray, IntArray, MeasureError, one_of
 from fem_hjb.active_sets import Projector, solve_inequality
 from fem_hjb.assembly import System
 from fem_hjb.constraints import Constraint, LinearSet
@@ -207,7 +207,16 @@ def _in_set(
         return projector(z / root).coefficients * root
 
     def solve(_form: Any, _load: FloatArray) -> FloatArray:
-        return solve_inequality(form, load, linear_set, metric=energy).coefficients * root
+        try:
+            return solve_inequality(form, load, linear_set, metric=energy).coefficients * root
+        except (ConstraintError, ConvergenceError) as cause:
+            if "empty" in str(cause):
+                raise
+            raise ConvergenceError(
+                f"the inequality over the set was not solved ({cause}): the sampled form has lost its coercivity. Take"
+                " estimator='residual', whose form is symmetric and positive, or method='minimal-residual', more"
+                " samples, fewer cells, more smoothing or a ridge"
+            ) from cause
 
     return project, solve
 

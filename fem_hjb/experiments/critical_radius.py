@@ -308,8 +308,8 @@ def _claims(config: Config, rows: list[tuple[Any, ...]]) -> Iterator[Claim]:
             yield Claim(
                 text=f"{estimator}: observed / {name}, geometric mean over classes and n",
                 value=float(np.exp(np.mean(np.log(ratios)))),
-                low=0.8,
-                high=1.25,
+                low=0.9,
+                high=1.1,
                 control=name == "shuffled",
             )
     for relative in config.radii:

@@ -71,11 +71,11 @@ class Config:
 
     n: int = 1000
     steps: int = 64
-    seeds: int = 32
-    epsilons: tuple[float, ...] = (0.5, 0.15, 0.05, 0.015, 0.005, 0.0015)
+    seeds: int = 20
+    epsilons: tuple[float, ...] = (0.5, 0.1, 0.02, 0.004)
     frequency: float = 2.0
-    all_steps: tuple[int, ...] = (16, 32, 64, 128, 256)
-    classes: tuple[tuple[int, int], ...] = ((4, 2), (6, 3), (8, 4), (12, 6), (16, 8), (24, 12))
+    all_steps: tuple[int, ...] = (16, 64, 256)
+    classes: tuple[tuple[int, int], ...] = ((4, 2), (6, 3), (8, 4), (12, 6), (16, 8))
     seed: int = 20
 
 
