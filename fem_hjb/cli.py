@@ -36,6 +36,7 @@ from fem_hjb.trials import Trial, save_trial
 _CELLS = {1: (16, 8), 2: (8, 4), 3: (3, 2)}  # per axis, and in time: few enough for some thousand trajectories
 
 _RTOL = 1e-3  # of the reference that learned solutions are compared with
+_TERMINAL = "interpolated"  # as policies are compared: with a penalty, log f is left to chance where f_T is small
 _SUBSTEPS = 8  # between two observations, so that what is learned does not hang on the simulation's step
 
 # What typer raises for a wrong option; it shows these in a box of several lines, we in one.
@@ -164,7 +165,9 @@ def compare_command(
         paths = sample_paths(problem, n=samples, steps=steps, rng=seed, substeps=_SUBSTEPS)
         stage.note(f"{paths.n} paths of {paths.steps} steps ({paths.scheme})")
     with _stage(console, "learned solution") as stage:
-        learned = fit(problem, paths, space, estimator=estimator, smoothing=smoothing, outside="drop")
+        learned = fit(
+            problem, paths, space, estimator=estimator, terminal=_TERMINAL, smoothing=smoothing, outside="drop"
+        )
         stage.note(_describe_fit(learned))
     _warn(console, "learned solution", learned)
     candidates: dict[str, Solution | ProductSolution] = {"learned": learned}
@@ -172,7 +175,7 @@ def compare_command(
     if problem.marginal is not None:
         with _stage(console, "galerkin solution") as stage:
             law = law_measure(problem, space)
-            galerkin = fit(problem, law, space, estimator=estimator, outside="drop")
+            galerkin = fit(problem, law, space, estimator=estimator, terminal=_TERMINAL, outside="drop")
             candidates["galerkin"] = galerkin
             stage.note("the same class under the exact law")
     if problem.exact is not None:

@@ -249,7 +249,7 @@ def cross_validate(
             }
         )
     risks = np.stack(found, axis=1)  # (criteria, candidates, folds)
-    fitted: NDArray[np.bool_] = np.isfinite(risks).all(axis=(0, 2))
+    fitted = np.asarray(np.isfinite(risks).all(axis=(0, 2)))
     if not fitted.any():
         raise ConvergenceError(f"none of {len(table)} candidates could be fitted; the last one: {table[-1]['status']}")
     shaky = np.array(
@@ -272,7 +272,7 @@ def cross_validate(
 def _excess(risks: FloatArray, allowed: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
     """By how much the mean risk (candidates, folds) exceeds that of the best allowed one, and the standard error."""
     lowest = int(np.argmin(np.where(allowed, risks.mean(axis=1), np.inf)))
-    finite: NDArray[np.bool_] = np.isfinite(risks).all(axis=1)
+    finite = np.asarray(np.isfinite(risks).all(axis=1))
     difference = np.where(finite[:, None], risks, 0.0) - risks[lowest]
     error = np.std(difference, axis=1, ddof=1) / np.sqrt(risks.shape[1])
     return np.where(finite, difference.mean(axis=1), np.inf), np.where(finite, error, np.inf)
