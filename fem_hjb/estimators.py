@@ -105,7 +105,8 @@ def weak(of: Setting, at: Measure) -> Terms:
     problem = of.problem
     divergence: FloatArray | float = 0.0
     if problem.constant_diffusion is None:
-        divergence = forms.row_divergence(lambda x: problem.Lambda(at.t, x), at.x, of.spacing)
+        bounds = None if problem.domain is None else problem.domain.bounds
+        divergence = forms.row_divergence(lambda x: problem.Lambda(at.t, x), at.x, of.spacing, bounds)
     current = forms.current_velocity(problem.b(at.t, at.x), of.diffusion(at.t, at.x), divergence, _scores(of, at))
     transport = forms.transport(current, of.rate(at.t, at.x))
     return Terms(here=[(of.test, transport), *forms.flux(of.factor(at.t, at.x), of.delta)])

@@ -393,3 +393,13 @@ def test_bad_input(error, message, call):
     positional = [arguments.pop(name) for name in ("problem", "data", "space")]
     with pytest.raises(error, match=message):
         assemble(*positional, **arguments)
+
+
+def test_weighted_tests_next_to_a_reflecting_face():
+    """grad y at the ends of paths is taken inside the domain, where alone y is defined."""
+    problem = fh.zoo.get("reflected", dim=1)
+    still = np.repeat(np.linspace(0.0, 1.0, 50)[:, None, None], 3, axis=1)
+    space = fh.Space(problem, cells=4, time_cells=2, element="B3")
+    system = fh.assemble(problem, fh.Paths(t=np.array([0.0, 0.5, 1.0]), x=still), space, delta=0.2)
+    assert np.isfinite(system.load).all()
+    assert system.dropped == 0

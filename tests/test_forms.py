@@ -526,3 +526,15 @@ def test_noise_of_the_increment_form_at_the_solution_is_of_order_dt():
     means, noises = mean_and_noise(0.0)
     assert slope(STEPS, noises) == pytest.approx(0.5, abs=0.05)
     assert max(means) < 1e-14  # f is a martingale along the paths
+
+
+def test_the_divergence_next_to_a_face_looks_inside_only():
+    x = np.array([[0.0, 0.4], [1.0, 1.0]])
+
+    def diffusion(x):
+        assert x.min() >= 0.0
+        assert x.max() <= 1.0
+        return np.einsum("mi,ij->mij", 2 * x, np.eye(2))
+
+    bounds = np.zeros(2), np.ones(2)
+    np.testing.assert_allclose(forms.row_divergence(diffusion, x, 1e-3, bounds), 2.0, rtol=1e-10)
