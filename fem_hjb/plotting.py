@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from fem_hjb._checks import FloatArray, ProblemError, as_times, one_of
@@ -40,6 +42,13 @@ def _axes(ax: Axes | None) -> Axes:
 
     made: Axes = pyplot.subplots(layout="constrained")[1]
     return made
+
+
+def ticks_at(axis: Axis, values: ArrayLike) -> None:
+    """Ticks of a logarithmic axis at the values that were used, written out, and at no others."""
+    axis.set_major_locator(FixedLocator(np.unique(np.asarray(values, dtype=np.float64)).tolist()))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _problem_of(of: ValueFunction, problem: ControlProblem | None) -> ControlProblem:

@@ -20,14 +20,13 @@ from typing import Any, final
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from fem_hjb import zoo
 from fem_hjb.assembly import assemble
 from fem_hjb.inequality import diagnose
 from fem_hjb.laws import Box
 from fem_hjb.measures import law_measure
-from fem_hjb.plotting import STYLES
+from fem_hjb.plotting import STYLES, ticks_at
 from fem_hjb.population import yardstick
 from fem_hjb.spaces import Space
 from fem_hjb.trials import Claim, Trial, fitted_slope
@@ -124,9 +123,7 @@ def figure(trial: Trial) -> Figure:
             panel.loglog(cells, 1 - values if name == "rho" else values, **style, label=rf"$\delta = {delta:g}$")
         panel.set_xlabel("time cells" if series == "time" else "cells in space and time")
         panel.set_ylabel(label)
-        panel.xaxis.set_major_locator(FixedLocator(sorted(set(cells))))
-        panel.xaxis.set_major_formatter("{x:.0f}")
-        panel.xaxis.set_minor_locator(NullLocator())
+        ticks_at(panel.xaxis, cells)
         if name == "mu":
             panel.set_ylim(0.1, 1.0)
     panels[0].legend()

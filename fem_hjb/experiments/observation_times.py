@@ -28,7 +28,6 @@ from typing import Any, final
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.polynomial.hermite_e import hermegauss
 from numpy.polynomial.legendre import leggauss
 
@@ -36,7 +35,7 @@ from fem_hjb import zoo
 from fem_hjb._checks import FloatArray, spawn_generators
 from fem_hjb.assembly import assemble
 from fem_hjb.measures import Measure, empirical_measure, law_measure
-from fem_hjb.plotting import STYLES
+from fem_hjb.plotting import STYLES, ticks_at
 from fem_hjb.population import yardstick
 from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import Paths, sample_paths
@@ -273,10 +272,6 @@ def figure(trial: Trial) -> Figure:
         first.loglog(K, 0.5 * start * (K[0] / K) ** order, color="0.6", linewidth=1.0)
         first.annotate(f"$K^{{-{order}}}$", (K[-1], 0.5 * start * (K[0] / K[-1]) ** order), ha="right", va="top")
     first.set_title("under the law", fontsize="medium")
-    for panel in (first, second):
-        panel.xaxis.set_major_locator(FixedLocator(config.observations))
-        panel.xaxis.set_major_formatter("{x:.0f}")
-        panel.xaxis.set_minor_locator(NullLocator())
     for style, rule in zip(STYLES, ("left-point", "trapezoidal", "random"), strict=False):
         for panel, axis, where in (
             (second, "K", {"paths": config.n}),
@@ -294,8 +289,13 @@ def figure(trial: Trial) -> Figure:
     third.loglog(n, 0.5 * start.max() * (n[0] / n) ** 0.5, color="0.6", linewidth=1.0, label="$n^{-1/2}$")
     second.set_title(f"n = {config.n} paths", fontsize="medium")
     third.set_title(f"K = {config.observations_of_paths[0]}", fontsize="medium")
-    for panel, label in ((first, "times $K$"), (second, "times $K$"), (third, "paths $n$")):
+    for panel, label, used in (
+        (first, "times $K$", config.observations),
+        (second, "times $K$", config.observations_of_paths),
+        (third, "paths $n$", config.paths),
+    ):
         panel.set_xlabel(label)
         panel.set_ylabel(r"$|f - \bar f|_E\, /\, |f^*|_E$")
+        ticks_at(panel.xaxis, used)
         panel.legend(fontsize="small")
     return made
