@@ -40,14 +40,13 @@ from typing import Any, final
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 from scipy import stats
 
 from fem_hjb import zoo
 from fem_hjb._checks import FloatArray
 from fem_hjb.assembly import assemble
 from fem_hjb.measures import law_measure
-from fem_hjb.plotting import STYLES
+from fem_hjb.plotting import STYLES, ticks_at
 from fem_hjb.population import Yardstick, yardstick
 from fem_hjb.problem import ControlProblem, LinearDrift
 from fem_hjb.sde import sample_paths
@@ -224,9 +223,7 @@ def figure(trial: Trial) -> Figure:
         against_n.loglog(n, start * (n / n[0]) ** -power, color="0.7", linestyle=dashes, linewidth=0.8, label=name)
     against_n.set(xlabel="paths $n$", ylabel=r"$|\hat f - f^*|_E / |f^*|_E$", title="error against data")
     sizes = sorted(set(trial.column("n")))
-    against_n.xaxis.set_major_locator(FixedLocator(sizes))
-    against_n.xaxis.set_major_formatter("{x:.0f}")
-    against_n.xaxis.set_minor_locator(NullLocator())
+    ticks_at(against_n.xaxis, sizes)
     for n_here, style in zip(sizes, STYLES, strict=False):
         ladder, rule = ({"method": method, "n": n_here} for method in ("regression", _RULE))
         dofs, error = (np.append(trial.column(k, **ladder), trial.column(k, **rule)) for k in ("dofs", "error"))
@@ -237,7 +234,10 @@ def figure(trial: Trial) -> Figure:
     against_dofs.loglog(dofs[order], approximation[order], color="0.6", linewidth=0.8, label="approximation error")
     dofs, error = trial.column("dofs", method="generator"), trial.column("error", method="generator")
     against_dofs.loglog(dofs, error, "k*", label="generator, rule")
-    against_dofs.set(xlabel="dimension $N$ of the class", title="error against the class")
+    against_dofs.set(
+        xlabel="dimension $N$ of the class", ylabel=against_n.get_ylabel(), title="error against the class"
+    )
+    ticks_at(against_dofs.xaxis, dofs)
     for panel in (against_n, against_dofs):
         panel.legend(fontsize=6)
     return made

@@ -31,7 +31,6 @@ from typing import Any, cast, final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 from scipy.linalg import solve_continuous_are
 
 from fem_hjb import zoo
@@ -42,7 +41,7 @@ from fem_hjb.features import Envelope, HermiteCross
 from fem_hjb.laws import Gaussian
 from fem_hjb.line_basis import LineBasis
 from fem_hjb.measures import sampled_law_measure
-from fem_hjb.plotting import STYLES
+from fem_hjb.plotting import STYLES, ticks_at
 from fem_hjb.population import yardstick
 from fem_hjb.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.sde import sample_paths
@@ -247,9 +246,7 @@ def figure(trial: Trial) -> Figure:
         panel.set(
             xlabel="dimension $d$", ylabel="relative error of $f$", title=rf"$\theta = {theta:g}$, $n = {config.paths}$"
         )
-        panel.xaxis.set_major_locator(FixedLocator(config.dims))
-        panel.xaxis.set_major_formatter("{x:.0f}")
-        panel.xaxis.set_minor_locator(NullLocator())
+        ticks_at(panel.xaxis, config.dims)
     panels[0].legend(fontsize=7)
     sizes, thirds = np.array(config.sizes, dtype=np.float64), list(zip(STYLES, _ESTIMATORS[:3], strict=False))
     for style, name in thirds:
@@ -260,7 +257,7 @@ def figure(trial: Trial) -> Figure:
         panels[3].loglog(trial.column("approximation", **here), trial.column("spread", **here), **style, label=name)
     start = trial.column("spread", series="size", estimator="regression")[0]
     panels[2].loglog(sizes, 1.5 * start * np.sqrt(sizes[0] / sizes), color="0.5", linewidth=1.0, label="$n^{-1/2}$")
-    panels[2].xaxis.set_minor_locator(NullLocator())
+    ticks_at(panels[2].xaxis, sizes[::2])
     panels[2].set(xlabel="paths $n$", ylabel="error (filled), spread (open)")
     panels[2].set_title(rf"$d = {config.dim}$, $\theta = {config.envelopes[-1]:g}$")
     panels[2].legend(fontsize=7)

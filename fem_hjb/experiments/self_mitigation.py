@@ -25,7 +25,7 @@ space, of wavenumber k, and its 1/h waves in time pass through the equation with
 over omega is of the order one; hence noise of the order h^{p-1} h^{-1/2}, over sqrt(N) ~ 1/h of the order h^{p-1/2}:
 exponent (p - 1/2)/p, 0.83, if the residuals at the samples were independent. That is what "residual" shows. In
 "generator" the residual meets a test function that is as smooth as f, and partly averages out along each path:
-the exponent is between this and 1, 0.9 or so. "corrected" is left out here: increments near a reflecting wall stay uncorrected.
+the exponent is between this and 1. "corrected" is left out here: increments near a reflecting wall stay uncorrected.
 
 Controls: regression does not have exponent 1; nor has the generator with a drift that is wrong by such a function that
 the equation has no solution near the class. (Wrong by a linear function, say, it is still self-mitigating, as the
@@ -41,7 +41,6 @@ from typing import Any, final
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from fem_hjb import zoo
@@ -51,7 +50,7 @@ from fem_hjb.features import HermiteCross
 from fem_hjb.laws import Gaussian
 from fem_hjb.line_basis import LineBasis
 from fem_hjb.measures import law_measure, sampled_law_measure
-from fem_hjb.plotting import STYLES
+from fem_hjb.plotting import STYLES, ticks_at
 from fem_hjb.population import Yardstick, yardstick
 from fem_hjb.problem import ControlProblem, LinearDrift
 from fem_hjb.sde import sample_paths
@@ -277,9 +276,7 @@ def figure(trial: Trial) -> Figure:
     panels[2].fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
     panels[2].loglog(steps, 0.7 * noise[0] * np.sqrt(steps[0] / steps), color="0.6", linewidth=0.8, label="slope -1/2")
     panels[2].set(title="fixed class, floor", xlabel="time steps $K$", ylabel="noise constant")
-    panels[2].xaxis.set_major_locator(FixedLocator(sorted(set(steps))))
-    panels[2].xaxis.set_major_formatter("{x:.0f}")
-    panels[2].xaxis.set_minor_locator(NullLocator())
+    ticks_at(panels[2].xaxis, steps)
     panels[2].legend()
     made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
     return made
