@@ -435,21 +435,23 @@ for name, one in {"as learned": signed, "Bounds(0)": bounded, "with_floor(1e-4)"
 # ## 7. Which class?
 #
 # A class that is too small cannot represent $f$, one that is too large drowns in noise. With `space="auto"` classes of
-# growing size are fitted to four fifths of the trajectories and judged on the rest, in turn. The judge is the residual
-# of the equation, which is free of noise at the solution; the choice is the smallest class that is no worse than the
-# best by more than a standard error. The table of what was tried comes with the result. A Gaussian-mixture diffusion
-# model with a quadratic reward, 1000 trajectories:
+# growing size are fitted to four fifths of the trajectories and judged on the rest, in turn. There are two judges. The
+# labels of regression see the squared error of $f$ itself, through noise: classes that they find worse than the best by
+# more than two standard errors are out. Among the others the residual of the equation decides, which is free of noise
+# at the solution: the choice is the smallest class no worse than the best by more than a standard error. The table of
+# what was tried comes with the result. A Gaussian-mixture diffusion model with a quadratic reward, 1000 trajectories:
 
 # %%
 tilt = fh.zoo.get("mixture-diffusion", dim=1)
 trajectories = fh.sample_paths(tilt, n=1000, steps=64, rng=0)
 automatic = {name: fh.fit(tilt, trajectories, "auto", estimator=name) for name in ("generator", "increment")}
 
-print("time cells  cells  unknowns" + "".join(f"{name:>14s}: excess risk" for name in automatic))
+print("time cells  cells  unknowns" + "".join(f"{name:>14s}: excess of the residual" for name in automatic))
 for rows in zip(*(one.stats["tried"] for one in automatic.values()), strict=True):
     text = f"{rows[0]['time_cells']:10d} {rows[0]['cells']:6d} {rows[0]['dofs']:9d}"
     for row in rows:
-        text += f"{row['excess']:13.1e} +- {row['error']:.0e}" + ("  <--" if row["chosen"] else "     ")
+        text += f"{row['residual excess']:25.1e} +- {row['residual error']:.0e}"
+        text += "  <--" if row["chosen"] else "     "
     print(text)
 print()
 print(fh.compare(automatic, tilt.exact, problem=tilt))
@@ -470,33 +472,30 @@ plt.show()
 # the largest class on offer (no more unknowns than trajectories) is the best; increments are noisy, and the best class
 # is a small one.
 #
-# The residual is free of noise, but it is not the error: it weighs the equation's terms as they come. Where the drift
-# is strong and no class on offer resolves the solution, it can prefer a class in which little happens. The labels of
-# regression are a second judge, noisy, but of $f$ itself. Where the two disagree, as for this double well, all classes
-# are too coarse. A reference (`solve`) tells how far off they are; without one, disagreement is the warning.
+# Why two judges? The residual is free of noise, but it is not the error: it weighs the equation's terms as they come.
+# Where the drift is strong and no class on offer resolves the solution, as for this double well, it can prefer a class
+# in which little happens. The labels are noisy, but of $f$ itself. A reference (`solve`) tells how far off all are.
 
 # %%
 well = fh.zoo.get("double-well", dim=1)
 visits = fh.sample_paths(well, n=1000, steps=64, rng=0)
 reference = fh.solve(well, rtol=1e-4)
 offered = automatic_candidates(well, visits.n)
-judged = {by: fh.cross_validate(well, visits, offered, criterion=by).table for by in ("residual", "labels")}
+judged = {by: fh.cross_validate(well, visits, offered, criterion=by) for by in ("residual", "labels", None)}
 each = {str(one.space.n_dofs): fh.fit(well, visits, one.space, outside="drop") for one in offered}
 true = fh.compare(each, reference)
 
-print("unknowns  residual: excess risk    labels: excess risk    true error of v")
-for name, *rows in zip(each, *judged.values(), strict=True):
-    line = f"{name:>8s}"
-    for row in rows:
-        line += f"{row['excess']:18.1e}{'  <--' if row['chosen'] else '     '}"
-    print(f"{line}{true.overall(name).value:16.2f}")
+print("unknowns   true error of v   chosen by")
+for name, *rows in zip(each, *(selection.table for selection in judged.values()), strict=True):
+    by = [judge or "both" for judge, row in zip(judged, rows, strict=True) if row["chosen"]]
+    print(f"{name:>8s}{true.overall(name).value:14.2f}        {', '.join(by)}")
+print()
+print(judged[None])
 
 # %% [markdown]
-# (An infinite excess: a class whose sampled form is in doubt, which is taken only if there is no other.)
-#
 # ## What to remember
 #
-# * Start with `fit(problem, paths, "auto")`, read `status`, and ask the other judge.
+# * Start with `fit(problem, paths, "auto")` and read `status`; where the policy matters, `terminal="interpolated"`.
 # * `generator` where drift and diffusion are known: its error is that of the class. `residual` where samples are few.
 #   `increment` where there is no model.
 # * `delta > 0` and `method="projected"` for large problems; the certificate is the same for all methods.
