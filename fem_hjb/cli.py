@@ -36,6 +36,7 @@ from fem_hjb.trials import Trial, save_trial
 _CELLS = {1: (16, 8), 2: (8, 4), 3: (3, 2)}  # per axis, and in time: few enough for some thousand trajectories
 
 _RTOL = 1e-3  # of the reference that learned solutions are compared with
+_ROWS = 40  # of the table of an experiment that are printed
 _TERMINAL = "interpolated"  # as policies are compared: with a penalty, log f is left to chance where f_T is small
 _SUBSTEPS = 8  # between two observations, so that what is learned does not hang on the simulation's step
 
@@ -277,8 +278,10 @@ def experiment_command(
 
 
 def _print_trial(trial: Trial) -> None:
-    table = Table(*trial.columns)
-    for row in trial.rows:
+    shown = sorted({round(k * (len(trial.rows) - 1) / (_ROWS - 1)) for k in range(_ROWS)})
+    caption = f"{len(shown)} of {len(trial.rows)} rows, all of them in {trial.name}.csv"
+    table = Table(*trial.columns, caption=caption if len(shown) < len(trial.rows) else None)
+    for row in (trial.rows[k] for k in shown):
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
     claims = Table("claim (a control must fall outside its band)", "value", "band", "")
     for claim in trial.claims:
@@ -289,8 +292,8 @@ def _print_trial(trial: Trial) -> None:
             f"[{claim.low:g}, {claim.high:g}]",
             "as expected" if claim.as_expected else "NOT AS EXPECTED",
         )
-    for part in (table, claims):
-        _stdout().print(part)
+    Console(width=max(_stdout().width, 12 * len(trial.columns))).print(table)
+    _stdout().print(claims)
     print(f"{trial.seconds / 60:.1f} minutes")
 
 
