@@ -34,13 +34,14 @@ METHODS = ("direct", "projected", "minimal-residual")
 TERMINALS = ("penalty", "interpolated")
 
 _EXACT = 1e-14  # what stands for 1/n where there are no paths but a law
-_SHIFT = 1e-13  # of the unit diagonal, so that a factorisation of a nearly singular Gram matrix runs through
+_SHIFT = 1e-13  # of the diagonal, so that a factorisation of a nearly singular Gram matrix runs through
 _SLOPE = 0.3
 _SMOOTHING = {True: 0.05, False: 0.3}  # by whether the noise vanishes at the solution
 _ROUGHER = 10.0  # first derivatives (C0 classes) need more weight than second ones
 _UNKNOWN = inequality.Diagnostics(
     **dict.fromkeys(("coercivity", "norm", "stability", "contraction", "gamma", "condition"), float("nan"))
 )
+_ROUNDING = 1e-11  # mean squares below this share of a neighbour's are what rounding left of sums over samples
 _DEPENDENT = 1e-8  # squared sine, under the samples, of the angle between a function and those eliminated before it
 
 
@@ -173,14 +174,16 @@ def reduce_system(
     root = np.sqrt(gram.diagonal()[free])
     load = (system.load - form @ coefficients)[free]
 
-    def part(matrix: sp.csr_matrix, shift: float) -> sp.csr_matrix:
-        return matrix[free][:, free] + shift * sp.diags(root**2)
+    def part(matrix: sp.csr_matrix) -> sp.csr_matrix:
+        return matrix[free][:, free]
 
     def scaled(matrix: sp.csr_matrix) -> sp.csc_matrix:
         scale = sp.diags(1.0 / root)
         return (scale @ matrix @ scale).tocsc()
 
-    form, energy = part(form, ridge), part(energy, _SHIFT)
+    form = part(form) + ridge * sp.diags(root**2)
+    energy = part(energy)
+    energy = energy + _SHIFT * sp.diags(_largest_neighbour(energy, energy.diagonal()))
     project = solve_constrained = None
     if constraint is not None:
         linear_set = constraint.on(space).restricted(free, coefficients[fixed])
@@ -280,6 +283,14 @@ def _slopes_on_cells(space: Space) -> sp.csr_matrix:
     return scatter.matrix(data)
 
 
+def _largest_neighbour(mass: sp.csr_matrix, diagonal: FloatArray) -> FloatArray:
+    """Per function the largest mean square of those that share a sample with it."""
+    result = np.zeros(diagonal.size)
+    rows = np.flatnonzero(np.diff(mass.indptr))
+    result[rows] = np.maximum.reduceat(diagonal[mass.indices], mass.indptr[rows])
+    return result
+
+
 def _undetermined(mass: sp.csr_matrix, fixed: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The coefficients that are fixed, or that the samples do not determine: unseen, or dependent on others there.
 
@@ -287,7 +298,7 @@ def _undetermined(mass: sp.csr_matrix, fixed: NDArray[np.bool_]) -> NDArray[np.b
     function from the span of those eliminated before; tiny ones are taken out until none is left.
     """
     diagonal = mass.diagonal()
-    out = fixed | (diagonal <= 0)
+    out = fixed | (diagonal <= _ROUNDING * _largest_neighbour(mass, diagonal))
     while not out.all():
         free = np.flatnonzero(~out)
         scale = sp.diags(1.0 / np.sqrt(diagonal[free]))
