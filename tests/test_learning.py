@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fem_hjb as fh
+from fem_hjb import learning
 from fem_hjb.learning import automatic_candidates, fold_sources
 
 LQ = fh.zoo.get("lq", dim=1)
@@ -211,6 +212,48 @@ def test_cross_validation_avoids_what_the_samples_do_not_carry():
         LQ, scarce, ladder((1, 2), (2, 3), (8, 24)), estimator="increment", criterion="labels"
     )
     assert selection.best.space.spatial.n_cells < 24
+
+
+@pytest.mark.parametrize(
+    ("residual", "labels", "chosen"),
+    [
+        (0.5, 0.0, 0),  # the smaller class is half a standard error worse: it is as good
+        (1.5, 0.0, 1),  # one and a half: it is not
+        (0.5, 1.5, 0),  # labels forgive one and a half standard errors
+        (0.5, 2.5, 1),  # but not two and a half
+    ],
+)
+def test_the_rules_of_one_and_of_two_standard_errors(residual, labels, chosen, monkeypatch):
+    spread = np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) * np.sqrt(2.0)  # of mean 0 and standard error 1 over five folds
+
+    def risks(problem, parts, candidate, *rest):
+        small = candidate.space.spatial.n_cells == 2
+        worse = np.array([residual, labels])[:, None] + spread if small else np.zeros((2, 5))
+        return 10.0 + worse, "ok"
+
+    monkeypatch.setattr(learning, "_risks", risks)
+    selection = fh.cross_validate(LQ, PATHS, ladder((1, 2), (3, 6)))
+    assert [row["chosen"] for row in selection.table].index(True) == chosen
+    assert selection.table[0]["residual error"] == pytest.approx(1.0)
+
+
+def test_a_candidate_in_doubt_is_the_last_resort(monkeypatch):
+    def risks(problem, parts, candidate, *rest):
+        small = candidate.space.spatial.n_cells == 2
+        return np.full((2, 5), 1.0 if small else 0.0), "ok" if small else "unstable (smallest singular value 1e-5)"
+
+    monkeypatch.setattr(learning, "_risks", risks)
+    assert fh.cross_validate(LQ, PATHS, ladder((1, 2), (3, 6))).best.space.spatial.n_cells == 2
+    assert fh.cross_validate(LQ, PATHS, ladder((3, 6))).best.space.spatial.n_cells == 6
+
+
+def test_a_ridge_is_in_units_of_the_mean_squares_of_the_functions():
+    system = fh.assemble(LQ, PATHS, SPACE, outside="drop")
+    c = np.asarray(fh.solve_system(system, smoothing=0.0, ridge=0.3).coefficients).ravel()
+    ridge = 0.3 * system.mass.diagonal()
+    free = np.flatnonzero(c)
+    residual = (system.form @ c + ridge * c - system.load)[free]
+    assert np.abs(residual).max() < 1e-10 * np.abs(system.load).max()
 
 
 def test_cross_validation_finds_a_ridge():

@@ -94,6 +94,10 @@ def test_the_error_splits():
             errors[steps, n] = split_error(
                 ruler, learned.coefficients, population=population.coefficients, observed=observed.coefficients
             )
+    bar, bar_k, hat = (one.coefficients for one in (population, observed, learned))  # of the last pair
+    assert errors[80, 16000].observation == pytest.approx(ruler.norm(bar_k - bar) / ruler.size)
+    assert errors[80, 16000].statistical == pytest.approx(ruler.norm(hat - bar_k) / ruler.size)
+    assert errors[80, 16000].galerkin == pytest.approx(ruler.norm(bar.ravel() - ruler.best) / ruler.size)
     few, many = errors[5, 16000], errors[80, 16000]
     assert few.observation > 8 * many.observation  # left-point sums: 16 in the limit
     assert errors[80, 1000].statistical > 2 * many.statistical  # sqrt(16) = 4 on average
