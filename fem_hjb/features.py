@@ -177,7 +177,7 @@ class Dictionary(SpatialBasis):
     def _refuse(self) -> NoReturn:
         raise SpaceError(
             f"the dictionary {self.element!r} has no cells, so that nothing can be integrated over them: sample the law"
-            " instead, as by empirical_measure(problem, sample_paths(...)), and pass smoothing=0 to fit"
+            " instead, as sampled_law_measure does"
         )
 
     def boundary_dofs(self) -> IntArray:
