@@ -187,7 +187,7 @@ def _unpacked_subtree(payload: bytes, indices: range) -> Any:
     try:
         task, add = _unpack(payload)
         return _subtree(task, add, indices)
-    except Exception as cause:
+    except Exception as cause:  # whatever unpickling, the task's code or the addition's raises: none may be lost
         told = isinstance(cause, MeasureError)
         failure = MeasureError(
             str(cause) if told else f"{_chunks(indices)} failed with {type(cause).__name__}: {cause}"

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import json
 import platform
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -118,6 +120,25 @@ class Trial:
         place = {key: self.columns.index(key) for key in (name, *where)}
         chosen = [row[place[name]] for row in self.rows if all(row[place[k]] == v for k, v in where.items())]
         return np.array(chosen, dtype=np.float64)
+
+
+def conclude(
+    config: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], claims: Iterable[Claim], started: float
+) -> Trial:
+    """The trial of an experiment, which is the module that `config` comes from: its name, and its first line as title.
+
+    started : what time.perf_counter() was then.
+    """
+    module = sys.modules[type(config).__module__]
+    return Trial(
+        name=module.__name__.rpartition(".")[2].replace("_", "-"),
+        title=str(module.__doc__).splitlines()[0],
+        config=config,
+        columns=tuple(columns),
+        rows=tuple(map(tuple, rows)),
+        claims=tuple(claims),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def save_trial(folder: str | Path, trial: Trial, figure: Figure) -> list[Path]:

@@ -91,7 +91,7 @@ def simulate(problem, x, times, noise):
         else:
             mid = problem.Lambda(start + dt / 2, now)
             if not (mid == mid[0]).all():
-                raise NotImplementedError("Lambda depends on x: this problem needs a scheme of its own here")
+                raise ValueError("Lambda depends on x, for which Heun's scheme is not of weak order two")
             kick = np.sqrt(dt) * z @ np.linalg.cholesky(mid[0]).T
             b = problem.b(start, now)
             after = now + 0.5 * dt * (b + problem.b(end, now + dt * b + kick)) + kick

@@ -1,7 +1,7 @@
 """Experiments anyone can run again: each module has a frozen `Config`, its `QUICK` version, `run` and `figure`.
 
 A new one is a new file here: a docstring whose first line says what it shows, `Config`, `QUICK`, `run(config) -> Trial`
-and `figure(trial) -> Figure`; the command line and the tests find it by themselves.
+(which ends with `trials.conclude`) and `figure(trial) -> Figure`; the command line and the tests find it by themselves.
 """
 
 import pkgutil

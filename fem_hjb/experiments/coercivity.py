@@ -29,7 +29,7 @@ from fem_hjb.measures import law_measure
 from fem_hjb.plotting import STYLES, ticks_at
 from fem_hjb.population import yardstick
 from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Trial, fitted_slope
+from fem_hjb.trials import Claim, Trial, conclude, fitted_slope
 from fem_hjb.variational import reduce_system, solve_system
 
 
@@ -67,15 +67,7 @@ def run(config: Config) -> Trial:
             measure = yardstick(problem, law, space, delta=delta)
             cea = measure.distance(solve_system(system).coefficients) / measure.approximation
             rows.append((series, time_cells, cells, delta, found.coercivity, found.norm, found.contraction, cea))
-    return Trial(
-        name="coercivity",
-        title=str(__doc__).splitlines()[0],
-        config=config,
-        columns=_COLUMNS,
-        rows=tuple(rows),
-        claims=tuple(_claims(config, rows)),
-        seconds=time.perf_counter() - started,
-    )
+    return conclude(config, _COLUMNS, rows, _claims(config, rows), started)
 
 
 def _claims(config: Config, rows: list[tuple[Any, ...]]) -> Iterator[Claim]:

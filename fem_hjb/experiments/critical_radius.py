@@ -59,7 +59,7 @@ from fem_hjb.population import yardstick
 from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import Paths, sample_paths
 from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Trial, fitted_slope
+from fem_hjb.trials import Claim, Trial, conclude, fitted_slope
 from fem_hjb.variational import reduce_system
 
 
@@ -127,15 +127,7 @@ def run(config: Config) -> Trial:
     for radius in config.radii:
         found_in_ball = _in_ball(config, under, drawn, radius)
         rows += [("ball", config.ball_estimator, *config.rich, *found) for found in found_in_ball]
-    return Trial(
-        name="critical-radius",
-        title=str(__doc__).splitlines()[0],
-        config=config,
-        columns=_COLUMNS,
-        rows=tuple(rows),
-        claims=tuple(_claims(config, rows)),
-        seconds=time.perf_counter() - started,
-    )
+    return conclude(config, _COLUMNS, rows, _claims(config, rows), started)
 
 
 @final

@@ -51,7 +51,7 @@ from fem_hjb.population import Yardstick, yardstick
 from fem_hjb.problem import ControlProblem, LinearDrift
 from fem_hjb.sde import sample_paths
 from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Slope, Trial, fitted_slope
+from fem_hjb.trials import Claim, Slope, Trial, conclude, fitted_slope
 from fem_hjb.variational import solve_system
 
 
@@ -110,15 +110,7 @@ def run(config: Config) -> Trial:
             approximation = measuring[cells].approximation / measuring[cells].size
             dofs = measuring[cells].space.n_dofs
             rows.append((method, n, *cells, dofs, approximation, rms[key], float(low), float(high), int(chosen)))
-    return Trial(
-        name="harder-than-regression",
-        title=str(__doc__).splitlines()[0],
-        config=config,
-        columns=_COLUMNS,
-        rows=tuple(rows),
-        claims=tuple(_claims(config, rows, errors)),
-        seconds=time.perf_counter() - started,
-    )
+    return conclude(config, _COLUMNS, rows, _claims(config, rows, errors), started)
 
 
 def _yardstick(problem: ControlProblem, cells: tuple[int, int]) -> Yardstick:

@@ -47,7 +47,7 @@ from fem_hjb.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.sde import sample_paths
 from fem_hjb.solution import Solution
 from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Trial, fitted_slope
+from fem_hjb.trials import Claim, Trial, conclude, fitted_slope
 from fem_hjb.variational import solve_system
 
 WRONG = "generator, wrong drift"
@@ -100,15 +100,7 @@ def run(config: Config) -> Trial:
         rows += _rows(config, "size", config.dim, config.envelopes[-1], n, _ESTIMATORS[:3])
     for theta in config.mistakes:
         rows += _rows(config, "mistake", config.dim, theta, config.paths, _ESTIMATORS[:3])
-    return Trial(
-        name="high-dimension",
-        title=str(__doc__).splitlines()[0],
-        config=config,
-        columns=_COLUMNS,
-        rows=tuple(rows),
-        claims=tuple(_claims(config, rows)),
-        seconds=time.perf_counter() - started,
-    )
+    return conclude(config, _COLUMNS, rows, _claims(config, rows), started)
 
 
 def _steady(dim: int) -> tuple[ControlProblem, FloatArray]:

@@ -46,7 +46,7 @@ from fem_hjb.population import Yardstick, yardstick
 from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import sample_paths
 from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Trial
+from fem_hjb.trials import Claim, Trial, conclude
 from fem_hjb.variational import ReducedSystem, default_smoothing, reduce_system
 
 
@@ -140,15 +140,7 @@ def run(config: Config) -> Trial:
                 runs = [_course(config, system, measure, upper) for system in systems]
                 courses[estimator, delta, upper, time_cells, n] = runs
                 rows += _rows((estimator, delta, upper, time_cells, n), runs)
-    return Trial(
-        name="iteration",
-        title=str(__doc__).splitlines()[0],
-        config=config,
-        columns=_COLUMNS,
-        rows=tuple(rows),
-        claims=tuple(_claims(config, courses)),
-        seconds=time.perf_counter() - started,
-    )
+    return conclude(config, _COLUMNS, rows, _claims(config, courses), started)
 
 
 def _cases(config: Config) -> dict[tuple[int, int], dict[tuple[str, float], tuple[float, ...]]]:

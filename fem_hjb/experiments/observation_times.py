@@ -40,7 +40,7 @@ from fem_hjb.population import yardstick
 from fem_hjb.problem import ControlProblem
 from fem_hjb.sde import Paths, sample_paths
 from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Trial, fitted_slope
+from fem_hjb.trials import Claim, Trial, conclude, fitted_slope
 from fem_hjb.variational import solve_system
 
 
@@ -110,15 +110,7 @@ def run(config: Config) -> Trial:
         for key, found_errors in errors.items():
             rms, band = np.sqrt(np.mean(np.square(found_errors))), np.quantile(found_errors, (0.1, 0.9))
             rows.append((*key, n, K, float(rms), *band.tolist()))
-    return Trial(
-        name="observation-times",
-        title=str(__doc__).splitlines()[0],
-        config=config,
-        columns=_COLUMNS,
-        rows=tuple(rows),
-        claims=tuple(_claims(config, rows)),
-        seconds=time.perf_counter() - started,
-    )
+    return conclude(config, _COLUMNS, rows, _claims(config, rows), started)
 
 
 def _solved(problem: ControlProblem, measure: Measure, space: Space, estimator: str) -> FloatArray:

@@ -55,7 +55,7 @@ from fem_hjb.population import Yardstick, yardstick
 from fem_hjb.problem import ControlProblem, LinearDrift
 from fem_hjb.sde import sample_paths
 from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Slope, Trial, fitted_slope
+from fem_hjb.trials import Claim, Slope, Trial, conclude, fitted_slope
 from fem_hjb.variational import solve_system
 
 
@@ -157,15 +157,7 @@ def run(config: Config) -> Trial:
         measuring = yardstick(problem, law_measure(problem, space), space)
         fits = {name: (problem, name) for name in _ESTIMATORS if name != "corrected"}
         rows += _rows("growing class", config, problem, fits, measuring, config.steps)
-    return Trial(
-        name="self-mitigation",
-        title=str(__doc__).splitlines()[0],
-        config=config,
-        columns=_COLUMNS,
-        rows=tuple(rows),
-        claims=tuple(_claims(rows)),
-        seconds=time.perf_counter() - started,
-    )
+    return conclude(config, _COLUMNS, rows, _claims(rows), started)
 
 
 def _rows(
