@@ -54,22 +54,23 @@ from typing import Any
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from fem_hjb import zoo
-from fem_hjb._checks import ConvergenceError, FemHjbError, FloatArray
-from fem_hjb.background import quadratic_gauge
-from fem_hjb.blocks import alike, independent_blocks, restrict
-from fem_hjb.box_reference import solve_on_box
-from fem_hjb.cole_hopf import Gauge, QuadraticGauge, gauge
-from fem_hjb.compare import law_points
-from fem_hjb.estimate import ToleranceWarning
-from fem_hjb.grids import spectral
-from fem_hjb.laws import Box, Gaussian, Law
-from fem_hjb.mesh_reference import solve_on_mesh
-from fem_hjb.problem import ControlProblem
-from fem_hjb.reach import box_of, reach
-from fem_hjb.reference import solve
-from fem_hjb.solution import ProductSolution, Solution
-from fem_hjb.spectral import SpectralBasis, SpectralLine
+from fem_hjb.paths.extent import box_of, reach
+from fem_hjb.problems import zoo
+from fem_hjb.problems.blocks import alike, independent_blocks, restrict
+from fem_hjb.problems.gauge import Gauge, QuadraticGauge, gauge
+from fem_hjb.problems.laws import Box, Gaussian, Law
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.box_background import quadratic_gauge
+from fem_hjb.reference.box_grids import spectral
+from fem_hjb.reference.box_solve import solve_on_box
+from fem_hjb.reference.mesh_solve import solve_on_mesh
+from fem_hjb.reference.solve import solve
+from fem_hjb.solutions.compare import law_points
+from fem_hjb.solutions.estimate import ToleranceWarning
+from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError, FemHjbError
 
 TARGET = {2: 1e-5, 3: 1e-3}
 TIGHT = 1e-8

@@ -36,15 +36,16 @@ import scipy.sparse as sp
 from rich.console import Console
 from rich.table import Table
 
-from fem_hjb import zoo
-from fem_hjb.assembly import assemble
-from fem_hjb.domain import box_mesh, truncation_box
-from fem_hjb.forms import VALUE
-from fem_hjb.gram import Located, Scatter, gram_sums, operator_rows
-from fem_hjb.measures import empirical_measure
-from fem_hjb.samples import simulated_source
-from fem_hjb.sde import sample_paths
-from fem_hjb.spaces import Space
+from fem_hjb.learning.forms import VALUE
+from fem_hjb.learning.gram import Located, Scatter, gram_sums, operator_rows
+from fem_hjb.learning.measures import empirical_measure
+from fem_hjb.learning.system import assemble
+from fem_hjb.paths.extent import truncation_box
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.paths.sources import simulated_source
+from fem_hjb.problems import zoo
+from fem_hjb.spaces.meshes import box_mesh
+from fem_hjb.spaces.space import Space
 
 TOLERANCE = 1e-12
 SMALLEST_RATIO = 8.0

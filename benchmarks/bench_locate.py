@@ -17,9 +17,9 @@ import skfem
 from rich.console import Console
 from rich.table import Table
 
-from fem_hjb.domain import box_mesh, mesh_kind
-from fem_hjb.laws import Box
-from fem_hjb.locate import CellLocator
+from fem_hjb.problems.laws import Box
+from fem_hjb.spaces.locate import CellLocator
+from fem_hjb.spaces.meshes import box_mesh, mesh_kind
 
 
 def perturbed(mesh: skfem.Mesh, size: float) -> skfem.Mesh:

@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 import fem_hjb as fh
-from fem_hjb.compare import law_points
-from fem_hjb.population import yardstick
+from fem_hjb.learning.population import yardstick
+from fem_hjb.solutions.compare import law_points
 
 CASES = (  # q, element, time cells, cells, estimator, terminal
     (1e-3, "hermite", 4, 8, "generator", "penalty"),
@@ -60,7 +60,7 @@ def main() -> None:
         title=f"policy errors, n = {n}",
     )
     for q, element, time_cells, cells, estimator, terminal in cases:
-        box = fh.truncation_box(problem, quantile=q, margin=0.0).box
+        box = fh.paths.truncation_box(problem, quantile=q, margin=0.0).box
         space = fh.Space(problem, cells=cells, time_cells=time_cells, element=element, box=box)
         law = fh.law_measure(problem, space)
         options = {"estimator": estimator, "terminal": terminal, "outside": "drop"}

@@ -24,13 +24,13 @@ import skfem
 from skfem.element import DiscreteField
 from skfem.helpers import dot, grad
 
-from fem_hjb._checks import FloatArray
-from fem_hjb.cole_hopf import Gauge
-from fem_hjb.domain import box_mesh
-from fem_hjb.laws import Box, Gaussian
-from fem_hjb.mesh_operators import MeshOperators
-from fem_hjb.problem import ControlProblem
-from fem_hjb.spaces import spatial_basis
+from fem_hjb.problems.gauge import Gauge
+from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.mesh_operators import MeshOperators
+from fem_hjb.spaces.meshes import box_mesh
+from fem_hjb.spaces.space import spatial_basis
+from fem_hjb.support.checks import FloatArray
 
 ELEMENTS = {2: (skfem.ElementTriP2, "tri"), 3: (skfem.ElementTetP2, "tet")}
 

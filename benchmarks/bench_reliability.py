@@ -41,11 +41,12 @@ from typing import Any
 
 import numpy as np
 
-from fem_hjb import zoo
-from fem_hjb._checks import FemHjbError, FloatArray, InfiniteValueError
-from fem_hjb.compare import compare
-from fem_hjb.estimate import ToleranceWarning
-from fem_hjb.reference import solve
+from fem_hjb.problems import zoo
+from fem_hjb.reference.solve import solve
+from fem_hjb.solutions.compare import compare
+from fem_hjb.solutions.estimate import ToleranceWarning
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import FemHjbError, InfiniteValueError
 
 FAMILIES = ("lq", "mixture")
 SEED = 20_260

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 from scipy.linalg import solve_banded
 
-from fem_hjb import zoo
-from fem_hjb._checks import FloatArray
-from fem_hjb.optimality import control_error, objectives
-from fem_hjb.reference import solve
-from fem_hjb.solution import ProductSolution
+from fem_hjb.evaluation.control_error import control_error, objectives
+from fem_hjb.problems import zoo
+from fem_hjb.reference.solve import solve
+from fem_hjb.solutions.solution import ProductSolution
+from fem_hjb.support.checks import FloatArray
 
 Policy = Callable[[float, FloatArray], FloatArray]
 

@@ -38,12 +38,12 @@ from scipy.integrate import solve_ivp
 from scipy.sparse.linalg import LinearOperator, bicgstab, splu
 from skfem.helpers import dot, grad
 
-from fem_hjb import zoo
-from fem_hjb._checks import FloatArray
-from fem_hjb.domain import box_mesh
-from fem_hjb.laws import Box, Gaussian
-from fem_hjb.problem import ControlProblem
-from fem_hjb.reference import solve
+from fem_hjb.problems import zoo
+from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.solve import solve
+from fem_hjb.spaces.meshes import box_mesh
+from fem_hjb.support.checks import FloatArray
 
 ELEMENTS = {2: (skfem.ElementTriP2, "tri"), 3: (skfem.ElementTetP2, "tet")}
 RIVAL_STEPS = (6, 8, 12, 17, 25, 35, 50, 70, 100, 140, 200, 280)

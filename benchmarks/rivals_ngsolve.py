@@ -30,8 +30,8 @@ from typing import Any
 import bench_boxes
 import numpy as np
 
-from fem_hjb.laws import Box
-from fem_hjb.reach import box_of, reach
+from fem_hjb.paths.extent import box_of, reach
+from fem_hjb.problems.laws import Box
 
 try:
     import ngsolve as ng

@@ -1,5 +1,7 @@
 """fem_hjb: exact finite-element references and variational learning for linearly solvable stochastic control.
 
+Importing it is cheap: each name below is loaded from its folder when it is first used.
+
 >>> import fem_hjb as fh
 >>> problem = fh.zoo.get("lq", dim=1)
 >>> reference = fh.solve(problem, rtol=1e-6)
@@ -7,110 +9,87 @@
 True
 """
 
-from fem_hjb import closed_form, experiments, features, fokker_planck, mixtures, population, samples, zoo
-from fem_hjb import plotting as plot
-from fem_hjb._checks import (
-    ConstraintError,
-    ConvergenceError,
-    DomainError,
-    EllipticityError,
-    FemHjbError,
-    InfiniteValueError,
-    MeasureError,
-    OutputError,
-    PositivityError,
-    ProblemError,
-    SpaceError,
-)
-from fem_hjb.assembly import assemble
-from fem_hjb.compare import Comparison, ComparisonError, compare, from_callables
-from fem_hjb.constraints import Bounds, Convex, EnergyBall, Monotone
-from fem_hjb.domain import box_mesh, load_mesh, truncation_box
-from fem_hjb.elements import ELEMENTS
-from fem_hjb.estimate import ErrorEstimate, ToleranceWarning
-from fem_hjb.io import load_paths, load_solution, save_paths, save_solution
-from fem_hjb.laws import Box, Gaussian, GaussianMixture, Law, PointMass, Uniform
-from fem_hjb.learning import Candidate, cross_validate, fit
-from fem_hjb.measures import Measure, empirical_measure, law_measure, sampled_law_measure
-from fem_hjb.optimality import control_error, objectives
-from fem_hjb.problem import ControlProblem, LinearDrift, ValueFunction
-from fem_hjb.reference import solve
-from fem_hjb.samples import PathSource, array_source, file_source, simulated_source, write_paths
-from fem_hjb.sde import Paths, sample_paths
-from fem_hjb.solution import ProductSolution, Solution
-from fem_hjb.spaces import Space
-from fem_hjb.variational import solve_system
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
+    from fem_hjb import experiments as experiments
+    from fem_hjb import learning as learning
+    from fem_hjb import paths as paths
+    from fem_hjb import plotting
+    from fem_hjb import problems as problems
+    from fem_hjb import solutions as solutions
+    from fem_hjb import spaces as spaces
+    from fem_hjb.evaluation import control_error as control_error
+    from fem_hjb.evaluation import objectives as objectives
+    from fem_hjb.learning import Bounds as Bounds
+    from fem_hjb.learning import Convex as Convex
+    from fem_hjb.learning import EnergyBall as EnergyBall
+    from fem_hjb.learning import Monotone as Monotone
+    from fem_hjb.learning import fit as fit
+    from fem_hjb.learning import law_measure as law_measure
+    from fem_hjb.paths import sample_paths as sample_paths
+    from fem_hjb.problems import Box as Box
+    from fem_hjb.problems import ControlProblem as ControlProblem
+    from fem_hjb.problems import Gaussian as Gaussian
+    from fem_hjb.problems import GaussianMixture as GaussianMixture
+    from fem_hjb.problems import LinearDrift as LinearDrift
+    from fem_hjb.problems import PointMass as PointMass
+    from fem_hjb.problems import Uniform as Uniform
+    from fem_hjb.problems import zoo as zoo
+    from fem_hjb.reference import fokker_planck as fokker_planck
+    from fem_hjb.reference import refine_on_mesh as refine_on_mesh
+    from fem_hjb.reference import solve as solve
+    from fem_hjb.reference import solve_on_mesh as solve_on_mesh
+    from fem_hjb.solutions import Solution as Solution
+    from fem_hjb.solutions import ToleranceWarning as ToleranceWarning
+    from fem_hjb.solutions import compare as compare
+    from fem_hjb.solutions import load_solution as load_solution
+    from fem_hjb.solutions import save_solution as save_solution
+    from fem_hjb.spaces import Space as Space
+    from fem_hjb.spaces import load_mesh as load_mesh
+    from fem_hjb.support import errors as errors
+    from fem_hjb.support.errors import FemHjbError as FemHjbError
+
+    plot = plotting
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ELEMENTS",
-    "Bounds",
-    "Box",
-    "Candidate",
-    "Comparison",
-    "ComparisonError",
-    "ConstraintError",
-    "ControlProblem",
-    "ConvergenceError",
-    "Convex",
-    "DomainError",
-    "EllipticityError",
-    "EnergyBall",
-    "ErrorEstimate",
-    "FemHjbError",
-    "Gaussian",
-    "GaussianMixture",
-    "InfiniteValueError",
-    "Law",
-    "LinearDrift",
-    "Measure",
-    "MeasureError",
-    "Monotone",
-    "OutputError",
-    "PathSource",
-    "Paths",
-    "PointMass",
-    "PositivityError",
-    "ProblemError",
-    "ProductSolution",
-    "Solution",
-    "Space",
-    "SpaceError",
-    "ToleranceWarning",
-    "Uniform",
-    "ValueFunction",
-    "array_source",
-    "assemble",
-    "box_mesh",
-    "closed_form",
-    "compare",
-    "control_error",
-    "cross_validate",
-    "empirical_measure",
-    "experiments",
-    "features",
-    "file_source",
-    "fit",
-    "fokker_planck",
-    "from_callables",
-    "law_measure",
-    "load_mesh",
-    "load_paths",
-    "load_solution",
-    "mixtures",
-    "objectives",
-    "plot",
-    "population",
-    "sample_paths",
-    "sampled_law_measure",
-    "samples",
-    "save_paths",
-    "save_solution",
-    "simulated_source",
-    "solve",
-    "solve_system",
-    "truncation_box",
-    "write_paths",
-    "zoo",
-]
+_NAMES = {
+    "evaluation": "control_error objectives",
+    "learning": "Bounds Convex EnergyBall Monotone fit law_measure",
+    "paths": "sample_paths",
+    "problems": "Box ControlProblem Gaussian GaussianMixture LinearDrift PointMass Uniform zoo",
+    "reference": "fokker_planck refine_on_mesh solve solve_on_mesh",
+    "solutions": "Solution ToleranceWarning compare load_solution save_solution",
+    "spaces": "Space load_mesh",
+    "support.errors": "FemHjbError",
+}
+_FOLDERS = {
+    "errors": "support.errors",
+    "experiments": "experiments",
+    "learning": "learning",
+    "paths": "paths",
+    "plot": "plotting",
+    "problems": "problems",
+    "solutions": "solutions",
+    "spaces": "spaces",
+}
+_WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted([*_WHERE, *_FOLDERS])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        found = importlib.import_module(f"fem_hjb.{_FOLDERS[name]}")
+    elif name in _WHERE:
+        found = getattr(importlib.import_module(f"fem_hjb.{_WHERE[name]}"), name)
+    else:
+        raise AttributeError(f"module 'fem_hjb' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

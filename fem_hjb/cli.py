@@ -17,21 +17,23 @@ from rich.status import Status
 from rich.table import Table
 from typer.core import TyperGroup
 
-from fem_hjb import experiments, plotting, zoo
-from fem_hjb._checks import FemHjbError, ProblemError
-from fem_hjb._files import atomic_folder
-from fem_hjb.compare import Comparison, compare
-from fem_hjb.domain import truncation_box
-from fem_hjb.estimate import ToleranceWarning
-from fem_hjb.io import save_solution
-from fem_hjb.learning import fit
-from fem_hjb.measures import law_measure
-from fem_hjb.problem import ControlProblem
-from fem_hjb.reference import solve
-from fem_hjb.sde import sample_paths
-from fem_hjb.solution import ProductSolution, Solution
-from fem_hjb.spaces import Space
-from fem_hjb.trials import Trial, save_trial
+from fem_hjb import experiments
+from fem_hjb.experiments.trial import Trial, save_trial
+from fem_hjb.learning.fit import fit
+from fem_hjb.learning.measures import law_measure
+from fem_hjb.paths.extent import truncation_box
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.plotting import pictures as plotting
+from fem_hjb.problems import zoo
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.solve import solve
+from fem_hjb.solutions.compare import Comparison, compare
+from fem_hjb.solutions.estimate import ToleranceWarning
+from fem_hjb.solutions.files import save_solution
+from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.errors import FemHjbError, ProblemError
+from fem_hjb.support.files import atomic_folder
 
 _CELLS = {1: (16, 8), 2: (8, 4), 3: (3, 2)}  # per axis, and in time: few enough for some thousand trajectories
 

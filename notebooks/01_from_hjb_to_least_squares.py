@@ -28,7 +28,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import spsolve
 
 import fem_hjb as fh
-from fem_hjb.cole_hopf import gauge as find_gauge
+from fem_hjb.problems.gauge import gauge as find_gauge
 
 # %% [markdown]
 # ## 1. The problem
@@ -262,7 +262,7 @@ classes = {f"{k} x {m}": fh.Space(problem, cells=m, time_cells=k, box=box) for k
 candidates = {}
 for name, each in classes.items():
     for n in sizes:
-        fewer = fh.Paths(t=paths.t, x=paths.x[:n])
+        fewer = fh.paths.Paths(t=paths.t, x=paths.x[:n])
         candidates["equation", name, n] = fh.fit(problem, fewer, each, smoothing=0.01, outside="drop")
         candidates["regression", name, n] = regression(n, each)
 errors = fh.compare({str(key): of for key, of in candidates.items()}, exact, problem=problem)

@@ -28,12 +28,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import fem_hjb as fh
-from fem_hjb.features import HermiteCross
-from fem_hjb.inequality import diagnose, projected
-from fem_hjb.learning import automatic_candidates
-from fem_hjb.line_basis import LineBasis
-from fem_hjb.population import split_error, yardstick
-from fem_hjb.variational import reduce_system
+from fem_hjb.learning.fit import automatic_candidates
+from fem_hjb.learning.inequality import diagnose, projected
+from fem_hjb.learning.population import split_error, yardstick
+from fem_hjb.learning.solve_system import reduce_system
+from fem_hjb.spaces.features import HermiteCross
+from fem_hjb.spaces.line import LineBasis
 
 # %% [markdown]
 # ## 1. From the equation to $B[f, g] = \ell(g)$
@@ -70,7 +70,7 @@ print(space)
 
 figure, ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
 x = np.linspace(0.0, 1.0, 201)[:, None]
-system = fh.assemble(problem, law, space)
+system = fh.learning.assemble(problem, law, space)
 for t, style in zip((0.0, 0.5, 1.0), fh.plot.STYLES, strict=False):
     f = system.gauge.f_from_value(t, problem.exact.value(t, x))
     ax.plot(x[:, 0], f, label=f"$t={t:g}$", **{**style, "marker": None})
@@ -103,11 +103,11 @@ by_hand = 0.5 * (
 
 forms = {
     "generator, under the law": system.form,
-    "weak, under the law": fh.assemble(problem, law, space, estimator="weak").form,
+    "weak, under the law": fh.learning.assemble(problem, law, space, estimator="weak").form,
 }
 for steps in (32, 128, 512):
     paths = fh.sample_paths(problem, n=4000, steps=steps, rng=1)
-    forms[f"increment, {steps} steps"] = fh.assemble(problem, paths, space, estimator="increment").form
+    forms[f"increment, {steps} steps"] = fh.learning.assemble(problem, paths, space, estimator="increment").form
 print(f"the energy, by hand {'':14s} {by_hand:.12f}")
 for name, form in forms.items():
     print(f"B[f, f], {name:25s} {c @ form @ c:.12f}")
@@ -124,7 +124,7 @@ for name, form in forms.items():
 few = fh.sample_paths(problem, n=3, steps=64, rng=2)
 along = space.evaluate(c, np.tile(few.t, few.n), few.x.reshape(-1, 1)).reshape(few.n, -1)
 telescoped = 0.5 * (along[:, -1] ** 2 + along[:, 0] ** 2 + (np.diff(along, axis=1) ** 2).sum(axis=1)).mean()
-form = fh.assemble(problem, few, space, estimator="increment").form
+form = fh.learning.assemble(problem, few, space, estimator="increment").form
 print(f"three paths: B_n[f, f] = {c @ form @ c:.12f}, telescoped {telescoped:.12f}")
 
 # %% [markdown]
@@ -275,7 +275,9 @@ print("delta  time cells      mu       L       q")
 for delta in (0.0, 0.2):
     for count in (2, 4, 8, 16):
         refined = fh.Space(problem, cells=6, time_cells=count, element="hermite")
-        assembled = fh.assemble(problem, fh.law_measure(problem, refined), refined, estimator="weak", delta=delta)
+        assembled = fh.learning.assemble(
+            problem, fh.law_measure(problem, refined), refined, estimator="weak", delta=delta
+        )
         figures = diagnose(reduce_system(assembled).inequality)
         mu = round(figures.coercivity, 6) + 0.0  # no minus sign for rounding errors
         print(f"{delta:5g} {count:11d} {mu:7.3f} {figures.norm:7.2f} {figures.contraction:7.3f}")
@@ -290,7 +292,7 @@ for delta in (0.0, 0.2):
 
 # %%
 learning = fh.sample_paths(problem, n=2000, steps=64, rng=5)
-sampled_system = fh.assemble(problem, learning, space, delta=0.2)
+sampled_system = fh.learning.assemble(problem, learning, space, delta=0.2)
 free = reduce_system(sampled_system, smoothing=0.05).inequality
 in_set = reduce_system(sampled_system, smoothing=0.05, constraint=fh.Bounds(0, 0.9)).inequality
 sampled_figures = diagnose(free)
@@ -358,7 +360,7 @@ ten = crowds[10][0]
 print("status:", fh.fit(problem, ten, fine, smoothing=0.0).status)
 try:
     fh.fit(problem, ten, fine, method="projected", delta=0.2)
-except fh.ConvergenceError as refusal:
+except fh.errors.ConvergenceError as refusal:
     print(f"\nprojected: {type(refusal).__name__}: {refusal}")
 least = fh.fit(problem, crowds[100][0], fine, method="minimal-residual")
 print(
@@ -425,7 +427,7 @@ line = np.linspace(-2.0, 2.0, 401)[:, None]
 print(f"f <= 0 on {signed.stats['nonpositive_mass']:.2%} of the mass of the samples")
 try:
     signed.value(1.0, line)
-except fh.PositivityError as refusal:
+except fh.errors.PositivityError as refusal:
     print(f"{type(refusal).__name__}: {refusal}\n")
 for name, one in {"as learned": signed, "Bounds(0)": bounded, "with_floor(1e-4)": signed.with_floor(1e-4)}.items():
     f, v = one.f(1.0, line), one.value(1.0, line, nonpositive="nan")
@@ -481,7 +483,7 @@ well = fh.zoo.get("double-well", dim=1)
 visits = fh.sample_paths(well, n=1000, steps=64, rng=0)
 reference = fh.solve(well, rtol=1e-4)
 offered = automatic_candidates(well, visits.n)
-judged = {by: fh.cross_validate(well, visits, offered, criterion=by) for by in ("residual", "labels", None)}
+judged = {by: fh.learning.cross_validate(well, visits, offered, criterion=by) for by in ("residual", "labels", None)}
 each = {str(one.space.n_dofs): fh.fit(well, visits, one.space, outside="drop") for one in offered}
 true = fh.compare(each, reference)
 

@@ -28,9 +28,9 @@ import numpy as np
 from scipy.linalg import solve_continuous_are
 
 import fem_hjb as fh
-from fem_hjb.features import Envelope, HermiteCross
-from fem_hjb.line_basis import LineBasis
-from fem_hjb.population import yardstick
+from fem_hjb.learning.population import yardstick
+from fem_hjb.spaces.features import Envelope, HermiteCross
+from fem_hjb.spaces.line import LineBasis
 
 # %% [markdown]
 # ## 1. Two ways to learn $f$
@@ -56,7 +56,9 @@ from fem_hjb.population import yardstick
 
 # %%
 tilt = fh.zoo.get("mixture-diffusion", dim=1)
-box = fh.truncation_box(tilt, quantile=1e-3, margin=0.0).box  # leaves out a thousandth of the samples on either side
+box = fh.paths.truncation_box(
+    tilt, quantile=1e-3, margin=0.0
+).box  # leaves out a thousandth of the samples on either side
 paths = fh.sample_paths(tilt, n=1000, steps=64, rng=0)
 space = fh.Space(tilt, cells=16, time_cells=8, box=box)
 names = ("generator", "corrected", "increment", "regression")
@@ -145,8 +147,8 @@ sizes = {5: 5, 10: 5, 30: 5, 100: 3, 1000: 1, 10_000: 1}  # trajectories: seeds
 
 def error(sampled, cells, estimator, believed=tilt):
     """Relative error of what is learned, in the norm of the energy."""
-    system = fh.assemble(believed, sampled, ladder[cells], estimator=estimator, outside="drop")
-    learned = fh.solve_system(system, figures=False)
+    system = fh.learning.assemble(believed, sampled, ladder[cells], estimator=estimator, outside="drop")
+    learned = fh.learning.solve_system(system, figures=False)
     return rulers[cells].distance(learned.coefficients) / rulers[cells].size
 
 
@@ -242,7 +244,9 @@ for d in (2, 5, 8):
         features = Envelope(HermiteCross(problem.initial_law, 2), theta * P, np.zeros(d))
         dictionary = fh.Space.product(LineBasis.uniform(1.0, 2, "P2"), features)
         for name in ("generator", "regression"):
-            learned = fh.solve_system(fh.assemble(problem, sampled, dictionary, estimator=name), figures=False)
+            learned = fh.learning.solve_system(
+                fh.learning.assemble(problem, sampled, dictionary, estimator=name), figures=False
+            )
             truth = learned.gauge.f_from_value(0.5, problem.exact.value(0.5, fresh))
             square = np.mean((learned.f(0.5, fresh) - truth) ** 2) / np.mean(truth**2)
             poor[d, theta, name] = np.sqrt(square), dictionary.n_dofs

@@ -11,9 +11,9 @@ import pytest
 from matplotlib import image
 from typer.testing import CliRunner, Result
 
-from fem_hjb import zoo
 from fem_hjb.cli import app
-from fem_hjb.io import load_solution
+from fem_hjb.problems import zoo
+from fem_hjb.solutions.files import load_solution
 
 SMALL = ["--samples=400", "--steps=8", "--cells=6", "--time-cells=2", "--reference-cells=32"]
 

@@ -1,19 +1,20 @@
 """Experiments anyone can run again: each module has a frozen `Config`, its `QUICK` version, `run` and `figure`.
 
 A new one is a new file here: a docstring whose first line says what it shows, `Config`, `QUICK`, `run(config) -> Trial`
-(which ends with `trials.conclude`) and `figure(trial) -> Figure`; the command line and the tests find it by themselves.
+(which ends with `trial.conclude`) and `figure(trial) -> Figure`; the command line and the tests find it by themselves.
 """
 
 import pkgutil
 from importlib import import_module
 from types import ModuleType
 
-from fem_hjb.trials import Trial, TrialError
+from fem_hjb.experiments.trial import Trial
+from fem_hjb.support.errors import TrialError
 
 
 def names() -> list[str]:
     """The experiments there are."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__) if module.name != "trial")
 
 
 def get(name: str) -> ModuleType:

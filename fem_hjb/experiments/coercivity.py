@@ -21,16 +21,16 @@ from typing import Any, final
 import numpy as np
 from matplotlib.figure import Figure
 
-from fem_hjb import zoo
-from fem_hjb.assembly import assemble
-from fem_hjb.inequality import diagnose
-from fem_hjb.laws import Box
-from fem_hjb.measures import law_measure
-from fem_hjb.plotting import STYLES, ticks_at
-from fem_hjb.population import yardstick
-from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Trial, conclude, fitted_slope
-from fem_hjb.variational import reduce_system, solve_system
+from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
+from fem_hjb.learning.inequality import diagnose
+from fem_hjb.learning.measures import law_measure
+from fem_hjb.learning.population import yardstick
+from fem_hjb.learning.solve_system import reduce_system, solve_system
+from fem_hjb.learning.system import assemble
+from fem_hjb.plotting.pictures import STYLES, ticks_at
+from fem_hjb.problems import zoo
+from fem_hjb.problems.laws import Box
+from fem_hjb.spaces.space import Space
 
 
 @final

@@ -45,22 +45,22 @@ from matplotlib.figure import Figure
 from scipy.linalg import eigh, solve
 from scipy.optimize import brentq
 
-from fem_hjb import zoo
-from fem_hjb._checks import FloatArray, IntArray, spawn_generators
-from fem_hjb.assembly import System, assemble
-from fem_hjb.constraints import EnergyBall
-from fem_hjb.estimators import ESTIMATORS, Setting
-from fem_hjb.forms import VALUE, Operator
-from fem_hjb.gram import Located, operator_rows
-from fem_hjb.inequality import direct
-from fem_hjb.measures import empirical_measure, law_measure
-from fem_hjb.plotting import STYLES
-from fem_hjb.population import yardstick
-from fem_hjb.problem import ControlProblem
-from fem_hjb.sde import Paths, sample_paths
-from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Trial, conclude, fitted_slope
-from fem_hjb.variational import reduce_system
+from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
+from fem_hjb.learning.constraints import EnergyBall
+from fem_hjb.learning.estimators import ESTIMATORS, Setting
+from fem_hjb.learning.forms import VALUE, Operator
+from fem_hjb.learning.gram import Located, operator_rows
+from fem_hjb.learning.inequality import direct
+from fem_hjb.learning.measures import empirical_measure, law_measure
+from fem_hjb.learning.population import yardstick
+from fem_hjb.learning.solve_system import reduce_system
+from fem_hjb.learning.system import System, assemble
+from fem_hjb.paths.simulate import Paths, sample_paths
+from fem_hjb.plotting.pictures import STYLES
+from fem_hjb.problems import zoo
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import FloatArray, IntArray, spawn_generators
 
 
 @final

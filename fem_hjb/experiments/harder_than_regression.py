@@ -42,17 +42,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from fem_hjb import zoo
-from fem_hjb._checks import FloatArray
-from fem_hjb.assembly import assemble
-from fem_hjb.measures import law_measure
-from fem_hjb.plotting import STYLES, ticks_at
-from fem_hjb.population import Yardstick, yardstick
-from fem_hjb.problem import ControlProblem, LinearDrift
-from fem_hjb.sde import sample_paths
-from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Slope, Trial, conclude, fitted_slope
-from fem_hjb.variational import solve_system
+from fem_hjb.experiments.trial import Claim, Slope, Trial, conclude, fitted_slope
+from fem_hjb.learning.measures import law_measure
+from fem_hjb.learning.population import Yardstick, yardstick
+from fem_hjb.learning.solve_system import solve_system
+from fem_hjb.learning.system import assemble
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.plotting.pictures import STYLES, ticks_at
+from fem_hjb.problems import zoo
+from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import FloatArray
 
 
 @final

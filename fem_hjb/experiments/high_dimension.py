@@ -33,22 +33,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.linalg import solve_continuous_are
 
-from fem_hjb import zoo
-from fem_hjb._checks import FloatArray
-from fem_hjb.assembly import assemble
-from fem_hjb.compare import LawPoints, compare
-from fem_hjb.features import Envelope, HermiteCross
-from fem_hjb.laws import Gaussian
-from fem_hjb.line_basis import LineBasis
-from fem_hjb.measures import sampled_law_measure
-from fem_hjb.plotting import STYLES, ticks_at
-from fem_hjb.population import yardstick
-from fem_hjb.problem import ControlProblem, LinearDrift, ValueFunction
-from fem_hjb.sde import sample_paths
-from fem_hjb.solution import Solution
-from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Trial, conclude, fitted_slope
-from fem_hjb.variational import solve_system
+from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
+from fem_hjb.learning.measures import sampled_law_measure
+from fem_hjb.learning.population import yardstick
+from fem_hjb.learning.solve_system import solve_system
+from fem_hjb.learning.system import assemble
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.plotting.pictures import STYLES, ticks_at
+from fem_hjb.problems import zoo
+from fem_hjb.problems.laws import Gaussian
+from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
+from fem_hjb.solutions.compare import LawPoints, compare
+from fem_hjb.solutions.solution import Solution
+from fem_hjb.spaces.features import Envelope, HermiteCross
+from fem_hjb.spaces.line import LineBasis
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import FloatArray
 
 WRONG = "generator, wrong drift"
 

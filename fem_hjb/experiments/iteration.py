@@ -35,19 +35,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.linalg import eigh, eigvals, solve
 
-from fem_hjb import zoo
-from fem_hjb._checks import FloatArray, spawn_generators
-from fem_hjb.assembly import System, assemble, finish, sums_over
-from fem_hjb.constraints import Bounds
-from fem_hjb.inequality import VariationalInequality, diagnose, direct
-from fem_hjb.measures import law_measure
-from fem_hjb.plotting import STYLES
-from fem_hjb.population import Yardstick, yardstick
-from fem_hjb.problem import ControlProblem
-from fem_hjb.sde import sample_paths
-from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Trial, conclude
-from fem_hjb.variational import ReducedSystem, default_smoothing, reduce_system
+from fem_hjb.experiments.trial import Claim, Trial, conclude
+from fem_hjb.learning.constraints import Bounds
+from fem_hjb.learning.inequality import VariationalInequality, diagnose, direct
+from fem_hjb.learning.measures import law_measure
+from fem_hjb.learning.population import Yardstick, yardstick
+from fem_hjb.learning.solve_system import ReducedSystem, default_smoothing, reduce_system
+from fem_hjb.learning.system import System, assemble, finish, sums_over
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.plotting.pictures import STYLES
+from fem_hjb.problems import zoo
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import FloatArray, spawn_generators
 
 
 @final

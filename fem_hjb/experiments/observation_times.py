@@ -31,17 +31,17 @@ from matplotlib.figure import Figure
 from numpy.polynomial.hermite_e import hermegauss
 from numpy.polynomial.legendre import leggauss
 
-from fem_hjb import zoo
-from fem_hjb._checks import FloatArray, spawn_generators
-from fem_hjb.assembly import assemble
-from fem_hjb.measures import Measure, empirical_measure, law_measure
-from fem_hjb.plotting import STYLES, ticks_at
-from fem_hjb.population import yardstick
-from fem_hjb.problem import ControlProblem
-from fem_hjb.sde import Paths, sample_paths
-from fem_hjb.spaces import Space
-from fem_hjb.trials import Claim, Trial, conclude, fitted_slope
-from fem_hjb.variational import solve_system
+from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
+from fem_hjb.learning.measures import Measure, empirical_measure, law_measure
+from fem_hjb.learning.population import yardstick
+from fem_hjb.learning.solve_system import solve_system
+from fem_hjb.learning.system import assemble
+from fem_hjb.paths.simulate import Paths, sample_paths
+from fem_hjb.plotting.pictures import STYLES, ticks_at
+from fem_hjb.problems import zoo
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import FloatArray, spawn_generators
 
 
 @final

@@ -1,0 +1,5 @@
+"""How good a control is: its error under the laws that matter, and what it earns."""
+
+from fem_hjb.evaluation.control_error import ControlError, Objectives, control_error, objectives
+
+__all__ = ["ControlError", "Objectives", "control_error", "objectives"]

@@ -1,0 +1,172 @@
+"""What an experiment is: a table, claims about it that can fail, controls that must, and how it was made."""
+
+import csv
+import dataclasses
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import scipy
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from fem_hjb.support.checks import FloatArray, real_array
+from fem_hjb.support.errors import TrialError
+from fem_hjb.support.files import atomic_folder
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Slope:
+    """An exponent fitted to points in logarithms, with a 95 per cent confidence interval [low, high]."""
+
+    value: float
+    low: float
+    high: float
+
+
+def fitted_slope(x: ArrayLike, y: ArrayLike) -> Slope:
+    """The p of y = c x^p by least squares in logarithms; the interval is Student's, nan with two points.
+
+    >>> round(fitted_slope([1, 2, 4], [3, 12, 48]).value, 12)
+    2.0
+    """
+    given = [real_array(v, name, TrialError) for v, name in ((x, "x"), (y, "y"))]
+    if (
+        given[0].ndim != 1
+        or given[0].shape != given[1].shape
+        or given[0].size < 2
+        or not all((v > 0).all() for v in given)
+    ):
+        raise TrialError(f"a slope needs at least two positive pairs, got shapes {given[0].shape} and {given[1].shape}")
+    horizontal, vertical = np.log(given[0]), np.log(given[1])
+    if np.ptp(horizontal) == 0:
+        raise TrialError(f"a slope needs different x, got {given[0].size} times {given[0][0]:g}")
+    fit = stats.linregress(horizontal, vertical)
+    freedom = given[0].size - 2
+    margin = float(stats.t.ppf(0.975, freedom)) * float(fit.stderr) if freedom else float("nan")
+    return Slope(value=float(fit.slope), low=float(fit.slope) - margin, high=float(fit.slope) + margin)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """low <= value <= high. A control is the same claim about something broken on purpose: it must not hold."""
+
+    text: str
+    value: float
+    low: float
+    high: float
+    control: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value lies in the band."""
+        return bool(self.low <= self.value <= self.high)
+
+    @property
+    def as_expected(self) -> bool:
+        """A claim holds, a control does not."""
+        return self.holds != self.control
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trial:
+    """The outcome of an experiment.
+
+    name, title : which one, and what it shows in a line.
+    config : the frozen dataclass it was run with, seed included.
+    columns, rows : the table, one tuple of numbers and words per row.
+    claims : what must hold, and the controls that must not.
+    seconds : how long it took.
+    """
+
+    name: str
+    title: str
+    config: Any
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    claims: tuple[Claim, ...]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        wrong = [row for row in self.rows if len(row) != len(self.columns)]
+        if wrong:
+            raise TrialError(f"experiment {self.name!r}: a row of {len(wrong[0])} for {len(self.columns)} columns")
+        if not any(claim.control for claim in self.claims):
+            raise TrialError(f"experiment {self.name!r} has no negative control")
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether all claims hold and no control does."""
+        return all(claim.as_expected for claim in self.claims)
+
+    def column(self, name: str, **where: Any) -> FloatArray:
+        """The numbers of a column, in the rows where other columns have the given values."""
+        for key in (name, *where):
+            if key not in self.columns:
+                raise TrialError(f"experiment {self.name!r} has no column {key!r}, but {', '.join(self.columns)}")
+        place = {key: self.columns.index(key) for key in (name, *where)}
+        chosen = [row[place[name]] for row in self.rows if all(row[place[k]] == v for k, v in where.items())]
+        return np.array(chosen, dtype=np.float64)
+
+
+def conclude(
+    config: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], claims: Iterable[Claim], started: float
+) -> Trial:
+    """The trial of an experiment, which is the module that `config` comes from: its name, and its first line as title.
+
+    started : what time.perf_counter() was then.
+    """
+    module = sys.modules[type(config).__module__]
+    return Trial(
+        name=module.__name__.rpartition(".")[2].replace("_", "-"),
+        title=str(module.__doc__).splitlines()[0],
+        config=config,
+        columns=tuple(columns),
+        rows=tuple(map(tuple, rows)),
+        claims=tuple(claims),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def save_trial(folder: str | Path, trial: Trial, figure: Figure) -> list[Path]:
+    """Write NAME.csv (the table), NAME.json (config, claims, versions, seconds) and NAME.png; all or nothing.
+
+    Raises OutputError if the folder cannot be written.
+    """
+    record = {
+        "experiment": trial.name,
+        "title": trial.title,
+        "config": dataclasses.asdict(trial.config),
+        "claims": [
+            {**dataclasses.asdict(claim), "holds": claim.holds, "as_expected": claim.as_expected}
+            for claim in trial.claims
+        ],
+        "seconds": trial.seconds,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
+    }
+    with atomic_folder(folder) as part:
+        with (part / f"{trial.name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(trial.columns)
+            writer.writerows(trial.rows)
+        (part / f"{trial.name}.json").write_text(json.dumps(record, indent=2, default=_plain) + "\n", encoding="utf-8")
+        figure.savefig(part / f"{trial.name}.png", dpi=150)
+    return [Path(folder) / f"{trial.name}.{kind}" for kind in ("csv", "json", "png")]
+
+
+def _plain(given: Any) -> Any:
+    if isinstance(given, np.generic):
+        return given.item()
+    if isinstance(given, np.ndarray | Sequence):
+        return list(given)
+    return repr(given)

@@ -1,0 +1,30 @@
+"""Learning f from samples: measures, estimators, convex sets, and the variational inequality over them."""
+
+from fem_hjb.learning.constraints import Bounds, Convex, EnergyBall, Monotone
+from fem_hjb.learning.estimators import ESTIMATORS, Estimator
+from fem_hjb.learning.fit import Candidate, cross_validate, fit
+from fem_hjb.learning.measures import Measure, empirical_measure, law_measure, sampled_law_measure
+from fem_hjb.learning.population import split_error, yardstick
+from fem_hjb.learning.solve_system import solve_system
+from fem_hjb.learning.system import System, assemble
+
+__all__ = [
+    "ESTIMATORS",
+    "Bounds",
+    "Candidate",
+    "Convex",
+    "EnergyBall",
+    "Estimator",
+    "Measure",
+    "Monotone",
+    "System",
+    "assemble",
+    "cross_validate",
+    "empirical_measure",
+    "fit",
+    "law_measure",
+    "sampled_law_measure",
+    "solve_system",
+    "split_error",
+    "yardstick",
+]

@@ -1,0 +1,314 @@
+r"""The variational inequality for f under a measure: its solution in a class, from a system that has been assembled.
+
+In a closed convex set F of a class of space-time functions find f in F with B[f, g - f] >= l(g - f) for all g in F;
+where F is the whole class that is B[f, g] = l(g). B and l are integrals against a measure (`estimators` says of what,
+`assembly` sums them up). Under trajectories this is the least-squares-like learning of f (arXiv 2509.02528); under the
+law itself it is a Galerkin method. Both are solved by the code below.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, final
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.sparse.linalg import splu
+
+from fem_hjb.learning import inequality
+from fem_hjb.learning.active_sets import Projector, solve_inequality
+from fem_hjb.learning.constraints import Constraint, LinearSet
+from fem_hjb.learning.estimators import ESTIMATORS
+from fem_hjb.learning.gram import Scatter, tensor_axes
+from fem_hjb.learning.inequality import VariationalInequality
+from fem_hjb.learning.system import System
+from fem_hjb.solutions.solution import Solution
+from fem_hjb.spaces.features import Dictionary
+from fem_hjb.spaces.line import LineBasis, unit_gauss
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import FloatArray, IntArray, one_of
+from fem_hjb.support.errors import ConstraintError, ConvergenceError, MeasureError
+
+METHODS = ("direct", "projected", "minimal-residual")
+TERMINALS = ("penalty", "interpolated")
+
+_EXACT = 1e-14  # what stands for 1/n where there are no paths but a law
+_SHIFT = 1e-13  # of the diagonal, so that a factorisation of a nearly singular Gram matrix runs through
+_SLOPE = 0.3
+_SMOOTHING = {True: 0.05, False: 0.3}  # by whether the noise vanishes at the solution
+_ROUGHER = 10.0  # first derivatives (C0 classes) need more weight than second ones
+_UNKNOWN = inequality.Diagnostics(
+    **dict.fromkeys(("coercivity", "norm", "stability", "contraction", "gamma", "condition"), float("nan"))
+)
+_ROUNDING = 1e-11  # mean squares below this share of a neighbour's are what rounding left of sums over samples
+_DEPENDENT = 1e-8  # squared sine, under the samples, of the angle between a function and those eliminated before it
+
+
+def solve_system(
+    system: System,
+    *,
+    method: str = "direct",
+    constraint: Constraint | None = None,
+    terminal: str = "penalty",
+    smoothing: float | None = None,
+    ridge: float = 0.0,
+    tol: float = 1e-10,
+    figures: bool = True,
+) -> Solution:
+    """The solution of a system that has been assembled: the second half of `fit`, whose arguments these are.
+
+    tol : of the iterative methods, on the natural residual relative to |E^{-1} l|_E.
+    figures : False leaves out the figures of the system, most of the time for large classes: they are nan.
+    """
+    started = time.perf_counter()
+    one_of(method, "method", METHODS, MeasureError)
+    problem, space = system.problem, system.space
+    if smoothing is None:
+        smoothing = default_smoothing(system.estimator, space)
+    reduced = reduce_system(system, constraint=constraint, terminal=terminal, smoothing=smoothing, ridge=ridge)
+    if method == "direct":
+        found = inequality.direct(reduced.inequality, reduced.solve_constrained)
+    elif method == "projected":
+        found = inequality.projected(reduced.inequality, tol=tol)
+    else:
+        found = inequality.minimal_residual(reduced.inequality, tol=tol)
+    coefficients = reduced.whole(found.coefficients)
+    solved = time.perf_counter()
+    of = inequality.diagnose(reduced.inequality) if figures else _UNKNOWN
+    messages = [text for text in (inequality.status(of) if figures else "ok", found.message) if text != "ok"]
+    f = space.evaluate(coefficients, system.probe_t, system.probe_x, outside="nan")
+    weights = np.where(np.isfinite(f), system.probe_weights, 0.0)
+    return Solution(
+        problem=problem,
+        space=space,
+        coefficients=coefficients,
+        gauge=system.gauge,
+        method=system.estimator,
+        status="; ".join(messages) or "ok",
+        stats={
+            "measure": system.kind,
+            "estimator": system.estimator,
+            "solver": method,
+            "constraint": repr(constraint),
+            "terminal": terminal,
+            "delta": float(system.delta),
+            "smoothing": float(smoothing),
+            "ridge": float(ridge),
+            "paths": system.paths,
+            "samples": system.samples,
+            "dropped": system.dropped,
+            "dofs": space.n_dofs,
+            "pinned": int(reduced.pinned.size),
+            "pinned_dofs": reduced.pinned,
+            "nonpositive_mass": float(weights @ (f <= 0) / weights.sum()),
+            "iterations": found.iterations,
+            "gamma": found.gamma,
+            "predicted": found.predicted,
+            "contraction": found.contraction,
+            "converged": found.converged,
+            "residual": found.residual,
+            "condition": of.condition,
+            "coercivity": of.coercivity,
+            "norm": of.norm,
+            "stability": of.stability,
+            "best_contraction": of.contraction,
+            "seconds": {"solve": solved - started, "diagnostics": time.perf_counter() - solved},
+        },
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReducedSystem:
+    """A system without the coefficients that are known, scaled by `root`: c[free] = z / root.
+
+    inequality : for z.  solve_constrained : its direct solver, None without a constraint.
+    coefficients (N,) : the known ones, 0 elsewhere.  pinned : those that the samples do not determine.
+    """
+
+    inequality: VariationalInequality
+    solve_constrained: Callable[[Any, FloatArray], FloatArray] | None
+    coefficients: FloatArray
+    free: IntArray
+    root: FloatArray
+    pinned: IntArray
+
+    def whole(self, z: FloatArray) -> FloatArray:
+        """All coefficients (N,)."""
+        coefficients = self.coefficients.copy()
+        coefficients[self.free] = z / self.root
+        return coefficients
+
+
+def reduce_system(
+    system: System,
+    *,
+    constraint: Constraint | None = None,
+    terminal: str = "penalty",
+    smoothing: float = 0.0,
+    ridge: float = 0.0,
+) -> ReducedSystem:
+    """What `solve_system` solves: smoothing and ridge added, known coefficients eliminated, the rest scaled."""
+    one_of(terminal, "terminal", TERMINALS, MeasureError)
+    problem, space = system.problem, system.space
+    per_path = 1.0 / system.paths if system.paths else _EXACT
+    extension = sp.csr_matrix((space.n_dofs,) * 2)
+    if smoothing:
+        if is_dictionary(space):
+            raise MeasureError("a dictionary has no cells on which f could be smooth: smoothing=0, and ridge= instead")
+        extension = smoothing * per_path * problem.horizon / space.time.n_cells * _roughness(space)
+    known = np.zeros(space.shape)
+    given = np.zeros(space.shape, dtype=np.bool_)
+    if terminal == "interpolated":
+        given[-1] = True
+        known[-1] = space.spatial.interpolate(system.gauge.terminal_f(problem, space.spatial.nodes))
+    if problem.domain is not None:
+        given[:, space.spatial.reflecting_dofs()] = True
+        known[:, space.spatial.reflecting_dofs()] = 0.0
+    coefficients, fixed = known.ravel(), given.ravel()
+    if not smoothing:
+        fixed = _undetermined(system.mass, fixed)
+    free = np.flatnonzero(~fixed)
+    gram, form, energy = (matrix + extension for matrix in (system.mass, system.form, system.energy))
+    root = np.sqrt(gram.diagonal()[free])
+    load = (system.load - form @ coefficients)[free]
+
+    def part(matrix: sp.csr_matrix) -> sp.csr_matrix:
+        return matrix[free][:, free]
+
+    def scaled(matrix: sp.csr_matrix) -> sp.csc_matrix:
+        scale = sp.diags(1.0 / root)
+        return (scale @ matrix @ scale).tocsc()
+
+    form = part(form) + ridge * sp.diags(root**2)
+    energy = part(energy)
+    energy = energy + _SHIFT * sp.diags(_largest_neighbour(energy, energy.diagonal()))
+    project = solve_constrained = None
+    if constraint is not None:
+        linear_set = constraint.on(space).restricted(free, coefficients[fixed])
+        project, solve_constrained = _in_set(linear_set, form, energy, load, root)
+    pinned = np.flatnonzero(fixed | (system.mass.diagonal() < extension.diagonal()))
+    pinned.setflags(write=False)
+    return ReducedSystem(
+        inequality=VariationalInequality(form=scaled(form), load=load / root, energy=scaled(energy), project=project),
+        solve_constrained=solve_constrained,
+        coefficients=coefficients,
+        free=free,
+        root=root,
+        pinned=pinned,
+    )
+
+
+def _in_set(
+    linear_set: LinearSet, form: sp.csr_matrix, energy: sp.csr_matrix, load: FloatArray, root: FloatArray
+) -> tuple[Callable[[FloatArray], FloatArray], Callable[[Any, FloatArray], FloatArray]]:
+    """Projection and solver of a scaled inequality, which work on the unscaled one: its rows stay those of the set."""
+    projector = Projector(energy, linear_set)
+
+    def project(z: FloatArray) -> FloatArray:
+        return projector(z / root).coefficients * root
+
+    def solve(_form: Any, _load: FloatArray) -> FloatArray:
+        try:
+            return solve_inequality(form, load, linear_set, metric=energy).coefficients * root
+        except (ConstraintError, ConvergenceError) as cause:
+            if "empty" in str(cause):
+                raise
+            raise ConvergenceError(
+                f"the inequality over the set was not solved ({cause}): the sampled form has lost its coercivity. Take"
+                " estimator='residual', whose form is symmetric and positive, or method='minimal-residual', more"
+                " samples, fewer cells, more smoothing or a ridge"
+            ) from cause
+
+    return project, solve
+
+
+def is_dictionary(space: Space) -> bool:
+    """Whether the class is one of features on all of R^d, without cells."""
+    return isinstance(space.spatial, Dictionary)
+
+
+def default_smoothing(estimator: str, space: Space) -> float:
+    """What `fit` takes for smoothing=None."""
+    if is_dictionary(space):
+        return 0.0
+    return _SMOOTHING[ESTIMATORS[estimator].exact] * (1.0 if space.smoothness else _ROUGHER)
+
+
+def _roughness(space: Space) -> sp.csr_matrix:
+    """sum over cells of int |D f|^2 + |d_tau f|^2, C1 classes: int |D^2 f|^2 + 0.3 |D f|^2 + |d_tau f|^2, in the
+    coordinates of the reference cell. The slope tempers linear extrapolation, which would take f below 0."""
+    axes = tensor_axes(space)
+    if axes is None or not space.smoothness:
+        return _slopes_on_cells(space)
+    matrices = [[_line_roughness(axis, order) for order in (0, 1, 2)] for axis in axes]
+    unit = np.eye(space.dim, dtype=np.int64)
+    curved = [(1.0, (0, *(i + j))) for i in unit for j in unit]
+    sloped = [(_SLOPE, (0, *i)) for i in unit]
+    changing = [(1.0, (1, *(0 * unit[0])))]
+    terms = (
+        factor * reduce(sp.kron, [own[order] for own, order in zip(matrices, orders, strict=True)])
+        for factor, orders in curved + sloped + changing
+    )
+    return sum(terms, sp.csr_matrix((space.n_dofs,) * 2)).tocsr()
+
+
+def _line_roughness(axis: LineBasis, order: int) -> sp.csr_matrix:
+    """sum over cells of the products of derivatives of this order in the coordinate of the unit cell."""
+    xi, weights = unit_gauss(2 * axis.degree)
+    cells = np.repeat(np.arange(axis.n_cells), xi.size)
+    rows = axis.tabulate(cells, np.tile(xi, axis.n_cells), order)[:, order] * axis.widths[cells, None] ** order
+    rows = rows.reshape(axis.n_cells, xi.size, -1)
+    local = np.einsum("cqi,q,cqj->cij", rows, weights, rows)
+    i = np.repeat(axis.cell_dofs, axis.local_size, axis=1).ravel()
+    j = np.tile(axis.cell_dofs, (1, axis.local_size)).ravel()
+    return sp.coo_matrix((local.ravel(), (i, j)), shape=(axis.n_dofs,) * 2).tocsr()
+
+
+def _slopes_on_cells(space: Space) -> sp.csr_matrix:
+    """int |D f|^2 + |d_tau f|^2 for elements on meshes."""
+    spatial, time = space.spatial, space.time
+    rule = spatial.quadrature(2 * spatial.degree)
+    rough = np.swapaxes(rule.dphi, 0, 1)
+    in_space = np.einsum("q,qik,qjk->ij", rule.weights, rough, rough)
+    plain = np.einsum("q,iq,jq->ij", rule.weights, rule.phi, rule.phi)
+    tau, weights = unit_gauss(2 * time.degree)
+    psi, rate = time.reference(tau), time.reference(tau, 1)
+    local = np.kron(np.einsum("q,qi,qj->ij", weights, psi, psi), in_space)
+    local += np.kron(np.einsum("q,qi,qj->ij", weights, rate, rate), plain)
+    scatter = Scatter(space)
+    data = np.zeros(scatter.data_size)
+    scatter.add(data, slice(None), np.broadcast_to(local, (space.n_cells, *local.shape)))
+    return scatter.matrix(data)
+
+
+def _largest_neighbour(mass: sp.csr_matrix, diagonal: FloatArray) -> FloatArray:
+    """Per function the largest mean square of those that share a sample with it."""
+    result = np.zeros(diagonal.size)
+    rows = np.flatnonzero(np.diff(mass.indptr))
+    result[rows] = np.maximum.reduceat(diagonal[mass.indices], mass.indptr[rows])
+    return result
+
+
+def _undetermined(mass: sp.csr_matrix, fixed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The coefficients that are fixed, or that the samples do not determine: unseen, or dependent on others there.
+
+    Pivots of a Cholesky-like factorisation of the Gram matrix, scaled to a unit diagonal, are squared distances of each
+    function from the span of those eliminated before; tiny ones are taken out until none is left.
+    """
+    diagonal = mass.diagonal()
+    out = fixed | (diagonal <= _ROUNDING * _largest_neighbour(mass, diagonal))
+    while not out.all():
+        free = np.flatnonzero(~out)
+        scale = sp.diags(1.0 / np.sqrt(diagonal[free]))
+        scaled = scale @ mass[free][:, free] @ scale + _SHIFT * sp.identity(free.size)
+        factors = splu(
+            scaled.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+        )
+        dependent = np.abs(factors.U.diagonal())[factors.perm_c] < _DEPENDENT
+        if not dependent.any():
+            break
+        out[free[dependent]] = True
+    return np.asarray(out)

@@ -1,0 +1,405 @@
+"""The system B c = l of a class under a measure, with the Gram matrices by which it is judged, in one pass over it."""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, final
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from fem_hjb.learning import forms
+from fem_hjb.learning.estimators import ESTIMATORS, Setting, Terms
+from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Operator, Product
+from fem_hjb.learning.gram import GramSums, Load, Located, PairSums, Scatter, gram_sums, take
+from fem_hjb.learning.measures import Measure, empirical_measure
+from fem_hjb.paths.simulate import Paths
+from fem_hjb.paths.sources import PathSource, array_source
+from fem_hjb.paths.tree_sum import tree_sum
+from fem_hjb.problems.gauge import Gauge, gauge
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import FloatArray, IntArray, one_of
+from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError
+
+_SAMPLES = 1 << 18  # per chunk
+_PROBES = 1 << 15  # samples kept to look at the solution
+
+Data = Paths | Measure | PathSource
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class System:
+    """B[f, g] = l(g) on a class under a measure; matrices (N, N) have tests as rows and trials as columns.
+
+    form : B.  load : l.
+    mass : int E[f g] dt + E[f_T g_T], what the measure sees of a function at all.
+    energy : E[f, g] = mass + E[f_0 g_0] + int E[grad f' Lambda grad g + s d_t f d_t g] dt. With delta > 0, s = delta
+        and delta/2 (E[grad f_T' Lambda grad g_T] + E[grad f_0' Lambda grad g_0]) is added: B is then coercive and
+        bounded in the norm of E. With delta = 0, s is the time step of the samples (0 under quadrature): left-point
+        sums perturb int f d_t f by terms that no norm without it controls.
+    paths, samples, dropped : counts; paths is 0 under a law.
+    probe_t, probe_x, probe_weights : some of the samples.
+    """
+
+    problem: ControlProblem
+    space: Space
+    gauge: Gauge
+    estimator: str
+    delta: float
+    kind: str
+    form: sp.csr_matrix
+    mass: sp.csr_matrix
+    energy: sp.csr_matrix
+    load: FloatArray
+    paths: int
+    samples: int
+    dropped: int
+    probe_t: FloatArray
+    probe_x: FloatArray
+    probe_weights: FloatArray
+
+
+def assemble(
+    problem: ControlProblem,
+    data: Data,
+    space: Space,
+    *,
+    estimator: str = "generator",
+    delta: float = 0.0,
+    outside: str = "error",
+    executor: Executor | None = None,
+    constants: Gauge | None = None,
+) -> System:
+    """The system of an estimator (`estimators.ESTIMATORS`); arguments as those of `fit`.
+
+    constants : a gauge other than the one the nodes of the space give. Raises as `fit` does.
+    """
+    return finish(
+        sums_over(
+            problem,
+            data,
+            space,
+            estimator=estimator,
+            delta=delta,
+            outside=outside,
+            executor=executor,
+            constants=constants,
+        )
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Part:
+    """What one pass over a part of a measure gives; parts add up. Without the problem, so that workers can send it.
+
+    samples, dropped (3,) : how many there were, and how many of them outside: inside [0, T), at 0 and at T.
+    """
+
+    kind: str
+    paths: int
+    samples: IntArray
+    dropped: IntArray
+    interior: GramSums
+    pairs: PairSums
+    terminal: GramSums
+    initial: GramSums
+    probes: tuple[FloatArray, FloatArray, FloatArray]
+
+    def __add__(self, other: "Part") -> "Part":
+        return replace(
+            self,
+            samples=self.samples + other.samples,
+            dropped=self.dropped + other.dropped,
+            interior=self.interior + other.interior,
+            pairs=self.pairs + other.pairs,
+            terminal=self.terminal + other.terminal,
+            initial=self.initial + other.initial,
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sums:
+    """What one pass over a measure gives, before it is made into matrices."""
+
+    setting: Setting
+    estimator: str
+    total: Part
+
+
+def sums_over(
+    problem: ControlProblem,
+    data: Data,
+    space: Space,
+    *,
+    estimator: str,
+    delta: float = 0.0,
+    outside: str = "error",
+    executor: Executor | None = None,
+    constants: Gauge | None = None,
+) -> Sums:
+    """The sums of `assemble`, before they are made into matrices."""
+    one_of(estimator, "estimator", tuple(ESTIMATORS), MeasureError)
+    one_of(outside, "outside", ("error", "drop"), MeasureError)
+    row = ESTIMATORS[estimator]
+    row.check(space, delta)
+    if space.dim != problem.dim:
+        raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
+    if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
+        raise DomainError(
+            f"fit is for processes on R^d or reflected at all faces of a box, but the domain of {problem.name!r} is"
+            f" {problem.domain}; solve such a problem with `solve`"
+        )
+    if constants is None:
+        constants = gauge(problem, space.spatial.nodes, space.time.nodes)
+    setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)
+    if isinstance(data, Measure):
+        if data.dim != problem.dim:
+            raise MeasureError(f"the measure is of dimension {data.dim}, the problem has dim={problem.dim}")
+        pieces = _pieces(data)
+        task = partial(_piece, setting, estimator, outside, pieces)
+        count = len(pieces)
+    else:
+        source = data
+        if isinstance(data, Paths):
+            source = array_source(data, chunk=max(1, _SAMPLES // data.steps))
+        if not isinstance(source, PathSource):
+            raise MeasureError(
+                f"expected Paths, as sample_paths returns them, a PathSource or a Measure, got {type(data).__name__}"
+            )
+        source.check(problem)
+        task = partial(_chunk, setting, estimator, outside, source)
+        count = source.chunk_count
+    try:
+        total = tree_sum(task, count, Part.__add__, executor=executor)
+    except MeasureError as error:  # the chunks of data in memory are ours: nobody else knows them by their numbers
+        if isinstance(error.__cause__, FemHjbError) and not isinstance(data, PathSource):
+            raise error.__cause__ from None
+        raise
+    if isinstance(data, Measure):  # whose first part may be its first times only
+        total = replace(total, probes=_probes(data))
+    if (total.dropped == total.samples).any():
+        none = total.samples[total.dropped == total.samples].max()
+        raise MeasureError(f"all {none} samples lie outside {_where(space)}: this box or mesh does not fit them")
+    return Sums(setting=setting, estimator=estimator, total=total)
+
+
+def _piece(setting: Setting, estimator: str, outside: str, pieces: Sequence[Measure], i: int) -> Part:
+    return _part(setting, estimator, outside, pieces[i], ends=pieces[i].kind == "empirical" or i == 0)
+
+
+def _chunk(setting: Setting, estimator: str, outside: str, source: PathSource, i: int) -> Part:
+    measure = empirical_measure(setting.problem, source.chunk(i), n=source.n)
+    return _part(setting, estimator, outside, measure)
+
+
+def _pieces(measure: Measure) -> list[Measure]:
+    """A measure as a sum of smaller ones: of whole paths; or of points of a law, with the slices at 0 and T in each."""
+    m, paths = measure.t.size, len(measure.terminal_x)
+    whole = measure.kind == "empirical"
+    if m <= _SAMPLES or (whole and not _is_path_by_path(measure)):
+        return [measure]
+    steps = m // paths if whole else 1
+    pieces = []
+    size = max(1, _SAMPLES // steps)
+    for first in range(0, m // steps, size):
+        rows = slice(first * steps, (first + size) * steps)
+        parts: dict[str, Any] = {}
+        for name in ("t", "x", "weights", "next_t", "next_x", "score"):
+            given = getattr(measure, name)
+            parts[name] = None if given is None else given[rows]
+        for name in ("initial", "terminal"):
+            ends = slice(first, first + size) if whole else slice(None)
+            parts[f"{name}_x"] = getattr(measure, f"{name}_x")[ends]
+            parts[f"{name}_weights"] = getattr(measure, f"{name}_weights")[ends]
+        pieces.append(replace(measure, **parts))
+    return pieces
+
+
+def _is_path_by_path(measure: Measure) -> bool:
+    """Whether the points are those of as many paths as end and begin, one after the other, all at the same times."""
+    m, paths = measure.t.size, len(measure.terminal_x)
+    if m % paths or len(measure.initial_x) != paths:
+        return False
+    times = measure.t.reshape(paths, -1)
+    return bool((times == times[0]).all() and (np.diff(times[0]) > 0).all())
+
+
+def _part(setting: Setting, estimator: str, outside: str, measure: Measure, *, ends: bool = True) -> Part:
+    """One pass over a measure. ends : whether over its slices at 0 and T too."""
+    terms = ESTIMATORS[estimator].terms(setting, measure)
+    interior, pairs, dropped = _interior(setting, terms, measure, outside)
+    terminal = initial = gram_sums(setting.space)
+    dropped_at_0 = dropped_at_T = 0
+    if ends:
+        terminal, dropped_at_T = _terminal(setting, ESTIMATORS[estimator].weighted, measure, outside)
+        initial, dropped_at_0 = _initial(setting, measure, outside)
+    return Part(
+        kind=measure.kind,
+        paths=measure.paths,
+        samples=np.array([measure.t.size, ends * len(measure.initial_x), ends * len(measure.terminal_x)]),
+        dropped=np.array([dropped, dropped_at_0, dropped_at_T]),
+        interior=interior,
+        pairs=pairs,
+        terminal=terminal,
+        initial=initial,
+        probes=_probes(measure),
+    )
+
+
+def _probes(measure: Measure) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Some of the points, their states and weights."""
+    rows = slice(None, None, -(-measure.t.size // _PROBES))
+    return measure.t[rows].copy(), measure.x[rows].copy(), measure.weights[rows].copy()
+
+
+def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) -> tuple[GramSums, PairSums, int]:
+    """int E[...] dt: the form, the mass and the energy; and the part of the form with successors."""
+    space = setting.space
+    here = Located.of(space, measure.t, measure.x)
+    missing = here.cells < 0
+    then = None
+    if terms.ahead and measure.next_t is not None and measure.next_x is not None:
+        then = Located.of(space, measure.next_t, measure.next_x)
+        missing = missing | (then.cells < 0)
+    energy: list[Product] = [(op, op) for op in forms.slopes(setting.factor(measure.t, measure.x))]
+    weight: float | FloatArray = setting.delta
+    if not setting.delta and measure.next_t is not None:
+        steps = measure.next_t - measure.t
+        even = measure.kind == "empirical" and np.ptp(steps) <= 1e-12 * steps[0]  # of a law, a part may look even
+        weight = float(steps[0]) if even else steps
+    if np.ndim(weight) or weight:
+        energy.append((RATE_OF_CHANGE, Operator(time=weight)))
+    products: list[Sequence[Product]] = [terms.here, [(VALUE, VALUE)], energy]
+    inside = _inside(setting, measure.t, measure.x, missing, outside)
+    sums, pairs = gram_sums(space), PairSums(space)
+    weights, ahead, loads = measure.weights, terms.ahead, terms.load
+    if inside.size < missing.size:
+        here, weights = here.take(inside), weights[inside]
+        products = [take(form, inside) for form in products]
+        ahead, then = take(ahead, inside), None if then is None else then.take(inside)
+        loads = [(test, target[inside]) for (test, _), (_, target) in zip(_self(loads, inside), loads, strict=True)]
+    sums.add(here, weights, products, loads)
+    if then is not None:
+        pairs.add(here, then, weights, ahead)
+    return sums, pairs, missing.size - inside.size
+
+
+def _self(loads: Sequence[Load], rows: IntArray) -> list[Product]:
+    return take([(test, test) for test, _ in loads], rows)
+
+
+def _inside(
+    setting: Setting, t: FloatArray | float, x: FloatArray, missing: NDArray[np.bool_], outside: str
+) -> IntArray:
+    """Indices of the points that are inside; those that are not are refused, or dropped and counted."""
+    count = int(missing.sum())
+    if count and outside == "error":
+        first = int(np.argmax(missing))
+        raise MeasureError(
+            f"{count} of {missing.size} samples lie outside {_where(setting.space)}, the first (or its successor) at "
+            f"t={np.broadcast_to(t, missing.shape)[first]:.4g}, x={x[first].tolist()}; build the Space with a larger "
+            "box=, or pass outside='drop' to leave them out"
+        )
+    return np.flatnonzero(~missing)
+
+
+def _where(space: Space) -> str:
+    lower, upper = space.spatial.box.bounds
+    return f"the space's domain of bounding box {lower.tolist()} to {upper.tolist()}"
+
+
+def _slice(
+    setting: Setting, t: float, x: FloatArray, weights: FloatArray, outside: str
+) -> tuple[Located, FloatArray, FloatArray, int]:
+    """Located points of X_t that are inside, their states and weights, and how many were dropped."""
+    at = Located.of(setting.space, np.full(len(x), t), x)
+    inside = _inside(setting, t, x, at.cells < 0, outside)
+    return at.take(inside), x[inside], weights[inside], len(x) - inside.size
+
+
+def _initial(setting: Setting, measure: Measure, outside: str) -> tuple[GramSums, int]:
+    """E[f_0 g_0] and, with delta, delta/2 E[grad f_0' Lambda grad g_0]: the energy."""
+    at, x, weights, dropped = _slice(setting, 0.0, measure.initial_x, measure.initial_weights, outside)
+    sums = gram_sums(setting.space)
+    sums.add(at, weights, [[(VALUE, VALUE), *_weighted_slopes(setting, 0.0, x)]])
+    return sums, dropped
+
+
+def _terminal(setting: Setting, weighted: bool, measure: Measure, outside: str) -> tuple[GramSums, int]:
+    """At T: E[f g] and the load E[f_T* g], f_T* = exp((y - c_y)/alpha), of form, mass and energy.
+
+    With delta the form has delta E[1/2 grad(f - f_T*)' Lambda grad g - rho (f - f_T*) g] too, which makes it coercive:
+    it turns the end at T of -delta int E[G f d_t f] from negative to positive.
+    """
+    problem, delta = setting.problem, setting.delta
+    horizon = problem.horizon
+    at, x, weights, dropped = _slice(setting, horizon, measure.terminal_x, measure.terminal_weights, outside)
+    target = setting.gauge.terminal_f(problem, x)
+    form: list[Product] = [(VALUE, VALUE)]
+    loads: list[Load] = [(VALUE, target)]
+    energy = _weighted_slopes(setting, horizon, x)
+    if delta and weighted:
+        form += energy
+        times = np.full(len(x), horizon)
+        rate = setting.rate(times, x)
+        form.append((VALUE, Operator(value=-delta * rate)))
+        loads.append((VALUE, np.asarray(-delta * rate * target)))
+        pull = np.einsum("...ij,...j->...i", setting.diffusion(times, x), _terminal_slope(setting, x))
+        loads.append((Operator(gradient=0.5 * delta * pull), np.ones(len(x))))
+    sums = gram_sums(setting.space)
+    sums.add(at, weights, [form, [(VALUE, VALUE)], energy], loads)
+    return sums, dropped
+
+
+def _weighted_slopes(setting: Setting, t: float, x: FloatArray) -> list[Product]:
+    """delta/2 grad f' Lambda grad g."""
+    if not setting.delta:
+        return []
+    factor = np.sqrt(0.5 * setting.delta) * setting.factor(np.full(len(x), t), x)
+    return [(op, op) for op in forms.slopes(factor)]
+
+
+def _terminal_slope(setting: Setting, x: FloatArray) -> FloatArray:
+    """grad f_T* (m, d), by central differences, which end at the faces of the process's own domain."""
+    domain = setting.problem.domain
+    lower, upper = (-np.inf, np.inf) if domain is None else domain.bounds
+    columns = []
+    for j, shift in enumerate(setting.spacing * np.eye(x.shape[1])):
+        ahead, behind = np.minimum(x + shift, upper), np.maximum(x - shift, lower)
+        change = setting.gauge.terminal_f(setting.problem, ahead) - setting.gauge.terminal_f(setting.problem, behind)
+        columns.append(change / (ahead - behind)[:, j])
+    return np.stack(columns, axis=1)
+
+
+def finish(sums: Sums) -> System:
+    """The matrices of what has been summed."""
+    setting, total = sums.setting, sums.total
+    scatter = Scatter(setting.space)
+    form, mass, energy = total.interior.matrices(scatter)
+    terminal_form, terminal_mass, terminal_energy = total.terminal.matrices(scatter)
+    (initial,) = total.initial.matrices(scatter)
+    mass = mass + terminal_mass
+    return System(
+        problem=setting.problem,
+        space=setting.space,
+        gauge=setting.gauge,
+        estimator=sums.estimator,
+        delta=setting.delta,
+        kind=total.kind,
+        form=(form + terminal_form + total.pairs.matrix()).tocsr(),
+        mass=mass.tocsr(),
+        energy=(mass + energy + terminal_energy + initial).tocsr(),
+        load=total.interior.load() + total.terminal.load(),
+        paths=total.paths,
+        samples=int(total.samples[0]),
+        dropped=int(total.dropped.sum()),
+        probe_t=total.probes[0],
+        probe_x=total.probes[1],
+        probe_weights=total.probes[2],
+    )

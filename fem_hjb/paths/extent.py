@@ -1,0 +1,152 @@
+"""How far the process goes: boxes that hold it, by quantiles of samples or by tails extrapolated from them."""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+from scipy.stats import norm
+
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.problems.laws import Box
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.support.checks import FloatArray, Rng, positive_integer, spawn_generators
+from fem_hjb.support.errors import DomainError
+
+_SAMPLES = 4096
+_TIMES = 9
+_STEPS = 32
+_FAR = 2.5  # standard normal quantile that is read off the samples to see how the tail bends
+_LEAST_POWER, _MOST_POWER = 0.4, 1.2
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reach:
+    """At each of k times and on each side of the median of each axis, the quantile function x = m +- s zeta^power.
+
+    zeta is the standard normal quantile of the same level: a Gaussian has power 1, the lighter tails of a quartic
+    potential 1/2. median (k, d), scale and power (2, k, d), for the lower and the upper side. Where the law is a point
+    the scale is 0.
+    """
+
+    median: FloatArray
+    scale: FloatArray
+    power: FloatArray
+
+    def bounds(self, mass: float) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper corner (d,) beyond which, on each side of each axis, this mass lies, at any of the times."""
+        reach = self.scale * float(norm.isf(mass)) ** self.power
+        return (self.median - reach[0]).min(axis=0), (self.median + reach[1]).max(axis=0)
+
+    def weight(self, axis: int, x: FloatArray) -> FloatArray:
+        """The root of the density along an axis, relative to its peak, at its largest over the times; (n,)."""
+        result = np.zeros(x.shape)
+        for k in range(len(self.median)):
+            offset = x - self.median[k, axis]
+            side = (offset > 0).astype(np.int64)
+            scale, power = self.scale[side, k, axis], self.power[side, k, axis]
+            zeta = np.where(scale > 0, np.abs(offset) / np.where(scale > 0, scale, 1.0), np.inf) ** (1.0 / power)
+            result = np.maximum(result, np.exp(-0.25 * np.minimum(zeta, 60.0) ** 2))
+        return result
+
+
+def reach(problem: ControlProblem) -> Reach:
+    """Read off the law of X_t where it is known, else off simulated paths; the same on every call."""
+    rng = np.random.default_rng(0)
+    if problem.marginal is not None:
+        times = np.linspace(0.0, problem.horizon, _TIMES)
+        samples = [problem.marginal(float(t)).sample(_SAMPLES, rng) for t in times]
+    else:
+        x = sample_paths(problem, n=_SAMPLES, steps=_STEPS, rng=rng).x
+        samples = [x[:, k] for k in range(0, _STEPS + 1, _STEPS // (_TIMES - 1))]
+    levels = norm.cdf([-_FAR, -1.0, 0.0, 1.0, _FAR])
+    q = np.stack([np.quantile(x, levels, axis=0) for x in samples], axis=1)  # (5, k, d)
+    scale = np.stack([q[2] - q[1], q[3] - q[2]])
+    far = np.stack([q[2] - q[0], q[4] - q[2]])
+    ratio = far / np.where(scale > 0, scale, 1.0)
+    power = np.clip(np.log(np.maximum(ratio, 1e-9)) / np.log(_FAR), _LEAST_POWER, _MOST_POWER)
+    return Reach(median=q[2], scale=scale, power=np.where(scale > 0, power, 1.0))
+
+
+def box_of(problem: ControlProblem, found: Reach, mass: float) -> Box:
+    """The box outside which this mass lies on each side of each axis; faces of problem.domain stay where they are."""
+    lower, upper = found.bounds(mass)
+    domain = problem.domain
+    if domain is None:
+        return Box(lower, upper, boundary="natural")
+    fixed_lower, fixed_upper = domain.bounds
+    return Box(
+        np.where(np.isfinite(fixed_lower), fixed_lower, lower),
+        np.where(np.isfinite(fixed_upper), fixed_upper, upper),
+        boundary=domain.boundary,
+        exit_reward=domain.exit_reward,
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Truncation:
+    """A box to truncate R^d to, and what it leaves out.
+
+    excluded_mass : the largest fraction, over the observed times, of `samples` fresh paths found outside the box.
+        It is an estimate: 0 means that the mass is below 3 / samples at 95 per cent confidence, not that it is 0.
+    samples : the number of these paths; 0 when nothing was simulated because the process cannot leave its domain.
+    """
+
+    box: Box
+    excluded_mass: float
+    samples: int
+
+
+def truncation_box(
+    problem: ControlProblem,
+    *,
+    quantile: float = 1e-4,
+    margin: float = 0.3,
+    n: int = 20000,
+    steps: int = 50,
+    rng: Rng = 0,
+) -> Truncation:
+    """The box outside which the uncontrolled process is hardly ever seen in [0, T].
+
+    On each axis: the range over all observed times of [q, 1 - q]-quantiles of the coordinate, found by simulation, is
+    widened on each side by margin times its width. With Gaussian marginals of constant law the defaults end near 6
+    standard deviations on each side: q = 1e-4 lies 3.7 of them out, and the margin adds 0.3 * 7.4 = 2.2.
+    A problem with a `domain` keeps its finite faces, and what happens there; only faces at infinity are replaced (paths
+    that were stopped count where they stay). A domain without natural faces is kept as it is, and excludes nothing.
+
+    Parameters
+    ----------
+    quantile : q in (0, 1/2).
+    margin : a number >= 0.
+    n, steps, rng : how many paths at how many time steps give the quantiles; as many fresh paths, of an independent
+        stream of the same `rng`, measure the excluded mass.
+
+    Raises
+    ------
+    DomainError : a parameter is out of range, or n is too small to see the quantile (n * quantile < 1).
+    """
+    domain = problem.domain
+    if domain is not None and not domain.where("natural").any():
+        return Truncation(box=domain, excluded_mass=0.0, samples=0)
+    if not 0.0 < quantile < 0.5:
+        raise DomainError(f"truncation_box: quantile must lie in (0, 0.5), got {quantile!r}")
+    if not (np.isfinite(margin) and margin >= 0.0):
+        raise DomainError(f"truncation_box: margin must be a finite number >= 0, got {margin!r}")
+    n = positive_integer(n, "truncation_box: n", DomainError)
+    if n * quantile < 1.0:
+        raise DomainError(
+            f"truncation_box: {n} paths cannot show a quantile of {quantile:g}; take n >= {int(np.ceil(1 / quantile))}"
+            " or a larger quantile"
+        )
+    for_box, for_mass = spawn_generators(rng, 2)
+    x = sample_paths(problem, n=n, steps=steps, rng=for_box).x
+    low, high = np.quantile(x, [quantile, 1.0 - quantile], axis=0)
+    lower, upper = low.min(axis=0), high.max(axis=0)
+    reach = margin * (upper - lower)
+    box = Box(lower - reach, upper + reach)
+    if domain is not None:
+        bounds = [np.where(np.isfinite(own), own, new) for own, new in zip(domain.bounds, box.bounds, strict=True)]
+        box = replace(domain, lower=bounds[0], upper=bounds[1])
+    outside = ~box.contains(sample_paths(problem, n=n, steps=steps, rng=for_mass).x)
+    return Truncation(box=box, excluded_mass=float(outside.mean(axis=0).max()), samples=n)

@@ -1,0 +1,362 @@
+"""Trajectories of the uncontrolled, or of a controlled, process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import expm
+
+from fem_hjb.problems.laws import Box
+from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.support.checks import FloatArray, Rng, frozen_array, one_of, positive_integer, spawn_generators
+from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError
+
+Policy = Callable[[ArrayLike, FloatArray], ArrayLike]
+Step = Callable[[float, FloatArray, np.random.Generator], FloatArray]
+
+SCHEMES = ("auto", "exact", "euler", "weak2")
+_CHUNK = 16384
+_LADDER = (1, 4, 16, 64)  # substeps to try in turn when none are asked for
+_EXPLODED = 1e30  # beyond it a cubic drift still evaluates without overflow, so that we, not the drift, report it
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Paths:
+    """n trajectories observed at the same K+1 times: t (K+1,) increasing from 0, x (n, K+1, d); read-only.
+
+    >>> Paths(t=np.array([0.0, 1.0]), x=np.zeros((3, 2, 1)), scheme="recorded").steps
+    1
+    """
+
+    t: FloatArray
+    x: FloatArray
+    scheme: str = "given"
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.x)
+        if len(shape) != 3 or shape[0] < 1 or shape[1] < 2 or shape[2] < 1:
+            raise MeasureError(f"Paths: x must have shape (n, K+1, d) with n, K, d >= 1, got shape {shape}")
+        times = frozen_array(self.t, "Paths: t", (shape[1],), MeasureError)
+        if times[0] != 0.0 or not (np.diff(times) > 0).all():
+            raise MeasureError(
+                f"Paths: t must increase strictly from 0, got t[0]={times[0]:g} and smallest step "
+                f"{np.diff(times).min():g}"
+            )
+        object.__setattr__(self, "t", times)
+        object.__setattr__(self, "x", frozen_array(self.x, "Paths: x", shape, MeasureError))
+
+    @property
+    def n(self) -> int:
+        """The number of trajectories."""
+        return int(self.x.shape[0])
+
+    @property
+    def steps(self) -> int:
+        """K, the number of time steps."""
+        return int(self.x.shape[1]) - 1
+
+    @property
+    def dim(self) -> int:
+        """d, the dimension of the state."""
+        return int(self.x.shape[2])
+
+
+def ou_transition(
+    A: FloatArray, a: FloatArray, Lambda: FloatArray, h: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The transition law N(E x + c, S) over a time h of dX = (A X + a) dt + Lambda^{1/2} dB, for any A (singular too).
+
+    E = exp(hA) and c come from one exponential of [[A, a], [0, 0]], S from Van Loan's block exponential (IEEE Trans.
+    Automat. Control 23, 1978) over a step short enough that exp(-hA) is harmless, then by doubling: S <- S + E S E'.
+
+    >>> E, c, S = ou_transition(np.array([[0.0]]), np.array([3.0]), np.array([[2.0]]), 0.5)
+    >>> float(E[0, 0]), float(c[0]), round(float(S[0, 0]), 12)
+    (1.0, 1.5, 1.0)
+    """
+    d = a.size
+    doublings = int(np.ceil(np.log2(max(float(np.abs(A).sum(0).max()) * h, 1.0))))
+    step = h / 2**doublings
+    block = expm(step * np.block([[-A, Lambda], [np.zeros((d, d)), A.T]]))
+    E = block[d:, d:].T
+    S = E @ block[:d, d:]
+    for _ in range(doublings):
+        S = S + E @ S @ E.T
+        E = E @ E
+    whole = expm(h * np.block([[A, a[:, None]], [np.zeros((1, d + 1))]]))
+    return whole[:d, :d], whole[:d, d], (S + S.T) / 2
+
+
+def noise_factor(problem: ControlProblem, t: ArrayLike, x: FloatArray) -> FloatArray:
+    """The lower Cholesky factor of Lambda_t(x), shape (..., d, d); t is a number or of shape x.shape[:-1]."""
+    if problem.constant_diffusion is not None:
+        factor = np.asarray(np.linalg.cholesky(problem.constant_diffusion))
+        return np.broadcast_to(factor, (*x.shape, problem.dim))
+    matrices = problem.Lambda(t, x)
+    try:
+        return np.asarray(np.linalg.cholesky(matrices))
+    except np.linalg.LinAlgError as cause:
+        lowest = np.linalg.eigvalsh(matrices)[..., 0]
+        worst = np.unravel_index(int(np.argmin(lowest)), lowest.shape)
+        raise EllipticityError(
+            "diffusion(t, x) must be symmetric positive definite along the paths; at "
+            f"t={np.broadcast_to(t, lowest.shape)[worst]:g}, x={x[worst]} its smallest eigenvalue is "
+            f"{lowest[worst]:.3g}"
+        ) from cause
+
+
+@final
+class _Coefficients:
+    """Drift (with the policy) and noise factor, evaluated inside the domain if there is one."""
+
+    def __init__(self, problem: ControlProblem, policy: Policy | None) -> None:
+        self.problem, self.policy = problem, policy
+        constant = problem.constant_diffusion
+        self.constant = None if constant is None else np.asarray(np.linalg.cholesky(constant), dtype=np.float64)
+
+    def inside(self, x: FloatArray) -> FloatArray:
+        return x if self.problem.domain is None else _inside(self.problem.domain, x)
+
+    def drift(self, t: float, x: FloatArray) -> FloatArray:
+        x = self.inside(x)
+        b = self.problem.b(t, x)
+        if self.policy is None:
+            return b
+        pi = np.asarray(self.policy(t, x), dtype=np.float64)
+        if pi.shape != x.shape:
+            raise ProblemError(f"policy(t, x) returned shape {pi.shape} for x of shape {x.shape}, expected {x.shape}")
+        if not np.isfinite(pi).all():
+            raise ProblemError(f"policy(t, x) is not finite at {int((~np.isfinite(pi)).any(-1).sum())} points, t={t:g}")
+        return b + pi
+
+    def factor(self, t: float, x: FloatArray) -> FloatArray:
+        return noise_factor(self.problem, t, self.inside(x))
+
+
+def _inside(domain: Box, x: FloatArray) -> FloatArray:
+    """States folded back at reflecting faces, and moved to the absorbing faces that they are behind."""
+    return domain.absorb(domain.mirror(x))
+
+
+def _apply(factor: FloatArray, noise: FloatArray) -> FloatArray:
+    return noise @ factor.T if factor.ndim == 2 else np.asarray(np.einsum("nij,nj->ni", factor, noise))
+
+
+def _exact_coefficients(
+    problem: ControlProblem, policy: Policy | None
+) -> tuple[FloatArray, FloatArray, FloatArray] | None:
+    """A, a and Lambda where the transition law is known, else None."""
+    if not isinstance(problem.drift, LinearDrift) or problem.constant_diffusion is None or policy is not None:
+        return None
+    (A, a), Lambda = problem.drift.coefficients, problem.constant_diffusion
+    coupled = (Lambda - np.diag(np.diag(Lambda))).any()
+    if problem.domain is not None and (A.any() or a.any() or coupled or problem.domain.absorbing):
+        return None  # folding a path back at the faces is exact only for independent Brownian coordinates
+    return A, a, Lambda
+
+
+def _exact_step(coefficients: tuple[FloatArray, FloatArray, FloatArray], h: float) -> Step:
+    E, c, S = ou_transition(*coefficients, h)
+    factor = np.linalg.cholesky(S)
+
+    def step(t: float, x: FloatArray, rng: np.random.Generator) -> FloatArray:
+        return np.asarray(x @ E.T + c + rng.standard_normal(x.shape) @ factor.T)
+
+    return step
+
+
+def _euler_step(of: _Coefficients, h: float) -> Step:
+    def step(t: float, x: FloatArray, rng: np.random.Generator) -> FloatArray:
+        factor = of.factor(t, x) if of.constant is None else of.constant
+        return np.asarray(x + h * of.drift(t, x) + _apply(factor, np.sqrt(h) * rng.standard_normal(x.shape)))
+
+    return step
+
+
+def _heun_step(of: _Coefficients, factor: FloatArray, h: float) -> Step:
+    """Additive noise: x + h/2 (b_t(x) + b_{t+h}(x + h b_t(x) + dW)) + dW is of weak order 2."""
+
+    def step(t: float, x: FloatArray, rng: np.random.Generator) -> FloatArray:
+        noise = np.sqrt(h) * rng.standard_normal(x.shape) @ factor.T
+        b = of.drift(t, x)
+        ahead = _checked(x + h * b + noise, t + h)
+        return np.asarray(x + 0.5 * h * (b + of.drift(t + h, ahead)) + noise)
+
+    return step
+
+
+def _platen_step(of: _Coefficients, h: float) -> Step:
+    """Platen's explicit scheme of weak order 2 (Kloeden and Platen 1992, section 15.1, several noises).
+
+    With the columns s^j of the Cholesky factor, R^j = x + h b +- s^j sqrt(h) at time t+h and U^j = x +- s^j sqrt(h) at
+    time t; V_{rj} = +-h with equal chances for j < r, antisymmetric, stands for the iterated integrals' area.
+    """
+
+    def step(t: float, x: FloatArray, rng: np.random.Generator) -> FloatArray:
+        d, root = x.shape[-1], np.sqrt(h)
+        dW = root * rng.standard_normal(x.shape)
+        b, s = of.drift(t, x), of.factor(t, x)
+        ahead = _checked(x + h * b + _apply(s, dW), t + h)
+        new = x + 0.5 * h * (b + of.drift(t + h, ahead))
+        offsets = root * np.swapaxes(s, -1, -2)  # row j is column s^j
+        signs = np.array([1.0, -1.0])[:, None, None, None]
+        upper = np.triu(np.where(rng.random((x.shape[0], d, d)) < 0.5, h, -h), 1)
+        area = upper - np.swapaxes(upper, -1, -2)  # area[:, r, j] = V_{rj}, 0 on the diagonal
+        R = of.factor(
+            t + h, _checked((x + h * b)[:, None] + signs * offsets, t + h)
+        )  # (2, n, j, d, k): column k at R^j
+        plus, minus = (np.einsum("njij->nij", side) for side in R)  # own columns: (n, i, j)
+        new = new + 0.25 * np.einsum("nij,nj->ni", plus + minus + 2.0 * s, dW)
+        new = new + 0.25 / root * np.einsum("nij,nj->ni", plus - minus, dW**2 - h)
+        if d > 1:
+            U = of.factor(t, _checked(x[:, None] + signs * offsets, t))  # (2, n, r, i, j)
+            other = (1.0 - np.eye(d))[None]
+            pair = (dW[:, :, None] * dW[:, None, :] + area) * other  # (n, r, j)
+            new = new + 0.25 * np.einsum("nrij,nj,rj->ni", U[0] + U[1] - 2.0 * s[:, None], dW, other[0])
+            new = new + 0.25 / root * np.einsum("nrij,nrj->ni", U[0] - U[1], pair)
+        return np.asarray(new)
+
+    return step
+
+
+def _checked(x: FloatArray, t: float) -> FloatArray:
+    bad = ~(np.abs(x) < _EXPLODED).all(axis=-1)
+    if bad.any():
+        raise ConvergenceError(
+            f"{int(bad.sum())} of {bad.size} simulated states left the range of numbers at t={t:g}: the time step is "
+            "too long for this drift; take more steps, or substeps=..."
+        )
+    return x
+
+
+def _stop(
+    domain: Box, variance: FloatArray, before: FloatArray, after: FloatArray, rng: np.random.Generator
+) -> FloatArray:
+    """The states `after` a step (n, d), those which left through an absorbing face in it moved onto that face.
+
+    A Brownian bridge of this variance (n, d) from a distance p to a distance q of a face has met it with probability
+    exp(-2 p q / variance), and certainly if q <= 0. Given that it has, its end lies on either side of the face with
+    equal chances, so that moving it onto the face is unbiased.
+    """
+    lower, upper = domain.bounds
+    chances = []
+    for face, absorbs in zip((lower, upper), domain.where("absorbing"), strict=True):
+        rate = 2.0 * (before - face) * (after - face) / variance  # infinite for a face at infinity
+        chances.append(np.where(absorbs, np.exp(-np.maximum(rate, 0.0)), 0.0))
+    low, high = (rng.random(chance.shape) < chance for chance in chances)
+    low &= ~high | (chances[0] >= chances[1])  # both ends of an interval met: take the likelier one
+    return np.where(low, lower, np.where(high, upper, after))
+
+
+def sample_paths(
+    problem: ControlProblem,
+    *,
+    n: int,
+    steps: int,
+    rng: Rng,
+    scheme: str = "auto",
+    policy: Policy | None = None,
+    substeps: int | None = None,
+) -> Paths:
+    """n paths of dX = (b_t + pi_t)(X) dt + Lambda_t(X)^{1/2} dB, X_0 ~ p_0, observed at steps + 1 equispaced times.
+
+    Parameters
+    ----------
+    n, steps : how many paths, and K, the number of observed time steps.
+    rng : an int or SeedSequence (the same one gives the same bits on every call) or a Generator (which advances: a
+        second call with the same object gives fresh paths).
+    scheme : "exact" (a LinearDrift, constant diffusion, no policy: the Gaussian transition law itself), "euler" (weak
+        order 1), "weak2" (weak order 2: Heun for constant diffusions, else Platen's explicit scheme with the Cholesky
+        factor of Lambda, Kloeden and Platen 1992, section 15.1), or "auto": exact where possible, else weak2.
+    policy : pi, a callable (t, x) -> (n, d), t a number; None means 0.
+    substeps : the schemes other than "exact" take this many steps between two observations; None: 1, and if the paths
+        explode (a step too long for a stiff drift) 4, 16 or 64 instead, which the result's `scheme` says.
+
+    In a domain coefficients are evaluated inside only. At reflecting faces each step is mirrored; away from reflected
+    Brownian motion, for which it is exact, mirroring is of weak order 1 in the step. At absorbing faces a path is
+    stopped: from the first step (or substep) in which it left, it stays at its exit point on the face, which
+    `problem.domain.exited(paths.x)` sees. A step whose ends are both inside may have left in between, and does so with
+    the probability of a Brownian bridge with the Lambda of its start: exact for constant drift and diffusion and one
+    face, of weak order 1 in the step otherwise (Gobet, Stoch. Proc. Appl. 87 (2000) 167-197), where looking at the ends
+    alone would be of order 1/2.
+
+    Raises
+    ------
+    MeasureError : n, steps, substeps or rng make no sense.
+    ProblemError : "exact" is not possible here, or the policy returns a wrong shape or non-finite numbers.
+    EllipticityError : Lambda is not positive definite at a simulated point.
+    ConvergenceError : the simulated paths explode.
+    """
+    n = positive_integer(n, "n", MeasureError)
+    steps = positive_integer(steps, "steps", MeasureError)
+    ladder = _LADDER if substeps is None else (positive_integer(substeps, "substeps", MeasureError),)
+    scheme = one_of(scheme, "scheme", SCHEMES, MeasureError)
+    exact = _exact_coefficients(problem, policy) if scheme in ("auto", "exact") else None
+    if scheme == "exact" and exact is None:
+        raise ProblemError(
+            "scheme 'exact' needs drift=LinearDrift(A, a), a constant diffusion, no policy, and in a domain no drift, "
+            "a diagonal diffusion and no absorbing face; take scheme='weak2' or 'auto'"
+        )
+    times = np.linspace(0.0, problem.horizon, steps + 1)
+    h = problem.horizon / steps
+    of = _Coefficients(problem, policy)
+    if exact is not None:
+        scheme, ladder = "exact", (1,)
+    elif scheme == "auto":
+        scheme = "weak2"
+    for count, generator in zip(ladder, spawn_generators(rng, len(ladder)), strict=True):
+        if exact is not None:
+            step = _exact_step(exact, h)
+        elif scheme == "euler":
+            step = _euler_step(of, h / count)
+        else:
+            step = _platen_step(of, h / count) if of.constant is None else _heun_step(of, of.constant, h / count)
+        try:
+            x = _simulate_chunks(problem, step, times, count, generator, n)
+            break
+        except ConvergenceError:
+            if count == ladder[-1]:
+                raise
+    return Paths(t=times, x=x, scheme=scheme if count == 1 else f"{scheme}, {count} substeps")
+
+
+def _simulate_chunks(
+    problem: ControlProblem, step: Step, times: FloatArray, substeps: int, rng: np.random.Generator, n: int
+) -> FloatArray:
+    x = np.empty((n, times.size, problem.dim))
+    starts = range(0, n, _CHUNK)
+    for start, generator in zip(starts, spawn_generators(rng, len(starts)), strict=True):
+        rows = slice(start, min(start + _CHUNK, n))
+        with np.errstate(over="ignore", invalid="ignore"):  # explosions are found and reported by _checked
+            _simulate(problem, step, times, substeps, generator, x[rows])
+    return x
+
+
+def _simulate(
+    problem: ControlProblem,
+    step: Step,
+    times: FloatArray,
+    substeps: int,
+    rng: np.random.Generator,
+    out: FloatArray,
+) -> None:
+    """Fill out (m, K+1, d) with m paths."""
+
+    domain = problem.domain
+    state = problem.initial_law.sample(out.shape[0], rng)
+    state = state if domain is None else _inside(domain, state)
+    out[:, 0] = state
+    for k in range(times.size - 1):
+        short = (times[k + 1] - times[k]) / substeps
+        for j in range(substeps):
+            start = float(times[k] + j * short)
+            new = _checked(step(start, state, rng), start + short)
+            if domain is not None and domain.absorbing:
+                variance = short * np.einsum("nii->ni", problem.Lambda(start, state))
+                new = _inside(domain, _stop(domain, variance, state, new, rng))
+                state = np.where(domain.exited(state)[:, None], state, new)
+            else:
+                state = new if domain is None else domain.mirror(new)
+        out[:, k + 1] = state

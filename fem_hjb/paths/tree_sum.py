@@ -1,0 +1,197 @@
+"""Sums over many tasks, here or on a cluster, whose bits depend neither on who computes what nor on when it is done.
+
+The sum is a binary tree fixed by the number of tasks alone: of the m > 1 leaves under a node, the first 2^j, with 2^j
+the largest power of two below m, are the left branch and the others the right one. Five tasks: ((0+1) + (2+3)) + 4.
+"""
+
+import pickle
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import lru_cache, partial
+from importlib import import_module
+from typing import Any, TypeVar
+
+from fem_hjb.support.checks import positive_integer
+from fem_hjb.support.errors import MeasureError
+
+T = TypeVar("T")
+
+_PAYLOAD_BYTES = 1 << 26  # sent with every job; more than this is data, which belongs in a file
+
+
+def tree_sum(
+    task: Callable[[int], T],
+    count: int,
+    add: Callable[[T, T], T],
+    *,
+    executor: Executor | None = None,
+    window: int = 32,
+    group: int = 1,
+) -> T:
+    """sum_{i < count} task(i) in a fixed binary tree: the same bits whatever the executor and the order of completion.
+
+    Parameters
+    ----------
+    task : i -> partial sum. Under a process pool or a cluster it is pickled (by cloudpickle, if installed, which also
+        takes lambdas) and may be called by several threads of one worker; it must not depend on what ran before.
+    add : (left, right) -> their sum; it may work in place on `left`, and is associative up to rounding.
+    executor : None computes here, one task after the other. Otherwise any concurrent.futures.Executor: threads,
+        processes, or `Client.get_executor()` of dask.distributed, which gives the work of a lost worker to another one.
+    window : at most so many jobs are submitted and not yet added up; two to four per worker keep all of them busy.
+    group : a power of two; a job is so many neighbouring tasks, added up where they are computed, so that fewer partial
+        sums travel. The tree, hence the result, is the same for every group.
+
+    At most window + log2(count / group) + 2 partial sums are held here, and log2(group) + 2 by the worker of a job.
+    Bitwise equality supposes that task(i) itself gives the same bits everywhere: same NumPy build, same kind of
+    processor, and the same number of BLAS threads.
+
+    Raises
+    ------
+    MeasureError : count, window or group make no sense; a task failed (the message names it, of several the one with
+        the smallest i; the cause is chained, or noted if it is another process's); the executor is broken, shut down or
+        lost a job; task or add cannot be pickled, or are too large to be sent with every job. Jobs not yet begun are
+        then cancelled.
+
+    >>> tree_sum(lambda i: f"{i}", 5, lambda left, right: f"({left}+{right})")
+    '(((0+1)+(2+3))+4)'
+    """
+    count = positive_integer(count, "count", MeasureError)
+    window = positive_integer(window, "window", MeasureError)
+    group = positive_integer(group, "group", MeasureError)
+    if group & (group - 1):
+        raise MeasureError(f"group must be a power of two, got {group}; take {1 << (group.bit_length() - 1)}")
+    if executor is None:
+        return _subtree(task, add, range(count))
+    job: Callable[[range], T] = (
+        partial(_subtree, task, add)
+        if isinstance(executor, ThreadPoolExecutor)
+        else partial(_unpacked_subtree, _pack(task, add))
+    )
+    jobs = (range(start, min(start + group, count)) for start in range(0, count, group))
+    with closing(_results(executor, job, jobs, window)) as partials:
+        return _fold(partials, add)
+
+
+def _fold(values: Iterable[T], add: Callable[[T, T], T]) -> T:
+    """The sum of at least one value in the tree of this module, holding one partial sum per bit of their number."""
+    waiting: list[tuple[int, T]] = []  # (height, sum) of complete subtrees, higher ones first
+    for value in values:
+        height = 0
+        while waiting and waiting[-1][0] == height:
+            value = add(waiting.pop()[1], value)
+            height += 1
+        waiting.append((height, value))
+    total = waiting.pop()[1]
+    while waiting:
+        total = add(waiting.pop()[1], total)
+    return total
+
+
+def _subtree(task: Callable[[int], T], add: Callable[[T, T], T], indices: range) -> T:
+    return _fold((_attempt(task, i) for i in indices), add)
+
+
+def _attempt(task: Callable[[int], T], i: int) -> T:
+    try:
+        return task(i)
+    except Exception as cause:  # a task is any code
+        raise MeasureError(f"chunk {i} failed with {type(cause).__name__}: {cause}") from cause
+
+
+def _results(
+    executor: Executor, job: Callable[[range], T], jobs: Iterable[range], window: int
+) -> Generator[T, None, None]:
+    """The results of the jobs in their order, of which at most `window` are under way or waiting to be taken."""
+    pending: deque[tuple[range, Future[T]]] = deque()
+    try:
+        for indices in jobs:
+            if len(pending) == window:
+                yield _outcome(executor, *pending.popleft())
+            pending.append((indices, _submit(executor, job, indices)))
+        while pending:
+            yield _outcome(executor, *pending.popleft())
+    finally:
+        for _, future in pending:
+            future.cancel()
+
+
+def _submit(executor: Executor, job: Callable[[range], T], indices: range) -> Future[T]:
+    try:
+        return executor.submit(job, indices)
+    except BrokenExecutor as cause:
+        raise _broken(executor, indices, cause) from cause
+    except RuntimeError as cause:
+        raise MeasureError(f"{_name(executor)} takes no work ({cause}); give an executor that is open") from cause
+
+
+def _outcome(executor: Executor, indices: range, future: Future[T]) -> T:
+    try:
+        return future.result()
+    except MeasureError:
+        raise  # of the job, which has named the chunk
+    except BrokenExecutor as cause:
+        raise _broken(executor, indices, cause) from cause
+    except Exception as cause:  # executors have error types of their own
+        raise MeasureError(
+            f"{_chunks(indices)}: no result came back from {_name(executor)}, but {type(cause).__name__}: {cause}"
+        ) from cause
+
+
+def _broken(executor: Executor, indices: range, cause: BrokenExecutor) -> MeasureError:
+    return MeasureError(
+        f"{_name(executor)} broke before {_chunks(indices)} came back ({cause}): a worker was killed, often for "
+        "want of memory, or could not start (scripts make process pools under if __name__ == '__main__'). Make a new "
+        "executor, with fewer workers or smaller chunks, and start again; or use dask.distributed's "
+        "Client.get_executor(), which gives the work of a lost worker to another one"
+    )
+
+
+def _name(executor: Executor) -> str:
+    return f"the {type(executor).__name__}"
+
+
+def _chunks(indices: range) -> str:
+    return f"chunk {indices[0]}" if len(indices) == 1 else f"chunks {indices[0]} to {indices[-1]}"
+
+
+def _pack(task: Callable[[int], T], add: Callable[[T, T], T]) -> bytes:
+    """Both callables as bytes, made once however many jobs there are."""
+    try:
+        pickler, remedy = import_module("cloudpickle"), "keep open files, locks and generators out of it"
+    except ModuleNotFoundError:
+        pickler, remedy = pickle, "pip install cloudpickle, which also takes lambdas and local functions"
+    try:
+        payload: bytes = pickler.dumps((task, add))
+    except Exception as cause:  # pickling runs the code of whatever is pickled
+        raise MeasureError(
+            f"the task cannot be sent to another process ({type(cause).__name__}: {cause}); {remedy}, or use threads"
+        ) from cause
+    if len(payload) > _PAYLOAD_BYTES:
+        raise MeasureError(
+            f"the task takes {len(payload) / 1e6:.0f} MB when pickled and would be sent with every job (at most "
+            f"{_PAYLOAD_BYTES / 1e6:.0f} MB): write the samples with write_paths and read them with file_source, or "
+            "use threads"
+        )
+    return payload
+
+
+@lru_cache(maxsize=1)
+def _unpack(payload: bytes) -> Any:
+    return pickle.loads(payload)
+
+
+def _unpacked_subtree(payload: bytes, indices: range) -> Any:
+    """The job of another process. Of its errors only the text goes back: a cause of any type may break the way back."""
+    try:
+        task, add = _unpack(payload)
+        return _subtree(task, add, indices)
+    except Exception as cause:  # whatever unpickling, the task's code or the addition's raises: none may be lost
+        told = isinstance(cause, MeasureError)
+        failure = MeasureError(
+            str(cause) if told else f"{_chunks(indices)} failed with {type(cause).__name__}: {cause}"
+        )
+        failure.add_note(traceback.format_exc())
+    raise failure  # out here it has no context

@@ -1,0 +1,5 @@
+"""Pictures of solutions, comparisons and errors."""
+
+from fem_hjb.plotting.pictures import STYLES, compare, report, solution, ticks_at, window
+
+__all__ = ["STYLES", "compare", "report", "solution", "ticks_at", "window"]

@@ -1,0 +1,165 @@
+"""Problems that fall apart into independent ones: which coordinates go together, and the problem of each group.
+
+If the drift of a group depends on the group alone, the diffusion is block diagonal in the same way, and the rewards are
+sums over the groups, then so is the value: v_t(x) = sum_B v^B_t(x_B). What depends on what is seen by probing the
+callables at random points.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass, Uniform
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ProblemError
+
+Reward = Callable[[FloatArray], ArrayLike]
+
+_SPLITTABLE = (Gaussian, GaussianMixture, PointMass, Uniform)
+_PROBES = 24
+_TIMES = (0.0, 0.382, 0.786, 1.0)
+_RELATIVE = 1e-11  # change that counts as rounding
+
+
+def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
+    """The groups of coordinates, in order; one group of all of them if nothing falls apart."""
+    d = problem.dim
+    if d == 1 or (problem.domain is not None and problem.domain.absorbing):
+        return [tuple(range(d))]
+    if not isinstance(problem.initial_law, _SPLITTABLE):
+        return [tuple(range(d))]
+    x, y = _probes(problem, 0), _probes(problem, 1)
+    linked = np.zeros((d, d), dtype=np.bool_)
+    for t in np.array(_TIMES) * problem.horizon:
+        t = float(t)
+        base = problem.b(t, x), problem.Lambda(t, x)
+        linked |= (np.abs(base[1]) > _RELATIVE * np.abs(base[1]).max()).any(axis=0)
+        for j in range(d):
+            moved = _replace(x, y, [j])
+            drift = np.abs(problem.b(t, moved) - base[0]) > _RELATIVE * np.abs(base[0]).max()
+            linked[:, j] |= drift.any(axis=0)
+            noise = np.abs(problem.Lambda(t, moved) - base[1]) > _RELATIVE * np.abs(base[1]).max()
+            linked[:, j] |= noise.any(axis=(0, 2))
+    groups = _components(linked)
+    for function in (problem.y, *(_at(problem, float(t)) for t in np.array(_TIMES) * problem.horizon)):
+        linked |= _coupling(function, x, y, groups, d)
+    return _components(linked)
+
+
+def restrict(problem: ControlProblem, block: Sequence[int], count: int) -> ControlProblem:
+    """The problem of one of `count` groups. What of the rewards is constant is shared equally."""
+    index = list(block)
+    anchor = problem.initial_law.expectation
+    share = 1.0 - 1.0 / count
+
+    def embed(x: FloatArray) -> FloatArray:
+        full = np.broadcast_to(anchor, (*x.shape[:-1], problem.dim)).copy()
+        full[..., index] = x
+        return full
+
+    def still(x: FloatArray) -> FloatArray:
+        return np.broadcast_to(anchor, (*x.shape[:-1], problem.dim)).copy()
+
+    constant = problem.constant_diffusion
+    marginal = problem.marginal
+    own: MarginalLaw | None = None
+    if marginal is not None and isinstance(marginal(0.5 * problem.horizon), _SPLITTABLE):
+        known = marginal
+        own = lambda t: coordinates(known(t), index)  # noqa: E731
+    domain = problem.domain
+
+    return ControlProblem(
+        dim=len(index),
+        horizon=problem.horizon,
+        temperature=problem.temperature,
+        drift=lambda t, x: problem.b(t, embed(x))[..., index],
+        diffusion=constant[np.ix_(index, index)]
+        if constant is not None
+        else (lambda t, x: problem.Lambda(t, embed(x))[..., index, :][..., index]),
+        terminal_reward=lambda x: problem.y(embed(x)) - share * problem.y(still(x)),
+        running_reward=None
+        if problem.running_reward is None
+        else (lambda t, x: problem.r(t, embed(x)) - share * problem.r(t, still(x))),
+        initial_law=coordinates(problem.initial_law, index),
+        domain=None if domain is None else domain.along(index),
+        marginal=own,
+        name=problem.name if len(index) == problem.dim else f"{problem.name}{index}",
+    )
+
+
+def coordinates(law: Law, index: Sequence[int]) -> Law:
+    """The law of some of the coordinates."""
+    i = list(index)
+    if isinstance(law, Gaussian):
+        return Gaussian(law.expectation[i], law.covariance[np.ix_(i, i)])
+    if isinstance(law, GaussianMixture):
+        weights, means, covs = law.components
+        return GaussianMixture(weights, means[:, i], covs[:, i][:, :, i])
+    if isinstance(law, PointMass):
+        return PointMass(law.expectation[i])
+    if isinstance(law, Uniform):
+        return Uniform(law.box.along(i))
+    raise ProblemError(f"the law of some coordinates of a {type(law).__name__} is not known in closed form")
+
+
+def alike(one: ControlProblem, other: ControlProblem) -> bool:
+    """Whether two groups have the same problem: the same coefficients and rewards at random points, to rounding."""
+    if one.dim != other.dim:
+        return False
+    boxes = [np.zeros(0) if p.domain is None else np.stack(p.domain.bounds) for p in (one, other)]
+    if not np.array_equal(boxes[0], boxes[1]):
+        return False
+    x = _probes(one, 0)
+    if not np.array_equal(x, _probes(other, 0)):
+        return False
+    pairs = [(one.y(x), other.y(x))]
+    for t in np.array(_TIMES) * one.horizon:
+        pairs += [(getattr(one, name)(float(t), x), getattr(other, name)(float(t), x)) for name in ("b", "Lambda", "r")]
+    return all(bool((np.abs(a - b) <= 1e-13 * np.abs(a).max()).all()) for a, b in pairs)
+
+
+def _probes(problem: ControlProblem, seed: int) -> FloatArray:
+    """Points that cover where the process starts, and some way around."""
+    x = problem.initial_law.sample(_PROBES, np.random.default_rng(seed))
+    if problem.domain is not None:
+        return problem.domain.mirror(x)
+    spread = np.sqrt(np.diag(problem.initial_law.covariance))
+    return np.asarray(x + np.random.default_rng(seed + 2).normal(size=x.shape) * np.maximum(spread, 0.5))
+
+
+def _replace(x: FloatArray, y: FloatArray, index: Sequence[int]) -> FloatArray:
+    moved = x.copy()
+    moved[:, list(index)] = y[:, list(index)]
+    return moved
+
+
+def _at(problem: ControlProblem, t: float) -> Reward:
+    return lambda x: problem.r(t, x)
+
+
+def _coupling(
+    function: Reward, x: FloatArray, y: FloatArray, groups: list[tuple[int, ...]], d: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Which groups a reward couples: its mixed differences between two groups do not vanish."""
+    base = np.asarray(function(x))
+    single = [np.asarray(function(_replace(x, y, group))) for group in groups]
+    linked = np.zeros((d, d), dtype=np.bool_)
+    for a in range(len(groups)):
+        for b in range(a):
+            both = np.asarray(function(_replace(x, y, [*groups[a], *groups[b]])))
+            size = max(float(np.abs(part).max()) for part in (base, both, single[a], single[b]))
+            if (np.abs(both - single[a] - single[b] + base) > 10 * _RELATIVE * size).any():
+                linked[groups[a][0], groups[b][0]] = True
+    return linked
+
+
+def _components(linked: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> list[tuple[int, ...]]:
+    _, label = connected_components(csr_array(linked), directed=False)
+    groups: dict[int, list[int]] = {}
+    for i, group in enumerate(label.tolist()):
+        groups.setdefault(group, []).append(i)
+    return [tuple(group) for group in groups.values()]

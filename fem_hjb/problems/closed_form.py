@@ -1,0 +1,497 @@
+"""Control problems solved by a formula: value, gradient and policy, exact to rounding.
+
+All of them are built on the linear equation for f = exp(v / alpha),
+
+    d_t f + <b, grad f> + 1/2 Tr(Lambda Hess f) + (r / alpha) f = 0,   f_T = exp(y / alpha),
+
+whose solutions add up: a terminal f_T that is a sum of exponentials of quadratics, or of cosines, is carried back in
+time term by term.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.integrate import solve_ivp
+from scipy.linalg import expm
+from scipy.special import logsumexp
+
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass
+from fem_hjb.problems.problem import LinearDrift
+from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, frozen_array, positive_number
+from fem_hjb.support.errors import DomainError, EllipticityError, InfiniteValueError, ProblemError
+
+TAMER = "let the rewards grow more slowly, raise the temperature or shorten the horizon"
+_CHUNK = 500_000  # entries of one d x d matrix per point held at once
+
+
+class ClosedForm(ABC):
+    """The exact solution of a control problem; also usable wherever a value function is judged.
+
+    `value`, `gradient` and `policy` take t in [0, T], a number or an array that broadcasts to x.shape[:-1], and
+    points x of shape (..., d).
+
+    Raises `DomainError` when x is not of shape (..., d) and finite, or t not in [0, T] or not broadcastable.
+    """
+
+    dim: int
+    horizon: float
+    temperature: float
+
+    def value(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """v_t(x), shape (...)."""
+        values = [self._evaluate(*block)[0] for block in self._blocks(t, x)]
+        return np.concatenate(values).reshape(np.shape(x)[:-1])
+
+    def gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """grad v_t(x), shape (..., d)."""
+        gradients = [self._evaluate(*block)[1] for block in self._blocks(t, x)]
+        return np.concatenate(gradients).reshape(np.shape(x))
+
+    def policy(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """The optimal policy pi = (1/alpha) Lambda_t(x) grad v_t(x), shape (..., d)."""
+        steered = [self._steer(*block[:2], self._evaluate(*block)[1]) for block in self._blocks(t, x)]
+        return np.concatenate(steered).reshape(np.shape(x)) / self.temperature
+
+    def _blocks(self, t: ArrayLike, x: ArrayLike) -> Iterator[tuple[FloatArray, IntArray, FloatArray]]:
+        """Blocks of the distinct times (u,), the index (n,) of each point's time among them, and the points (n, d)."""
+        points = as_points(x, self.dim)
+        times = as_times(t, self.horizon)
+        shape, flat = points.shape[:-1], points.reshape(-1, self.dim)
+        try:
+            every = None if times.size == 1 else np.broadcast_to(times, shape).ravel()
+        except ValueError as cause:
+            raise DomainError(
+                f"t must be a number or broadcast to x.shape[:-1] = {shape}, got shape {times.shape}"
+            ) from cause
+        size = max(1, _CHUNK // self.dim**2)
+        for start in range(0, max(len(flat), 1), size):
+            block = flat[start : start + size]
+            if every is None:
+                yield times.reshape(1), np.zeros(len(block), dtype=np.int64), block
+            else:
+                yield (*np.unique(every[start : start + size], return_inverse=True), block)
+
+    @abstractmethod
+    def _evaluate(self, times: FloatArray, which: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Values (n,) and gradients (n, d) at the points x (n, d), point i at the time times[which[i]]."""
+
+    @abstractmethod
+    def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:
+        """Lambda grad v, shape (n, d)."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exponentials of quadratics
+
+
+def log_sum_exp(
+    P: FloatArray, p: FloatArray, c: FloatArray, which: IntArray, x: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """log sum_k exp(-x'P_k x/2 + p_k'x + c_k) and its gradient; coefficients (u, k, ...), row which[i] for point i."""
+    if len(P) == 1:
+        Px = np.einsum("kij,nj->nki", P[0], x, optimize=True)
+        linear, constant = p[0], c[0]
+    else:
+        Px = np.einsum("nkij,nj->nki", P[which], x)
+        linear, constant = p[which], c[which]
+    logs = np.einsum("nki,ni->nk", linear - 0.5 * Px, x) + constant
+    value = logsumexp(logs, axis=1)
+    shares = np.exp(logs - value[:, None])
+    return np.asarray(value), np.asarray(np.einsum("nk,nki->ni", shares, linear - Px))
+
+
+def _symmetric(value: ArrayLike, name: str, shape: tuple[int, ...]) -> FloatArray:
+    """A frozen stack of matrices, symmetrised: only the symmetric part of a matrix enters its quadratic form."""
+    matrix = frozen_array(value, name, shape, ProblemError)
+    result = (matrix + np.swapaxes(matrix, -1, -2)) / 2
+    result.setflags(write=False)
+    return result
+
+
+def _spd(value: ArrayLike, name: str, dim: int) -> FloatArray:
+    raw = np.asarray(value, dtype=np.float64)
+    matrix = frozen_array(raw * np.eye(dim) if raw.ndim == 0 else raw, name, (dim, dim), ProblemError)
+    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
+    if lowest <= 0 or not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14):
+        raise EllipticityError(
+            f"{name} must be a symmetric positive definite matrix, its smallest eigenvalue is {lowest:.3g}"
+        )
+    return matrix
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LogSumExpReward:
+    r"""The reward y(x) = alpha log sum_j exp((-x'R_j x/2 + s_j'x + s0_j) / alpha), j = 1..k.
+
+    R has shape (k, d, d), s (k, d), s0 (k,). One term makes a quadratic or linear reward, whatever alpha is; several
+    with R_j = alpha C_j^{-1} make exp(y / alpha) a Gaussian mixture. Only the symmetric part of R_j counts.
+
+    >>> y = LogSumExpReward.linear([1.0, 2.0], temperature=0.5)
+    >>> y([[1.0, 1.0]]).tolist()
+    [3.0]
+    """
+
+    temperature: float
+    R: ArrayLike
+    s: ArrayLike
+    s0: ArrayLike
+    terms: int = field(init=False)
+    dim: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.s)
+        if len(shape) != 2 or 0 in shape:
+            raise ProblemError(f"s must have shape (k, d), one row for each of the k terms, got shape {shape}")
+        k, d = shape
+        put = object.__setattr__
+        put(self, "temperature", positive_number(self.temperature, "temperature", ProblemError))
+        put(self, "R", _symmetric(self.R, "R", (k, d, d)))
+        put(self, "s", frozen_array(self.s, "s", (k, d), ProblemError))
+        put(self, "s0", frozen_array(self.s0, "s0", (k,), ProblemError))
+        put(self, "terms", k)
+        put(self, "dim", d)
+
+    @classmethod
+    def linear(cls, s: ArrayLike, *, temperature: float, s0: float = 0.0) -> "LogSumExpReward":
+        """y(x) = s'x + s0 with s of shape (d,)."""
+        slope = np.atleast_1d(np.asarray(s, dtype=np.float64))
+        return cls(temperature=temperature, R=np.zeros((1, slope.size, slope.size)), s=slope[None], s0=[s0])
+
+    @classmethod
+    def quadratic(cls, R: ArrayLike, s: ArrayLike, *, temperature: float, s0: float = 0.0) -> "LogSumExpReward":
+        """y(x) = -x'Rx/2 + s'x + s0 with R of shape (d, d), s of shape (d,)."""
+        return cls(temperature=temperature, R=np.asarray(R)[None], s=np.asarray(s)[None], s0=[s0])
+
+    @classmethod
+    def log_mixture(
+        cls, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, *, temperature: float
+    ) -> "LogSumExpReward":
+        """y(x) = alpha log sum_j w_j exp(-(x - m_j)' C_j^{-1} (x - m_j) / 2).
+
+        The weights w (k,) are positive and need not sum to 1; means m (k, d), covariances C (k, d, d).
+        """
+        m = np.asarray(means, dtype=np.float64)
+        if m.ndim != 2:
+            raise ProblemError(f"means must have shape (k, d), got shape {m.shape}")
+        k, d = m.shape
+        w = frozen_array(weights, "weights", (k,), ProblemError)
+        if (w <= 0).any():
+            raise ProblemError(f"weights of a log-mixture reward must be positive, got {w.tolist()}")
+        covs = frozen_array(covariances, "covariances", (k, d, d), ProblemError)
+        precision = np.linalg.inv(np.stack([_spd(C, f"covariances[{j}]", d) for j, C in enumerate(covs)]))
+        pull = np.einsum("kij,kj->ki", precision, m)
+        return cls(
+            temperature=temperature,
+            R=temperature * precision,
+            s=temperature * pull,
+            s0=temperature * (np.log(w) - 0.5 * (pull * m).sum(-1)),
+        )
+
+    @property
+    def coefficients(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """R (k, d, d), s (k, d), s0 (k,), read-only."""
+        return np.asarray(self.R), np.asarray(self.s), np.asarray(self.s0)
+
+    def __call__(self, x: ArrayLike) -> FloatArray:
+        """y(x), shape (...)."""
+        points = as_points(x, self.dim)
+        R, s, s0 = (array[None] / self.temperature for array in self.coefficients)
+        flat = points.reshape(-1, self.dim)
+        log_f = log_sum_exp(R, s, s0, np.zeros(len(flat), dtype=np.int64), flat)[0]
+        return np.asarray(self.temperature * log_f.reshape(points.shape[:-1]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Linear drift, quadratic rewards
+
+
+@final
+class LinearQuadratic(ClosedForm):
+    r"""Linear drift, constant diffusion, quadratic running reward; terminal reward quadratic, or a log-sum-exp of such.
+
+    With b = A x + a, constant Lambda, r = -x'Qx/2 + q'x + q0 and y = -x'Rx/2 + s'x + s0 the value is
+    v = -x'P x/2 + p'x + c with P(T) = R, p(T) = s, c(T) = s0 and the Riccati system
+
+        P' = -A'P - PA - Q + P Lambda P / alpha,
+        p' = -A'p + P Lambda p / alpha + P a - q,
+        c' = -a'p - p'Lambda p / (2 alpha) + Tr(Lambda P)/2 - q0.
+
+    f = exp(v / alpha) solves a linear equation, so for y = alpha log sum_j exp(y_j / alpha) with quadratic y_j the
+    value is alpha log sum_j exp(v_j / alpha), each v_j with a Riccati system of its own (Q = 0 and q = 0: Brownian
+    motion or an Ornstein-Uhlenbeck process with a Gaussian-mixture target).
+
+    Parameters: `drift` a `LinearDrift` (A (d, d), a (d,)); `diffusion` Lambda, a number or (d, d); `terminal` a
+    `LogSumExpReward`, whose temperature is alpha; `horizon` T; Q (d, d), q (d,), q0 the running reward (None: 0). Only
+    the symmetric part of Q and R counts; they may be indefinite.
+
+    The system is integrated by DOP853 (tolerance 1e-13) with dense output.
+
+    Raises `InfiniteValueError`, with the time, if a Riccati equation blows up within [0, T] (rewards growing faster
+    than the noise allows: v = +infinity before that time), `EllipticityError` if Lambda is not SPD, `ProblemError`
+    otherwise. Source: Fleming and Rishel, Deterministic and Stochastic Optimal Control (1975), section VI.5.
+
+    >>> lq = LinearQuadratic(drift=LinearDrift([[0.0]], [0.0]), diffusion=1.0, horizon=1.0,
+    ...                      terminal=LogSumExpReward.quadratic([[1.0]], [0.0], temperature=1.0))
+    >>> lq.policy(0.0, [[2.0]]).round(9).tolist()     # P = 1 / (1 + T - t)
+    [[-1.0]]
+    """
+
+    def __init__(
+        self,
+        *,
+        drift: LinearDrift,
+        diffusion: ArrayLike,
+        terminal: LogSumExpReward,
+        horizon: float,
+        Q: ArrayLike | None = None,
+        q: ArrayLike | None = None,
+        q0: float = 0.0,
+    ) -> None:
+        self._A, self._a = drift.coefficients
+        d = self.dim = len(self._a)
+        if terminal.dim != d:
+            raise ProblemError(f"the terminal reward has dimension {terminal.dim}, the drift has dimension {d}")
+        self.horizon = positive_number(horizon, "horizon", ProblemError)
+        self.temperature = terminal.temperature
+        self._Lambda = _spd(diffusion, "diffusion", d)
+        self._Q = _symmetric(np.zeros((d, d)) if Q is None else Q, "Q", (d, d))
+        self._q = frozen_array(np.zeros(d) if q is None else q, "q", (d,), ProblemError)
+        self._q0 = float(frozen_array(q0, "q0", (), ProblemError))
+        self._terms = terminal.terms
+        self._solution = self._integrate(terminal)
+
+    def _integrate(self, terminal: LogSumExpReward) -> Any:
+        """Dense output of the Riccati systems in the time to go s = T - t."""
+        k, d = self._terms, self.dim
+        A, a, Lambda, alpha = self._A, self._a, self._Lambda, self.temperature
+        root = np.linalg.cholesky(Lambda)
+
+        def rate(_: float, state: FloatArray) -> FloatArray:
+            P, p, _c = self._unpack(state[:, None])
+            P, p = P[0], p[0]
+            PA, PL = P @ A, P @ Lambda
+            dP = np.swapaxes(PA, -1, -2) + PA + self._Q - PL @ P / alpha
+            dp = p @ A - np.einsum("kij,kj->ki", PL, p) / alpha - P @ a + self._q
+            dc = p @ a + np.einsum("ki,ij,kj->k", p, Lambda, p) / (2 * alpha)
+            dc += self._q0 - 0.5 * np.trace(PL, axis1=-2, axis2=-1)
+            return np.concatenate([dP.ravel(), dp.ravel(), dc])
+
+        def lowest(_: float, state: FloatArray) -> float:
+            """Above zero as long as no eigenvalue of L'PL/alpha (1 / time, Lambda = LL') has run off to -infinity."""
+            P = state[: k * d * d].reshape(k, d, d)
+            return float(np.linalg.eigvalsh(root.T @ P @ root / alpha).min() * self.horizon + 1e8)
+
+        lowest.terminal = True  # type: ignore[attr-defined]
+        start = np.concatenate([array.ravel() for array in terminal.coefficients])
+        blow_up = 0.0 if lowest(0.0, start) <= 0 else None
+        if blow_up is None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                run = solve_ivp(
+                    rate, (0.0, self.horizon), start, "DOP853", dense_output=True, events=lowest, rtol=1e-13, atol=1e-14
+                )
+            if run.status == 0:
+                return run.sol
+            blow_up = float(run.t[-1])
+        raise InfiniteValueError(
+            f"the value is +infinity before t = {self.horizon - blow_up:.9g}: a Riccati equation, integrated backwards"
+            f" from T = {self.horizon:g}, blows up there; {TAMER}"
+        )
+
+    def _unpack(self, state: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """P (u, k, d, d), p (u, k, d), c (u, k) from states in columns (m, u)."""
+        k, d = self._terms, self.dim
+        rows = state.T
+        cuts = k * d * d, k * d * d + k * d
+        return (
+            rows[:, : cuts[0]].reshape(-1, k, d, d),
+            rows[:, cuts[0] : cuts[1]].reshape(-1, k, d),
+            rows[:, cuts[1] :],
+        )
+
+    def coefficients(self, t: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """P (u, k, d, d), p (u, k, d) and c (u, k) at the times t (u,), for each of the k terms."""
+        times = np.atleast_1d(as_times(t, self.horizon))
+        return self._unpack(np.asarray(self._solution(self.horizon - times)))
+
+    def _evaluate(self, times: FloatArray, which: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        alpha = self.temperature
+        P, p, c = self.coefficients(times)
+        log_f, gradient = log_sum_exp(P / alpha, p / alpha, c / alpha, which, x)
+        return alpha * log_f, alpha * gradient
+
+    def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:
+        return np.asarray(gradient @ self._Lambda)
+
+
+def linear_transition(
+    drift: LinearDrift, diffusion: ArrayLike, time: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The transition X_time | X_0 = x ~ N(Phi x + shift, C) of dX = (A X + a) dt + Lambda^{1/2} dB.
+
+    Phi = e^{A time}, shift = int_0^time e^{As} a ds, C = int_0^time e^{As} Lambda e^{A's} ds, by one matrix
+    exponential (Van Loan, IEEE Trans. Automat. Control 23 (1978) 395-404) over a fraction 2^-m of the time, short
+    enough to be harmless, and m doublings. Shapes: Phi (d, d), shift (d,), C (d, d).
+
+    >>> Phi, shift, C = linear_transition(LinearDrift([[-1.0]], [0.0]), [[1.0]], 50.0)
+    >>> C.round(12).tolist()
+    [[0.5]]
+    """
+    A, a = drift.coefficients
+    d = len(a)
+    Lambda = np.asarray(diffusion, dtype=np.float64)
+    doublings = int(np.ceil(np.log2(max(float(np.abs(A).sum(0).max()) * time, 1.0))))
+    block = np.zeros((2 * d + 1, 2 * d + 1))
+    block[:d, :d], block[:d, d : 2 * d], block[:d, -1], block[d : 2 * d, d : 2 * d] = A, Lambda, a, -A.T
+    flow = expm(block * (time / 2**doublings))
+    Phi, shift = flow[:d, :d], flow[:d, -1]
+    C = flow[:d, d : 2 * d] @ Phi.T
+    for _ in range(doublings):
+        C, shift, Phi = C + Phi @ C @ Phi.T, shift + Phi @ shift, Phi @ Phi
+    return Phi, shift, (C + C.T) / 2
+
+
+def linear_marginal(drift: LinearDrift, diffusion: ArrayLike, initial_law: Law) -> MarginalLaw:
+    """t -> the law of X_t for a linear drift and a constant diffusion, from a Gaussian, mixture or point-mass start.
+
+    >>> law = linear_marginal(LinearDrift([[0.0]], [1.0]), [[2.0]], PointMass([0.0]))(0.5)
+    >>> law.expectation.tolist(), law.covariance.tolist()
+    ([0.5], [[1.0]])
+    """
+    if not isinstance(initial_law, Gaussian | GaussianMixture | PointMass):
+        raise ProblemError(
+            "a linear drift carries a Gaussian, a GaussianMixture or a PointMass in closed form,"
+            f" got {type(initial_law).__name__}"
+        )
+    Lambda = _spd(diffusion, "diffusion", initial_law.dim)
+
+    def marginal(t: float) -> Law:
+        time = float(t)
+        if not (np.isfinite(time) and time >= 0):
+            raise DomainError(f"t must be a non-negative finite number, got {time!r}")
+        if time == 0:
+            return initial_law
+        Phi, shift, C = linear_transition(drift, Lambda, time)
+        if isinstance(initial_law, GaussianMixture):
+            weights, means, covs = initial_law.components
+            return GaussianMixture(weights, means @ Phi.T + shift, Phi @ covs @ Phi.T + C)
+        return Gaussian(Phi @ initial_law.expectation + shift, Phi @ initial_law.covariance @ Phi.T + C)
+
+    return marginal
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reflected Brownian motion, and products
+
+
+@final
+class CosineSeries(ClosedForm):
+    r"""Brownian motion reflected at the ends of an interval; exp(y / alpha) a finite, positive cosine series.
+
+    dX = Lambda^{1/2} dB on [lower, upper], r constant, and with w_n = n pi / (upper - lower)
+
+        exp(y / alpha) = sum_n c_n cos(w_n (x - lower)),   n = 0..N,
+        exp(v / alpha) = exp(r (T - t) / alpha) sum_n c_n exp(-Lambda w_n^2 (T - t) / 2) cos(w_n (x - lower)).
+
+    Raises `ProblemError` if the series is not positive on the whole interval, `DomainError` for points outside it.
+
+    >>> v = CosineSeries([2.0, 1.0], lower=0.0, upper=1.0, diffusion=1.0, horizon=1.0, temperature=1.0)
+    >>> np.exp(v.value(1.0, [[0.0], [1.0]])).round(12).tolist()
+    [3.0, 1.0]
+    """
+
+    dim = 1
+
+    def __init__(
+        self,
+        coefficients: ArrayLike,
+        *,
+        lower: float,
+        upper: float,
+        diffusion: float,
+        horizon: float,
+        temperature: float,
+        running: float = 0.0,
+    ) -> None:
+        self._lower = float(frozen_array(lower, "lower", (), ProblemError))
+        self._width = positive_number(float(upper) - self._lower, "upper - lower", ProblemError)
+        self._Lambda = positive_number(diffusion, "diffusion", ProblemError)
+        self.horizon = positive_number(horizon, "horizon", ProblemError)
+        self.temperature = positive_number(temperature, "temperature", ProblemError)
+        self._running = float(frozen_array(running, "running", (), ProblemError))
+        size = (np.size(coefficients),)
+        self._c = frozen_array(np.atleast_1d(coefficients), "coefficients", size, ProblemError)
+        lowest = self._minimum()
+        if lowest <= 0:
+            raise ProblemError(
+                f"the cosine series of exp(y / alpha) must be positive on the interval, its minimum is {lowest:.6g};"
+                " enlarge the constant coefficient"
+            )
+        self._w = np.arange(size[0]) * np.pi / self._width
+
+    def _minimum(self) -> float:
+        """The minimum of the series: a polynomial in cos(pi (x - lower) / width), at its critical points or ends."""
+        chebyshev = np.polynomial.Chebyshev(self._c).trim()
+        critical = chebyshev.deriv().roots() if chebyshev.degree() > 1 else np.empty(0)
+        points = np.clip(np.concatenate([[-1.0, 1.0], critical.real]), -1.0, 1.0)
+        return float(chebyshev(points).min())
+
+    def _evaluate(self, times: FloatArray, which: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        place = x[:, 0] - self._lower
+        slack = 1e-9 * self._width
+        outside = (place < -slack) | (place > self._width + slack)
+        if outside.any():
+            raise DomainError(
+                f"points must lie in [{self._lower:g}, {self._lower + self._width:g}], where the process is reflected;"
+                f" {int(outside.sum())} of {outside.size} do not, the first is {x[outside][0, 0]:g}"
+            )
+        to_go = self.horizon - times
+        c = self._c * np.exp(-0.5 * self._Lambda * self._w**2 * to_go[:, None])
+        phase = place[:, None] * self._w
+        rows = c[which] if len(times) > 1 else c
+        f = (rows * np.cos(phase)).sum(-1)
+        slope = -(rows * self._w * np.sin(phase)).sum(-1)
+        value = self.temperature * np.log(f) + self._running * to_go[which]
+        return value, self.temperature * (slope / f)[:, None]
+
+    def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:
+        return self._Lambda * gradient
+
+
+@final
+class Product(ClosedForm):
+    """Independent problems side by side: v_t(x) = sum_i v^i_t(x_i), gradient and policy stacked.
+
+    The processes of the factors are independent and the rewards add up, so f is the product of the factors' f. Each
+    factor takes as many coordinates as its dimension, in order.
+
+    Raises `ProblemError` if there is no factor, or if their horizons or temperatures differ.
+    """
+
+    def __init__(self, *factors: ClosedForm) -> None:
+        if not factors or not all(isinstance(factor, ClosedForm) for factor in factors):
+            kinds = ", ".join(type(factor).__name__ for factor in factors)
+            raise ProblemError(f"Product needs one or more closed forms, got ({kinds})")
+        for name in ("horizon", "temperature"):
+            given = {getattr(factor, name) for factor in factors}
+            if len(given) > 1:
+                raise ProblemError(f"the factors of a Product must share one {name}, got {sorted(given)}")
+        self.factors = factors
+        self.dim = sum(factor.dim for factor in factors)
+        self.horizon = factors[0].horizon
+        self.temperature = factors[0].temperature
+        self._cuts = np.cumsum([factor.dim for factor in factors])[:-1]
+
+    def _split(self, x: FloatArray) -> list[tuple[ClosedForm, FloatArray]]:
+        return list(zip(self.factors, np.split(x, self._cuts, axis=1), strict=True))
+
+    def _evaluate(self, times: FloatArray, which: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        parts = [factor._evaluate(times, which, block) for factor, block in self._split(x)]
+        return np.asarray(sum(value for value, _ in parts)), np.concatenate([slope for _, slope in parts], axis=1)
+
+    def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:
+        return np.concatenate([f._steer(times, which, block) for f, block in self._split(gradient)], axis=1)

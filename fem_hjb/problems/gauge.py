@@ -1,0 +1,323 @@
+"""The Cole-Hopf transform f = exp(v / alpha), kept within reach of double precision by a gauge.
+
+A gauge says what the unknown u of a linear equation is: f = exp(v / alpha) up to constants (`Gauge`), what remains of f
+when a quadratic guess of the value is taken out first (`QuadraticGauge`), or of v itself (`ValueGauge`, for
+temperatures so small that f underflows).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Protocol, final
+
+import numpy as np
+from numpy.polynomial import chebyshev
+from numpy.typing import ArrayLike
+
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.support.checks import FloatArray, as_points, as_times, frozen_array, positive_number
+from fem_hjb.support.errors import PositivityError, ProblemError
+
+UNDERFLOW = 700.0
+"""exp(-x) loses its last digits and then vanishes in double precision beyond about this x."""
+
+
+class Unknown(ABC):
+    """What the coefficients of a solution stand for: u_t(x), and how value, gradient and f come out of it.
+
+    t broadcasts against x.shape[:-1]; x (..., d), u (...), slope = grad u (..., d).
+    """
+
+    temperature: float
+    horizon: float
+
+    @abstractmethod
+    def value(self, t: ArrayLike, x: ArrayLike, u: ArrayLike) -> FloatArray:
+        """v_t(x), shape (...); nan stays nan. PositivityError where the logarithm of u is needed and u <= 0."""
+
+    @abstractmethod
+    def gradient(self, t: ArrayLike, x: ArrayLike, u: FloatArray, slope: FloatArray) -> FloatArray:
+        """grad v_t(x), shape (..., d)."""
+
+    @abstractmethod
+    def f(self, t: ArrayLike, x: ArrayLike, u: FloatArray) -> FloatArray:
+        """f_t(x) = exp((v - c_y - c_r (T - t)) / alpha), shape (...)."""
+
+
+class Background(Protocol):
+    """A smooth guess v0 of the value that is taken out of f before anything is discretised."""
+
+    @property
+    def temperature(self) -> float:
+        """alpha."""
+
+    def background(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """v0_t(x), shape (...) at points x (..., d)."""
+
+    def background_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """grad v0_t(x), shape (..., d)."""
+
+    def rate(self, t: float, x: FloatArray, drift: FloatArray, diffusion: FloatArray, reward: FloatArray) -> FloatArray:
+        """(d_t v0 + <b, grad v0> + 1/2 Tr(Lambda Hess v0) + r + 1/(2 alpha) grad v0' Lambda grad v0) / alpha, (n,).
+
+        drift b (n, d), diffusion Lambda (n, d, d), reward r (n,). With f = exp(v0 / alpha) u,
+
+            d_t u + <b + Lambda grad v0 / alpha, grad u> + 1/2 Tr(Lambda Hess u) + rate u = 0.
+        """
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Gauge(Unknown):
+    """Constants taken out of the rewards so that f stays near or below 1.
+
+    With c_y = `terminal` and c_r = `running`,
+
+        v = alpha log f + c_y + c_r (T - t),      f = exp((v - c_y - c_r (T - t)) / alpha).
+
+    The gauged f solves d_t f + <b, grad f> + 1/2 Tr(Lambda Hess f) + ((r - c_r)/alpha) f = 0 with
+    f_T = exp((y - c_y)/alpha). Where c_y >= y and c_r >= r, f lies in (0, 1]: overflow is impossible. The gradient
+    of v, hence the policy, does not see the gauge.
+
+    >>> gauge = Gauge(temperature=0.5, horizon=1.0, terminal=3.0, running=-1.0)
+    >>> f = gauge.f_from_value(0.0, [2.0, 1.0])
+    >>> f.round(12).tolist(), gauge.value_from_f(0.0, f).tolist()
+    ([1.0, 0.135335283237], [2.0, 1.0])
+    """
+
+    temperature: float
+    horizon: float
+    terminal: float
+    running: float
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "temperature", positive_number(self.temperature, "temperature", ProblemError))
+        put(self, "horizon", positive_number(self.horizon, "horizon", ProblemError))
+        for name in ("terminal", "running"):
+            number = float(getattr(self, name))
+            if not np.isfinite(number):
+                raise ProblemError(f"the gauge constant {name!r} must be finite, got {number!r}")
+            put(self, name, number)
+
+    def value(self, t: ArrayLike, x: ArrayLike, u: ArrayLike) -> FloatArray:
+        return self.value_from_f(t, u, x=x)
+
+    def gradient(self, t: ArrayLike, x: ArrayLike, u: FloatArray, slope: FloatArray) -> FloatArray:
+        return np.asarray(self.temperature * slope / u[..., None])
+
+    def f(self, t: ArrayLike, x: ArrayLike, u: FloatArray) -> FloatArray:
+        return u
+
+    @property
+    def constants(self) -> "Gauge":
+        """Itself: what `f` means."""
+        return self
+
+    def background(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """v0 = c_y + c_r (T - t), shape (...)."""
+        return np.asarray(np.broadcast_to(self.offset(t), np.broadcast_shapes(np.shape(t), np.shape(x)[:-1])))
+
+    def background_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """0, shape (..., d)."""
+        return np.zeros((*np.broadcast_shapes(np.shape(t), np.shape(x)[:-1]), np.shape(x)[-1]))
+
+    def rate(self, t: float, x: FloatArray, drift: FloatArray, diffusion: FloatArray, reward: FloatArray) -> FloatArray:
+        return np.asarray((reward - self.running) / self.temperature)
+
+    def offset(self, t: ArrayLike) -> FloatArray:
+        """c_y + c_r (T - t), the part of v at time t that the gauge has taken out."""
+        return np.asarray(self.terminal + self.running * (self.horizon - as_times(t, self.horizon)))
+
+    def f_from_value(self, t: ArrayLike, v: ArrayLike) -> FloatArray:
+        """f = exp((v - c_y - c_r (T - t)) / alpha), shape of t and v broadcast together; 0 where it underflows."""
+        return np.asarray(np.exp((np.asarray(v, dtype=np.float64) - self.offset(t)) / self.temperature))
+
+    def value_from_f(self, t: ArrayLike, f: ArrayLike, *, x: ArrayLike | None = None) -> FloatArray:
+        """v = alpha log f + c_y + c_r (T - t), shape of t and f broadcast together; nan stays nan.
+
+        `x` (..., d) only serves the message of the error.
+
+        Raises `PositivityError` where f <= 0: how often, the lowest f, and at which (t, x).
+        """
+        values = np.asarray(f, dtype=np.float64)
+        if (values <= 0).any():
+            raise PositivityError(self._why_not_positive(t, values, x))
+        return np.asarray(self.temperature * np.log(values) + self.offset(t))
+
+    def _why_not_positive(self, t: ArrayLike, f: FloatArray, x: ArrayLike | None) -> str:
+        worst = np.unravel_index(int(np.nanargmin(f)), f.shape)
+        where = ""
+        if np.broadcast_shapes(np.shape(t), f.shape) == f.shape:
+            where = f" at t={np.broadcast_to(np.asarray(t), f.shape)[worst]:.6g}"
+            points = None if x is None else np.asarray(x)
+            if points is not None and np.broadcast_shapes(points.shape[:-1], f.shape) == f.shape:
+                where += f", x={np.broadcast_to(points, (*f.shape, points.shape[-1]))[worst].tolist()}"
+        cure = (
+            "f undershoots there: refine the mesh or the time steps, or shrink the box to where the process goes"
+            if f[worst] < 0
+            else f"f underflows there, (sup v - v)/alpha exceeds about {UNDERFLOW:.0f}: raise the temperature or shrink"
+            " the box"
+        )
+        return (
+            f"f must be positive to take its logarithm, but f <= 0 at {int((f <= 0).sum())} of {f.size} points,"
+            f" the lowest is f={f[worst]:.3g}{where}; {cure}"
+        )
+
+    def terminal_f(self, problem: ControlProblem, x: ArrayLike) -> FloatArray:
+        """f_T(x) = exp((y(x) - c_y) / alpha), shape (...)."""
+        return np.asarray(np.exp((problem.y(x) - self.terminal) / self.temperature))
+
+    def running_rate(self, problem: ControlProblem, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """(r_t(x) - c_r) / alpha, shape (...); not positive wherever c_r bounds r from above."""
+        return np.asarray((problem.r(t, x) - self.running) / self.temperature)
+
+    def depth(self, t: ArrayLike, v: ArrayLike) -> float:
+        """The largest -log f over the given values: beyond `UNDERFLOW`, f is lost in double precision."""
+        return float(np.max((self.offset(t) - np.asarray(v, dtype=np.float64)) / self.temperature))
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class QuadraticGauge(Unknown):
+    """A quadratic guess of the value taken out: f = exp((v0 - c_y - c_r (T - t)) / alpha) u with, in z = x - centre,
+
+        v0_t(x) = -z'P(t) z / 2 + p(t)'z + c(t),     v = v0 + alpha log u.
+
+    P, p and c are Chebyshev series on [0, T]: coefficients P (k, d, d) symmetric, p (k, d), c (k,). They need not solve
+    any equation: `rate` is exact for whatever they are, so that u makes up for what they miss. Where v is close to a
+    quadratic, u is close to 1 on all of a box, while f itself would range over many orders of magnitude.
+    `constants` only fixes what `f` means.
+    """
+
+    constants: Gauge
+    centre: ArrayLike
+    P: ArrayLike
+    p: ArrayLike
+    c: ArrayLike
+    _series: tuple[FloatArray, FloatArray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        size, d = np.shape(self.p)
+        put(self, "centre", frozen_array(self.centre, "QuadraticGauge: centre", (d,), ProblemError))
+        put(self, "P", frozen_array(self.P, "QuadraticGauge: P", (size, d, d), ProblemError))
+        put(self, "p", frozen_array(self.p, "QuadraticGauge: p", (size, d), ProblemError))
+        put(self, "c", frozen_array(self.c, "QuadraticGauge: c", (size,), ProblemError))
+        table = np.column_stack([np.asarray(self.P).reshape(size, -1), np.asarray(self.p), np.asarray(self.c)])
+        slope = chebyshev.chebder(table, 1, 2.0 / self.constants.horizon) if size > 1 else 0.0 * table
+        put(self, "_series", (table, slope))
+        put(self, "temperature", self.constants.temperature)
+        put(self, "horizon", self.constants.horizon)
+
+    def coefficients(self, t: ArrayLike, derivative: int = 0) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """P (..., d, d), p (..., d) and c (...) at times t (...), or their first derivatives."""
+        tau = 2.0 * np.asarray(t, dtype=np.float64) / self.horizon - 1.0
+        series = self._series[derivative]
+        rows = (chebyshev.chebvander(tau, len(series) - 1) @ series).reshape(*tau.shape, series.shape[1])
+        d = np.shape(self.p)[1]
+        return rows[..., : d * d].reshape(*tau.shape, d, d), rows[..., d * d : -1], rows[..., -1]
+
+    def background(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """v0_t(x), shape (...)."""
+        P, p, c = self.coefficients(t)
+        z = self._z(x)
+        return np.asarray(((p - 0.5 * _times(P, z)) * z).sum(-1) + c)
+
+    def background_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """grad v0_t(x), shape (..., d)."""
+        P, p, _ = self.coefficients(t)
+        return np.asarray(p - _times(P, self._z(x)))
+
+    def rate(self, t: float, x: FloatArray, drift: FloatArray, diffusion: FloatArray, reward: FloatArray) -> FloatArray:
+        P, p, _ = self.coefficients(t)
+        dP, dp, dc = self.coefficients(t, 1)
+        z = self._z(x)
+        slope = p - z @ P
+        constant = diffusion.strides[0] == 0  # one matrix, broadcast
+        pushed = slope @ diffusion[0] if constant else np.einsum("nij,nj->ni", diffusion, slope)
+        result = ((dp - 0.5 * (z @ dP)) * z + slope * (drift + pushed / (2.0 * self.temperature))).sum(-1)
+        result += dc + reward
+        result -= 0.5 * (np.sum(diffusion[0] * P) if constant else np.einsum("nij,ij->n", diffusion, P))
+        return np.asarray(result / self.temperature)
+
+    def value(self, t: ArrayLike, x: ArrayLike, u: ArrayLike) -> FloatArray:
+        logs = self.constants.value_from_f(t, u, x=x) - self.constants.offset(t)
+        return np.asarray(self.background(t, x) + logs)
+
+    def gradient(self, t: ArrayLike, x: ArrayLike, u: FloatArray, slope: FloatArray) -> FloatArray:
+        return self.constants.gradient(t, x, u, slope) + self.background_gradient(t, x)
+
+    def f(self, t: ArrayLike, x: ArrayLike, u: FloatArray) -> FloatArray:
+        return self.constants.f_from_value(t, self.background(t, x)) * u
+
+    def _z(self, x: ArrayLike) -> FloatArray:
+        return np.asarray(x, dtype=np.float64) - np.asarray(self.centre, dtype=np.float64)
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ValueGauge(Unknown):
+    """The unknown is what a background leaves of the value itself: v = v0 + u. No logarithm, and nothing underflows.
+
+    For small temperatures, and wherever f ranges over so many orders of magnitude that its relative accuracy is lost.
+    `f` is exp((v - c_y - c_r (T - t)) / alpha) with the constants of the background, and underflows to 0 where it must.
+    """
+
+    taken_out: Gauge | QuadraticGauge
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperature", self.taken_out.temperature)
+        object.__setattr__(self, "horizon", self.taken_out.horizon)
+
+    def value(self, t: ArrayLike, x: ArrayLike, u: ArrayLike) -> FloatArray:
+        return np.asarray(self.taken_out.background(t, x) + np.asarray(u, dtype=np.float64))
+
+    def gradient(self, t: ArrayLike, x: ArrayLike, u: FloatArray, slope: FloatArray) -> FloatArray:
+        return np.asarray(slope + self.taken_out.background_gradient(t, x))
+
+    def f(self, t: ArrayLike, x: ArrayLike, u: FloatArray) -> FloatArray:
+        return self.taken_out.constants.f_from_value(t, self.value(t, x, u))
+
+
+def _times(P: FloatArray, z: FloatArray) -> FloatArray:
+    """P z for one symmetric matrix, or one for each point."""
+    return np.asarray(z @ P if P.ndim == 2 else (P @ z[..., None])[..., 0])
+
+
+def gauge(problem: ControlProblem, x: ArrayLike, times: ArrayLike) -> Gauge:
+    """The gauge with c_y = max y over the points x (n, d) and c_r = max r over times (k,) x points.
+
+    At other points y and r may exceed these constants a little; f then exceeds 1 a little, which does no harm.
+    """
+    points, instants = _grid(problem, x, times)
+    running = max(float(problem.r(float(t), points).max()) for t in instants) if problem.running_reward else 0.0
+    return Gauge(
+        temperature=problem.temperature,
+        horizon=problem.horizon,
+        terminal=float(problem.y(points).max()),
+        running=running,
+    )
+
+
+def range_in_temperatures(problem: ControlProblem, x: ArrayLike, times: ArrayLike) -> float:
+    """(max y - min y + T (max r - min r)) / alpha over points x (n, d) and times (k,).
+
+    By Jensen's inequality v_t >= E[y + int r], so this bounds -log f for the gauged f as long as the process stays
+    among the points. Beyond `UNDERFLOW` = 700 double precision cannot hold f, and the relative accuracy of grad log f
+    is lost well before: raise the temperature, or shrink the box.
+    """
+    points, instants = _grid(problem, x, times)
+    y = problem.y(points)
+    spread = float(y.max() - y.min())
+    if problem.running_reward is not None:
+        r = [problem.r(float(t), points) for t in instants]
+        spread += problem.horizon * (max(float(v.max()) for v in r) - min(float(v.min()) for v in r))
+    return spread / problem.temperature
+
+
+def _grid(problem: ControlProblem, x: ArrayLike, times: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    points = as_points(x, problem.dim)
+    instants = np.atleast_1d(as_times(times, problem.horizon, "times"))
+    if points.size == 0 or instants.size == 0:
+        raise ProblemError(f"a gauge needs points and times, got {points.size // problem.dim} and {instants.size}")
+    return points, instants

@@ -1,0 +1,436 @@
+"""Laws of the initial (and marginal) state, and the box a process may be reflected or stopped in."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import solve_triangular
+from scipy.special import logsumexp, roots_hermitenorm, roots_legendre
+
+from fem_hjb.support.checks import FloatArray, as_points, frozen_array, one_of, positive_integer, real_array
+from fem_hjb.support.errors import DomainError, ProblemError
+
+_LOG_2PI = float(np.log(2.0 * np.pi))
+
+
+def tensor_rule(points: FloatArray, weights: FloatArray, dim: int) -> tuple[FloatArray, FloatArray]:
+    """The dim-fold tensor product of a one-dimensional rule: points (n**dim, dim), weights (n**dim,)."""
+    grids = np.meshgrid(*[points] * dim, indexing="ij")
+    scales = np.meshgrid(*[weights] * dim, indexing="ij")
+    return np.stack([g.ravel() for g in grids], axis=-1), np.prod([s.ravel() for s in scales], axis=0)
+
+
+class Law(ABC):
+    """A probability law on R^d: sampling, log-density and score, each batched over points in rows (..., d)."""
+
+    dim: int
+
+    @property
+    @abstractmethod
+    def expectation(self) -> FloatArray:
+        """E[X], shape (d,)."""
+
+    @property
+    @abstractmethod
+    def covariance(self) -> FloatArray:
+        """Cov[X], shape (d, d)."""
+
+    @abstractmethod
+    def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
+        """`n` independent draws, shape (n, d)."""
+
+    @abstractmethod
+    def logpdf(self, x: ArrayLike) -> FloatArray:
+        """log p(x), shape (...)."""
+
+    @abstractmethod
+    def score(self, x: ArrayLike) -> FloatArray:
+        """grad log p(x), shape (..., d)."""
+
+    @abstractmethod
+    def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        """Points (m, d) and weights (m,) summing to 1, exact for polynomials of degree < 2 * order per coordinate."""
+
+
+def _spd(cov: ArrayLike, dim: int, name: str) -> FloatArray:
+    """A frozen SPD matrix from a scalar, a diagonal or a full matrix."""
+    raw = real_array(cov, name, ProblemError)
+    full = raw * np.eye(dim) if raw.ndim == 0 else np.diag(raw) if raw.shape == (dim,) and raw.ndim == 1 else raw
+    matrix = frozen_array(full, name, (dim, dim), ProblemError)
+    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
+    if not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14) or lowest <= 0:
+        raise ProblemError(f"{name} must be symmetric positive definite, its smallest eigenvalue is {lowest:.3g}")
+    return matrix
+
+
+def _vector(value: ArrayLike, name: str) -> FloatArray:
+    raw = real_array(value, name, ProblemError)
+    if raw.ndim != 1 or raw.size == 0:
+        raise ProblemError(f"{name} must have shape (d,) with d >= 1, got shape {raw.shape}")
+    return frozen_array(raw, name, raw.shape, ProblemError)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GaussianMixture(Law):
+    """sum_j w_j N(m_j, C_j) with weights (k,), means (k, d), covariances (k, d, d); the weights must sum to 1."""
+
+    weights: ArrayLike
+    means: ArrayLike
+    covariances: ArrayLike
+    dim: int = field(init=False)
+    _w: FloatArray = field(init=False, repr=False)
+    _m: FloatArray = field(init=False, repr=False)
+    _c: FloatArray = field(init=False, repr=False)
+    _chol: FloatArray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        w = _vector(self.weights, "weights")
+        raw = real_array(self.means, "means", ProblemError)
+        if raw.ndim != 2 or raw.shape[0] != w.size:
+            raise ProblemError(f"means must have shape (k, d) with k = {w.size} weights, got shape {raw.shape}")
+        if (w < 0).any() or abs(w.sum() - 1.0) > 1e-10:
+            raise ProblemError(f"weights must be non-negative and sum to 1, got {w.tolist()} with sum {w.sum():.12g}")
+        dim = raw.shape[1]
+        means = frozen_array(raw, "means", (w.size, dim), ProblemError)
+        stack = real_array(self.covariances, "covariances", ProblemError)
+        if stack.shape[:1] != (w.size,):
+            raise ProblemError(
+                f"covariances must hold one covariance per component, k = {w.size}, got shape {stack.shape}"
+            )
+        covs = np.stack([_spd(c, dim, f"covariances[{j}]") for j, c in enumerate(stack)])
+        chol = np.linalg.cholesky(covs)
+        for array in (covs, chol):
+            array.setflags(write=False)
+        set_field = object.__setattr__
+        set_field(self, "dim", dim)
+        set_field(self, "_w", w)
+        set_field(self, "_m", means)
+        set_field(self, "_c", covs)
+        set_field(self, "_chol", chol)
+        set_field(self, "weights", w)
+        set_field(self, "means", means)
+        set_field(self, "covariances", covs)
+
+    @property
+    def components(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Weights (k,), means (k, d), covariances (k, d, d), read-only."""
+        return self._w, self._m, self._c
+
+    @property
+    def expectation(self) -> FloatArray:
+        return np.asarray(self._w @ self._m)
+
+    @property
+    def covariance(self) -> FloatArray:
+        centred = self._m - self.expectation
+        return np.asarray(np.einsum("k,kij->ij", self._w, self._c + centred[:, :, None] * centred[:, None, :]))
+
+    def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
+        n = positive_integer(n, "n", ProblemError)
+        which = rng.choice(self._w.size, size=n, p=self._w / self._w.sum())
+        noise = rng.standard_normal((n, self.dim))
+        return np.asarray(self._m[which] + np.einsum("nij,nj->ni", self._chol[which], noise))
+
+    def _log_components(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """log(w_j N(x; m_j, C_j)), shape (..., k), and the whitened offsets C_j^{-1}(m_j - x), shape (..., k, d)."""
+        flat = x.reshape(-1, self.dim)
+        logs = np.empty((flat.shape[0], self._w.size))
+        pulls = np.empty((flat.shape[0], self._w.size, self.dim))
+        with np.errstate(divide="ignore"):
+            log_w = np.log(self._w)
+        for j, (mean, chol) in enumerate(zip(self._m, self._chol, strict=True)):
+            z = solve_triangular(chol, (flat - mean).T, lower=True)
+            half_log_det = np.log(np.diag(chol)).sum()
+            logs[:, j] = log_w[j] - 0.5 * (z**2).sum(0) - half_log_det - 0.5 * self.dim * _LOG_2PI
+            pulls[:, j] = -solve_triangular(chol, z, lower=True, trans="T").T
+        return logs.reshape((*x.shape[:-1], -1)), pulls.reshape((*x.shape[:-1], -1, self.dim))
+
+    def logpdf(self, x: ArrayLike) -> FloatArray:
+        return np.asarray(logsumexp(self._log_components(as_points(x, self.dim))[0], axis=-1))
+
+    def score(self, x: ArrayLike) -> FloatArray:
+        logs, pulls = self._log_components(as_points(x, self.dim))
+        shares = np.exp(logs - logsumexp(logs, axis=-1, keepdims=True))
+        return np.asarray(np.einsum("...k,...kd->...d", shares, pulls))
+
+    def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        nodes, weights = roots_hermitenorm(positive_integer(order, "order", ProblemError))
+        z, wz = tensor_rule(nodes, weights / weights.sum(), self.dim)
+        points = self._m[:, None, :] + np.einsum("kij,nj->kni", self._chol, z)
+        return points.reshape(-1, self.dim), (self._w[:, None] * wz).ravel()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Gaussian(Law):
+    """N(mean, cov): mean (d,); cov a positive scalar, a diagonal (d,) or a matrix (d, d).
+
+    >>> law = Gaussian([0.0, 1.0], 0.5)
+    >>> law.score([[-1.0, 0.0]]).round(12).tolist()
+    [[2.0, 2.0]]
+    """
+
+    mean: ArrayLike
+    cov: ArrayLike
+    dim: int = field(init=False)
+    _mixture: GaussianMixture = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        mean = _vector(self.mean, "mean")
+        cov = _spd(self.cov, mean.size, "cov")
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "cov", cov)
+        object.__setattr__(self, "dim", mean.size)
+        object.__setattr__(self, "_mixture", GaussianMixture([1.0], mean[None], cov[None]))
+
+    @property
+    def expectation(self) -> FloatArray:
+        return np.asarray(self._mixture._m[0])
+
+    @property
+    def covariance(self) -> FloatArray:
+        return np.asarray(self._mixture._c[0])
+
+    def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
+        n = positive_integer(n, "n", ProblemError)
+        return np.asarray(self.expectation + rng.standard_normal((n, self.dim)) @ self._mixture._chol[0].T)
+
+    def logpdf(self, x: ArrayLike) -> FloatArray:
+        return self._mixture.logpdf(x)
+
+    def score(self, x: ArrayLike) -> FloatArray:
+        return self._mixture.score(x)
+
+    def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        return self._mixture.quadrature(order)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PointMass(Law):
+    """The Dirac law at `point` (d,). It has no density: `logpdf` and `score` raise `ProblemError`."""
+
+    point: ArrayLike
+    dim: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        point = _vector(self.point, "point")
+        object.__setattr__(self, "point", point)
+        object.__setattr__(self, "dim", point.size)
+
+    @property
+    def expectation(self) -> FloatArray:
+        return np.asarray(self.point)
+
+    @property
+    def covariance(self) -> FloatArray:
+        return np.zeros((self.dim, self.dim))
+
+    def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
+        return np.tile(self.expectation, (positive_integer(n, "n", ProblemError), 1))
+
+    def logpdf(self, x: ArrayLike) -> FloatArray:
+        raise ProblemError("a PointMass has no density; use a Gaussian with a small covariance instead")
+
+    def score(self, x: ArrayLike) -> FloatArray:
+        raise ProblemError("a PointMass has no score; use a Gaussian with a small covariance instead")
+
+    def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        return self.expectation[None].copy(), np.ones(1)
+
+
+ExitReward = Callable[[ArrayLike, FloatArray], ArrayLike]
+BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
+FACES = ("reflecting", "absorbing", "natural")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Box:
+    """The box prod_i [lower_i, upper_i], and what happens to a process at its faces.
+
+    As `ControlProblem.domain` it says where the process itself lives; as an argument of a solver it is where R^d is
+    truncated. `boundary` is one word for all faces, or one pair of words (lower face, upper face) for each axis:
+
+    - "reflecting": normal reflection;
+    - "absorbing": the process is stopped there, and collects `exit_reward` g(t, x), a callable (t, x) -> (...) like a
+      running reward; None means 0;
+    - "natural": no boundary, the process passes unhindered. Only such a face may lie at infinity; where it is finite a
+      solver truncates there, where it is infinite a solver chooses.
+
+    Raises `DomainError` for ill-formed corners, an infinite face that is not natural, an unknown word, and an exit
+    reward that is not callable or that no absorbing face could pay.
+
+    >>> half_line = Box([-np.inf], [0.0], boundary=[("natural", "absorbing")])
+    >>> half_line.exited([[-2.0], [0.0], [3.0]]).tolist(), half_line.bounded
+    ([False, True, True], False)
+    """
+
+    lower: ArrayLike
+    upper: ArrayLike
+    boundary: str | Sequence[tuple[str, str]] = "reflecting"
+    exit_reward: ExitReward | None = None
+    dim: int = field(init=False)
+    faces: tuple[tuple[str, str], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        lower, upper = _corner(self.lower, "lower", -np.inf), _corner(self.upper, "upper", np.inf)
+        if lower.shape != upper.shape:
+            raise DomainError(f"Box: lower has shape {lower.shape} but upper has shape {upper.shape}")
+        if not (lower < upper).all():
+            raise DomainError(f"Box: lower must be below upper on every axis, got {lower} and {upper}")
+        put = object.__setattr__
+        put(self, "lower", lower)
+        put(self, "upper", upper)
+        put(self, "dim", lower.size)
+        put(self, "faces", _faces(self.boundary, lower.size))
+        if not isinstance(self.boundary, str):
+            put(self, "boundary", self.faces)
+        for name, bound, words in zip(("lower", "upper"), self.bounds, zip(*self.faces, strict=True), strict=True):
+            for axis, word in enumerate(words):
+                if word != "natural" and not np.isfinite(bound[axis]):
+                    raise DomainError(
+                        f"Box: {name} must be finite at {word} faces, got {bound[axis]} on axis {axis}; only a"
+                        " 'natural' face may be infinite"
+                    )
+        if self.exit_reward is not None and not callable(self.exit_reward):
+            raise DomainError(f"Box: exit_reward must be a callable or None, got {type(self.exit_reward).__name__}")
+        if self.exit_reward is not None and not self.absorbing:
+            raise DomainError(f"Box: exit_reward needs an absorbing face, got boundary={self.boundary!r}")
+
+    @property
+    def bounds(self) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper corner, each (d,), read-only; infinite at some natural faces, perhaps."""
+        return np.asarray(self.lower), np.asarray(self.upper)
+
+    @property
+    def absorbing(self) -> bool:
+        """Whether any face absorbs."""
+        return bool(self.where("absorbing").any())
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every face is finite."""
+        return bool(np.isfinite(self.bounds).all())
+
+    def along(self, axes: Sequence[int]) -> "Box":
+        """The box of some of the axes. DomainError if it pays an exit reward, which depends on all of them."""
+        if self.exit_reward is not None:
+            raise DomainError("a box with an exit reward cannot be restricted to some of its axes")
+        lower, upper = self.bounds
+        index = list(axes)
+        return Box(lower[index], upper[index], boundary=[self.faces[k] for k in index])
+
+    def where(self, word: str) -> BoolArray:
+        """Which faces are of this kind, shape (2, d): the lower ones, the upper ones."""
+        one_of(word, "Box: face", FACES, DomainError)
+        words = np.asarray(self.faces).T
+        return np.asarray(words == word)
+
+    def contains(self, x: ArrayLike) -> BoolArray:
+        """Whether each point (..., d) lies in the closed box, shape (...)."""
+        points, (lower, upper) = as_points(x, self.dim), self.bounds
+        return np.asarray(((points >= lower) & (points <= upper)).all(axis=-1))
+
+    def exited(self, x: ArrayLike) -> BoolArray:
+        """Whether each point (..., d) lies on or behind an absorbing face, shape (...)."""
+        points, (lower, upper) = as_points(x, self.dim), self.bounds
+        at_lower, at_upper = self.where("absorbing")
+        return np.asarray(((at_lower & (points <= lower)) | (at_upper & (points >= upper))).any(axis=-1))
+
+    def absorb(self, x: ArrayLike) -> FloatArray:
+        """Move points behind an absorbing face to the nearest point of it; the others stay."""
+        points, (at_lower, at_upper) = as_points(x, self.dim), self.where("absorbing")
+        lower, upper = self.bounds
+        return np.clip(points, np.where(at_lower, lower, -np.inf), np.where(at_upper, upper, np.inf))
+
+    def mirror(self, x: ArrayLike) -> FloatArray:
+        """Fold points back by reflection at the reflecting faces, as often as it takes; other faces let them pass."""
+        points, (at_lower, at_upper) = as_points(x, self.dim), self.where("reflecting")
+        low, high = (
+            np.where(at_lower, self.lower, 0.0),
+            np.where(at_upper, self.upper, 0.0),
+        )  # finite, unlike the bounds
+        both = at_lower & at_upper
+        width = np.where(both, high - low, 1.0)
+        phase = np.mod(points - low, 2.0 * width)
+        folded = low + np.where(phase > width, 2.0 * width - phase, phase)
+        once = np.maximum(points, np.where(at_lower, 2.0 * low - points, -np.inf))  # leaves points inside to the bit
+        once = np.minimum(once, np.where(at_upper, 2.0 * high - once, np.inf))
+        return np.where(both, folded, once)
+
+
+def _corner(value: ArrayLike, name: str, far: float) -> FloatArray:
+    """A frozen corner (d,) of a box, its entries finite or `far`."""
+    raw = real_array(value, f"Box: {name}", DomainError).copy()
+    if raw.ndim != 1 or raw.size == 0:
+        raise DomainError(f"Box: {name} must have shape (d,) with d >= 1, got shape {raw.shape}")
+    if not (np.isfinite(raw) | (raw == far)).all():
+        raise DomainError(f"Box: {name} must be finite, or {far} at a natural face, got {raw.tolist()}")
+    raw.setflags(write=False)
+    return raw
+
+
+def _faces(boundary: Any, dim: int) -> tuple[tuple[str, str], ...]:
+    """The words of the (lower, upper) face on each of `dim` axes."""
+    if isinstance(boundary, str):
+        word = one_of(boundary, "Box: boundary", FACES, DomainError)
+        return ((word, word),) * dim
+    pairs = list(boundary) if isinstance(boundary, Sequence | np.ndarray) else []
+    if len(pairs) != dim or any(isinstance(pair, str) or np.shape(pair) != (2,) for pair in pairs):
+        raise DomainError(
+            f"Box: boundary must be one word, or a pair (lower face, upper face) of words for each of the {dim} axes,"
+            f" got {boundary!r}"
+        )
+    low, high = ([one_of(pair[i], "Box: boundary", FACES, DomainError) for pair in pairs] for i in (0, 1))
+    return tuple(zip(low, high, strict=True))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Uniform(Law):
+    """The uniform law on a box; stationary for reflected Brownian motion. Outside, logpdf is -inf and the score 0."""
+
+    box: Box
+    dim: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.box, Box):
+            raise ProblemError(f"Uniform needs a Box, got {type(self.box).__name__}")
+        if not self.box.bounded:
+            raise DomainError(f"Uniform needs a box with finite faces, got {self.box}")
+        object.__setattr__(self, "dim", self.box.dim)
+
+    @property
+    def expectation(self) -> FloatArray:
+        lower, upper = self.box.bounds
+        return (lower + upper) / 2
+
+    @property
+    def covariance(self) -> FloatArray:
+        lower, upper = self.box.bounds
+        return np.diag((upper - lower) ** 2 / 12)
+
+    def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
+        return rng.uniform(*self.box.bounds, size=(positive_integer(n, "n", ProblemError), self.dim))
+
+    def logpdf(self, x: ArrayLike) -> FloatArray:
+        lower, upper = self.box.bounds
+        return np.where(self.box.contains(x), -np.log(upper - lower).sum(), -np.inf)
+
+    def score(self, x: ArrayLike) -> FloatArray:
+        return np.zeros_like(as_points(x, self.dim))
+
+    def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        nodes, weights = roots_legendre(positive_integer(order, "order", ProblemError))
+        z, wz = tensor_rule(nodes, weights / weights.sum(), self.dim)
+        lower, upper = self.box.bounds
+        return lower + (upper - lower) * (z + 1) / 2, wz
+
+
+MarginalLaw = Callable[[float], Law]

@@ -1,0 +1,277 @@
+"""The control problem: what is solved, before anyone asks how."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, final, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fem_hjb.problems.laws import Box, Law, MarginalLaw
+from fem_hjb.support.checks import FloatArray, as_points, frozen_array, positive_integer, positive_number, real_array
+from fem_hjb.support.errors import EllipticityError, ProblemError
+
+Drift = Callable[[ArrayLike, FloatArray], ArrayLike]
+Diffusion = ArrayLike | Callable[[ArrayLike, FloatArray], ArrayLike]
+RunningReward = Callable[[ArrayLike, FloatArray], ArrayLike]
+TerminalReward = Callable[[FloatArray], ArrayLike]
+
+
+_T_HINT = (
+    "t may be a number or an array of shape x.shape[:-1], so write np.asarray(t)[..., None] where it meets x,"
+    " and return an array of the full shape even where the result is constant"
+)
+
+
+@runtime_checkable
+class ValueFunction(Protocol):
+    """Anything that can be judged: a mesh solution, a learned one, a closed form, two callables of the user's."""
+
+    def value(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """v_t(x), shape (...)."""
+
+    def gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """grad v_t(x), shape (..., d)."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LinearDrift:
+    """The drift b(x) = A x + a. Paths of a problem with this drift and a constant diffusion are sampled exactly.
+
+    A has shape (d, d), a has shape (d,).
+
+    >>> LinearDrift([[-1.0]], [0.5])(0.0, np.array([[2.0]])).tolist()
+    [[-1.5]]
+    """
+
+    A: ArrayLike
+    a: ArrayLike
+
+    def __post_init__(self) -> None:
+        shape = np.asarray(self.A).shape
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise ProblemError(f"LinearDrift: A must be a square matrix (d, d), got shape {shape}")
+        object.__setattr__(self, "A", frozen_array(self.A, "LinearDrift: A", shape, ProblemError))
+        object.__setattr__(self, "a", frozen_array(self.a, "LinearDrift: a", shape[:1], ProblemError))
+
+    @property
+    def coefficients(self) -> tuple[FloatArray, FloatArray]:
+        """A (d, d) and a (d,), read-only."""
+        return np.asarray(self.A), np.asarray(self.a)
+
+    def __call__(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        A, a = self.coefficients
+        return np.asarray(x @ A.T + a)
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ControlProblem:
+    r"""Steer a diffusion to maximise a reward, paying for the steering in relative entropy.
+
+    Uncontrolled process:  dX = b_t(X) dt + Lambda_t(X)^{1/2} dB,  X_0 ~ p_0,  0 <= t <= T.
+    Controlled process:    dX = (b_t + pi_t)(X) dt + Lambda_t(X)^{1/2} dB.
+    Maximise  J(pi) = E[ y(X_T) + int_0^T r_t(X_t) dt ] - alpha KL(P^pi || P),
+    where KL = 1/2 E int pi' Lambda^{-1} pi dt by Girsanov. The value v solves
+
+        d_t v + <b, grad v> + 1/2 Tr(Lambda Hess v) + r + 1/(2 alpha) grad v' Lambda grad v = 0,   v_T = y,
+
+    the optimal policy is pi* = (1/alpha) Lambda grad v, and f = exp(v / alpha) solves the linear equation
+    d_t f + <b, grad f> + 1/2 Tr(Lambda Hess f) + (r/alpha) f = 0, f_T = exp(y / alpha)   (arXiv 2509.02528;
+    with the penalty written 1/(2 alpha) a' Lambda^{-1} a instead, as some papers do, alpha becomes 1/alpha).
+
+    Where the process lives in a `domain` it is reflected at the box's reflecting faces, and stopped at the time tau at
+    which it first meets an absorbing one. With g the box's exit reward, J(pi) is then
+
+        E[ g(tau, X_tau) 1{tau < T} + y(X_T) 1{tau >= T} + int_0^{min(tau, T)} r_t(X_t) dt ] - alpha KL(P^pi || P),
+
+    steering ends at tau, too, and v = g on the absorbing faces for t < T, v_T = y inside.
+
+    Parameters (all by keyword)
+    ---------------------------
+    dim : d, the dimension of the state.
+    horizon : T > 0.
+    temperature : alpha > 0, in the units of the reward.
+    drift : b, a callable (t, x) -> (..., d); t is a scalar or has the shape x.shape[:-1].
+    diffusion : Lambda, symmetric positive definite: a number, (d,), (d, d), or a callable (t, x) -> (..., d, d).
+    terminal_reward : y, a callable x -> (...).
+    initial_law : p_0, a law of dimension d.
+    running_reward : r, a callable (t, x) -> (...); None means 0.
+    domain : a `Box` only when the process itself is reflected or stopped at its faces.
+    exact : None, or something with value(t, x) and gradient(t, x), the closed form.
+    marginal : None, or t -> law of X_t in closed form.
+    name : used in tables and messages.
+
+    Raises
+    ------
+    ProblemError : a parameter or what a callable returns at a few points of the initial law is not as said above.
+    EllipticityError : Lambda is not symmetric positive definite at one of these points.
+    """
+
+    dim: int
+    horizon: float
+    temperature: float
+    drift: Drift
+    diffusion: Diffusion
+    terminal_reward: TerminalReward
+    initial_law: Law
+    running_reward: RunningReward | None = None
+    domain: Box | None = None
+    exact: ValueFunction | None = None
+    marginal: MarginalLaw | None = None
+    name: str = "user problem"
+    _constant: FloatArray | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "dim", positive_integer(self.dim, "dim", ProblemError))
+        put(self, "horizon", positive_number(self.horizon, "horizon", ProblemError))
+        put(self, "temperature", positive_number(self.temperature, "temperature", ProblemError))
+        for name, given in (("drift", self.drift), ("terminal_reward", self.terminal_reward)):
+            if not callable(given):
+                raise ProblemError(f"{name} must be a callable, got {type(given).__name__}")
+        for name, maybe in (("running_reward", self.running_reward), ("marginal", self.marginal)):
+            if maybe is not None and not callable(maybe):
+                raise ProblemError(f"{name} must be a callable or None, got {type(maybe).__name__}")
+        if self.exact is not None and not isinstance(self.exact, ValueFunction):
+            raise ProblemError(
+                f"exact must have methods value(t, x) and gradient(t, x), got {type(self.exact).__name__}"
+            )
+        if not isinstance(self.initial_law, Law):
+            raise ProblemError(f"initial_law must be a law such as Gaussian, got {type(self.initial_law).__name__}")
+        if self.initial_law.dim != self.dim:
+            raise ProblemError(f"initial_law has dimension {self.initial_law.dim}, the problem has dim={self.dim}")
+        if self.domain is not None:
+            if not isinstance(self.domain, Box):
+                raise ProblemError(f"domain must be a Box or None, got {type(self.domain).__name__}")
+            if self.domain.dim != self.dim:
+                raise ProblemError(f"domain has dimension {self.domain.dim}, the problem has dim={self.dim}")
+        if not callable(self.diffusion):
+            put(self, "_constant", self._constant_diffusion(self.diffusion))
+        self._probe()
+
+    def _constant_diffusion(self, given: ArrayLike) -> FloatArray:
+        raw = np.asarray(given)
+        d = self.dim
+        if raw.shape not in ((), (d,), (d, d)):
+            raise ProblemError(
+                f"diffusion must be a number, of shape ({d},) or ({d}, {d}), or a callable; got shape {raw.shape}"
+            )
+        full = np.diag(np.broadcast_to(raw, (d,))) if raw.ndim < 2 else raw
+        matrix = frozen_array(full, "diffusion", (d, d), ProblemError)
+        _check_elliptic(matrix[None], np.zeros((1, d)), "diffusion")
+        return matrix
+
+    def _probe(self) -> None:
+        """Call every callable at a few points of the initial law, with scalar and with batched times."""
+        x = self.initial_law.sample(64, np.random.default_rng(0))
+        if self.domain is not None:
+            x = self._inside(x, self.domain)
+        x = x[:5]
+        for t in (0.0, self.horizon, np.linspace(0.0, self.horizon, 5)):
+            self.b(t, x)
+            self.r(t, x)
+            if self._constant is None:
+                _check_elliptic(self.Lambda(t, x), x, "diffusion(t, x)")
+            if self.domain is not None:
+                for side, axis in np.argwhere(self.domain.where("absorbing")):
+                    on_face = x.copy()
+                    on_face[:, axis] = self.domain.bounds[side][axis]
+                    self.exit_reward(t, on_face)
+        self.y(x)
+
+    def _inside(self, x: FloatArray, domain: Box) -> FloatArray:
+        """Samples of the initial law, those outside moved to where the process starts; refuse more than 5 per cent."""
+        stopped = domain.exited(x)
+        outside = ~domain.contains(x) | stopped
+        if outside.mean() > 0.05:
+            lower, upper = domain.bounds
+            there = f" ({stopped.mean():.0%} on or behind its absorbing faces)" if stopped.any() else ""
+            raise ProblemError(
+                f"{outside.mean():.0%} of the initial law lies outside the domain{there}, the box {lower.tolist()} to"
+                f" {upper.tolist()}; start the process inside, for instance from Uniform(domain)"
+            )
+        return domain.absorb(domain.mirror(x))
+
+    def _call(
+        self, name: str, function: Callable[..., ArrayLike], arguments: tuple[ArrayLike, ...], tail: tuple[int, ...]
+    ) -> FloatArray:
+        x = np.asarray(arguments[-1])
+        expected = x.shape[:-1] + tail
+        hint = f"; {_T_HINT}" if len(arguments) == 2 else "; return an array of the full shape, even a constant one"
+        try:
+            array = real_array(function(*arguments), f"what {name} returns", ProblemError)
+        except (TypeError, ValueError, IndexError) as cause:
+            if isinstance(cause, ProblemError):
+                raise
+            shapes = ", ".join(str(np.shape(a)) for a in arguments)
+            raise ProblemError(f"{name} failed on arguments of shapes {shapes}: {cause}{hint}") from cause
+        if array.shape != expected:
+            raise ProblemError(
+                f"{name} returned shape {array.shape} for x of shape {x.shape}, expected {expected}{hint}"
+            )
+        finite = np.isfinite(array)
+        if not finite.all():
+            bad = ~finite.reshape(*x.shape[:-1], -1).all(axis=-1)
+            where = x[bad][0] if x.ndim > 1 else x
+            raise ProblemError(f"{name} is not finite at {int(bad.sum())} of {bad.size} points, the first is x={where}")
+        return array
+
+    def b(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """The drift b_t(x), shape (..., d), checked for shape and finiteness."""
+        points = as_points(x, self.dim)
+        return self._call("drift(t, x)", self.drift, (t, points), (self.dim,))
+
+    def Lambda(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """The diffusion matrix Lambda_t(x), shape (..., d, d); a read-only broadcast when it is constant."""
+        points = as_points(x, self.dim)
+        if self._constant is not None:
+            return np.broadcast_to(self._constant, (*points.shape[:-1], self.dim, self.dim))
+        given = self.diffusion
+        if not callable(given):
+            raise ProblemError("diffusion must be a callable or a constant")
+        return self._call("diffusion(t, x)", given, (t, points), (self.dim, self.dim))
+
+    def r(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """The running reward r_t(x), shape (...); 0 when the problem has none."""
+        points = as_points(x, self.dim)
+        if self.running_reward is None:
+            return np.zeros(points.shape[:-1])
+        return self._call("running_reward(t, x)", self.running_reward, (t, points), ())
+
+    def y(self, x: ArrayLike) -> FloatArray:
+        """The terminal reward y(x), shape (...)."""
+        points = as_points(x, self.dim)
+        return self._call("terminal_reward(x)", self.terminal_reward, (points,), ())
+
+    def exit_reward(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+        """The exit reward g(t, x) at points on absorbing faces, shape (...); 0 when the domain has none."""
+        points = as_points(x, self.dim)
+        if self.domain is None or self.domain.exit_reward is None:
+            return np.zeros(points.shape[:-1])
+        return self._call("exit_reward(t, x)", self.domain.exit_reward, (t, points), ())
+
+    @property
+    def constant_diffusion(self) -> FloatArray | None:
+        """Lambda as a read-only (d, d) array when it is constant, else None."""
+        return self._constant
+
+    def policy_from_gradient(self, t: ArrayLike, x: ArrayLike, gradient: FloatArray) -> FloatArray:
+        """pi = (1/alpha) Lambda_t(x) grad v, shape (..., d)."""
+        return np.asarray(np.einsum("...ij,...j->...i", self.Lambda(t, x), gradient) / self.temperature)
+
+
+def _check_elliptic(matrices: FloatArray, x: FloatArray, name: str) -> None:
+    asymmetry = np.abs(matrices - np.swapaxes(matrices, -1, -2)).max(axis=(-1, -2))
+    scale = np.abs(matrices).max(axis=(-1, -2))
+    lowest = np.linalg.eigvalsh(matrices)[..., 0]
+    bad = (asymmetry > 1e-10 * scale) | (lowest <= 0)
+    if bad.any():
+        i = int(np.argmax(bad))
+        what = (
+            f"its smallest eigenvalue is {lowest[i]:.3g}"
+            if asymmetry[i] <= 1e-10 * scale[i]
+            else f"it differs from its transpose by {asymmetry[i]:.3g}"
+        )
+        raise EllipticityError(f"{name} must be symmetric positive definite, at x={x[i]} {what}")

@@ -1,0 +1,180 @@
+r"""A quadratic guess of the value, to be taken out of f before the linear equation is discretised.
+
+Drift, diffusion and rewards are replaced by their least-squares fits b ~ A(t) z + a(t), Lambda(t), r ~ -z'Q(t)z/2 +
+q(t)'z + q0(t), y ~ -z'Rz/2 + s'z + s0 in z = x - centre, under a Gaussian weight on the box. The value of this
+linear-quadratic problem (see `closed_form.LinearQuadratic` for the Riccati equations) is the background. For a problem
+that is linear-quadratic it is the value itself, and all that is left is u = 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.polynomial import chebyshev
+from scipy.integrate import solve_ivp
+
+from fem_hjb.problems.gauge import Background, Gauge, QuadraticGauge
+from fem_hjb.problems.laws import Box, tensor_rule
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import InfiniteValueError
+
+_ORDER = {1: 24, 2: 12, 3: 8}  # Gauss points per axis of the fit
+_REACH = 4.0  # standard deviations of its weight between the middle of the box and its faces
+_TIMES = 41  # Chebyshev points at which coefficients are fitted
+_DEGREES = (8, 16, 32, 64)  # of the Chebyshev series of the background
+_EXACT = 1e-10  # relative residual below which a fit counts as exact
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """Coefficients at the times t (k,): A (k, d, d), a (k, d), Lambda (k, d, d), Q, q, q0; R, s, s0; and the misfit."""
+
+    t: FloatArray
+    A: FloatArray
+    a: FloatArray
+    Lambda: FloatArray
+    Q: FloatArray
+    q: FloatArray
+    q0: FloatArray
+    R: FloatArray
+    s: FloatArray
+    s0: float
+    exact: bool
+
+
+def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> QuadraticGauge | None:
+    """The background above for a box, or None if its Riccati equation blows up on [0, T].
+
+    Raises InfiniteValueError if it blows up and the problem is linear-quadratic: the value is then infinite.
+    """
+    fit = _fit(problem, box)
+    d, T, alpha = problem.dim, problem.horizon, problem.temperature
+
+    def at(array: FloatArray, t: float) -> FloatArray:
+        return array[0] if len(fit.t) == 1 else _barycentric(fit.t, array, t)
+
+    def rate(s: float, state: FloatArray) -> FloatArray:
+        t = T - s
+        P, p = state[: d * d].reshape(d, d), state[d * d : -1]
+        A, a, Lambda = at(fit.A, t), at(fit.a, t), at(fit.Lambda, t)
+        PA, PL = P @ A, P @ Lambda
+        dP = PA.T + PA + at(fit.Q, t) - PL @ P / alpha
+        dp = A.T @ p - PL @ p / alpha - P @ a + at(fit.q, t)
+        dc = a @ p + p @ Lambda @ p / (2 * alpha) - 0.5 * np.trace(PL) + at(fit.q0, t)
+        return np.concatenate([dP.ravel(), dp, [dc]])
+
+    scale = alpha / max(float(np.abs(fit.Lambda).max()) * T, 1e-300)
+
+    def tame(_: float, state: FloatArray) -> float:
+        return float(np.linalg.eigvalsh(state[: d * d].reshape(d, d))[0] + 1e6 * scale)
+
+    tame.terminal = True  # type: ignore[attr-defined]
+    start = np.concatenate([fit.R.ravel(), fit.s, [fit.s0]])
+    if tame(0.0, start) <= 0:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        run = solve_ivp(rate, (0.0, T), start, "DOP853", dense_output=True, events=tame, rtol=1e-13, atol=1e-14)
+    if run.status != 0:
+        if fit.exact:
+            raise InfiniteValueError(
+                f"the value of {problem.name!r} is +infinity before t = {T - float(run.t[-1]):.6g}: the problem is"
+                " linear-quadratic and its Riccati equation blows up there; let the rewards grow more slowly, raise the"
+                " temperature or shorten the horizon"
+            )
+        return None
+    # The slope is expanded and its series integrated: differentiating that of the state would amplify rounding errors,
+    # which the rate of u would then have to undo.
+    slopes = _series(lambda t: -np.stack([rate(T - s, run.sol(T - s)) for s in t]), T)
+    series = chebyshev.chebint(slopes, scl=T / 2)
+    series[0] += start - chebyshev.chebval(1.0, series)
+    P = series[:, : d * d].reshape(-1, d, d)
+    lower, upper = box.bounds
+    return QuadraticGauge(
+        constants=constants,
+        centre=(lower + upper) / 2,
+        P=(P + np.swapaxes(P, 1, 2)) / 2,
+        p=series[:, d * d : -1],
+        c=series[:, -1],
+    )
+
+
+def ranges(problem: ControlProblem, background: Background, x: FloatArray, times: FloatArray) -> tuple[float, float]:
+    """Bounds on max log u and on -min log u over the points x (n, d), from log u_T and the rate at times (k,)."""
+    T = problem.horizon
+    logs = (problem.y(x) - background.background(T, x)) / problem.temperature
+    rates = [
+        background.rate(float(t), x, problem.b(float(t), x), problem.Lambda(float(t), x), problem.r(float(t), x))
+        for t in times
+    ]
+    above = max(float(logs.max()), 0.0) + T * max(max(float(r.max()) for r in rates), 0.0)
+    below = max(-float(logs.min()), 0.0) + T * max(max(-float(r.min()) for r in rates), 0.0)
+    return above, below
+
+
+def _fit(problem: ControlProblem, box: Box) -> _Fit:
+    d, T = problem.dim, problem.horizon
+    lower, upper = box.bounds
+    centre, deviation = (lower + upper) / 2, (upper - lower) / (2 * _REACH)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_ORDER[d])
+    z, w = tensor_rule(nodes, weights, d)
+    kept = (np.abs(z) <= _REACH).all(axis=1)
+    z, w = z[kept], w[kept]
+    x = centre + deviation * z
+    pairs = np.triu_indices(d)
+    linear = np.column_stack([np.ones(len(z)), z])
+    quadratic = np.column_stack([linear, z[:, pairs[0]] * z[:, pairs[1]]])
+    root = np.sqrt(w)[:, None]
+    solve_linear, solve_quadratic = (np.linalg.pinv(table * root) * root.T for table in (linear, quadratic))
+    misfits: list[float] = []
+
+    def fitted(values: FloatArray, table: FloatArray, solve: FloatArray) -> FloatArray:
+        coefficients: FloatArray = np.asarray(solve @ values)
+        size = max(float(np.abs(values).max()), 1e-300)
+        misfits.append(float(np.abs(table @ coefficients - values).max()) / size)
+        return coefficients
+
+    def reward(values: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+        c = fitted(values, quadratic, solve_quadratic)
+        matrix = np.zeros((d, d))
+        matrix[pairs] = -c[1 + d :] / (deviation[pairs[0]] * deviation[pairs[1]])
+        return matrix + matrix.T, c[1 : 1 + d] / deviation, float(c[0])
+
+    rows = []
+    times = T * (1 - np.cos(np.pi * np.arange(_TIMES) / (_TIMES - 1))) / 2
+    samples = [problem.b(float(t), x) for t in times[[0, 7, 21, -1]]]
+    moving = problem.running_reward is not None or problem.constant_diffusion is None
+    if not moving and all(np.array_equal(samples[0], other) for other in samples[1:]):
+        times = times[:1]
+    for t in times.tolist():
+        slope = fitted(problem.b(t, x), linear, solve_linear)
+        Lambda = problem.Lambda(t, x)
+        mean = np.asarray(np.einsum("n,nij->ij", w / w.sum(), Lambda))
+        misfits.append(float(np.abs(Lambda - mean).max()) / float(np.abs(mean).max()))
+        rows.append((slope[1:].T / deviation, slope[0], mean, *reward(problem.r(t, x))))
+    A, a, Lambdas, Q, q, q0 = (np.stack([np.asarray(row[i]) for row in rows]) for i in range(6))
+    R, s, s0 = reward(problem.y(x))
+    return _Fit(times, A, a, Lambdas, Q, q, q0, R, s, s0, max(misfits) <= _EXACT)
+
+
+def _barycentric(nodes: FloatArray, rows: FloatArray, t: float) -> FloatArray:
+    """The polynomial through rows at Chebyshev points (extrema) nodes, at t."""
+    gaps = t - nodes
+    hit = np.abs(gaps) < 1e-14 * (nodes[-1] - nodes[0])
+    if hit.any():
+        return np.asarray(rows[int(np.argmax(hit))])
+    weights = (-1.0) ** np.arange(len(nodes)) / gaps
+    weights[[0, -1]] *= 0.5
+    return np.asarray(np.tensordot(weights, rows, 1) / weights.sum())
+
+
+def _series(function: Callable[[FloatArray], FloatArray], T: float) -> FloatArray:
+    """Chebyshev coefficients (k, m) on [0, T] of a smooth function (times (n,) -> (n, m)), as many as it needs."""
+    for degree in _DEGREES:
+        tau = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
+        coefficients: FloatArray = np.asarray(chebyshev.chebfit(tau, function(T * (tau + 1) / 2), degree), np.float64)
+        if np.abs(coefficients[-2:]).max() <= 1e-14 * max(np.abs(coefficients).max(), 1e-300):
+            break
+    return coefficients

@@ -1,0 +1,306 @@
+"""Spectral elements on boxes: tensor products of piecewise polynomials on Gauss-Lobatto-Legendre (GLL) nodes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike
+from scipy.special import eval_legendre, roots_jacobi
+
+from fem_hjb.problems.laws import Box, tensor_rule
+from fem_hjb.spaces.basis import ELEMENTS, CellRule, ReferenceFunctions, SpatialBasis, Tables, frozen, nodal_values
+from fem_hjb.spaces.line import LineBasis, row_products, unit_gauss
+from fem_hjb.support.checks import FloatArray, IntArray, positive_integer, real_array
+from fem_hjb.support.errors import DomainError, SpaceError
+
+MAX_DEGREE = 32
+
+
+def gll(p: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    r"""The p + 1 Gauss-Lobatto-Legendre points on [-1, 1], their weights, and the differentiation matrix D.
+
+    The points are -1, 1 and the zeros of P_p'; the weights 2 / (p (p + 1) P_p(z)^2) integrate polynomials of degree
+    2p - 1 exactly; D[i, j] = l_j'(z_i) is exact for degree p, its diagonal set so that constants give zero.
+
+    Raises SpaceError unless p is an integer from 1 to 32.
+
+    Source: C. Canuto et al., Spectral Methods: Fundamentals in Single Domains, Springer 2006, sections 2.3.1, 2.3.2.
+
+    >>> gll(2)[0].tolist()
+    [-1.0, 0.0, 1.0]
+    """
+    if positive_integer(p, "the degree of GLL elements", SpaceError) > MAX_DEGREE:
+        raise SpaceError(f"the degree of GLL elements must be at most {MAX_DEGREE}, got {p}; use more cells instead")
+    inner = roots_jacobi(p - 1, 1.0, 1.0)[0] if p > 1 else np.empty(0)
+    points = np.concatenate([[-1.0], inner, [1.0]])
+    legendre = eval_legendre(int(p), points)
+    gaps = points[:, None] - points + np.eye(p + 1)
+    D = _conservative(legendre[:, None] / (legendre * gaps))
+    return points, 2.0 / (p * (p + 1) * legendre**2), D
+
+
+def _conservative(matrix: FloatArray) -> FloatArray:
+    """The matrix with its diagonal set so that each row sums to zero: the most accurate one where constants vanish."""
+    np.fill_diagonal(matrix, 0.0)
+    np.fill_diagonal(matrix, -matrix.sum(axis=1))
+    return matrix
+
+
+def _tensor(arrays: Sequence[FloatArray]) -> FloatArray:
+    """All combinations of one number from each array, (prod n_k, d), the first axis slowest."""
+    return np.stack([grid.ravel() for grid in np.meshgrid(*arrays, indexing="ij")], axis=-1)
+
+
+@final
+@dataclass(frozen=True, eq=False, init=False)
+class SpectralLine:
+    r"""Continuous piecewise polynomials of degree p on grid[0] < ... < grid[m], by their values at n = m p + 1 nodes.
+
+    The nodes are the Gauss-Lobatto-Legendre points of each cell, from left to right; neighbours share the one between
+    them. With h_c, w_q and D a cell's width, the weights and the differentiation matrix of `gll`, the lumped mass,
+    the averaged derivative and the Laplacian with natural ends are
+
+        weights = sum_c (h_c / 2) w,     derivative = diag(1 / weights) sum_c diag(w) D,
+        laplacian = -diag(1 / weights) sum_c (2 / h_c) D' diag(w) D.
+
+    `derivative` is exact at all nodes for polynomials of degree p; `laplacian` gives u'' of these, plus u'(a) / weight
+    at the left end a and minus u'(b) / weight at the right end b: it imposes u' = 0 there. Both annihilate constants.
+
+    grid : (m+1,) strictly increasing, m >= 1;  degree : p, from 1 to 32.
+
+    Attributes: n_cells = m; n; nodes (n,); weights (n,); cell_dofs (m, p+1); widths (m,); derivative (n, n);
+    laplacian (n, n), dense; all read-only.
+
+    Raises SpaceError for a grid that is not increasing and for a degree out of range.
+
+    >>> SpectralLine([0.0, 1.0, 3.0], 2).nodes.tolist()
+    [0.0, 0.5, 1.0, 2.0, 3.0]
+    """
+
+    grid: FloatArray
+    degree: int
+    n_cells: int = field(init=False)
+    n: int = field(init=False)
+    widths: FloatArray = field(init=False, repr=False)
+    cell_dofs: IntArray = field(init=False, repr=False)
+    nodes: FloatArray = field(init=False, repr=False)
+    weights: FloatArray = field(init=False, repr=False)
+    derivative: FloatArray = field(init=False, repr=False)
+    laplacian: FloatArray = field(init=False, repr=False)
+    _cells: LineBasis = field(init=False, repr=False)
+    _points: FloatArray = field(init=False, repr=False)
+    _barycentric: FloatArray = field(init=False, repr=False)
+    _D: FloatArray = field(init=False, repr=False)
+    _tail: FloatArray = field(init=False, repr=False)
+
+    def __init__(self, grid: ArrayLike, degree: int) -> None:
+        points, w, D = gll(degree)
+        p = int(degree)
+        cells = LineBasis(real_array(grid, "the grid of a SpectralLine", SpaceError), "P1")
+        m, widths = cells.n_cells, cells.widths
+        put = object.__setattr__
+        for name, value in (("degree", p), ("n_cells", m), ("n", m * p + 1), ("_cells", cells)):
+            put(self, name, value)
+        put(self, "cell_dofs", frozen(p * np.arange(m)[:, None] + np.arange(p + 1), np.int64))
+        unit = (1.0 + points) / 2
+        nodes = np.append((cells.points[:-1, None] + widths[:, None] * unit[:-1]).ravel(), cells.points[-1])
+        weights = np.bincount(self.cell_dofs.ravel(), (widths[:, None] / 2 * w).ravel())
+        stiffness = self._assemble((2 / widths)[:, None, None] * (D.T @ (w[:, None] * D)))
+        # <u, P_k> / <P_k, P_k> by the GLL rule, for the two highest k; constants are no tail
+        modes = np.arange(max(p - 1, 1), p + 1)
+        norms = np.where(modes < p, 2 / (2 * modes + 1), 2 / p)
+        for name, array in (
+            ("grid", cells.points),
+            ("widths", widths),
+            ("nodes", nodes),
+            ("weights", weights),
+            ("derivative", _conservative(self._assemble(np.repeat((w[:, None] * D)[None], m, 0)) / weights[:, None])),
+            ("laplacian", _conservative(-stiffness / weights[:, None])),
+            ("_points", unit),
+            ("_barycentric", 1.0 / eval_legendre(p, points)),
+            ("_D", 2 * D),
+            ("_tail", eval_legendre(modes[:, None], points) * w / norms[:, None]),
+        ):
+            put(self, name, frozen(array))
+
+    def _assemble(self, local: FloatArray) -> FloatArray:
+        """The (n, n) sum of cell matrices (m, p+1, p+1)."""
+        result = np.zeros((self.n, self.n))
+        np.add.at(result, (self.cell_dofs[:, :, None], self.cell_dofs[:, None, :]), local)
+        return result
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """First and last grid point."""
+        return self._cells.bounds
+
+    def locate(self, x: ArrayLike) -> tuple[IntArray, FloatArray]:
+        """Cells (k,) and local coordinates xi (k,) in [0, 1] of points x (k,); cell -1 outside.
+
+        A point on a grid point belongs to the cell on its right, the last one to the last cell.
+        """
+        return self._cells.locate(x)
+
+    def reference(self, xi: FloatArray, order: int = 0) -> FloatArray:
+        """The p + 1 Lagrange polynomials of a cell (order 0) or their derivatives in xi (order 1) at xi (k,), (k, p+1).
+
+        By the second barycentric formula, which is stable for every degree: J.-P. Berrut and L. N. Trefethen,
+        SIAM Review 46 (2004), 501-517.
+        """
+        gaps = xi[:, None] - self._points
+        hit = gaps == 0.0
+        quotients = self._barycentric / np.where(hit, 1.0, gaps)
+        values = quotients / quotients.sum(axis=1, keepdims=True)
+        at_node = hit.any(axis=1)
+        values[at_node] = hit[at_node]
+        return values if order == 0 else np.asarray(values @ self._D)
+
+    def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 1) -> FloatArray:
+        """The p + 1 functions of each cell, for order 1 also their derivatives in x, shape (k, order + 1, p + 1).
+
+        Derivatives at a grid point are those of the cell given.
+        """
+        if order not in (0, 1):
+            raise SpaceError(f"order must be 0 (values) or 1 (derivatives), got {order!r}")
+        result = np.empty((xi.size, order + 1, self.degree + 1))
+        result[:, 0] = self.reference(xi)
+        if order:
+            result[:, 1] = result[:, 0] @ self._D / self.widths[cells, None]
+        return result
+
+    def interpolation(self, x: ArrayLike) -> FloatArray:
+        """The dense matrix (k, n) from values at the nodes to values at points x (k,).
+
+        Raises DomainError if a point lies outside the grid.
+        """
+        points = real_array(x, "the points to interpolate at", SpaceError)
+        cells, xi = self.locate(points)
+        if points.ndim != 1 or (cells < 0).any():
+            raise DomainError(
+                f"the points to interpolate at must be an array (k,) within {self.bounds}, got shape {points.shape}"
+                f" and {int((cells < 0).sum())} points outside; enlarge the grid or clip the points"
+            )
+        result = np.zeros((points.size, self.n))
+        np.put_along_axis(result, self.cell_dofs[cells], self.reference(xi), axis=1)
+        return result
+
+    def mass(self) -> FloatArray:
+        """The consistent mass matrix (n, n): the L2 products of the basis functions."""
+        xi, weights = unit_gauss(2 * self.degree)
+        phi = self.reference(xi)
+        return self._assemble(self.widths[:, None, None] * ((phi.T * weights) @ phi))
+
+    def modal_tail(self, values: ArrayLike, axis: int = 0) -> FloatArray:
+        """How well a function is resolved: the larger modulus of its two highest Legendre coefficients on each cell.
+
+        values : at the nodes, which lie along `axis`; in the result the m cells do. A polynomial sum_k c_k P_k on a
+        cell, |P_k| <= 1, has max(|c_{p-1}|, |c_p|), in the units of the values (for p = 1 only |c_1|).
+
+        Raises SpaceError if the axis is not of length n.
+        """
+        array = real_array(values, "values at the nodes", SpaceError)
+        if not -array.ndim <= axis < array.ndim or array.shape[axis] != self.n:
+            raise SpaceError(f"values at the nodes must have length {self.n} along axis {axis}, got {array.shape}")
+        local = np.moveaxis(array, axis, 0)[self.cell_dofs]
+        tail = np.abs(np.einsum("kq,cq...->kc...", self._tail, local)).max(axis=0)
+        return np.asarray(np.moveaxis(tail, 0, axis))
+
+
+@final
+class SpectralBasis(SpatialBasis):
+    """Tensor products of `SpectralLine`s on a box, one per axis; their degrees may differ.
+
+    Nodes, coefficients (which are the values at the nodes), cells and local functions are numbered as tensor products,
+    the first axis slowest: coefficients reshape to `shape`.
+
+    Attributes: those of a SpatialBasis, with degree the largest of the axes; lines; shape = (n_1, ..., n_d);
+    weights (n_dofs,), the lumped mass, products of the lines' weights.
+
+    Raises SpaceError unless given 1, 2 or 3 lines.
+    """
+
+    def __init__(self, lines: Sequence[SpectralLine]) -> None:
+        if not isinstance(lines, Sequence) or not all(isinstance(line, SpectralLine) for line in lines):
+            raise SpaceError(f"a SpectralBasis needs a sequence of SpectralLines, one per axis, got {lines!r:.80}")
+        if not 1 <= len(lines) <= 3:
+            raise SpaceError(f"a box of spectral elements has 1, 2 or 3 axes, got {len(lines)} lines")
+        self.lines = tuple(lines)
+        self.dim = len(self.lines)
+        self.element, self.degree, self.smoothness = "gll", max(line.degree for line in self.lines), 0
+        self.kind = ELEMENTS["hermite"].kind_in(self.dim)
+        self.shape = tuple(line.n for line in self.lines)
+        self._counts = tuple(line.n_cells for line in self.lines)
+        local_shape = tuple(line.degree + 1 for line in self.lines)
+        self.n_dofs, self.n_cells, self.local_size = (math.prod(s) for s in (self.shape, self._counts, local_shape))
+        cells = np.unravel_index(np.arange(self.n_cells)[:, None], self._counts)
+        local = np.unravel_index(np.arange(self.local_size), local_shape)
+        dofs = tuple(line.cell_dofs[c, i] for line, c, i in zip(self.lines, cells, local, strict=True))
+        self.cell_dofs = frozen(np.ravel_multi_index(dofs, self.shape), np.int64)
+        self.nodes = frozen(_tensor([line.nodes for line in self.lines]))
+        self.node_dofs = frozen(np.arange(self.n_dofs), np.int64)
+        self.weights = frozen(_tensor([line.weights for line in self.lines]).prod(axis=1))
+        bounds = np.array([line.bounds for line in self.lines])
+        self.box = Box(bounds[:, 0], bounds[:, 1])
+
+    def locate(self, x: FloatArray) -> tuple[IntArray, FloatArray]:
+        found = [line.locate(x[:, k]) for k, line in enumerate(self.lines)]
+        index = np.stack([cells for cells, _ in found])
+        cells = np.ravel_multi_index(tuple(np.maximum(index, 0)), self._counts)
+        return np.where((index >= 0).all(axis=0), cells, -1), np.stack([xi for _, xi in found], axis=-1)
+
+    def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
+        self._check_order(order)
+        index = np.unravel_index(cells, self._counts)
+        tables = [line.tabulate(c, xi[:, k], order) for k, (line, c) in enumerate(zip(self.lines, index, strict=True))]
+        values = [table[:, 0] for table in tables]
+        if order == 0:
+            return (row_products(values),)
+        # one contiguous table per axis: sums over the local functions then run at the speed of memory
+        gradients = np.empty((self.dim, len(cells), self.local_size))
+        for k, table in enumerate(tables):
+            gradients[k] = row_products([*values[:k], table[:, 1], *values[k + 1 :]])
+        return row_products(values), np.moveaxis(gradients, 0, -1)
+
+    def interpolate(self, values: ArrayLike) -> FloatArray:
+        return nodal_values(values, self.n_dofs)
+
+    def at_nodes(self, coefficients: ArrayLike) -> FloatArray:
+        return np.asarray(coefficients, dtype=np.float64)
+
+    def quadrature(self, degree: int) -> CellRule:
+        xi, weights = tensor_rule(*unit_gauss(degree), self.dim)
+        start = _tensor([line.grid[:-1] for line in self.lines])
+        width = _tensor([line.widths for line in self.lines])
+        flat = [line.reference(xi[:, k]) for k, line in enumerate(self.lines)]
+        slope = [line.reference(xi[:, k], 1) for k, line in enumerate(self.lines)]
+        dphi = [row_products([*flat[:k], slope[k], *flat[k + 1 :]]) for k in range(self.dim)]
+        return CellRule(
+            xi=xi,
+            weights=weights,
+            x=start[:, None, :] + width[:, None, :] * xi,
+            det=width.prod(axis=1)[:, None],
+            inverse=(np.eye(self.dim) / width[:, None, :])[:, None],
+            functions=ReferenceFunctions(
+                phi=np.ascontiguousarray(row_products(flat).T),
+                dphi=np.ascontiguousarray(np.stack(dphi, axis=-1).swapaxes(0, 1)),
+                scale=None,
+            ),
+        )
+
+    def boundary_dofs(self) -> IntArray:
+        lower, upper = self.box.bounds
+        return np.flatnonzero(((self.nodes == lower) | (self.nodes == upper)).any(axis=1)).astype(np.int64)
+
+    def reflecting_dofs(self) -> IntArray:
+        return np.empty(0, dtype=np.int64)
+
+    def _solve_mass(self, rule: CellRule, rhs: FloatArray) -> FloatArray:
+        array = rhs.reshape(self.shape)
+        for k, line in enumerate(self.lines):
+            moved = np.moveaxis(array, k, 0)
+            solved = scipy.linalg.solve(line.mass(), moved.reshape(line.n, -1), assume_a="pos")
+            array = np.moveaxis(solved.reshape(moved.shape), 0, k)
+        return np.ascontiguousarray(array).ravel()

@@ -1,0 +1,1 @@
+"""Steps in time on abstract operators: one file for each method."""

@@ -1,0 +1,94 @@
+"""The checks every public boundary shares: shapes, finiteness, frozen arrays, random generators."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Rng = int | np.random.Generator | np.random.SeedSequence
+
+
+def real_array(value: ArrayLike, name: str, error: type[FemHjbError]) -> FloatArray:
+    """`value` as float64, not copied if it is that already; text, ragged lists and complex numbers are refused."""
+    try:
+        raw = np.asarray(value)
+        if np.iscomplexobj(raw):
+            raise TypeError("complex numbers")
+        return np.asarray(raw, dtype=np.float64)
+    except (TypeError, ValueError) as cause:
+        raise error(f"{name} must be an array of real numbers, got {str(value)[:80]!r} ({cause})") from cause
+
+
+def frozen_array(value: ArrayLike, name: str, shape: tuple[int, ...], error: type[FemHjbError]) -> FloatArray:
+    """A read-only float64 copy of `value`, finite and of exactly this shape, or an error that says what was wrong."""
+    array = real_array(value, name, error).copy()
+    if array.shape != shape:
+        raise error(f"{name} must have shape {shape}, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise error(f"{name} must be finite, got {int((~np.isfinite(array)).sum())} non-finite entries")
+    array.setflags(write=False)
+    return array
+
+
+def positive_number(value: Any, name: str, error: type[FemHjbError]) -> float:
+    """`value` as a positive finite float."""
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError) as cause:
+        raise error(f"{name} must be a positive number, got {value!r}") from cause
+    if not (np.isfinite(number) and number > 0):
+        raise error(f"{name} must be a positive finite number, got {value!r}")
+    return number
+
+
+def positive_integer(value: Any, name: str, error: type[FemHjbError]) -> int:
+    """`value` as a positive int; bools and floats with a fraction are refused."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise error(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
+
+
+def one_of(value: Any, name: str, allowed: Sequence[str], error: type[FemHjbError]) -> str:
+    """`value` if it is one of the allowed words."""
+    if value not in allowed:
+        raise error(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return str(value)
+
+
+def as_points(x: ArrayLike, dim: int, name: str = "x", error: type[FemHjbError] = DomainError) -> FloatArray:
+    """`x` as float64 points in rows, shape (..., dim), finite."""
+    points = real_array(x, name, error)
+    if points.ndim == 0 or points.shape[-1] != dim:
+        raise error(
+            f"{name} must hold points in rows, shape (..., {dim}), got shape {points.shape}"
+            + ("; write x[:, None] for points on a line" if dim == 1 else "")
+        )
+    if not np.isfinite(points).all():
+        raise error(f"{name} must be finite, got {int((~np.isfinite(points)).any(-1).sum())} non-finite points")
+    return points
+
+
+def as_times(t: ArrayLike, horizon: float, name: str = "t", error: type[FemHjbError] = DomainError) -> FloatArray:
+    """`t` as float64 times within [0, horizon] (a rounding error of 1e-12 horizon is forgiven and moved inside)."""
+    times = real_array(t, name, error)
+    slack = 1e-12 * horizon
+    if not (np.isfinite(times).all() and (times >= -slack).all() and (times <= horizon + slack).all()):
+        raise error(f"{name} must lie in [0, {horizon:g}], got values in [{times.min():g}, {times.max():g}]")
+    return np.clip(times, 0.0, horizon)
+
+
+def spawn_generators(rng: Rng, count: int) -> list[np.random.Generator]:
+    """`count` independent generators; an int or a SeedSequence gives the same ones on every call."""
+    if isinstance(rng, np.random.Generator):
+        return list(rng.spawn(count))
+    if isinstance(rng, np.random.SeedSequence):
+        fresh = np.random.SeedSequence(rng.entropy, spawn_key=rng.spawn_key, pool_size=rng.pool_size)
+        return [np.random.default_rng(seed) for seed in fresh.spawn(count)]
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
+        raise MeasureError(f"rng must be a non-negative int, a numpy Generator or a SeedSequence, got {rng!r}")
+    return [np.random.default_rng(seed) for seed in np.random.SeedSequence(int(rng)).spawn(count)]

@@ -1,0 +1,131 @@
+"""Every experiment, as small as it comes: its claims hold, its controls do not, its figure shows its numbers."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fem_hjb import experiments
+from fem_hjb.cli import app
+from fem_hjb.experiments.trial import Claim, Trial, fitted_slope, save_trial
+from fem_hjb.support.errors import TrialError
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_experiment(name: str, tmp_path: Path) -> None:
+    module = experiments.get(name)
+    trial = experiments.run(name, quick=True)
+    surprises = [claim for claim in trial.claims if not claim.as_expected]
+    assert surprises == []
+    assert any(claim.control for claim in trial.claims)
+    assert trial.name == name
+    assert trial.title == module.__doc__.splitlines()[0]
+    assert len(trial.title) <= 120
+    numbers = [cell for row in trial.rows for cell in row if not isinstance(cell, str)]
+    assert not np.isnan(np.array(numbers, dtype=np.float64)).any()  # infinite n stands for the law itself
+    figure = module.figure(trial)
+    assert all(axes.get_xlabel() for axes in figure.axes)
+    assert all(axes.get_ylabel() for axes in figure.axes)
+    files = save_trial(tmp_path, trial, figure)
+    with files[0].open(newline="", encoding="utf-8") as file:
+        assert len(list(csv.reader(file))) == len(trial.rows) + 1
+    record = json.loads(files[1].read_text(encoding="utf-8"))
+    assert record["config"].keys() == dataclasses.asdict(module.QUICK).keys()
+    assert files[2].stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_configurations_are_frozen_and_explained(name: str) -> None:
+    module = experiments.get(name)
+    config = module.Config()
+    assert isinstance(module.QUICK, module.Config)
+    assert module.Config.__doc__
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.anything = 1  # type: ignore[attr-defined]
+
+
+def small_trial(*claims: Claim) -> Trial:
+    return Trial(
+        name="small",
+        title="nothing",
+        config=Claim(text="a config", value=0.0, low=0.0, high=0.0),
+        columns=("word", "x"),
+        rows=(("a", 1.0), ("b", 2.0), ("a", 3.0)),
+        claims=claims,
+        seconds=0.0,
+    )
+
+
+def test_claims_and_controls() -> None:
+    inside = {"text": "in", "value": 1.0, "low": 0.9, "high": 1.1}
+    outside = inside | {"value": 2.0}
+    good = small_trial(Claim(**inside), Claim(**outside, control=True))
+    assert good.as_expected
+    assert not small_trial(Claim(**outside), Claim(**outside, control=True)).as_expected
+    assert not small_trial(Claim(**inside), Claim(**inside, control=True)).as_expected
+    assert not Claim(**inside | {"value": float("nan")}).holds
+    assert good.column("x", word="a").tolist() == [1.0, 3.0]
+
+
+def test_slopes() -> None:
+    x = np.array([1.0, 2.0, 4.0, 8.0])
+    noise = np.exp([0.1, -0.1, -0.1, 0.1])
+    slope = fitted_slope(x, 3 * x**-0.5 * noise)
+    assert slope.value == pytest.approx(-0.5)
+    # Student's interval by hand: residual variance 0.04 / 2, horizontal sum of squares 5 log(2)^2
+    margin = 4.30265 * np.sqrt(0.02 / (5 * np.log(2) ** 2))
+    assert (slope.low, slope.high) == pytest.approx((-0.5 - margin, -0.5 + margin), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("at least two positive pairs", lambda: fitted_slope([1.0], [1.0])),
+        ("at least two positive pairs", lambda: fitted_slope([1.0, 2.0], [1.0, 0.0])),
+        ("at least two positive pairs, got shapes", lambda: fitted_slope([1.0, 2.0], [1.0, 2.0, 3.0])),
+        ("needs different x", lambda: fitted_slope([2.0, 2.0], [1.0, 3.0])),
+        ("x must be an array of real numbers", lambda: fitted_slope(["a", "b"], [1.0, 3.0])),
+        ("no experiment 'coercive'; there are .*coercivity", lambda: experiments.get("coercive")),
+        ("has no negative control", lambda: small_trial(Claim(text="", value=0.0, low=0.0, high=1.0))),
+        (
+            "no column 'y', but word, x",
+            lambda: small_trial(Claim(text="", value=2.0, low=0, high=1, control=True)).column("y"),
+        ),
+        (
+            "a row of 2 for 1 columns",
+            lambda: dataclasses.replace(
+                small_trial(Claim(text="", value=2.0, low=0, high=1, control=True)), columns=("x",)
+            ),
+        ),
+    ],
+)
+def test_bad_input(message: str, call: object) -> None:
+    with pytest.raises(TrialError, match=message):
+        call()  # type: ignore[operator]
+
+
+def test_command(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["experiment", "coercivity", "--quick", "--out", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "NOT AS EXPECTED" not in result.stdout
+    assert "minutes" in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"coercivity.{kind}" for kind in ("csv", "json", "png")]
+    listing = CliRunner().invoke(app, ["experiment"])
+    assert all(name in listing.stdout for name in experiments.names())
+    assert CliRunner().invoke(app, ["experiment", "nothing"]).exit_code == 2
+
+
+def test_command_fails_when_a_claim_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = experiments.get("coercivity")
+    broken = small_trial(
+        Claim(text="wrong", value=2.0, low=0.0, high=1.0), Claim(text="", value=2.0, low=0.0, high=1.0, control=True)
+    )
+    monkeypatch.setattr(module, "run", lambda config: broken)
+    monkeypatch.setattr(module, "figure", lambda trial: __import__("matplotlib.figure").figure.Figure())
+    result = CliRunner().invoke(app, ["experiment", "coercivity", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "NOT AS EXPECTED" in result.stdout

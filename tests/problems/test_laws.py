@@ -1,0 +1,260 @@
+"""Laws: densities against SciPy, scores against differences, samples and quadrature against moments."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+from fem_hjb.problems.laws import Box, Gaussian, GaussianMixture, PointMass, Uniform, tensor_rule
+from fem_hjb.support.errors import DomainError, ProblemError
+
+COV = np.array([[0.8, 0.3], [0.3, 0.5]])
+MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [1.0, 0.0]], [COV, 0.2 * np.eye(2)])
+SMOOTH = {
+    "gaussian": Gaussian([0.4, -0.2], COV),
+    "gaussian-scalar": Gaussian([1.0], 0.5),
+    "gaussian-diagonal": Gaussian([0.0, 1.0, 2.0], [0.5, 1.0, 2.0]),
+    "mixture": MIXTURE,
+    "mixture-3d": GaussianMixture([0.5, 0.5], np.eye(3)[:2], np.stack([np.eye(3), 0.4 * np.eye(3)])),
+}
+ALL = {
+    **SMOOTH,
+    "uniform": Uniform(Box([-1.0, 0.0], [1.0, 3.0])),
+    "point": PointMass([0.3, -0.4]),
+    "mixture-weight-0": GaussianMixture([1.0, 0.0], [[0.0], [5.0]], [[[1.0]], [[1.0]]]),
+}
+
+
+@pytest.mark.parametrize("law", ALL.values(), ids=ALL)
+def test_samples_have_the_moments_of_the_law(law):
+    n = 100_000
+    x = law.sample(n, np.random.default_rng(1))
+    assert x.shape == (n, law.dim)
+    assert law.expectation.shape == (law.dim,)
+    assert law.covariance.shape == (law.dim, law.dim)
+    centred = x - law.expectation
+    sd = centred.std(0) / np.sqrt(n)
+    assert (np.abs(centred.mean(0)) <= 4.5 * sd + 1e-15).all()
+    products = centred[:, :, None] * centred[:, None, :]
+    assert (np.abs(products.mean(0) - law.covariance) <= 4.5 * products.std(0) / np.sqrt(n) + 1e-15).all()
+
+
+@pytest.mark.parametrize("law", ALL.values(), ids=ALL)
+def test_same_generator_state_same_sample(law):
+    first, second = (law.sample(7, np.random.default_rng(5)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("law", ALL.values(), ids=ALL)
+def test_quadrature_is_exact_for_polynomials(law):
+    order = 4
+    points, weights = law.quadrature(order)
+    assert weights.sum() == pytest.approx(1.0, abs=1e-14)
+    np.testing.assert_allclose(weights @ points, law.expectation, atol=1e-13)
+    centred = points - law.expectation
+    np.testing.assert_allclose(np.einsum("m,mi,mj->ij", weights, centred, centred), law.covariance, atol=1e-13)
+
+
+def test_quadrature_reaches_the_degree_it_promises_and_no_more():
+    law = Gaussian([0.0], 1.0)
+    moments = {6: 15.0, 7: 0.0, 8: 105.0}  # of N(0, 1)
+    points, weights = law.quadrature(4)  # exact below degree 8
+    for degree in (6, 7):
+        assert weights @ points[:, 0] ** degree == pytest.approx(moments[degree], abs=1e-11)
+    assert abs(weights @ points[:, 0] ** 8 - moments[8]) > 1.0
+
+
+def test_tensor_rule_orders_points_and_weights_alike():
+    points, weights = tensor_rule(np.array([0.0, 1.0]), np.array([0.25, 0.75]), 2)
+    assert points.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert weights.tolist() == [0.0625, 0.1875, 0.1875, 0.5625]
+
+
+@pytest.mark.parametrize("law", SMOOTH.values(), ids=SMOOTH)
+def test_score_is_the_gradient_of_logpdf(law):
+    x = law.sample(50, np.random.default_rng(2)).reshape(5, 10, law.dim)
+    h = 1e-5
+    slopes = [(law.logpdf(x + h * e) - law.logpdf(x - h * e)) / (2 * h) for e in np.eye(law.dim)]
+    assert law.logpdf(x).shape == (5, 10)
+    np.testing.assert_allclose(law.score(x), np.stack(slopes, -1), atol=1e-8)
+
+
+def test_densities_agree_with_scipy():
+    x = np.random.default_rng(3).normal(size=(40, 2))
+    parts = [multivariate_normal(m, c) for m, c in zip(MIXTURE.means, MIXTURE.covariances, strict=True)]
+    density = 0.3 * parts[0].pdf(x) + 0.7 * parts[1].pdf(x)
+    np.testing.assert_allclose(MIXTURE.logpdf(x), np.log(density), rtol=1e-12)
+    gaussian = SMOOTH["gaussian"]
+    reference = multivariate_normal(gaussian.expectation, gaussian.covariance)
+    np.testing.assert_allclose(gaussian.logpdf(x), reference.logpdf(x), rtol=1e-12)
+
+
+def test_logpdf_and_score_survive_far_tails():
+    x = np.array([[1e4, -1e4]])
+    assert np.isfinite(MIXTURE.logpdf(x)).all()
+    heaviest = MIXTURE.covariances[0]
+    np.testing.assert_allclose(MIXTURE.score(x)[0], -np.linalg.solve(heaviest, x[0] - MIXTURE.means[0]), rtol=1e-12)
+
+
+def test_a_single_point_is_a_batch_of_shape_nothing():
+    assert MIXTURE.logpdf([0.0, 0.0]).shape == ()
+    assert MIXTURE.score([0.0, 0.0]).shape == (2,)
+
+
+def test_arrays_are_copied_and_frozen():
+    mean = np.array([0.0, 1.0])
+    law = Gaussian(mean, COV)
+    mean[0] = 7.0
+    assert law.expectation[0] == 0.0
+    for array in (law.expectation, law.covariance, *MIXTURE.components, PointMass([1.0]).expectation):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0.0
+
+
+def test_uniform_density_and_score():
+    law = ALL["uniform"]
+    assert np.exp(law.logpdf([[0.0, 1.0]])) == pytest.approx(1 / 6)
+    assert law.logpdf([[0.0, 3.5]]) == -np.inf
+    assert (law.score([[0.0, 1.0]]) == 0).all()
+
+
+def test_box_contains_and_mirrors():
+    box = Box([0.1, -1.0], [0.3, 2.0])
+    rng = np.random.default_rng(4)
+    inside = rng.uniform(*box.bounds, size=(100, 2))
+    np.testing.assert_allclose(box.mirror(inside), inside, atol=1e-15)
+    lower, upper = box.bounds
+    np.testing.assert_allclose(box.mirror(2 * upper - inside), inside, atol=1e-14)  # one reflection at the upper faces
+    np.testing.assert_allclose(box.mirror(2 * lower - inside), inside, atol=1e-14)
+    np.testing.assert_allclose(box.mirror(inside + 6 * (upper - lower)), inside, atol=1e-13)
+    assert box.contains(box.mirror(rng.uniform(-20, 20, (10_000, 2)))).all()
+    assert box.contains([lower, upper]).all()
+    assert not box.contains([[0.2, 2.0001]]).any()
+
+
+def test_the_faces_of_a_box_in_words():
+    assert Box([0.0, 0.0], [1.0, 1.0]).faces == (("reflecting", "reflecting"),) * 2
+    pairs = [["natural", "absorbing"], ("reflecting", "natural")]
+    box = Box([-np.inf, 0.0], [0.0, np.inf], boundary=pairs, exit_reward=lambda t, x: 0 * x[..., 0])
+    assert box.faces == (("natural", "absorbing"), ("reflecting", "natural"))
+    assert dataclasses.replace(box).faces == box.faces
+    assert (box.absorbing, box.bounded) == (True, False)
+    assert (Box([0.0], [1.0]).absorbing, Box([0.0], [1.0]).bounded) == (False, True)
+    assert box.where("absorbing").tolist() == [[False, False], [True, False]]
+    assert box.where("reflecting").tolist() == [[False, True], [False, False]]
+    assert Box([0.0], [1.0], "absorbing").where("absorbing").all()
+    assert box.contains([[-1e9, 1e9], [0.0, 0.0], [0.1, 1.0], [-1.0, -0.1]]).tolist() == [True, True, False, False]
+
+
+def test_absorbing_faces_stop_and_reflecting_ones_fold_and_natural_ones_let_pass():
+    """One axis of every kind of faces, lower and upper."""
+    words = ["reflecting", "absorbing", "natural"]
+    pairs = [(low, high) for low in words for high in words]
+    box = Box(np.zeros(9), np.ones(9), boundary=pairs)
+    below, above, inside = (np.full(9, value) for value in (-0.25, 1.125, 0.75))
+    np.testing.assert_array_equal(box.mirror(below), np.where([p[0] == words[0] for p in pairs], 0.25, -0.25))
+    np.testing.assert_array_equal(box.mirror(above), np.where([p[1] == words[0] for p in pairs], 0.875, 1.125))
+    np.testing.assert_array_equal(box.absorb(below), np.where([p[0] == words[1] for p in pairs], 0.0, -0.25))
+    np.testing.assert_array_equal(box.absorb(above), np.where([p[1] == words[1] for p in pairs], 1.0, 1.125))
+    for move in (box.mirror, box.absorb):
+        np.testing.assert_array_equal(move(inside), inside)
+    points = np.where(np.eye(9, dtype=bool), below, inside)
+    assert box.exited(points).tolist() == [p[0] == words[1] for p in pairs]
+    assert box.exited(np.where(np.eye(9, dtype=bool), 1.0, inside)).tolist() == [p[1] == words[1] for p in pairs]
+    assert box.exited(box.absorb(points)).tolist() == box.exited(points).tolist()
+
+
+def test_a_point_on_an_absorbing_face_is_not_moved_off_it_by_the_mirror_opposite():
+    low, high = np.random.default_rng(6).uniform(size=(2, 200))
+    box = Box(low, 1 + high, [("reflecting", "absorbing")] * 100 + [("absorbing", "reflecting")] * 100)
+    on = np.concatenate([1 + high[:100], low[100:]])
+    np.testing.assert_array_equal(box.mirror(on), on)
+
+
+def test_infinite_faces_let_every_point_pass():
+    box = Box(
+        [-np.inf, 0.0, -np.inf],
+        [np.inf, np.inf, 1.0],
+        [("natural", "natural"), ("reflecting", "natural"), ("natural", "absorbing")],
+    )
+    x = np.array([[-1e300, -2.0, 3.0], [1e300, 7.0, -1e300]])
+    np.testing.assert_array_equal(box.mirror(x), [[-1e300, 2.0, 3.0], [1e300, 7.0, -1e300]])
+    np.testing.assert_array_equal(box.absorb(x), [[-1e300, -2.0, 1.0], [1e300, 7.0, -1e300]])
+    assert box.exited(x).tolist() == [True, False]
+
+
+BAD = {
+    "weights-negative": (lambda: GaussianMixture([1.5, -0.5], [[0.0], [1.0]], [[[1.0]], [[1.0]]]), "non-negative"),
+    "weights-sum": (lambda: GaussianMixture([0.5, 0.6], [[0.0], [1.0]], [[[1.0]], [[1.0]]]), r"sum to 1.*sum 1\.1"),
+    "means-count": (lambda: GaussianMixture([1.0], [[0.0], [1.0]], [[[1.0]]]), r"means must have shape \(k, d\)"),
+    "means-nan": (lambda: GaussianMixture([1.0], [[np.nan]], [[[1.0]]]), "means must be finite, got 1"),
+    "covariances-count": (lambda: GaussianMixture([1.0], [[0.0]], 1.0), "one covariance per component, k = 1"),
+    "covariance-indefinite": (
+        lambda: GaussianMixture([0.5, 0.5], np.zeros((2, 2)), np.stack([np.eye(2), np.diag([1.0, -1.0])])),
+        r"covariances\[1\] must be symmetric positive definite, its smallest eigenvalue is -1",
+    ),
+    "covariance-asymmetric": (lambda: Gaussian([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]]), "symmetric positive definite"),
+    "covariance-shape": (lambda: Gaussian([0.0, 0.0], np.eye(3)), r"cov must have shape \(2, 2\), got shape \(3, 3\)"),
+    "mean-matrix": (
+        lambda: Gaussian(np.zeros((2, 2)), 1.0),
+        r"mean must have shape \(d,\) with d >= 1, got shape \(2, 2\)",
+    ),
+    "mean-text": (lambda: Gaussian(["a"], 1.0), "mean must be an array of real numbers, got"),
+    "mean-empty": (lambda: Gaussian([], 1.0), r"mean must have shape \(d,\) with d >= 1, got shape \(0,\)"),
+    "covariance-text": (lambda: Gaussian([0.0], "b"), "cov must be an array of real numbers, got 'b'"),
+    "no-draws": (lambda: Gaussian([0.0], 1.0).sample(-1, np.random.default_rng(0)), "n must be a positive integer"),
+    "no-points": (lambda: Gaussian([0.0], 1.0).quadrature(0), "order must be a positive integer"),
+    "mean-infinite": (lambda: Gaussian([np.inf], 1.0), "mean must be finite"),
+    "point-mass-density": (lambda: PointMass([0.0]).logpdf([[0.0]]), "has no density; use a Gaussian"),
+    "point-mass-score": (lambda: PointMass([0.0]).score([[0.0]]), "has no score"),
+    "uniform-of-nothing": (lambda: Uniform([0.0, 1.0]), "Uniform needs a Box, got list"),
+}
+BAD_DOMAIN = {
+    "columns": (lambda: MIXTURE.logpdf(np.zeros((2, 5))), r"points in rows, shape \(\.\.\., 2\), got shape \(2, 5\)"),
+    "flat-line": (lambda: Gaussian([0.0], 1.0).score(np.zeros(3)), r"write x\[:, None\]"),
+    "nan-points": (lambda: MIXTURE.score([[0.0, np.nan], [0.0, 0.0]]), "got 1 non-finite points"),
+    "box-order": (lambda: Box([0.0, 1.0], [1.0, 1.0]), "lower must be below upper on every axis"),
+    "box-shapes": (lambda: Box([0.0], [1.0, 1.0]), r"lower has shape \(1,\) but upper has shape \(2,\)"),
+    "box-infinite": (lambda: Box([0.0], [np.inf]), "upper must be finite at reflecting faces, got inf on axis 0"),
+    "box-infinite-absorbing": (
+        lambda: Box([0.0, -np.inf], [1.0, 1.0], [("natural", "natural"), ("absorbing", "natural")]),
+        "lower must be finite at absorbing faces, got -inf on axis 1; only a 'natural' face",
+    ),
+    "box-infinite-wrong-way": (lambda: Box([np.inf], [1.0], "natural"), "lower must be finite, or -inf at a natural"),
+    "box-nan": (lambda: Box([0.0], [np.nan], "natural"), r"upper must be finite, or inf at a natural face, got \[nan"),
+    "box-matrix": (lambda: Box(np.zeros((2, 2)), [1.0]), r"lower must have shape \(d,\) with d >= 1"),
+    "box-one-pair-of-two": (
+        lambda: Box([0.0, 0.0], [1.0, 1.0], [("natural", "natural")]),
+        r"a pair \(lower face, upper face\) of words for each of the 2 axes, got \[\('natural'",
+    ),
+    "box-words": (lambda: Box([0.0, 0.0], [1.0, 1.0], ["natural", "natural"]), "boundary must be one word, or a pair"),
+    "box-word-in-a-pair": (lambda: Box([0.0], [1.0], [("natural", "open")]), "got 'open'"),
+    "box-boundary-number": (lambda: Box([0.0], [1.0], 3), "boundary must be one word, or a pair .* got 3"),
+    "exit-reward-number": (
+        lambda: Box([0.0], [1.0], "absorbing", 2.0),
+        "exit_reward must be a callable or None, got float",
+    ),
+    "exit-reward-without-exit": (
+        lambda: Box([0.0], [1.0], exit_reward=lambda t, x: x[..., 0]),
+        "exit_reward needs an absorbing face, got boundary='reflecting'",
+    ),
+    "box-face-word": (lambda: Box([0.0], [1.0]).where("open"), "face must be one of"),
+    "uniform-on-a-half-line": (lambda: Uniform(Box([0.0], [np.inf], "natural")), "a box with finite faces, got Box"),
+    "box-boundary": (
+        lambda: Box([0.0], [1.0], boundary="sticky"),
+        "one of 'reflecting', 'absorbing', 'natural', got 'sticky'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
+def test_ill_formed_laws_are_refused(make, message):
+    with pytest.raises(ProblemError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_DOMAIN.values(), ids=BAD_DOMAIN)
+def test_ill_formed_boxes_and_points_are_refused(make, message):
+    with pytest.raises(DomainError, match=message):
+        make()

@@ -1,0 +1,422 @@
+"""The zoo: every problem, in every dimension it makes sense in, is what its docstring and its closed form say."""
+
+import numpy as np
+import pytest
+from scipy.linalg import expm
+
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.problems import zoo
+from fem_hjb.problems.closed_form import LogSumExpReward
+from fem_hjb.problems.laws import PointMass
+from fem_hjb.problems.problem import LinearDrift
+from fem_hjb.support.errors import EllipticityError, FemHjbError, InfiniteValueError, ProblemError
+from tests.support.exactness import (
+    feynman_kac,
+    fokker_planck_residual,
+    gradient_error,
+    hjb_residual,
+    inner_times,
+    simulate,
+    space_derivative,
+)
+
+DIMS = (1, 2, 3)
+CASES = [(name, d) for name in zoo.names() for d in DIMS if zoo.dims(name) is None or d in zoo.dims(name)]
+PROBLEMS = {f"{name}-{d}d": zoo.get(name, d) for name, d in CASES}
+PROBLEMS |= {
+    f"mixture-diffusion-{d}d-{reward}": zoo.get("mixture-diffusion", d, reward=reward, beta=(0.5, 3.0), strength=0.5)
+    for d in DIMS
+    for reward in ("linear", "log-mixture")
+}
+PROBLEMS |= {
+    "mixture-diffusion-eta": zoo.get("mixture-diffusion", 2, eta=0.5),
+    "brownian-mixture-ou": zoo.get("brownian-mixture", 2, A=[[-1.0, 0.5], [0.0, -0.3]], Lambda=0.7, temperature=0.5),
+    "lq-shifted": zoo.get("lq", 2, a=[0.3, -0.2], q=[0.1, 0.4], s=[0.5, 0.0], mean=[1.0, 0.0], temperature=0.4),
+    "soc-ou-quadratic-hard": zoo.get("soc-ou-quadratic", 2, setting="hard", x0=[0.4, 0.6], horizon=0.6),
+    "soc-ou-linear-cold": zoo.get("soc-ou-linear", 2, seed=1, x0=0.3, temperature=0.5, horizon=0.7),
+    "reflected-running": zoo.get("reflected", 2, running=0.7, lower=[-1.0, 0.0], upper=[1.0, 0.6], Lambda=[1.0, 0.1]),
+}
+EXACT = {name: problem for name, problem in PROBLEMS.items() if problem.exact is not None}
+MARGINAL = {name: problem for name, problem in PROBLEMS.items() if problem.marginal is not None}
+
+
+def each(problems):
+    return pytest.mark.parametrize("problem", problems.values(), ids=problems)
+
+
+def points(problem, n, rng):
+    x = problem.initial_law.sample(n, rng)
+    if isinstance(problem.initial_law, PointMass):
+        x = x + 0.5 * rng.standard_normal(x.shape)
+    if problem.domain is None:
+        return x
+    lower, upper = problem.domain.bounds
+    return np.clip(x, lower + 0.02, upper - 0.02)
+
+
+@each(EXACT)
+def test_closed_forms_solve_the_hjb_equation(problem):
+    rng = np.random.default_rng(0)
+    x, t = points(problem, 200, rng), inner_times(problem, 200, rng, 2e-3 * problem.horizon)
+    assert hjb_residual(problem, problem.exact, t, x).max() < 1e-7
+    assert gradient_error(problem, problem.exact, t, x) < 1e-8
+    np.testing.assert_allclose(problem.exact.value(problem.horizon, x), problem.y(x), atol=1e-12)
+    expected = problem.policy_from_gradient(t, x, problem.exact.gradient(t, x))
+    np.testing.assert_allclose(problem.exact.policy(t, x), expected, rtol=1e-13, atol=1e-14)
+
+
+@each(EXACT)
+def test_closed_forms_agree_with_feynman_kac_simulation(problem):
+    rng = np.random.default_rng(1)
+    spread = np.sqrt(np.diag(problem.initial_law.covariance))
+    for t, side in ((0.0, 0.5), (0.4 * problem.horizon, -0.5)):
+        x = problem.initial_law.expectation + side * spread
+        mean, error = feynman_kac(problem, t, x, pairs=20_000, steps=16, rng=rng)
+        exact = np.exp(problem.exact.value(t, x) / problem.temperature)
+        assert error < 5e-3 * exact  # the test has teeth
+        assert abs(mean - exact) < 4 * error
+
+
+@each(MARGINAL)
+def test_marginals_follow_the_process(problem):
+    rng, n = np.random.default_rng(2), 20_000
+    times = np.linspace(0.0, problem.horizon, 33)
+    start = problem.initial_law.sample(n, rng)
+    states = simulate(problem, start, times, rng.standard_normal((32, n, problem.dim)))
+    for k in (0, 16, 32):
+        law, x = problem.marginal(times[k]), states[k]
+        centred = x - law.expectation
+        products = centred[:, :, None] * centred[:, None, :]
+        assert (np.abs(centred.mean(0)) <= 4.5 * centred.std(0) / np.sqrt(n)).all()
+        assert (np.abs(products.mean(0) - law.covariance) <= 4.5 * products.std(0) / np.sqrt(n)).all()
+
+
+@each(MARGINAL)
+def test_marginals_solve_the_fokker_planck_equation_and_start_at_the_initial_law(problem):
+    x = points(problem, 100, np.random.default_rng(3))
+    for t in (0.2, 0.8):
+        assert fokker_planck_residual(problem, t * problem.horizon, x).max() < 1e-8
+    if isinstance(problem.initial_law, PointMass):  # no density
+        assert problem.marginal(0.0) is problem.initial_law
+    else:
+        np.testing.assert_allclose(problem.marginal(0.0).logpdf(x), problem.initial_law.logpdf(x), rtol=1e-12)
+
+
+@each(PROBLEMS)
+def test_coefficients_take_scalar_and_batched_times_alike(problem):
+    x = points(problem, 12, np.random.default_rng(4)).reshape(3, 4, problem.dim)
+    t = np.linspace(0.0, problem.horizon, 12).reshape(3, 4)
+    for function in (problem.b, problem.r, problem.Lambda):
+        rows = [function(s, y) for s, y in zip(t.ravel(), x.reshape(12, -1), strict=True)]
+        np.testing.assert_allclose(function(t, x).reshape(12, -1), np.reshape(rows, (12, -1)), rtol=1e-12)
+    assert problem.y(x).shape == (3, 4)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_problem_says_what_it_is(name):
+    text = zoo._entry(name).build.__doc__
+    assert zoo.describe(name) == text.splitlines()[0]
+    assert 10 < len(zoo.describe(name)) < 80
+    assert "Source:" in text
+    assert "dX" in text
+    assert zoo.get(name).name == name
+    undocumented = [key for key in zoo.parameters(name) if key not in text and key not in ("horizon", "temperature")]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_high_dimension_is_no_obstacle_where_it_makes_sense(name):
+    if zoo.dims(name) is None:
+        problem = zoo.get(name, 12)
+        x = problem.initial_law.sample(3, np.random.default_rng(5))
+        assert problem.exact is None or np.isfinite(problem.exact.value(0.0, x)).all()
+    else:
+        with pytest.raises(ProblemError, match=rf"'{name}' makes sense in dim = .* only, got dim=12"):
+            zoo.get(name, 12)
+
+
+def test_the_one_dimensional_lq_is_the_stationary_ornstein_uhlenbeck_process():
+    problem, x = zoo.get("lq"), np.array([[0.5], [2.0]])
+    assert (problem.dim, problem.horizon, problem.temperature) == (1, 1.0, 1.0)
+    np.testing.assert_array_equal(problem.b(0.0, x), -x)
+    assert problem.constant_diffusion.item() == 1.0
+    np.testing.assert_allclose(problem.r(0.0, x), -0.5 * x[:, 0] ** 2)
+    np.testing.assert_allclose(problem.y(x), -0.5 * x[:, 0] ** 2)
+    for t in (0.0, 0.4, 1.0):
+        assert problem.marginal(t).covariance.item() == pytest.approx(0.5, abs=1e-14)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_lq_of_more_dimensions_is_coupled_and_stationary(d):
+    problem = zoo.get("lq", d)
+    A = problem.drift.coefficients[0]
+    assert np.abs(A - A.T).max() > 0.5
+    C = problem.marginal(0.0).covariance
+    np.testing.assert_allclose(problem.marginal(1.0).covariance, C, atol=1e-13)
+    current = A @ C + 0.5 * problem.constant_diffusion  # vanishes iff the stationary process is reversible
+    assert np.abs(current).max() > 0.1
+    hessian = space_derivative(problem.exact.gradient, 0.0, np.zeros((1, d)), 1e-2)[0]
+    assert np.abs(hessian[~np.eye(d, dtype=bool)]).max() > 0.05
+
+
+def test_linear_drifts_are_said_to_be_linear():
+    for name in ("lq", "linear-ou", "brownian-mixture", "reflected"):
+        assert isinstance(zoo.get(name, 2).drift, LinearDrift)
+
+
+def test_linear_ou_has_a_policy_that_does_not_see_x():
+    problem = zoo.get("linear-ou", 2)
+    policy = problem.exact.policy(0.3, np.random.default_rng(6).normal(size=(9, 2)))
+    assert np.ptp(policy, axis=0).max() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["double-well", "double-well-2d-coupled"])
+def test_double_wells_drift_down_their_potential(name):
+    problem, x = zoo.get(name, 2), np.random.default_rng(7).normal(size=(20, 2))
+    kappa, coupling = (5.0, 0.0) if name == "double-well" else (1.5, 1.0)
+
+    def potential(_, x):
+        return kappa * ((x**2 - 1) ** 2).sum(-1) + coupling * x[..., 0] * x[..., 1]
+
+    np.testing.assert_allclose(problem.b(0.0, x), -space_derivative(potential, 0.0, x, 1e-2), rtol=1e-9, atol=1e-9)
+
+
+def test_double_well_parameters_per_axis():
+    problem = zoo.get("double-well", 2, kappa=[1.0, 2.0], nu=[3.0, 0.5], Lambda=[1.0, 4.0])
+    np.testing.assert_allclose(problem.b(0.0, [[2.0, 2.0]]), [[-24.0, -48.0]])
+    assert problem.y([[2.0, 0.0]]) == -(3 * 9 + 0.5)
+    np.testing.assert_array_equal(problem.constant_diffusion, np.diag([1.0, 4.0]))
+
+
+def test_mixture_diffusion_takes_any_log_sum_exp_reward_and_matches_its_words():
+    x = np.random.default_rng(8).normal(size=(10, 2))
+    c = np.array([0.5, -1.0])
+    words = {
+        word: zoo.get("mixture-diffusion", 2, reward=word, strength=2.0, target=c, temperature=0.5)
+        for word in ("linear", "quadratic", "log-mixture")
+    }
+    near, far = ((x - c) ** 2).sum(-1), ((x + c) ** 2).sum(-1)
+    np.testing.assert_allclose(words["linear"].y(x), 2 * x @ c)
+    np.testing.assert_allclose(words["quadratic"].y(x), -near)
+    np.testing.assert_allclose(
+        words["log-mixture"].y(x), 0.5 * np.log(0.5 * np.exp(-2 * near) + 0.5 * np.exp(-2 * far))
+    )
+    own = LogSumExpReward.quadratic(2 * np.eye(2), 2 * c, s0=-c @ c, temperature=0.5)
+    same = zoo.get("mixture-diffusion", 2, reward=own, temperature=0.5)
+    np.testing.assert_allclose(same.exact.value(0.2, x), words["quadratic"].exact.value(0.2, x), atol=1e-12)
+
+
+# the benchmarks of SOC matching: cost = E[ int |u|^2/2 + f dt + g ] under dX = (b + sigma u) dt + lambda^{1/2} sigma dB
+
+
+def soc_costs(problem, f, g, sigma, control, x0, *, n, steps, rng):
+    """The cost of each path under the control, in the source's formulation; plus lambda^{1/2} int u'dB, of mean 0."""
+    lam, h = problem.temperature, problem.horizon / steps
+    x, cost = np.tile(x0, (n, 1)), np.zeros(n)
+    for k in range(steps):
+        u, noise = control(k * h, x), np.sqrt(lam * h) * rng.standard_normal(x.shape)
+        cost += h * (0.5 * (u**2).sum(-1) + f(x)) + (u * noise).sum(-1)
+        x = x + h * (problem.b(k * h, x) + u @ sigma.T) + noise @ sigma.T
+    return cost + g(x)
+
+
+XI = np.array([[0.2, -0.3], [0.1, 0.4]])
+SOC = {
+    "quadratic-easy": (
+        zoo.get("soc-ou-quadratic", 2, temperature=0.6, x0=[0.4, 0.6]),
+        lambda x: 0.2 * (x**2).sum(-1),
+        lambda x: 0.1 * (x**2).sum(-1),
+        np.eye(2),
+    ),
+    "quadratic-hard": (
+        zoo.get("soc-ou-quadratic", 2, temperature=0.6, setting="hard", x0=[0.4, 0.6]),
+        lambda x: (x**2).sum(-1),
+        lambda x: 0.5 * (x**2).sum(-1),
+        np.eye(2),
+    ),
+    "linear": (
+        zoo.get("soc-ou-linear", 2, temperature=0.6, xi=XI, x0=[0.4, 0.6]),
+        lambda x: np.zeros(len(x)),
+        lambda x: x.sum(-1),
+        np.eye(2) + XI,
+    ),
+}
+
+
+@pytest.mark.parametrize(("problem", "f", "g", "sigma"), SOC.values(), ids=SOC)
+def test_the_optimal_cost_of_the_source_is_minus_the_value(problem, f, g, sigma):
+    x0 = problem.initial_law.expectation
+    optimum = -problem.exact.value(0.0, x0)
+
+    def control(t, x):
+        return problem.exact.policy(t, x) @ np.linalg.inv(sigma).T
+
+    def cost(scale, n, steps):
+        def scaled(t, x):
+            return scale * control(t, x)
+
+        paths = soc_costs(problem, f, g, sigma, scaled, x0, n=n, steps=steps, rng=np.random.default_rng(10))
+        return paths.mean(), paths.std() / np.sqrt(n)
+
+    # Along the optimal paths this cost is a constant but for the time step, whose bias of first order is extrapolated.
+    (coarse, rough), (fine, error) = cost(1.0, 500, 100), cost(1.0, 500, 200)
+    assert error < 2e-3 * (1 + optimum)
+    assert abs(2 * fine - coarse - optimum) < 3 * np.hypot(2 * error, rough)
+    for scale in (0.0, 2.0):
+        mean, error = cost(scale, 4000, 100)
+        assert mean - optimum > 3 * error
+
+
+def test_soc_matching_has_the_dimensions_and_starts_of_its_source():
+    quadratic, linear, well, molecule = (
+        zoo.get(f"soc-{name}") for name in ("ou-quadratic", "ou-linear", "double-well", "molecular-dynamics")
+    )
+    assert [p.dim for p in (quadratic, linear, well, molecule)] == [20, 10, 10, 1]
+    assert all((p.horizon, p.temperature) == (1.0, 1.0) for p in (quadratic, linear, well, molecule))
+    np.testing.assert_array_equal(quadratic.initial_law.covariance, 0.25 * np.eye(20))
+    for problem, start in ((linear, 0.0), (well, 0.0), (molecule, -1.0)):
+        np.testing.assert_array_equal(problem.initial_law.point, np.full(problem.dim, start))
+    A = linear.drift.coefficients[0]
+    xi = A + np.eye(10)
+    assert 0.08 < xi.std() < 0.12
+    sigma = np.eye(10) + xi
+    np.testing.assert_allclose(linear.constant_diffusion, sigma @ sigma.T)
+    np.testing.assert_array_equal(zoo.get("soc-ou-linear", seed=0).drift.A, A)
+    assert (zoo.get("soc-ou-linear", seed=1).drift.A != A).all()
+
+
+@pytest.mark.parametrize("setting", ["easy", "hard"])
+def test_the_value_of_the_quadratic_setting_is_finite_in_high_dimension_and_separates(setting):
+    problem, one = zoo.get("soc-ou-quadratic", setting=setting), zoo.get("soc-ou-quadratic", 1, setting=setting)
+    x = problem.initial_law.sample(5, np.random.default_rng(11))
+    for t in (0.0, 0.6):
+        parts = one.exact.value(t, x[..., None]).sum(-1)
+        np.testing.assert_allclose(problem.exact.value(t, x), parts, rtol=1e-10)
+
+
+def test_the_linear_setting_has_the_control_of_its_source():
+    problem = zoo.get("soc-ou-linear", 3, xi=0.1 * np.arange(9).reshape(3, 3))
+    sigma, A = np.eye(3) + 0.1 * np.arange(9).reshape(3, 3), problem.drift.A
+    u = np.linalg.solve(sigma, problem.exact.policy(0.3, [0.5, -1.0, 2.0]))
+    np.testing.assert_allclose(u, -sigma.T @ expm(0.7 * A.T) @ np.ones(3), rtol=1e-9)
+
+
+def test_the_double_well_of_soc_matching_is_deep_on_three_axes():
+    problem, x = zoo.get("soc-double-well", 5), np.array([0.0, 0.5, -2.0, 0.0, 3.0])
+    np.testing.assert_allclose(problem.b(0.0, x), [0.0, 7.5, 120.0, 0.0, -96.0])
+    assert problem.y(x) == -(3 + 3 * 0.75**2 + 3 * 9 + 1 + 64)
+    np.testing.assert_allclose(zoo.get("soc-double-well", 2, kappa=1.0).b(0.0, [2.0, 2.0]), [-24.0, -24.0])
+    np.testing.assert_array_equal(zoo.get("soc-double-well", 2, temperature=0.5).constant_diffusion, 0.5 * np.eye(2))
+
+
+def test_molecular_dynamics_stops_at_the_barrier():
+    """E exp(-min(tau, T)) by simulation, against finite differences for the linear equation on [-3, 0]."""
+    problem, n, steps = zoo.get("soc-molecular-dynamics"), 30_000, 200
+    assert (problem.domain.absorbing, problem.domain.bounds[1].tolist()) == (True, [0.0])
+    x = sample_paths(problem, n=n, steps=steps, rng=12).x
+    time = problem.horizon * (~problem.domain.exited(x)).mean(axis=1) * (steps + 1) / steps  # counts t = 0, too
+    reward = np.exp(-np.minimum(time, 1.0))
+
+    m = 300
+    width = 3.0 / m
+    grid = -3.0 + width * np.arange(m)  # the node at 0 is known: f = 1 there
+    drift = -4 * grid * (grid**2 - 1)
+    up, down = 0.5 / width**2 + drift / (2 * width), 0.5 / width**2 - drift / (2 * width)
+    up[0], down[0] = 1.0 / width**2, 0.0  # f' = 0 far out
+    L = np.diag(up[:-1], 1) + np.diag(down[1:], -1) - np.diag(np.full(m, 1.0 / width**2 + 1.0))
+    whole = np.zeros((m + 1, m + 1))
+    whole[:m, :m], whole[m - 1, m] = L, up[-1]
+    f = expm(problem.horizon * whole) @ np.ones(m + 1)
+    exact = f[np.argmin(abs(grid + 1.0))]
+    error = reward.std() / np.sqrt(n)
+    assert error < 1e-3
+    assert abs(reward.mean() - exact) < 3 * error
+    assert exact - np.exp(-1.0) > 30 * error  # what a process that is not stopped would pay
+
+
+def test_a_problem_is_entered_as_one_function(monkeypatch):
+    monkeypatch.setattr(zoo, "_REGISTRY", dict(zoo._REGISTRY))
+
+    @zoo.register(dims=(1, 2))
+    def my_new_problem(dim, *, size=1.0):
+        """A problem of my own."""
+        return zoo.get("lq", dim, s=size)
+
+    assert "my-new-problem" in zoo.names()
+    assert zoo.describe("my-new-problem") == "A problem of my own."
+    assert zoo.parameters("my-new-problem") == {"size": 1.0}
+    assert zoo.get("my-new-problem", 2, size=0.3).dim == 2
+    assert zoo.get("my-new-problem").dim == 1
+
+    @zoo.register(default_dim=4)
+    def my_benchmark(dim):
+        """A benchmark of my own."""
+        return zoo.get("lq", dim)
+
+    assert zoo.get("my-benchmark").dim == 4
+
+
+BAD = {
+    "unknown": (lambda: zoo.get("double-wel"), "no problem called 'double-wel'; did you mean 'double-well'"),
+    "unknown-far": (lambda: zoo.describe("zzz"), "no problem called 'zzz'; known: lq, linear-ou,"),
+    "not-a-word": (lambda: zoo.get(3), "there is no problem called 3"),
+    "parameter": (lambda: zoo.get("lq", kapa=1.0), "'lq' has no parameter 'kapa'; it accepts horizon=1.0, temper"),
+    "dim": (lambda: zoo.get("lq", 0), "dim must be a positive integer, got 0"),
+    "dim-3-of-2": (lambda: zoo.get("double-well-2d-coupled", 3), "makes sense in dim = 2 only, got dim=3"),
+    "matrix-shape": (
+        lambda: zoo.get("lq", 2, A=np.eye(3)),
+        r"'lq', dim=2: A must have shape \(2, 2\), got shape \(3, 3\) \(parameters and defaults: horizon=1.0",
+    ),
+    "vector-word": (lambda: zoo.get("lq", 2, s="far"), "s must be an array of real numbers"),
+    "unstable": (lambda: zoo.get("lq", A=0.5), "no stationary law .* so cov must be given"),
+    "temperature": (lambda: zoo.get("linear-ou", temperature=-1.0), "temperature must be a positive finite number"),
+    "horizon": (lambda: zoo.get("reflected", horizon=np.inf), "horizon must be a positive finite number"),
+    "kappa": (lambda: zoo.get("double-well", 2, kappa=[1.0, -1.0]), "kappa must be positive and nu non-negative"),
+    "nu": (lambda: zoo.get("double-well-2d-coupled", nu=-1.0), "kappa must be positive and nu non-negative"),
+    "reward-word": (
+        lambda: zoo.get("mixture-diffusion", reward="cubic"),
+        "reward must be one of 'linear', 'quadratic', 'log-mixture', got 'cubic'",
+    ),
+    "reward-dim": (
+        lambda: zoo.get("mixture-diffusion", 2, reward=LogSumExpReward.linear([1.0], temperature=1.0)),
+        "reward has dim=1, temperature=1, the problem has dim=2, temperature=1",
+    ),
+    "data-dim": (
+        lambda: zoo.get("mixture-diffusion", 2, means=[[0.0], [1.0]], covariances=[[[1.0]], [[1.0]]]),
+        r"means must have shape \(k, 2\), got points of dimension 1",
+    ),
+    "eta": (lambda: zoo.get("mixture-diffusion", eta=2.0), r"eta must lie in \(0, 1\]"),
+    "series": (lambda: zoo.get("reflected", coefficients=[0.1, 1.0]), "cosine series .* must be positive"),
+    "box": (lambda: zoo.get("reflected", lower=1.0, upper=0.0), "lower must be below upper"),
+    "running": (lambda: zoo.get("reflected", running=np.nan), "running must be finite"),
+    "setting": (lambda: zoo.get("soc-ou-quadratic", 1, setting="medium"), "setting must be one of 'easy', 'hard', got"),
+    "x0-shape": (lambda: zoo.get("soc-ou-quadratic", 2, x0=[1.0]), r"x0 must have shape \(2,\), got shape \(1,\)"),
+    "seed": (lambda: zoo.get("soc-ou-linear", 1, seed=-1), "seed must be a non-negative integer, got -1"),
+    "seed-float": (lambda: zoo.get("soc-ou-linear", 1, seed=0.5), "seed must be a non-negative integer, got 0.5"),
+    "xi": (lambda: zoo.get("soc-ou-linear", 2, xi=np.eye(3)), r"xi must have shape \(2, 2\), got shape \(3, 3\)"),
+    "soc-kappa": (lambda: zoo.get("soc-double-well", 2, kappa=-1.0), "kappa must be positive and nu non-negative"),
+    "soc-temperature": (lambda: zoo.get("soc-ou-linear", 2, temperature=0.0), "temperature must be a positive finite"),
+    "molecule-start": (lambda: zoo.get("soc-molecular-dynamics", x0=0.5), "x0 must be negative, .* got 0.5"),
+    "molecule-2d": (lambda: zoo.get("soc-molecular-dynamics", 2), "makes sense in dim = 1 only, got dim=2"),
+    "targets": (lambda: zoo.get("brownian-mixture", 2, means=[[0.0, 0.0]]), r"weights must have shape \(1,\)"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
+def test_ill_formed_requests_are_refused(make, message):
+    with pytest.raises(ProblemError, match=message):
+        make()
+
+
+def test_errors_keep_their_kind():
+    with pytest.raises(EllipticityError, match="'lq', dim=1: diffusion must be a symmetric positive definite matrix"):
+        zoo.get("lq", Lambda=-1.0)
+    with pytest.raises(InfiniteValueError, match=r"'lq', dim=1: the value is \+infinity before t = 1\.\d+"):
+        zoo.get("lq", R=-5.0, horizon=2.0)
+    with pytest.raises(InfiniteValueError, match=r"'mixture-diffusion', dim=1: the value is \+infinity up to t = "):
+        zoo.get("mixture-diffusion", strength=-8.0)
+    with pytest.raises(
+        EllipticityError, match="'soc-ou-linear', dim=1: diffusion must be a symmetric positive definite"
+    ):
+        zoo.get("soc-ou-linear", 1, xi=-1.0)
+    assert issubclass(InfiniteValueError, FemHjbError)

@@ -1,0 +1,452 @@
+"""Densities against closed forms: mass, accuracy, steering, point starts, faces that absorb, sampling."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.problems import zoo
+from fem_hjb.problems.laws import Box, Gaussian, Law, PointMass, Uniform
+from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.reference import fokker_planck
+from fem_hjb.reference.box_operators import BoxOperators
+from fem_hjb.reference.fokker_planck import solve
+from fem_hjb.solutions.density import DensityLaw
+from fem_hjb.spaces.meshes import box_mesh
+from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
+from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
+
+TIMES = (0.0, 0.13, 0.5, 0.81, 1.0)
+
+
+def spectral(lower, upper, cells, degree, dim=1):
+    return SpectralBasis([SpectralLine(np.linspace(lower, upper, cells + 1), degree)] * dim)
+
+
+def error(solution, exact, times=TIMES):
+    """The largest relative L2 error over times; exact: (t, x) -> p."""
+    basis = solution.space.spatial
+    rule = basis.quadrature(2 * basis.degree + 2)
+    x, volume = rule.x.reshape(-1, basis.dim), (rule.weights * rule.det).ravel()
+    errors = []
+    for t in times:
+        p = exact(t, x)
+        errors.append(np.sqrt((volume @ (solution.density(t, x) - p) ** 2) / (volume @ p**2)))
+    return max(errors)
+
+
+def known(problem):
+    return lambda t, x: np.exp(problem.marginal(t).logpdf(x))
+
+
+def slope(sizes, errors):
+    return -np.polyfit(np.log(sizes), np.log(errors), 1)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Boxes
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [("lq", {"mean": 0.7, "cov": 0.2}), ("mixture-diffusion", {}), ("brownian-mixture", {})],
+)
+def test_densities_in_one_dimension_agree_with_the_closed_form(name, params):
+    problem = zoo.get(name, dim=1, **params)
+    solution = solve(problem)
+    assert solution.status.startswith("ok")
+    assert error(solution, known(problem)) < 5e-8
+    assert solution.stats["mass"]["drift"] < 1e-12
+    assert abs(solution.stats["mass"]["initial"] - 1.0) < 1e-12
+    assert solution.stats["face"] < 1e-13
+    assert solution.stats["tail"] < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "half", "cells", "bar"),
+    [
+        ("lq", {"mean": 0.3, "cov": 0.4}, 4.8, 8, 1e-6),
+        ("brownian-mixture", {"horizon": 0.5}, 5.0, 8, 1e-6),
+        ("mixture-diffusion", {"horizon": 0.25}, 4.8, 9, 1e-6),
+    ],
+)
+def test_densities_in_two_dimensions_agree_with_the_closed_form(name, params, half, cells, bar):
+    problem = zoo.get(name, dim=2, **params)
+    T = problem.horizon
+    solution = solve(problem, basis=spectral(-half, half, cells, 10, 2), rtol=1e-7)
+    assert error(solution, known(problem), (0.0, 0.4 * T, T)) < bar
+    assert solution.stats["mass"]["drift"] < 1e-11
+
+
+def test_a_two_dimensional_box_is_found():
+    problem = zoo.get("brownian-mixture", dim=2, horizon=0.25)
+    solution = solve(problem, rtol=1e-6)
+    assert solution.status.startswith("ok")
+    assert error(solution, known(problem), (0.0, 0.1, 0.25)) < 1e-6
+    assert solution.stats["face"] < 1e-13
+
+
+def test_convergence_in_the_degree_is_spectral():
+    problem = zoo.get("lq", dim=1, mean=0.7, cov=0.2)
+    errors = [error(solve(problem, basis=spectral(-5.0, 6.0, 6, p), rtol=1e-10), known(problem)) for p in (4, 8, 12)]
+    assert errors[1] < 3e-2 * errors[0]
+    assert errors[2] < 3e-2 * errors[1]
+    assert errors[2] < 1e-5
+
+
+def test_without_the_transpose_neither_density_nor_mass_is_right(monkeypatch):
+    problem = zoo.get("lq", dim=1, mean=0.7, cov=0.2)
+    monkeypatch.setattr(fokker_planck, "_adjoint", lambda matrix, weights: matrix)
+    solution = solve(problem, basis=spectral(-5.0, 6.0, 10, 10))
+    assert error(solution, known(problem)) > 0.1
+    assert solution.stats["mass"]["drift"] > 0.1
+    assert "the mass changes" in solution.status
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_adjoint_is_one(dim):
+    problem = zoo.get("lq", dim=dim)
+    basis = spectral(-4.0, 5.0, 3, 6, dim)
+    adjoint = fokker_planck._Adjoint(
+        BoxOperators(problem, basis, fokker_planck._gauge(problem)), np.zeros(basis.n_dofs, dtype=np.bool_)
+    )
+    operators = adjoint.operators
+    u, q = np.random.default_rng(0).standard_normal((2, *basis.shape))
+    fields = operators.fields(0.3)
+    left = (operators.weights * operators.apply(fields, u) * q).sum()
+    assert abs(left - (operators.weights * u * adjoint.apply(0.3, q)).sum()) < 1e-10 * abs(left)
+    frozen = adjoint.separable(0.3, 0.1)
+    split = adjoint.remainder(0.3, q, frozen) + fokker_planck.apply_sum(frozen, q)
+    assert np.abs(split - adjoint.apply(0.3, q)).max() < 1e-10 * np.abs(split).max()
+
+
+def reflected(initial_law, boundary="reflecting"):
+    return ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=LinearDrift([[0.0]], [0.0]),
+        diffusion=0.5,
+        terminal_reward=lambda x: np.zeros(x.shape[:-1]),
+        initial_law=initial_law,
+        domain=Box([0.0], [2.0], boundary=boundary),
+    )
+
+
+class Series(Law):
+    """1/2 + sum_n a_n e_n(x) on [0, 2] with e_n = cos(n pi x / 2), or without the constant and with sines."""
+
+    dim = 1
+
+    def __init__(self, constant, coefficients, wave, t=0.0):
+        self.n = np.arange(1, len(coefficients) + 1)
+        self.constant, self.wave = constant, wave
+        self.a = np.asarray(coefficients) * np.exp(-0.25 * (self.n * np.pi / 2) ** 2 * t)
+
+    def density(self, x):
+        return self.constant + self.wave(self.n * np.pi * x / 2) @ self.a
+
+    def logpdf(self, x):
+        with np.errstate(divide="ignore"):
+            return np.log(np.maximum(self.density(x), 0.0))
+
+    def sample(self, n, rng):
+        return rng.uniform(0.01, 1.99, (n, 1))
+
+    expectation = covariance = score = quadrature = None
+
+
+def test_reflection_against_a_cosine_series():
+    coefficients = (0.25, -0.1, 0.05)
+    problem = reflected(Series(0.5, coefficients, np.cos))
+    solution = solve(problem)
+    assert error(solution, lambda t, x: Series(0.5, coefficients, np.cos, t).density(x)) < 1e-7
+    assert solution.stats["mass"]["drift"] < 1e-12
+    uniform = solve(reflected(Uniform(Box([0.0], [2.0]))))
+    assert np.abs(uniform.coefficients - 0.5).max() < 1e-11
+
+
+def test_absorption_against_a_sine_series():
+    coefficients = (np.pi / 4, 0.1)
+    problem = reflected(Series(0.0, coefficients, np.sin), "absorbing")
+    solution = solve(problem)
+    assert error(solution, lambda t, x: Series(0.0, coefficients, np.sin, t).density(x)) < 1e-7
+    late = Series(0.0, coefficients, np.sin, 1.0)
+    mass = solution.stats["mass"]
+    assert mass["final"] == pytest.approx(late.a[0] * 4 / np.pi, abs=1e-8)
+    assert mass["lost"] == pytest.approx(1.0 - mass["final"], abs=1e-8)
+    assert solution.law(1.0).expectation == pytest.approx(1.0 - late.a[1] * 2 / np.pi / mass["final"], abs=1e-7)
+
+
+def test_absorption_in_two_dimensions_is_a_product():
+    one = reflected(Series(0.0, (np.pi / 4, 0.1), np.sin), "absorbing")
+    basis = spectral(0.0, 2.0, 2, 10)
+    line = solve(one, basis=basis).law(1.0).values
+    problem = replace(
+        one,
+        dim=2,
+        drift=LinearDrift(np.zeros((2, 2)), np.zeros(2)),
+        initial_law=Square(one.initial_law),
+        domain=Box([0.0, 0.0], [2.0, 2.0], boundary="absorbing"),
+    )
+    plane = solve(problem, basis=SpectralBasis([basis.lines[0]] * 2)).law(1.0).values
+    assert np.abs(plane.reshape(21, 21) - np.outer(line, line)).max() < 1e-7
+
+
+class Square(Law):
+    """Two independent copies of a law."""
+
+    dim = 2
+
+    def __init__(self, law):
+        self.law = law
+
+    def logpdf(self, x):
+        return self.law.logpdf(x[..., :1]) + self.law.logpdf(x[..., 1:])
+
+    def sample(self, n, rng):
+        return np.hstack([self.law.sample(n, rng), self.law.sample(n, rng)])
+
+    expectation = covariance = score = quadrature = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steering
+
+
+def controlled_moments(problem, times):
+    """Mean and variance of the optimally controlled process of a one-dimensional LQ problem."""
+    from scipy.integrate import solve_ivp
+
+    def rhs(t, state):
+        m, c = state
+        slope = problem.exact.policy(t, np.array([[0.0], [1.0]]))[:, 0]
+        k = slope[1] - slope[0]
+        A = problem.drift.coefficients[0][0, 0]
+        return [A * m + slope[0] + k * m, 2 * (A + k) * c + problem.constant_diffusion[0, 0]]
+
+    law = problem.initial_law
+    start = [law.expectation[0], law.covariance[0, 0]]
+    return solve_ivp(rhs, (0.0, 1.0), start, rtol=1e-11, atol=1e-13, t_eval=times).y
+
+
+def controlled_error(policy, problem):
+    solution = solve(problem, policy=policy, rtol=1e-8)
+    times = np.array([0.0, 0.4, 1.0])
+    means, variances = controlled_moments(problem, times)
+    laws = {t: Gaussian([m], c) for t, m, c in zip(times, means, variances, strict=True)}
+    return error(solution, lambda t, x: np.exp(laws[t].logpdf(x)), times), solution
+
+
+def test_the_optimally_controlled_law_and_the_wrong_sign_of_a_policy():
+    problem = zoo.get("lq", dim=1, mean=0.7, cov=0.3, s=0.5, temperature=0.7)
+    right, solution = controlled_error(problem.exact.policy, problem)
+    assert right < 1e-7
+    assert solution.stats["mass"]["drift"] < 1e-12
+    wrong, _ = controlled_error(lambda t, x: -problem.exact.policy(t, x), problem)
+    assert wrong > 0.1
+
+
+def test_the_controlled_law_is_the_law_times_f_over_its_start():
+    """p*_t = p_t f_t / E f_0(X_0) if it holds at t = 0: Doob's transform."""
+    problem = zoo.get("brownian-mixture", dim=1)
+    exact = problem.exact
+
+    def f(t, x):
+        return np.exp(exact.value(t, x) / problem.temperature)
+
+    uncontrolled = solve(problem, rtol=1e-9)
+    x = np.linspace(-3.0, 3.0, 81)[:, None]
+    weight = f(0.0, np.asarray(uncontrolled.space.spatial.nodes))
+    start = DensityLaw(uncontrolled.space.spatial, np.asarray(uncontrolled.law(0.0).values) * weight)
+    tilted = replace(problem, initial_law=start)
+    basis = uncontrolled.space.spatial
+    controlled = solve(tilted, policy=exact.policy, basis=basis, rtol=1e-9)
+    for t in (0.3, 1.0):
+        ratio = controlled.density(t, x) / (uncontrolled.density(t, x) * f(t, x))
+        assert np.abs(ratio / ratio[40] - 1.0).max() < 1e-5
+
+
+def test_policies_of_a_wrong_shape_are_refused():
+    problem = zoo.get("lq", dim=1)
+    with pytest.raises(ProblemError, match="policy"):
+        solve(problem, policy=lambda t, x: np.zeros((len(x), 2)))
+    with pytest.raises(ProblemError, match="policy must be a callable"):
+        solve(problem, policy=3.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Meshes
+
+
+@pytest.mark.parametrize(("element", "order"), [("P1", 2), ("P2", 3), ("P3", 4)])
+def test_order_on_line_meshes(element, order):
+    problem = zoo.get("lq", dim=1, mean=0.5, horizon=0.5)
+    cells = (40, 80, 160)
+    errors = []
+    for m in cells:
+        solution = solve(problem, mesh=box_mesh(Box([-5.0], [5.0]), m, "line"), element=element, rtol=1e-9)
+        errors.append(error(solution, known(problem), (0.2, 0.5)))
+        assert solution.stats["mass"]["drift"] < 1e-10
+    assert slope(cells, errors) == pytest.approx(order, abs=0.15)
+
+
+def test_order_on_triangles_where_drift_and_diffusion_are_not_separable():
+    problem = zoo.get("lq", dim=2, horizon=0.1)
+    cells = (24, 32, 40)
+    errors = []
+    for m in cells:
+        solution = solve(problem, mesh=box_mesh(Box([-3.8] * 2, [3.8] * 2), m, "tri"), element="P2", rtol=1e-6)
+        errors.append(error(solution, known(problem), (0.1,)))
+        assert solution.stats["mass"]["drift"] < 1e-10
+    assert slope(cells, errors) == pytest.approx(3, abs=0.15)
+
+
+def test_iterative_solvers_conserve_mass_too(monkeypatch):
+    monkeypatch.setattr(fokker_planck.MeshOperators, "direct", property(lambda self: False))
+    problem = zoo.get("lq", dim=2, horizon=0.1)
+    mesh = box_mesh(Box([-4.0] * 2, [4.0] * 2), 12, "tri")
+    solution = solve(problem, mesh=mesh, rtol=1e-4)
+    assert "BiCGStab" in solution.stats["linear_solver"]
+    assert solution.stats["mass"]["drift"] < 1e-12
+
+
+def test_absorbing_faces_of_a_mesh():
+    coefficients = (np.pi / 4, 0.1)
+    problem = reflected(Series(0.0, coefficients, np.sin), "absorbing")
+    solution = solve(problem, mesh=box_mesh(Box([0.0], [2.0]), 40, "line"), element="P3")
+    assert error(solution, lambda t, x: Series(0.0, coefficients, np.sin, t).density(x)) < 1e-5
+    assert solution.stats["mass"]["lost"] > 0.1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Starts at a point
+
+
+def test_a_point_start_in_a_linear_drift_is_exact_from_the_first():
+    problem = zoo.get("lq", dim=1, cov=0.5)
+    problem = replace(problem, initial_law=PointMass([0.8]), marginal=None)
+    solution = solve(problem)
+    flow = fokker_planck._begin(problem, None).early
+    A, T = -1.0, (1e-4, 0.01, 0.2, 1.0)
+
+    def exact(t, x):
+        return np.exp(Gaussian([0.8 * np.exp(A * t)], (1 - np.exp(-2 * t)) / 2).logpdf(x))
+
+    x = np.linspace(-2.0, 2.5, 46)[:, None]
+    for t in T:
+        assert np.abs(solution.density(t, x) - exact(t, x)).max() < 1e-6 * exact(t, x).max()
+    assert flow(1e-4).covariance[0, 0] == pytest.approx((1 - np.exp(-2e-4)) / 2, rel=1e-9)
+    assert isinstance(solution.law(0.0), PointMass)
+    assert isinstance(solution.law(solution.start / 2), Gaussian)
+    assert solution.stats["mass"]["drift"] < 1e-11
+
+
+def test_a_point_start_in_a_nonlinear_drift_errs_by_the_third_power_of_its_first_time(monkeypatch):
+    problem = replace(zoo.get("double-well", dim=1, kappa=1.0), initial_law=PointMass([0.5]))
+    basis = SpectralBasis([SpectralLine(0.5 + np.sinh(np.linspace(-4.0, 4.0, 25)) / 11, 12)])
+    usual = fokker_planck._POINT[1]
+
+    def final(factor):
+        monkeypatch.setitem(fokker_planck._POINT, 1, factor * usual)
+        return np.asarray(solve(problem, basis=basis, rtol=1e-10).law(1.0).values)
+
+    best, factors = final(1 / 8), (1, 2, 4)
+    errors = [np.abs(final(factor) - best).max() / best.max() for factor in factors]
+    assert errors[0] < 1e-7
+    assert -slope(factors, errors) == pytest.approx(3, abs=0.15)
+
+
+def test_a_grid_that_cannot_resolve_a_point_start_is_refused():
+    problem = replace(zoo.get("lq", dim=1), initial_law=PointMass([0.0]), marginal=None)
+    with pytest.raises(SpaceError, match="smaller cells"):
+        solve(problem, mesh=box_mesh(Box([-6.0], [6.0]), 8, "line"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Laws
+
+
+@pytest.fixture(scope="module")
+def well():
+    return solve(zoo.get("double-well", dim=1, mean=0.4, kappa=2.0))
+
+
+def test_a_double_well_agrees_with_simulated_paths(well):
+    problem = well.problem
+    x = sample_paths(problem, n=20_000, steps=2, rng=0, substeps=100).x[:, -1, 0]
+    law = well.law(1.0)
+    points, weights = law.quadrature(8)
+    for power in (1, 2, 3, 4):
+        moment = weights @ points[:, 0] ** power
+        assert abs((x**power).mean() - moment) < 4 * (x**power).std() / np.sqrt(x.size)
+    assert law.expectation[0] == pytest.approx(weights @ points[:, 0], abs=1e-9)
+    assert law.covariance[0, 0] == pytest.approx(weights @ points[:, 0] ** 2 - law.expectation[0] ** 2, abs=1e-9)
+
+
+def test_scores_and_log_densities(well):
+    law = well.marginal(0.7)
+    x = np.linspace(-1.4, 1.4, 15)[:, None]
+    h = 1e-5
+    differences = (law.logpdf(x + h) - law.logpdf(x - h)) / (2 * h)
+    np.testing.assert_allclose(law.score(x)[:, 0], differences, atol=1e-4)
+    assert law.logpdf([[50.0]])[0] == -np.inf
+    assert law.score([[50.0]]).tolist() == [[0.0]]
+    np.testing.assert_allclose(well.density(np.full(15, 0.7), x), np.exp(law.logpdf(x)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_samples_follow_the_density(dim):
+    problem = zoo.get("mixture-diffusion", dim=dim)
+    exact = problem.marginal(1.0)
+    kind = {1: "line", 2: "tri"}[dim]
+    basis = fokker_planck.spatial_basis(box_mesh(Box([-4.0] * dim, [4.0] * dim), {1: 60, 2: 24}[dim], kind), "P2")
+    tensor = spectral(-4.0, 4.0, 6, 10, dim)
+    for on in (basis, tensor):
+        law = DensityLaw(on, np.exp(exact.logpdf(on.nodes)))
+        n = 20_000
+        x = law.sample(n, np.random.default_rng(3))
+        assert x.shape == (n, dim)
+        np.testing.assert_array_equal(x, law.sample(n, np.random.default_rng(3)))
+        spread = np.sqrt(np.diag(law.covariance) / n)
+        assert (np.abs(x.mean(axis=0) - law.expectation) < 4 * spread).all()
+        points, weights = law.quadrature(4)
+        for test in (np.cos, np.sin, np.tanh):
+            values = test(2 * x).prod(axis=1)
+            assert abs(values.mean() - weights @ test(2 * points).prod(axis=1)) < 4 * values.std() / np.sqrt(n) + 1e-4
+
+
+def test_negative_values_are_kept_and_told():
+    problem = zoo.get("lq", dim=1, cov=0.02)
+    solution = solve(problem, mesh=box_mesh(Box([-5.0], [5.0]), 24, "line"))
+    assert (solution.coefficients < 0).any()
+    count = int((solution.coefficients < 0).sum())
+    assert f"p is negative at {count} of" in solution.status
+    assert solution.stats["lowest"] < -1e-6
+
+
+def test_arguments_that_make_no_sense():
+    problem = zoo.get("lq", dim=1)
+    basis = spectral(-5.0, 5.0, 4, 6)
+    with pytest.raises(DomainError, match="one of basis, mesh and box"):
+        solve(problem, basis=basis, box=Box([-1.0], [1.0]))
+    with pytest.raises(SpaceError, match="dimension 1"):
+        solve(problem, basis=spectral(-1.0, 1.0, 2, 4, 2))
+    with pytest.raises(SpaceError, match="continuous"):
+        solve(problem, mesh=box_mesh(Box([-5.0], [5.0]), 8, "line"), element="hermite")
+    with pytest.raises(ConvergenceError, match="rtol"):
+        solve(problem, basis=basis, rtol=0.0)
+    with pytest.raises(DomainError, match="up to dimension 3"):
+        solve(zoo.get("lq", dim=4))
+    with pytest.raises(DomainError, match="lives in"):
+        solve(zoo.get("reflected", dim=1), basis=basis)
+    with pytest.raises(DomainError, match="one time"):
+        solve(problem, basis=basis).law([0.0, 1.0])
+
+
+def test_progress_reaches_the_end():
+    seen = []
+    solve(zoo.get("lq", dim=1), basis=spectral(-5.0, 5.0, 6, 10), progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0

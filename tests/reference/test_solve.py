@@ -1,0 +1,339 @@
+"""`solve`: tolerances that are met and estimates that are to be believed, and what is said where they are not."""
+
+import time
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fem_hjb.problems import zoo
+from fem_hjb.problems.laws import Box, Gaussian, Uniform
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.solve import solve
+from fem_hjb.solutions.compare import compare
+from fem_hjb.solutions.estimate import PARTS, ErrorEstimate, ToleranceWarning
+from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import (
+    ConvergenceError,
+    DomainError,
+    EllipticityError,
+    InfiniteValueError,
+    ProblemError,
+    SpaceError,
+)
+
+LQ, MIXTURE = zoo.get("lq", 1), zoo.get("mixture-diffusion", 1)
+Any_ = Solution | ProductSolution
+
+
+def errors(solution: Any_) -> tuple[float, float]:
+    """True relative errors of value and policy."""
+    problem = solution.problem
+    assert problem.exact is not None
+    row = compare({"this": solution}, problem.exact, problem=problem).overall("this")
+    return row.value, row.policy
+
+
+def check(solution: Any_, rtol: float) -> None:
+    """The tolerance is met, and the estimate is neither an illusion nor useless."""
+    estimate = solution.error_estimate
+    assert isinstance(estimate, ErrorEstimate)
+    assert solution.status == "ok"
+    assert estimate.met(rtol)
+    for true, estimated in zip(errors(solution), (estimate.value, estimate.policy), strict=True):
+        assert true < rtol
+        assert true < 5 * estimated + 1e-10
+        assert estimated < 100 * true + 1e-10
+    assert max(estimate.value, estimate.policy) <= 1.001 * sum(getattr(estimate, part) for part in PARTS)
+
+
+def user(d: int = 1, **changes: Any) -> ControlProblem:
+    given = {
+        "dim": d,
+        "horizon": 1.0,
+        "temperature": 1.0,
+        "drift": lambda t, x: -x,
+        "diffusion": 1.0,
+        "terminal_reward": lambda x: -(x**2).sum(-1),
+        "initial_law": Gaussian(np.zeros(d), 0.1),
+    }
+    return ControlProblem(**{**given, **changes})
+
+
+# Tolerances
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-5])
+@pytest.mark.parametrize("name", ["lq", "linear-ou", "mixture-diffusion", "brownian-mixture", "reflected"])
+def test_tolerances_are_met_and_estimates_believed(name: str, rtol: float):
+    check(solve(zoo.get(name, 1), rtol=rtol), rtol)
+
+
+@pytest.mark.parametrize("name", ["lq", "reflected"])
+def test_tolerances_are_met_in_two_dimensions(name: str):
+    check(solve(zoo.get(name, 2), rtol=1e-3), 1e-3)
+
+
+def test_smaller_tolerances_give_smaller_errors():
+    solutions = [solve(zoo.get("reflected", 1), rtol=rtol) for rtol in (1e-2, 1e-8)]
+    assert errors(solutions[1])[1] < 0.1 * errors(solutions[0])[1]
+    assert solutions[1].stats["dofs"] > solutions[0].stats["dofs"]
+
+
+def test_the_tolerance_is_1e_4_if_none_is_given():
+    solution = solve(MIXTURE)
+    check(solution, 1e-4)
+    assert "time" in str(solution.error_estimate)
+    assert solution.stats["gauge"].startswith("with ")
+    assert "taken out, log f ranges over" in solution.stats["gauge"]
+    assert {"form", "route", "why", "dofs", "solves", "seconds"} <= set(solution.stats)
+    assert solution.stats["solves"] >= 4
+
+
+def test_a_box_with_a_product_in_it_is_solved_as_a_whole():
+    """Nothing but the separable part is left, and time steps are as long as the horizon."""
+    problem = zoo.get("reflected", 2)
+    solution = solve(problem, rtol=1e-3, box=problem.domain)
+    assert isinstance(solution, Solution)
+    check(solution, 1e-3)
+
+
+@pytest.mark.parametrize("boundary", ["natural", "reflecting"])
+def test_the_words_of_a_box_to_truncate_to_do_not_matter(boundary: str):
+    solution = solve(LQ, rtol=1e-3, box=Box([-3.0], [3.0], boundary=boundary))
+    assert max(errors(solution)) < 1e-3
+    assert solution.space.spatial.box.bounds[1][0] == 3.0
+
+
+def test_absorbing_faces():
+    solution = solve(zoo.get("soc-molecular-dynamics"), rtol=1e-4)
+    assert np.exp(solution.value(0.0, [[-1.0]])[0]) == pytest.approx(0.4020938, rel=1e-4)
+    assert solution.stats["route"] == "collocation"
+    assert solution.error_estimate.met(1e-4)
+
+
+@pytest.mark.parametrize("form", ["linear", "value"])
+def test_a_form_that_is_asked_for(form: Any):
+    solution = solve(zoo.get("reflected", 1), rtol=1e-3, form=form)
+    assert solution.stats["form"] == form
+    check(solution, 1e-3)
+
+
+def test_small_temperatures():
+    cold = solve(zoo.get("lq", 1, temperature=0.01), rtol=1e-3)
+    assert cold.stats["form"] == "value"
+    check(cold, 1e-3)
+
+
+def test_a_double_well_at_a_small_temperature():
+    """As T - t grows, value and policy are those of the HJB equation: seen by its residual."""
+    problem = zoo.get("double-well", 1, temperature=0.01)
+    solution = solve(problem, rtol=1e-2)
+    assert solution.stats["form"] == "value"
+    assert solution.error_estimate.met(1e-2)
+    x, t, h = np.linspace(-1.2, 1.2, 41)[:, None], 0.95, 1e-3
+    slope = solution.gradient(t, x)
+    change = (solution.value(t + h, x) - solution.value(t - h, x)) / (2 * h)
+    curvature = (solution.gradient(t, x + h) - solution.gradient(t, x - h))[:, 0] / (2 * h)
+    terms = [change, (problem.b(t, x) * slope)[:, 0], 0.5 * curvature, slope[:, 0] ** 2 / 0.02]
+    assert np.abs(np.sum(terms, 0)).max() < 2e-2 * np.abs(terms).max()
+
+
+# Independent coordinates
+
+
+def test_ten_double_wells():
+    """The value from a fine finite-difference solution of each of two kinds of wells."""
+    problem = zoo.get("soc-double-well", 10)
+    started = time.perf_counter()
+    solution = solve(problem, rtol=1e-3)
+    assert time.perf_counter() - started < 20.0
+    assert isinstance(solution, ProductSolution)
+    assert solution.value(0.0, np.zeros((1, 10)))[0] == pytest.approx(-2.0874, rel=1e-3)
+    assert solution.error_estimate.met(1e-3)
+    assert solution.stats["why"] == "falls apart into 10 independent problems"
+    assert solution.stats["dofs"] == sum(part.stats["dofs"] for _, part in solution.parts)
+    assert len({id(part) for _, part in solution.parts}) < 10
+    np.testing.assert_allclose(solution.gradient(0.3, np.zeros((1, 10))), 0.0, atol=1e-5)
+
+
+def test_progress():
+    seen: list[float] = []
+    solve(zoo.get("reflected", 3), rtol=1e-3, progress=seen.append)
+    assert seen == pytest.approx([1 / 3, 2 / 3, 1.0])
+    single: list[float] = []
+    solve(zoo.get("reflected", 1), rtol=1e-3, progress=single.append)
+    assert len(single) > 0
+    assert single == sorted(single)
+    assert min(single) >= 0.0
+    assert max(single) <= 1.0
+
+
+# Tolerances that are not met
+
+
+def test_too_few_unknowns_are_said():
+    with pytest.warns(ToleranceWarning, match=r"'brownian-mixture'\) was asked for a relative error of 1.0e-05 but"):
+        solution = solve(zoo.get("brownian-mixture", 1), rtol=1e-5, max_dofs=71)
+    assert "was asked for a relative error of 1.0e-05" in solution.status
+    assert not solution.error_estimate.met(1e-5)
+    true, estimate = errors(solution), solution.error_estimate
+    assert true[1] < 5 * estimate.policy
+    assert true[0] < 5 * estimate.value
+
+
+def test_no_more_unknowns_are_spent_than_allowed():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ToleranceWarning)
+        try:
+            spent = solve(MIXTURE, rtol=1e-3, max_dofs=40).stats["dofs"]
+        except ConvergenceError:  # just as well
+            spent = 0
+    assert spent <= 40
+
+
+# On meshes
+
+
+def test_a_mesh_with_a_tolerance_gets_an_estimate():
+    wide = Box([-5.0], [5.0])
+    solution = solve(LQ, rtol=1e-2, cells=60, box=wide)
+    assert solution.method == "mesh"
+    assert solution.error_estimate.met(1e-2)
+    assert max(errors(solution)) < 1e-2
+    assert solve(LQ, cells=20, box=wide).error_estimate is None
+    with pytest.warns(ToleranceWarning, match="limited by space"):
+        rough = solve(LQ, rtol=1e-4, cells=12, box=wide)
+    assert "limited by space" in rough.status
+
+
+def test_an_estimate_on_a_mesh_sees_its_faces():
+    """Natural faces at two standard deviations and a bit spoil the policy by several per cent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ToleranceWarning)
+        solution = solve(LQ, rtol=1e-2, cells=40, box=Box([-2.0], [2.0]))
+    assert errors(solution)[1] > 0.03
+    assert solution.error_estimate.limited_by == "truncation"
+    assert 0.2 * errors(solution)[1] < solution.error_estimate.policy < 5 * errors(solution)[1]
+
+
+def test_meshes_are_refined_on_request():
+    solution = solve(MIXTURE, rtol=3e-2, refine=True, cells=8)
+    assert solution.stats["history"][0]["cells"] == 8
+    assert solution.method == "mesh"
+    assert solution.error_estimate.met(3e-2)
+    assert len(solution.stats["history"]) >= 1
+
+
+# Bad input
+
+
+def broken(t: Any, x: FloatArray) -> FloatArray:
+    """Not a number far out, where paths of the first few times do not go."""
+    return np.where(x > 1.8, np.nan, -x)
+
+
+def degenerate(t: Any, x: FloatArray) -> FloatArray:
+    return np.asarray((4.0 - x**2)[..., None] * np.eye(1))
+
+
+SQUARE = Box([-4.0, -4.0], [4.0, 4.0])
+BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
+    "no problem": ("lq", {}, ProblemError, "solve needs a ControlProblem, got str"),
+    "rtol too small": (LQ, {"rtol": 1e-14}, ConvergenceError, r"from 1e-10, what double.* to 0.1, got 1e-14"),
+    "rtol too large": (LQ, {"rtol": 0.5}, ConvergenceError, "to 0.1, got 0.5"),
+    "rtol negative": (LQ, {"rtol": -1e-3}, ConvergenceError, "got -0.001"),
+    "rtol text": (LQ, {"rtol": "a"}, ConvergenceError, "rtol must be a number .* got 'a'"),
+    "rtol bool": (LQ, {"rtol": True}, ConvergenceError, "got True"),
+    "rtol nan": (LQ, {"rtol": np.nan}, ConvergenceError, "got nan"),
+    "form": (LQ, {"form": "log"}, ConvergenceError, "form must be one of 'linear', 'value', got 'log'"),
+    "progress": (LQ, {"progress": 3}, ConvergenceError, "progress must be a callable or None, got 3"),
+    "boundary": (LQ, {"boundary": "dirichlet"}, DomainError, "boundary must be 'natural' or a callable"),
+    "max_dofs": (LQ, {"max_dofs": -1}, SpaceError, "max_dofs must be a positive integer, got -1"),
+    "box of wrong dimension": (LQ, {"box": SQUARE}, DomainError, "a Box of dimension 1, got one of dimension 2"),
+    "box that is none": (LQ, {"box": (0, 1)}, DomainError, "a Box of dimension 1, got tuple"),
+    "box without end": (
+        LQ,
+        {"box": Box([-np.inf], [3.0], boundary="natural")},
+        DomainError,
+        "box must have finite faces",
+    ),
+    "box that misses the law": (LQ, {"box": Box([1.0], [4.0])}, DomainError, r"leaves out 9\d.*take a larger box"),
+    "box within a domain": (
+        zoo.get("reflected", 1),
+        {"box": Box([0.1], [0.9])},
+        DomainError,
+        "the process ends at the faces of .* the box must have them too",
+    ),
+    "four coupled coordinates": (zoo.get("lq", 4), {}, DomainError, "4 coordinates of 'lq' hang together"),
+    "form on a mesh": (LQ, {"form": "value", "cells": 8}, DomainError, "form cannot be asked for on a mesh"),
+    "max_dofs on a mesh": (LQ, {"max_dofs": 9, "steps": 8}, DomainError, "max_dofs cannot be asked for on a mesh"),
+    "both on a mesh": (LQ, {"form": "linear", "max_dofs": 9, "cells": 8}, DomainError, "form and max_dofs cannot"),
+    "refine without rtol": (LQ, {"refine": True}, DomainError, "refine=True needs rtol .* got rtol=None"),
+    "refine with steps": (LQ, {"refine": True, "rtol": 1e-2, "steps": 8}, DomainError, "rtol=0.01 and steps"),
+    "refine with rtol_time": (
+        LQ,
+        {"refine": True, "rtol": 1e-2, "rtol_time": 1e-3},
+        DomainError,
+        "rtol=0.01 and rtol_time",
+    ),
+    "drift not finite": (user(drift=broken), {"box": Box([-3.0], [3.0])}, ProblemError, r"drift\(t, x\) is not finite"),
+    "reward not finite": (
+        user(terminal_reward=lambda x: np.where(x[..., 0] > 1.5, np.inf, 0.0)),
+        {},
+        ProblemError,
+        r"terminal_reward\(x\) is not finite at \d+ of \d+ points, the first is x=\[[12]\.",
+    ),
+    "diffusion not elliptic": (
+        user(diffusion=degenerate),
+        {"box": Box([-3.0], [3.0])},
+        EllipticityError,
+        r"positive definite .*at .*x=\[",
+    ),
+    "infinite value": (
+        user(drift=lambda t, x: 0.0 * x, terminal_reward=lambda x: (x**2).sum(-1)),
+        {},
+        InfiniteValueError,
+        r"\+infinity before t = 0.5",
+    ),
+    "value form with absorbing faces": (
+        zoo.get("soc-molecular-dynamics"),
+        {"form": "value"},
+        ConvergenceError,
+        "the value form has no absorbing faces",
+    ),
+}
+
+
+@pytest.mark.parametrize(("problem", "keywords", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input(problem: Any, keywords: dict[str, Any], error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        solve(problem, **keywords)
+
+
+def test_the_place_where_a_coefficient_fails_is_told():
+    """Beyond what paths of the process see at first, but within the box."""
+
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        return np.where((x > 2.4) & (x < 2.7), np.nan, -x)
+
+    with pytest.raises(
+        ProblemError, match=r"drift\(t, x\) is not finite at \d+ of \d+ points, the first is x=\[2\.[4-7]"
+    ):
+        solve(user(drift=drift), box=Box([-4.0], [4.0]))
+
+
+def test_a_law_on_an_absorbing_face_is_refused_when_the_problem_is_made():
+    with pytest.raises(ProblemError, match="of the initial law lies outside the domain"):
+        user(domain=Box([-1.0], [1.0], boundary="absorbing"), initial_law=Gaussian([0.0], 4.0))
+    problem = user(domain=Box([-1.0], [1.0], boundary="absorbing"), initial_law=Uniform(Box([-0.9], [0.9])))
+    with pytest.raises(DomainError, match="box must have them too"):
+        solve(problem, box=Box([-2.0], [2.0]))
+
+
+def test_the_same_call_gives_the_same_bits():
+    one, two = (solve(replace(zoo.get("reflected", 1), exact=None), rtol=1e-2) for _ in range(2))
+    np.testing.assert_array_equal(one.coefficients, two.coefficients)
