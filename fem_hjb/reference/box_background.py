@@ -8,11 +8,12 @@ that is linear-quadratic it is the value itself, and all that is left is u = 1.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.polynomial import chebyshev
 from scipy.integrate import solve_ivp
+from scipy.interpolate import BarycentricInterpolator
 
 from fem_hjb.problems.gauge import Background, Gauge, QuadraticGauge
 from fem_hjb.problems.laws import Box, tensor_rule
@@ -30,18 +31,13 @@ _EXACT = 1e-10  # relative residual below which a fit counts as exact
 @final
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """Coefficients at the times t (k,): A (k, d, d), a (k, d), Lambda (k, d, d), Q, q, q0; R, s, s0; and the misfit."""
+    """t -> A, Lambda, Q (d, d), a, q (d,) and q0, one after the other; R, s, s0; and whether all of it is exact."""
 
-    t: FloatArray
-    A: FloatArray
-    a: FloatArray
-    Lambda: FloatArray
-    Q: FloatArray
-    q: FloatArray
-    q0: FloatArray
+    at: Callable[[float], FloatArray]
     R: FloatArray
     s: FloatArray
     s0: float
+    largest: float  # of |Lambda|
     exact: bool
 
 
@@ -53,20 +49,18 @@ def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> Quad
     fit = _fit(problem, box)
     d, T, alpha = problem.dim, problem.horizon, problem.temperature
 
-    def at(array: FloatArray, t: float) -> FloatArray:
-        return array[0] if len(fit.t) == 1 else _barycentric(fit.t, array, t)
-
     def rate(s: float, state: FloatArray) -> FloatArray:
-        t = T - s
         P, p = state[: d * d].reshape(d, d), state[d * d : -1]
-        A, a, Lambda = at(fit.A, t), at(fit.a, t), at(fit.Lambda, t)
+        row = fit.at(T - s)
+        A, Lambda, Q = row[: 3 * d * d].reshape(3, d, d)
+        a, q = row[3 * d * d : -1].reshape(2, d)
         PA, PL = P @ A, P @ Lambda
-        dP = PA.T + PA + at(fit.Q, t) - PL @ P / alpha
-        dp = A.T @ p - PL @ p / alpha - P @ a + at(fit.q, t)
-        dc = a @ p + p @ Lambda @ p / (2 * alpha) - 0.5 * np.trace(PL) + at(fit.q0, t)
+        dP = PA.T + PA + Q - PL @ P / alpha
+        dp = A.T @ p - PL @ p / alpha - P @ a + q
+        dc = a @ p + p @ Lambda @ p / (2 * alpha) - 0.5 * np.trace(PL) + row[-1]
         return np.concatenate([dP.ravel(), dp, [dc]])
 
-    scale = alpha / max(float(np.abs(fit.Lambda).max()) * T, 1e-300)
+    scale = alpha / max(fit.largest * T, 1e-300)
 
     def tame(_: float, state: FloatArray) -> float:
         return float(np.linalg.eigvalsh(state[: d * d].reshape(d, d))[0] + 1e6 * scale)
@@ -142,7 +136,7 @@ def _fit(problem: ControlProblem, box: Box) -> _Fit:
         matrix[pairs] = -c[1 + d :] / (deviation[pairs[0]] * deviation[pairs[1]])
         return matrix + matrix.T, c[1 : 1 + d] / deviation, float(c[0])
 
-    rows = []
+    rows, largest = [], 0.0
     times = T * (1 - np.cos(np.pi * np.arange(_TIMES) / (_TIMES - 1))) / 2
     samples = [problem.b(float(t), x) for t in times[[0, 7, 21, -1]]]
     moving = problem.running_reward is not None or problem.constant_diffusion is None
@@ -153,28 +147,27 @@ def _fit(problem: ControlProblem, box: Box) -> _Fit:
         Lambda = problem.Lambda(t, x)
         mean = np.asarray(np.einsum("n,nij->ij", w / w.sum(), Lambda))
         misfits.append(float(np.abs(Lambda - mean).max()) / float(np.abs(mean).max()))
-        rows.append((slope[1:].T / deviation, slope[0], mean, *reward(problem.r(t, x))))
-    A, a, Lambdas, Q, q, q0 = (np.stack([np.asarray(row[i]) for row in rows]) for i in range(6))
+        Q, q, q0 = reward(problem.r(t, x))
+        rows.append(np.concatenate([np.ravel(part) for part in (slope[1:].T / deviation, mean, Q, slope[0], q, q0)]))
+        largest = max(largest, float(np.abs(mean).max()))
     R, s, s0 = reward(problem.y(x))
-    return _Fit(times, A, a, Lambdas, Q, q, q0, R, s, s0, max(misfits) <= _EXACT)
+    return _Fit(_through(times, np.stack(rows)), R, s, s0, largest, max(misfits) <= _EXACT)
 
 
-def _barycentric(nodes: FloatArray, rows: FloatArray, t: float) -> FloatArray:
-    """The polynomial through rows at Chebyshev points (extrema) nodes, at t."""
-    gaps = t - nodes
-    hit = np.abs(gaps) < 1e-14 * (nodes[-1] - nodes[0])
-    if hit.any():
-        return np.asarray(rows[int(np.argmax(hit))])
-    weights = (-1.0) ** np.arange(len(nodes)) / gaps
+def _through(times: FloatArray, rows: FloatArray) -> Callable[[float], FloatArray]:
+    """The polynomial through rows (k, m) at the extrema of a Chebyshev polynomial, or the only row."""
+    if len(times) == 1:
+        return lambda t: np.asarray(rows[0])
+    weights = (-1.0) ** np.arange(len(times))
     weights[[0, -1]] *= 0.5
-    return np.asarray(np.tensordot(weights, rows, 1) / weights.sum())
+    polynomial: Callable[[float], FloatArray] = BarycentricInterpolator(times, rows, wi=weights)
+    return polynomial
 
 
-def _series(function: Callable[[FloatArray], FloatArray], T: float) -> FloatArray:
+def _series(function: Callable[[FloatArray], Any], T: float) -> FloatArray:
     """Chebyshev coefficients (k, m) on [0, T] of a smooth function (times (n,) -> (n, m)), as many as it needs."""
     for degree in _DEGREES:
-        tau = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
-        coefficients: FloatArray = np.asarray(chebyshev.chebfit(tau, function(T * (tau + 1) / 2), degree), np.float64)
+        coefficients: FloatArray = chebyshev.chebinterpolate(lambda tau: function(T * (tau + 1) / 2), degree)
         if np.abs(coefficients[-2:]).max() <= 1e-14 * max(np.abs(coefficients).max(), 1e-300):
             break
     return coefficients
