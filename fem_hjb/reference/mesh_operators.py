@@ -27,7 +27,7 @@ from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.spaces.space import SpatialBasis
 from fem_hjb.stepping.esdirk import Solve
-from fem_hjb.support.checks import FloatArray, IntArray, positive_integer
+from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError
 
 _CHUNK_POINTS = 1 << 17  # quadrature points whose coefficients are evaluated at once
@@ -41,20 +41,16 @@ _MAX_ITERATIONS = 400
 class MeshOperators:
     """M and K(t) of the weak form above, for any `SpatialBasis`.
 
-    problem, basis, gauge : the coefficients, the basis, and the c_r that is taken out of r.
-    quadrature_degree : polynomials of this degree are integrated exactly on affine cells; 2 p + 1 by default, with p
-        the degree of the basis.
+    problem, basis, gauge : the coefficients, the basis, and the c_r that is taken out of r. Polynomials of degree
+        2 p + 1, with p that of the basis, are integrated exactly on affine cells.
 
     M : the mass matrix (n, n), CSR; K(t) has the same pattern and shares its index arrays.
     autonomous : whether the coefficients looked independent of time at a few times and points. It only serves to
         choose a linear solver; `K` compares all of them bitwise on every call.
     """
 
-    def __init__(
-        self, problem: ControlProblem, basis: SpatialBasis, gauge: Gauge, quadrature_degree: int | None = None
-    ) -> None:
-        degree = 2 * basis.degree + 1 if quadrature_degree is None else quadrature_degree
-        rule = basis.quadrature(positive_integer(degree, "quadrature_degree", ConvergenceError))
+    def __init__(self, problem: ControlProblem, basis: SpatialBasis, gauge: Gauge) -> None:
+        rule = basis.quadrature(2 * basis.degree + 1)
         self.problem, self.basis, self.gauge = problem, basis, gauge
         d, q, l, nc = basis.dim, rule.xi.shape[0], basis.local_size, basis.n_cells
         self._local_size, self._q = l, q

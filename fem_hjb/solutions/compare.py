@@ -221,33 +221,23 @@ def compare(
     return Comparison(rows=tuple(rows), points=chosen.description)
 
 
-def difference(
-    solution: Solution,
-    richer: Solution,
-    problem: ControlProblem | None = None,
-    *,
-    order: int | None = None,
-    undefined: bool = True,
-) -> tuple[float, float]:
+def difference(solution: Solution, richer: Solution, *, undefined: bool = True) -> tuple[float, float]:
     """Relative difference (value, policy) of two solutions, in the norms of `ErrorEstimate` with `richer` as v.
-
-    problem : whose law p_t is meant, by default richer.problem.  order : Gauss points per coordinate, as in `compare`.
 
     Points outside the mesh are left out. Those where f <= 0 in one of the two, so that there is no value, count as
     wrong by 100 per cent: the root of their mass is added in squares, unless undefined=False. (inf, inf) if no value
     is known on more than half of the mass.
     """
-    problem = richer.problem if problem is None else problem
 
     def covered(t: Any, x: FloatArray) -> FloatArray:
         return np.where(richer.space.spatial.locate(x)[0] >= 0, 1.0, np.nan)
 
     mesh = from_callables(covered, lambda t, x: np.zeros(x.shape))
     try:
-        row = compare({"this": solution}, richer, problem=problem, order=order).overall("this")
+        row = compare({"this": solution}, richer).overall("this")
         lost = row.excluded
         if undefined and lost > 0.0:
-            lost -= compare({"mesh": mesh}, mesh, problem=problem, order=order).overall("mesh").excluded
+            lost -= compare({"mesh": mesh}, mesh, problem=richer.problem).overall("mesh").excluded
     except ComparisonError:  # no value on more than half of the mass
         return math.inf, math.inf
     wrong = math.sqrt(lost) if undefined and lost > _ROUNDING else 0.0
