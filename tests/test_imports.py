@@ -13,8 +13,8 @@ ORDER = {
     "support": "errors checks files",
     "problems": "divergence laws problem blocks closed_form gauge mixtures zoo",
     "paths": "simulate tree_sum extent sources",
-    "spaces": "line locate recovery meshes basis mesh_files features mesh spectral tensor space",
-    "stepping": "esdirk exponential radau",
+    "spaces": "axes line locate recovery meshes basis mesh_files features mesh spectral tensor space",
+    "stepping": "esdirk krylov lawson radau",
     "solutions": "density estimate solution compare files",
     "reference": (
         "box_background box_grids box_operators mesh_operators box_newton fokker_planck mesh_solve box_solve "

@@ -11,8 +11,8 @@ from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge
 from fem_hjb.problems.laws import BoolArray, Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.solution import Solution
+from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
-from fem_hjb.stepping.exponential import apply_axis
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 

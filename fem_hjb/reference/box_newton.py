@@ -44,17 +44,16 @@ from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_operators import BoxOperators, Fields
 from fem_hjb.solutions.solution import Solution
+from fem_hjb.spaces.axes import apply_all, lagrange_weights
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.spaces.spectral import SpectralBasis
-from fem_hjb.stepping.esdirk import ESDIRK43, ORDER, Step, lagrange_weights, rtol_in_range
-from fem_hjb.stepping.exponential import apply_all
-from fem_hjb.support.checks import FloatArray, positive_integer, positive_number, real_array
-from fem_hjb.support.errors import ConvergenceError, DomainError, SpaceError
+from fem_hjb.stepping.esdirk import ESDIRK43, ORDER, EsdirkStep, rtol_in_range
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError, DomainError
 
 DIRECT_UNKNOWNS = {2: 10_000, 3: 2500}  # beyond, GMRES instead of sparse factors
 _NEWTON_SHARE = 0.02  # of the time tolerance: what unfinished Newton iterations may spoil
-_FIXED_NEWTON = 1e-11  # the same for equal steps, relative
 _MOST_ITERATIONS = 12  # per stage
 _KEEP_FACTORS = 0.1  # contraction per iteration up to which factors are kept
 _ROUNDING = 32 * float(np.finfo(float).eps)
@@ -72,11 +71,7 @@ def solve_value(
     basis: SpectralBasis,
     background: Gauge | QuadraticGauge,
     *,
-    rtol_time: float | None = None,
-    steps: int | None = None,
-    initial: FloatArray | None = None,
-    first_step: float | None = None,
-    progress: Callable[[float], None] | None = None,
+    rtol_time: float,
 ) -> Solution:
     """v on a box for any temperature, by Newton's method in every stage of an implicit method of order 4.
 
@@ -87,10 +82,6 @@ def solve_value(
     rtol_time : per step, for the embedded error estimate of both value and policy, each relative to its norm at that
         time, or to a thousandth of the largest norm so far if that is more: policies fade away as s grows. Norms are
         those of `BoxOperators.norm`; policies are measured as sqrt(grad v' Lambda grad v) / alpha.
-    steps : instead of it, this many equal steps.
-    initial : v at t = T at the nodes (n,), instead of y.
-    first_step : the first step to try, relative to the horizon.
-    progress : called after every step with the fraction of [0, T] done.
 
     The linear equations are solved by banded factors on a line; by sparse ones up to 10 000 nodes in two dimensions and
     2500 in three; else by GMRES with a preconditioner that is good where the steered process is nearly separable, and
@@ -103,27 +94,15 @@ def solve_value(
     -------
     A `Solution` with method "newton" whose coefficients are w at the nodes. Its stats: cells, dofs, steps, rejected
     (by the error estimate), failures (of Newton's method, cured by shorter steps), newton_iterations, factorisations,
-    linear_solver, first_step.
+    linear_solver.
 
     Raises
     ------
-    ConvergenceError : rtol_time or steps make no sense, Newton's method fails in one of `steps` equal steps, or steps
-        shrink to nothing: v is not resolved by the basis.
-    SpaceError : `initial` does not fit the basis.
+    ConvergenceError : rtol_time makes no sense, or steps shrink to nothing: v is not resolved by the basis.
     DomainError : the process is stopped at faces of problem.domain, or it lives in a box other than the basis'.
     """
-    if (rtol_time is None) == (steps is None):
-        raise ConvergenceError(f"give exactly one of rtol_time and steps, got {rtol_time!r} and {steps!r}")
-    v_T = problem.y(basis.nodes) if initial is None else real_array(initial, "initial", SpaceError)
-    if v_T.shape != (basis.n_dofs,) or not np.isfinite(v_T).all():
-        raise SpaceError(f"v at t = T must be finite, of shape ({basis.n_dofs},), got shape {v_T.shape}")
-    if first_step is not None:
-        first_step = positive_number(first_step, "first_step", ConvergenceError)
-    stepper = _Stepper(_ValueEquation(problem, basis, background), v_T)
-    if steps is None:
-        _adaptive(stepper, rtol_in_range(rtol_time, "rtol_time"), first_step, progress)
-    else:
-        _fixed(stepper, positive_integer(steps, "steps", ConvergenceError), progress)
+    stepper = _Stepper(_ValueEquation(problem, basis, background), rtol_in_range(rtol_time, "rtol_time"))
+    _adaptive(stepper)
     return _solution(stepper)
 
 
@@ -150,7 +129,6 @@ def _solution(stepper: "_Stepper") -> Solution:
             **stepper.counts,
             "factorisations": equation.factorisations,
             "linear_solver": equation.linear_solver,
-            "first_step": done[0].h / T,
         },
     )
 
@@ -331,14 +309,14 @@ class _Bands:
 class _Stepper:
     """The state (w, F(w)) at s, the steps done, and one attempted step."""
 
-    def __init__(self, equation: _ValueEquation, v_T: FloatArray) -> None:
-        self.equation, self.s = equation, 0.0
-        w = self.w = np.asarray(v_T - equation.v0(equation.problem.horizon))
+    def __init__(self, equation: _ValueEquation, rtol: float) -> None:
+        self.equation, self.rtol, self.s = equation, rtol, 0.0
+        w = self.w = equation.problem.y(equation.basis.nodes) - equation.v0(equation.problem.horizon)
         self.slope = equation.slope(0.0, w)
         self.sizes = equation.sizes_of_value(0.0, w)
         self.least = _FADED * self.sizes
-        self.tolerance = _FIXED_NEWTON
-        self.done: list[Step] = []
+        self.tolerance = _NEWTON_SHARE * rtol
+        self.done: list[EsdirkStep] = []
         self.counts = {"rejected": 0, "failures": 0, "newton_iterations": 0}
         self._factors: tuple[float, Linear] | None = None
         c = ESDIRK43.c
@@ -393,7 +371,7 @@ class _Stepper:
         for array in (self.w, self.slope, w, slope):
             array.setflags(write=False)
         ends = {"f0": self.w, "f1": w, "derivative0": self.slope, "derivative1": slope}
-        self.done.append(Step(t=self.s, h=h, error=error, rejected=rejected, solves=0, **ends))
+        self.done.append(EsdirkStep(t=self.s, h=h, error=error, rejected=rejected, solves=0, **ends))
         self.w, self.slope, self.s = w, slope, self.s + h
         sizes = self.equation.sizes_of_value(self.s, w)
         self.least = np.maximum(self.least, _FADED * sizes)
@@ -405,37 +383,13 @@ def _relative(part: FloatArray, whole: FloatArray) -> float:
     return float(np.max(part / np.maximum(whole, np.finfo(float).tiny)))
 
 
-def _fixed(stepper: _Stepper, steps: int, progress: Callable[[float], None] | None) -> None:
-    h = stepper.equation.problem.horizon / steps
-    for k in range(steps):
-        stepper.s = k * h
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                w, slope, error = stepper.attempt(h)
-        except ConvergenceError as cause:
-            raise ConvergenceError(
-                f"no solution in the step from t={stepper.equation.time(stepper.s):.6g} with {steps} equal steps;"
-                " take more of them, or rtol_time"
-            ) from cause
-        stepper.accept(h, w, slope, error, 0)
-        if progress is not None:
-            progress((k + 1) / steps)
-
-
-def _adaptive(
-    stepper: _Stepper,
-    rtol: float,
-    first_step: float | None,
-    progress: Callable[[float], None] | None,
-    most_steps: int = _MAX_STEPS,
-) -> None:
-    T, counts = stepper.equation.problem.horizon, stepper.counts
-    stepper.tolerance = _NEWTON_SHARE * rtol
+def _adaptive(stepper: _Stepper) -> None:
+    T, counts, rtol = stepper.equation.problem.horizon, stepper.counts, stepper.rtol
     speed = _relative(stepper.equation.sizes(0.0, stepper.slope), stepper.sizes)
-    h = T * first_step if first_step is not None else min(T / 8, rtol ** (1 / ORDER) / max(speed, 1e-300))
-    h, previous, rejected = max(h, 10 * _SMALLEST_STEP * T), 1.0, 0
+    h = max(min(T / 8, rtol ** (1 / ORDER) / max(speed, 1e-300)), 10 * _SMALLEST_STEP * T)
+    previous, rejected = 1.0, 0
     cause: ConvergenceError | None = None
-    for _ in range(most_steps):
+    for _ in range(_MAX_STEPS):
         left = T - stepper.s
         h = left if h >= left * (1 - 1e-9) else min(h, left / 2) if h > left / 2 else h
         if h < _SMALLEST_STEP * T:
@@ -453,8 +407,6 @@ def _adaptive(
             continue
         counts["rejected"] += rejected
         stepper.accept(h, w, slope, error, rejected)
-        if progress is not None:
-            progress(min(stepper.s / T, 1.0))
         if h == left:
             return
         ratio = max(ratio, 1e-10)

@@ -12,7 +12,7 @@ The part of L that is a sum of operators on one axis each is kept apart: its exp
 inverted by diagonalising its 1-D matrices (R. E. Lynch, J. R. Rice and D. H. Thomas, Numer. Math. 6 (1964) 185-199).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
@@ -24,9 +24,9 @@ from scipy.sparse.linalg import LinearOperator, gmres
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.laws import BoolArray
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.spaces.axes import apply_all, apply_axis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.stepping.esdirk import Solve
-from fem_hjb.stepping.exponential import apply_all, apply_axis
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError, EllipticityError
 
@@ -53,7 +53,6 @@ class BoxOperators:
     """L(t) on a `SpectralBasis`, in pieces; see the module.
 
     problem, basis, background : the coefficients, the nodes, and what is taken out of f.
-    policy : added to the drift, a callable (t, x) -> (n, d), or None.
     truncated : (2, d), the lower and upper faces at which the box ends but the process does not. Where the drift of u
         points inwards on the whole of such a face, at a few times, nothing diffuses across it: second derivatives in
         its normal direction are left out on it. That makes no boundary layer, unlike the natural condition, and is
@@ -65,10 +64,9 @@ class BoxOperators:
         problem: ControlProblem,
         basis: SpectralBasis,
         background: Background,
-        policy: Callable[[float, FloatArray], FloatArray] | None = None,
         truncated: BoolArray | None = None,
     ) -> None:
-        self.problem, self.basis, self.background, self.policy = problem, basis, background, policy
+        self.problem, self.basis, self.background = problem, basis, background
         self.shape: tuple[int, ...] = basis.shape
         self.dim = basis.dim
         self.D = [line.derivative for line in basis.lines]
@@ -82,7 +80,7 @@ class BoxOperators:
         ]
         self._mean_weights = reduce(np.multiply.outer, self._averages).ravel()
         self._waves, self._curvatures = zip(*[_waves(line) for line in basis.lines], strict=True)
-        self.evaluations = self.iterations = 0
+        self.iterations = 0
         self._last: tuple[float, Fields] | None = None
         self._constant = problem.constant_diffusion
         self._mixed: dict[tuple[int, int], FloatArray | None] = dict.fromkeys(combinations(range(self.dim), 2))
@@ -94,17 +92,13 @@ class BoxOperators:
         """The coefficients at time t; the last ones are kept, and all times are one if nothing depends on time."""
         if self._last is not None and (self.autonomous or self._last[0] == t):
             return self._last[1]
-        result = self._evaluate(t, self.basis.nodes)
-        self.evaluations += 1
-        self._last = (t, result)
-        return result
+        self._last = (t, self._evaluate(t, self.basis.nodes))
+        return self._last[1]
 
     def _evaluate(self, t: float, x: FloatArray) -> Fields:
         problem, d = self.problem, self.dim
         shape = self.shape if x is self.basis.nodes else (len(x),)
         b = problem.b(t, x)
-        if self.policy is not None:
-            b = b + self.policy(t, x)
         Lambda = problem.Lambda(t, x)
         if self._constant is None:
             check_elliptic(Lambda, x, t)
@@ -180,7 +174,7 @@ class BoxOperators:
                 result += apply_axis(self.D[m].T, apply_axis(self.D[k].T, weighted, k), m)
         return np.asarray(result / self.weights)
 
-    def separable(self, fields: Fields) -> "Separable":
+    def separable(self, fields: Fields) -> "SeparableOperator":
         """The separable part at one time: per axis, coefficients averaged over the other axes."""
         d = self.dim
         drift = [self._main_effect(fields.drift[k], k) for k in range(d)]
@@ -197,9 +191,9 @@ class BoxOperators:
             drift[k][:, None] * self.D[k] + 0.5 * diffusion[k][:, None] * self.second[k] + np.diag(rate[k])
             for k in range(d)
         ]
-        return Separable(matrices=matrices, drift=drift, rate=rate, diffusion=diffusion)
+        return SeparableOperator(matrices=matrices, drift=drift, rate=rate, diffusion=diffusion)
 
-    def remainder(self, fields: Fields, frozen: "Separable") -> Fields:
+    def remainder(self, fields: Fields, frozen: "SeparableOperator") -> Fields:
         """The coefficients of L minus the separable operator."""
         drift = np.stack([fields.drift[k] - self._along(frozen.drift[k], k) for k in range(self.dim)])
         rate = fields.rate - sum(self._along(part, k) for k, part in enumerate(frozen.rate))
@@ -227,14 +221,6 @@ class BoxOperators:
     def advection(self, velocity: FloatArray) -> float:
         """A bound of the spectral radius of <velocity, grad>, velocity (d, *shape), from the finest waves there are."""
         return float(sum(np.abs(velocity[k]) * self._along(self._waves[k], k) for k in range(self.dim)).max())
-
-    def is_separable(self, fields: Fields, frozen: "Separable") -> bool:
-        """Whether nothing but rounding is left of L without its separable part."""
-        left = self.remainder(fields, frozen)
-        return all(
-            float(np.abs(a).max()) <= 1e-11 * max(float(np.abs(b).max()), 1e-300)
-            for a, b in zip(_parts(left), _parts(fields), strict=True)
-        )
 
     def solver(self, fields: Fields, shift: float, inverse: "SeparableInverse", fixed: IntArray) -> Solve:
         """A solver for 1 - shift L, GMRES preconditioned by the separable part; u_i = rhs_i for i in `fixed`."""
@@ -305,11 +291,9 @@ class SeparableInverse:
     leaves matrices that are self-adjoint for the nodes' weights: good enough for a preconditioner.
     """
 
-    def __init__(self, operators: "BoxOperators", parts: "Separable") -> None:
-        self.exact = True
+    def __init__(self, operators: "BoxOperators", parts: "SeparableOperator") -> None:
         eigen: list[Any] = [np.linalg.eig(matrix) for matrix in parts.matrices]
         if any(np.linalg.cond(vectors) > _CONDITION for _, vectors in eigen):
-            self.exact = False
             eigen = []
             for k, line in enumerate(operators.basis.lines):
                 root = np.sqrt(line.weights)
@@ -332,7 +316,7 @@ class SeparableInverse:
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Separable:
+class SeparableOperator:
     """A sum of operators on one axis each: their dense matrices, and the coefficients these were made from."""
 
     matrices: list[FloatArray]

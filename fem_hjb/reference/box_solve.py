@@ -8,9 +8,9 @@ in which nothing can underflow. Routes in time, s = T - t:
 
     exponential      linear, one dimension, coefficients independent of time: exp(h L), exact.
     collocation      linear, one dimension: Radau IIA of order 9 (`collocation`).
-    lawson           the separable part exact, the rest explicit, order 4 (`exponential`); both forms.
+    lawson           the separable part exact, the rest explicit, order 4 (`lawson`); both forms.
     krylov           linear, implicit steps of order 4 (`integrators`), GMRES with the separable part diagonalised.
-    rational-krylov  linear, coefficients independent of time (`exponential`).
+    rational-krylov  linear, coefficients independent of time (`krylov`).
     newton           value form, implicit steps of order 4, policy iteration (`newton`).
 """
 
@@ -27,13 +27,15 @@ from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
 from fem_hjb.problems.laws import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_newton import solve_value
-from fem_hjb.reference.box_operators import BoxOperators, Fields, Separable, SeparableInverse
+from fem_hjb.reference.box_operators import BoxOperators, Fields, SeparableInverse, SeparableOperator
 from fem_hjb.solutions.solution import Solution
+from fem_hjb.spaces.axes import apply_axis, apply_sum
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.spaces.spectral import SpectralBasis
-from fem_hjb.stepping.esdirk import LinearSystem, Solve, Step, esdirk
-from fem_hjb.stepping.exponential import LawsonStep, apply_axis, apply_sum, lawson, rational_krylov
+from fem_hjb.stepping.esdirk import LinearSystem, Solve, esdirk
+from fem_hjb.stepping.krylov import rational_krylov
+from fem_hjb.stepping.lawson import LawsonStep, lawson
 from fem_hjb.stepping.radau import radau
 from fem_hjb.support.checks import FloatArray, IntArray, one_of
 from fem_hjb.support.errors import ConvergenceError
@@ -42,7 +44,6 @@ ROUTES = ("exponential", "collocation", "lawson", "krylov", "rational-krylov", "
 _LAWSON_STEPS = 2000  # that stability may ask for, beyond which implicit steps are taken
 _DENSE = 400  # unknowns in one dimension up to which matrices are treated as dense
 _DEEPEST = 30.0  # -log u up to which the linear form keeps the relative accuracy of u
-_HIGHEST = 4.0  # log u up to which u does not dwarf, elsewhere, what counts
 _STAGES = 5
 _STRAIGHT = 10.0  # tolerances by which the trapezoidal rule may miss a step that a cubic follows without a check
 _MOST_PARTS = 7  # doublings of the parts a step is cut into
@@ -68,7 +69,6 @@ def solve_on_box(
     rtol_time: float,
     linear: bool,
     route: str | None = None,
-    progress: Callable[[float], None] | None = None,
 ) -> Solution:
     """Solve on this grid by `route`, or the one that fits; `linear` chooses the form. See the module.
 
@@ -76,7 +76,7 @@ def solve_on_box(
     counts of the route.
     """
     started = time.perf_counter()
-    operators = BoxOperators(problem, basis, gauge, truncated=_truncated(problem, basis))
+    operators = BoxOperators(problem, basis, gauge, truncated=_truncated(problem))
     chosen, why = (
         _route(operators, linear) if route is None else (one_of(route, "route", ROUTES, ConvergenceError), "asked for")
     )
@@ -89,7 +89,7 @@ def solve_on_box(
         "degree": basis.degree,
     }
     if chosen == "newton":
-        solution = solve_value(problem, basis, gauge, rtol_time=rtol_time, progress=progress)
+        solution = solve_value(problem, basis, gauge, rtol_time=rtol_time)
         stats = {**solution.stats, **common, "seconds": time.perf_counter() - started}
         return Solution(
             problem=problem,
@@ -111,8 +111,6 @@ def solve_on_box(
     unknown: Unknown = gauge
     if not linear:
         unknown = ValueGauge(taken_out=gauge)
-    if progress is not None:
-        progress(1.0)
     bad = int((march.rows <= 0).sum()) if linear else 0
     return Solution(
         problem=problem,
@@ -152,7 +150,7 @@ def _route(operators: BoxOperators, linear: bool) -> tuple[str, str]:
     return "krylov", f"what is not separable is too stiff for explicit steps ({steps:.0f} of them)"
 
 
-def _truncated(problem: ControlProblem, basis: SpectralBasis) -> BoolArray:
+def _truncated(problem: ControlProblem) -> BoolArray:
     """(2, d): the faces at which the box ends but the process does not."""
     if problem.domain is None:
         return np.ones((2, problem.dim), dtype=np.bool_)
@@ -256,11 +254,11 @@ class _Split:
 
     def __init__(self, operators: BoxOperators, linear: bool) -> None:
         self.operators, self.linear, self.problem = operators, linear, operators.problem
-        self._parts: Separable | None = None
-        self._left: tuple[Fields, Separable, Fields] | None = None
+        self._parts: SeparableOperator | None = None
+        self._left: tuple[Fields, SeparableOperator, Fields] | None = None
         self._steering, self._place = 0.0, -1
 
-    def separable(self, s: float, h: float) -> Sequence[FloatArray]:
+    def separable(self, s: float) -> Sequence[FloatArray]:
         """Frozen over intervals of time, shorter near the end, so that exponentials serve for several steps."""
         place = int(_FREEZES * np.sqrt(s / self.problem.horizon))
         if self._parts is None or not (self.operators.autonomous or place == self._place):
@@ -298,7 +296,7 @@ class _Split:
         return fields if self.linear else Fields(fields.drift, np.zeros_like(fields.rate), fields.diffusion)
 
     def bound(self, s: float) -> float:
-        self.separable(s, 0.0)
+        self.separable(s)
         first, second = self.operators.bound(self._left_over(self.operators.fields(_time(self.problem, s))))
         return first + second + self._steering
 
@@ -448,7 +446,6 @@ def _krylov(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -
     counts = {"steps": 0, "rejected": 0, "linear_solves": 0}
     rows: list[FloatArray] = []
     ends = [0.0]
-    step: Step
     for step in esdirk(system, u.ravel(), 0.0, operators.problem.horizon, rtol=rtol):
         rows += [step.dense(theta) for theta in ((1 / 3, 2 / 3) if rows else (0.0, 1 / 3, 2 / 3))] + [step.f1]
         ends.append(step.t + step.h)
@@ -471,8 +468,6 @@ def _rational(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool)
         lambda v: solve(v.ravel(), inverse(v, gamma).ravel(), 1e-3 * rtol).reshape(v.shape),
         lambda v: operators.apply(fields, v),
         u,
-        0.0,
-        T,
         gamma=gamma,
         rtol=rtol,
         times=T - line.nodes[::-1],

@@ -24,6 +24,7 @@ from fem_hjb.reference.box_solve import solve_on_box
 from fem_hjb.solutions.compare import LawPoints, law_points
 from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.solution import Solution
+from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
 
@@ -309,7 +310,7 @@ def _choose(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge 
     """The background, whether the linear form is used, and why."""
     lower, upper = box.bounds
     lines = [np.linspace(a, b, 9 if problem.dim == 3 else 33) for a, b in zip(lower, upper, strict=True)]
-    x = np.stack(np.meshgrid(*lines, indexing="ij"), -1).reshape(-1, problem.dim)
+    x = tensor_points(lines)
     times = np.linspace(0.0, problem.horizon, 9)
     constants = gauge(problem, x, times)
     kinds = np.asarray(box.faces)

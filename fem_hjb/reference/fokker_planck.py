@@ -35,14 +35,17 @@ from fem_hjb.paths.extent import truncation_box
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import BoolArray, Box, Gaussian, Law, MarginalLaw, PointMass, tensor_rule
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.reference.box_operators import BoxOperators, Fields, Separable
+from fem_hjb.reference.box_operators import BoxOperators, Fields, SeparableOperator
 from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.solutions.density import DensityLaw, check_continuous
+from fem_hjb.spaces.axes import apply_sum
+from fem_hjb.spaces.basis import SpatialBasis
+from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.mesh_files import as_mesh
-from fem_hjb.spaces.space import LineBasis, Space, SpatialBasis, spatial_basis
+from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.stepping.esdirk import LinearSystem, Solve, esdirk, rtol_in_range
-from fem_hjb.stepping.exponential import LawsonStep, apply_sum, lawson
+from fem_hjb.stepping.lawson import LawsonStep, lawson
 from fem_hjb.stepping.radau import radau
 from fem_hjb.support.checks import FloatArray, IntArray, as_times, frozen_array
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
@@ -354,9 +357,9 @@ class _Adjoint:
     def __init__(self, operators: BoxOperators, absorbed: BoolArray) -> None:
         self.operators = operators
         self.free = ~absorbed.reshape(operators.shape)
-        self._parts: Separable | None = None
+        self._parts: SeparableOperator | None = None
         self._frozen: Sequence[FloatArray] = []
-        self._left: tuple[Fields, Separable, Fields] | None = None
+        self._left: tuple[Fields, SeparableOperator, Fields] | None = None
         self._dense: tuple[Fields, FloatArray] | None = None
 
     def norm(self, p: FloatArray) -> float:
@@ -372,7 +375,7 @@ class _Adjoint:
             self._dense = fields, _adjoint(L, self.operators.weights)
         return self._dense[1]
 
-    def separable(self, t: float, h: float) -> Sequence[FloatArray]:
+    def separable(self, t: float) -> Sequence[FloatArray]:
         """The transposed separable part, one matrix for each axis."""
         if self._parts is None or not self.operators.autonomous:
             self._parts = self.operators.separable(self.operators.fields(t))
@@ -726,11 +729,7 @@ def _on_mesh(
     system = _Forward(problem, basis, p0, fixed)
     rows, ends, rejected, T = [p0], [begin.time], 0, problem.horizon
     for step in esdirk(system, p0, begin.time, T, rtol=rtol):
-        rows += (
-            [step.dense(1 / 3), step.dense(2 / 3), step.f1]
-            if rows
-            else [step.f0, step.dense(1 / 3), step.dense(2 / 3), step.f1]
-        )
+        rows += [step.dense(1 / 3), step.dense(2 / 3), step.f1]
         ends.append(step.t + step.h)
         rejected += step.rejected
         tell(min(1.0, ends[-1] / T))

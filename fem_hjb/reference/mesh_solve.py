@@ -24,12 +24,14 @@ from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.solutions.compare import difference
 from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.solution import Solution
-from fem_hjb.spaces.basis import ELEMENTS, element_named
+from fem_hjb.spaces.basis import ELEMENTS, SpatialBasis, element_named
+from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.mesh_files import as_mesh
 from fem_hjb.spaces.meshes import box_mesh, mesh_kind
-from fem_hjb.spaces.space import HermiteBasis, LineBasis, Space, SpatialBasis, SplineBasis, spatial_basis
-from fem_hjb.stepping.esdirk import ORDER, LinearSystem, Solve, Step, esdirk, rtol_in_range
+from fem_hjb.spaces.space import Space, spatial_basis
+from fem_hjb.spaces.tensor import HermiteBasis, SplineBasis
+from fem_hjb.stepping.esdirk import ORDER, EsdirkStep, LinearSystem, Solve, esdirk, rtol_in_range
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, PositivityError, ProblemError, SpaceError
 
@@ -463,7 +465,6 @@ def _integrate(
     rows: list[FloatArray] = []
     ends = [0.0]
     rejected = solves = 0
-    step: Step
     for step in esdirk(system, f_T, 0.0, horizon, **control):
         rows.extend(_inside(step) if rows else [step.f0, *_inside(step)])
         ends.append(step.t + step.h)
@@ -480,7 +481,7 @@ def _integrate(
     return grid, coefficients, {"steps": len(ends) - 1, "rejected": rejected, "linear_solves": solves}
 
 
-def _inside(step: Step) -> list[FloatArray]:
+def _inside(step: EsdirkStep) -> list[FloatArray]:
     return [step.dense(1 / 3), step.dense(2 / 3), step.f1]
 
 

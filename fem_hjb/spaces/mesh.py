@@ -13,6 +13,7 @@ from scipy.special import roots_jacobi
 from skfem.quadrature import get_quadrature
 
 from fem_hjb.problems.laws import Box, tensor_rule
+from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.basis import (
     ELEMENTS,
     CellRule,
@@ -50,7 +51,7 @@ _VERTEX_ELEMENT = {"line": "P1", "tri": "P1", "tet": "P1", "quad": "Q1", "hex": 
 def _exponents(kind: str, degree: int) -> IntArray:
     """Exponents (l, d) of the monomials that span the reference element."""
     dim = DIMENSION[kind]
-    grid = np.stack([g.ravel() for g in np.meshgrid(*[np.arange(degree + 1)] * dim, indexing="ij")], axis=-1)
+    grid = np.indices((degree + 1,) * dim).reshape(dim, -1).T
     return grid[grid.sum(axis=1) <= degree] if kind in ("tri", "tet") else grid
 
 
@@ -72,10 +73,10 @@ def _reference_rule(kind: str, degree: int) -> tuple[FloatArray, FloatArray]:
         return barycentric[:, :3].copy(), np.repeat([wa, wb, wc], [4, 4, 6])
     # The cube collapsed onto the simplex: xi_k = u_k prod_{j<k} (1 - u_j), Gauss-Jacobi in each u_k.
     lines = [roots_jacobi(degree // 2 + 1, dim - 1 - k, 0) for k in range(dim)]
-    u = np.stack([g.ravel() for g in np.meshgrid(*[(1 + line[0]) / 2 for line in lines], indexing="ij")], axis=-1)
-    scales = np.meshgrid(*[line[1] / 2 ** (dim - k) for k, line in enumerate(lines)], indexing="ij")
+    u = tensor_points([(1 + line[0]) / 2 for line in lines])
+    scales = tensor_points([line[1] / 2 ** (dim - k) for k, line in enumerate(lines)])
     rest = np.cumprod(1 - u, axis=1)[:, :-1]
-    return u * np.column_stack([np.ones(len(u)), rest]), np.asarray(np.prod([g.ravel() for g in scales], axis=0))
+    return u * np.column_stack([np.ones(len(u)), rest]), np.asarray(scales.prod(axis=1))
 
 
 @final
@@ -161,7 +162,6 @@ class MeshBasis(SpatialBasis):
         nodes = np.empty((self.n_dofs, self.dim))
         nodes[self.cell_dofs] = self._place(self._functions.nodes)
         self.nodes = frozen(nodes)
-        self.node_dofs = frozen(np.arange(self.n_dofs), np.int64)
         self.box = Box(self.vertices.min(axis=0), self.vertices.max(axis=0))
 
     def _place(self, xi: FloatArray) -> FloatArray:

@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike
 from scipy.special import eval_legendre, roots_jacobi
 
 from fem_hjb.problems.laws import Box, tensor_rule
+from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.basis import ELEMENTS, CellRule, ReferenceFunctions, SpatialBasis, Tables, frozen, nodal_values
 from fem_hjb.spaces.line import LineBasis, row_products, unit_gauss
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer, real_array
-from fem_hjb.support.errors import DomainError, SpaceError
+from fem_hjb.support.errors import SpaceError
 
 MAX_DEGREE = 32
 
@@ -47,11 +48,6 @@ def _conservative(matrix: FloatArray) -> FloatArray:
     np.fill_diagonal(matrix, 0.0)
     np.fill_diagonal(matrix, -matrix.sum(axis=1))
     return matrix
-
-
-def _tensor(arrays: Sequence[FloatArray]) -> FloatArray:
-    """All combinations of one number from each array, (prod n_k, d), the first axis slowest."""
-    return np.stack([grid.ravel() for grid in np.meshgrid(*arrays, indexing="ij")], axis=-1)
 
 
 @final
@@ -171,22 +167,6 @@ class SpectralLine:
             result[:, 1] = result[:, 0] @ self._D / self.widths[cells, None]
         return result
 
-    def interpolation(self, x: ArrayLike) -> FloatArray:
-        """The dense matrix (k, n) from values at the nodes to values at points x (k,).
-
-        Raises DomainError if a point lies outside the grid.
-        """
-        points = real_array(x, "the points to interpolate at", SpaceError)
-        cells, xi = self.locate(points)
-        if points.ndim != 1 or (cells < 0).any():
-            raise DomainError(
-                f"the points to interpolate at must be an array (k,) within {self.bounds}, got shape {points.shape}"
-                f" and {int((cells < 0).sum())} points outside; enlarge the grid or clip the points"
-            )
-        result = np.zeros((points.size, self.n))
-        np.put_along_axis(result, self.cell_dofs[cells], self.reference(xi), axis=1)
-        return result
-
     def mass(self) -> FloatArray:
         """The consistent mass matrix (n, n): the L2 products of the basis functions."""
         xi, weights = unit_gauss(2 * self.degree)
@@ -239,9 +219,8 @@ class SpectralBasis(SpatialBasis):
         local = np.unravel_index(np.arange(self.local_size), local_shape)
         dofs = tuple(line.cell_dofs[c, i] for line, c, i in zip(self.lines, cells, local, strict=True))
         self.cell_dofs = frozen(np.ravel_multi_index(dofs, self.shape), np.int64)
-        self.nodes = frozen(_tensor([line.nodes for line in self.lines]))
-        self.node_dofs = frozen(np.arange(self.n_dofs), np.int64)
-        self.weights = frozen(_tensor([line.weights for line in self.lines]).prod(axis=1))
+        self.nodes = frozen(tensor_points([line.nodes for line in self.lines]))
+        self.weights = frozen(tensor_points([line.weights for line in self.lines]).prod(axis=1))
         bounds = np.array([line.bounds for line in self.lines])
         self.box = Box(bounds[:, 0], bounds[:, 1])
 
@@ -272,8 +251,8 @@ class SpectralBasis(SpatialBasis):
 
     def quadrature(self, degree: int) -> CellRule:
         xi, weights = tensor_rule(*unit_gauss(degree), self.dim)
-        start = _tensor([line.grid[:-1] for line in self.lines])
-        width = _tensor([line.widths for line in self.lines])
+        start = tensor_points([line.grid[:-1] for line in self.lines])
+        width = tensor_points([line.widths for line in self.lines])
         flat = [line.reference(xi[:, k]) for k, line in enumerate(self.lines)]
         slope = [line.reference(xi[:, k], 1) for k, line in enumerate(self.lines)]
         dphi = [row_products([*flat[:k], slope[k], *flat[k + 1 :]]) for k in range(self.dim)]

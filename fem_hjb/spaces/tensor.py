@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse.linalg import splu
 
 from fem_hjb.problems.laws import Box, tensor_rule
+from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.basis import ELEMENTS, CellRule, ReferenceFunctions, SpatialBasis, Tables, frozen, nodal_values
 from fem_hjb.spaces.line import LineBasis, row_products, unit_gauss
 from fem_hjb.spaces.meshes import mesh_kind
@@ -47,9 +48,7 @@ class TensorBasis(SpatialBasis):
         self.cell_dofs = frozen(_ravel([axis.cell_dofs for axis in self.axes], self._shape), np.int64)
         self.n_cells, self.local_size = self.cell_dofs.shape
         self.n_dofs = int(np.prod(self._shape))
-        self.nodes = frozen(
-            np.stack(np.meshgrid(*[axis.nodes for axis in self.axes], indexing="ij"), -1).reshape(-1, self.dim)
-        )
+        self.nodes = frozen(tensor_points([axis.nodes for axis in self.axes]))
         bounds = np.array([axis.bounds for axis in self.axes])
         self.box = Box(bounds[:, 0], bounds[:, 1])
 
@@ -99,10 +98,8 @@ class TensorBasis(SpatialBasis):
     def quadrature(self, degree: int) -> CellRule:
         points, rule_weights = unit_gauss(degree)
         xi, weights = tensor_rule(points, rule_weights, self.dim)
-        starts = [axis.points[:-1] for axis in self.axes]
-        widths = [axis.widths for axis in self.axes]
-        start = np.stack([g.ravel() for g in np.meshgrid(*starts, indexing="ij")], axis=-1)
-        width = np.stack([g.ravel() for g in np.meshgrid(*widths, indexing="ij")], axis=-1)
+        start = tensor_points([axis.points[:-1] for axis in self.axes])
+        width = tensor_points([axis.widths for axis in self.axes])
         return CellRule(
             xi=xi,
             weights=weights,
@@ -150,14 +147,12 @@ class HermiteBasis(TensorBasis):
     """C1 cubics on a box: tensor products of `LineBasis(grid, "hermite")`, one strictly increasing grid per axis.
 
     A coefficient is the value, or a derivative of order at most one in each axis times the local mesh width per
-    derivative. Attributes: axes, the lines; node_dofs (n_nodes,), the coefficients that are values at the nodes.
+    derivative.
     """
 
     def __init__(self, grids: Sequence[ArrayLike]) -> None:
         _check_axes(grids, "C1 cubics")
         self._set("hermite", [LineBasis(grid, "hermite") for grid in grids])
-        values = [2 * np.arange(axis.n_cells + 1)[:, None] for axis in self.axes]
-        self.node_dofs = frozen(_ravel(values, self._shape)[:, 0], np.int64)
 
     def _reference_functions(self, xi: FloatArray) -> ReferenceFunctions:
         scale = np.ones((1, 1))

@@ -26,6 +26,7 @@ from typing import Any, Protocol, final
 
 import numpy as np
 
+from fem_hjb.spaces.axes import differentiation_matrix, lagrange_weights
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer
 from fem_hjb.support.errors import ConvergenceError
 
@@ -83,11 +84,6 @@ class Tableau:
         """The diagonal of a, the same in every stage but the first."""
         return float(self.a[-1, -1])
 
-    def stability(self, z: complex, weights: FloatArray) -> complex:
-        """R(z) = 1 + z w' (I - z a)^{-1} 1, the growth factor of f' = z f with weights w = b or b_hat and h = 1."""
-        stages = np.linalg.solve(np.eye(self.c.size) - z * self.a, np.ones(self.c.size))
-        return complex(1.0 + z * (weights @ stages))
-
 
 def _kennedy_carpenter() -> Tableau:
     rows = (
@@ -115,25 +111,9 @@ def _kennedy_carpenter() -> Tableau:
 ESDIRK43 = _kennedy_carpenter()
 
 
-def lagrange_weights(nodes: FloatArray, at: float) -> FloatArray:
-    """Values at `at` of the Lagrange polynomials of these nodes."""
-    gaps = nodes[:, None] - nodes[None, :] + np.eye(nodes.size)
-    return np.asarray(np.prod((at - nodes[None, :] + np.eye(nodes.size) * (1 - at + nodes)) / gaps, axis=1))
-
-
-def differentiation_matrix(nodes: FloatArray) -> FloatArray:
-    """D with (D g)_i = p'(nodes_i) for the polynomial p through g at the nodes."""
-    gaps = nodes[:, None] - nodes[None, :] + np.eye(nodes.size)
-    weights = gaps.prod(axis=1)
-    matrix = weights[:, None] / weights[None, :] / gaps
-    np.fill_diagonal(matrix, 0.0)
-    np.fill_diagonal(matrix, -matrix.sum(axis=1))
-    return np.asarray(matrix)
-
-
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Step:
+class EsdirkStep:
     """One accepted step, from t to t + h.
 
     f0, f1 and derivative0, derivative1 (n,) are f and f' at its ends; `error` is the embedded estimate of the local
@@ -169,8 +149,7 @@ def esdirk(
     *,
     rtol: float | None = None,
     steps: int | None = None,
-    tableau: Tableau = ESDIRK43,
-) -> Iterator[Step]:
+) -> Iterator[EsdirkStep]:
     """Integrate M f' = K(t) f, f(t0) = f0, to t1 > t0; yields the accepted steps in order.
 
     Give exactly one of
@@ -195,9 +174,9 @@ def esdirk(
         raise ConvergenceError(f"give exactly one of rtol and steps, got rtol={rtol!r} and steps={steps!r}")
     if steps is not None:
         count = positive_integer(steps, "steps", ConvergenceError)
-        return _fixed(_Stepper(system, start, t0, t1, tableau, _FIXED_SOLVER_RANGE[1]), t0, t1, count)
+        return _fixed(_Stepper(system, start, t0, t1, _FIXED_SOLVER_RANGE[1]), t0, t1, count)
     tolerance = rtol_in_range(rtol, "rtol")
-    return _adaptive(_Stepper(system, start, t0, t1, tableau, _SOLVER_SHARE * tolerance), t0, t1, tolerance)
+    return _adaptive(_Stepper(system, start, t0, t1, _SOLVER_SHARE * tolerance), t0, t1, tolerance)
 
 
 def rtol_in_range(value: Any, name: str) -> float:
@@ -212,15 +191,13 @@ def rtol_in_range(value: Any, name: str) -> float:
 class _Stepper:
     """The state (f, f') and one attempted step from it."""
 
-    def __init__(
-        self, system: LinearSystem, f: FloatArray, t0: float, t1: float, tableau: Tableau, rtol: float
-    ) -> None:
-        self.system, self.tableau, self.rtol = system, tableau, rtol
-        self.f, self.size, self.solves = f, 0.0, 0
+    def __init__(self, system: LinearSystem, f: FloatArray, t0: float, t1: float, rtol: float) -> None:
+        self.system, self.rtol, self.f, self.solves = system, rtol, f, 0
         self._cached: tuple[Any, float, Solve] | None = None
-        self._differentiate = differentiation_matrix(tableau.c)
+        c = ESDIRK43.c
+        self._differentiate = differentiation_matrix(c)
         # The slope of each stage is predicted from those before it; only iterative solvers look at the guess.
-        self._predict = [lagrange_weights(tableau.c[:i], tableau.c[i]) for i in range(tableau.c.size)]
+        self._predict = [lagrange_weights(c[:i], c[i]) for i in range(c.size)]
         self.slope = np.zeros_like(f)
         self.f[system.fixed] = system.fixed_values(t0)
         self.size = system.norm(f)
@@ -232,7 +209,7 @@ class _Stepper:
 
     def _prescribed(self, t: float, h: float) -> tuple[FloatArray, FloatArray]:
         """g and g' at the stage times, each (s, k)."""
-        values = np.stack([self.system.fixed_values(t + c * h) for c in self.tableau.c])
+        values = np.stack([self.system.fixed_values(t + c * h) for c in ESDIRK43.c])
         return values, np.asarray(self._differentiate @ values / h)
 
     def _solve(self, K: Any, shift: float, rhs: FloatArray, guess: FloatArray) -> FloatArray:
@@ -244,7 +221,7 @@ class _Stepper:
 
     def attempt(self, t: float, h: float) -> tuple[FloatArray, FloatArray, float, bool]:
         """f and f' at t + h, the error estimate relative to the norm of f, and whether factors can be kept."""
-        system, tableau = self.system, self.tableau
+        system, tableau = self.system, ESDIRK43
         fixed, shift = system.fixed, h * tableau.gamma
         slopes = np.empty((tableau.c.size, self.f.size))
         slopes[0] = self.slope
@@ -267,11 +244,11 @@ class _Stepper:
         size = max(self.size, system.norm(stage))
         return stage, slopes[-1].copy(), system.norm(error) / size if size > 0 else 0.0, system.factors and K is first
 
-    def accept(self, t: float, h: float, result: tuple[FloatArray, FloatArray, float], rejected: int) -> Step:
+    def accept(self, t: float, h: float, result: tuple[FloatArray, FloatArray, float], rejected: int) -> EsdirkStep:
         f1, slope1, error = result
         for array in (self.f, self.slope, f1, slope1):
             array.setflags(write=False)
-        step = Step(
+        step = EsdirkStep(
             t=t,
             h=h,
             f0=self.f,
@@ -286,7 +263,7 @@ class _Stepper:
         return step
 
 
-def _fixed(stepper: _Stepper, t0: float, t1: float, steps: int) -> Iterator[Step]:
+def _fixed(stepper: _Stepper, t0: float, t1: float, steps: int) -> Iterator[EsdirkStep]:
     times = np.linspace(t0, t1, steps + 1)
     h = (t1 - t0) / steps
     for t in times[:-1]:
@@ -300,7 +277,7 @@ def _fixed(stepper: _Stepper, t0: float, t1: float, steps: int) -> Iterator[Step
         stepper.rtol = min(max(_FIXED_SOLVER_SHARE * error, _FIXED_SOLVER_RANGE[0]), _FIXED_SOLVER_RANGE[1])
 
 
-def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[Step]:
+def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[EsdirkStep]:
     length = t1 - t0
     speed = stepper.system.norm(stepper.slope) / max(stepper.size, np.finfo(float).tiny)
     if not np.isfinite(speed):

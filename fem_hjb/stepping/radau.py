@@ -1,21 +1,21 @@
-r"""Radau IIA collocation for small dense linear systems u' = L(s) u + q(s), with some unknowns prescribed if need be.
+r"""Radau IIA collocation for small dense linear systems u' = L(s) u, with some unknowns prescribed if need be.
 
 On a step from s to s + h, with the nodes 0 < c_1 < ... < c_m = 1 of the right Gauss-Radau rule, u is a polynomial p of
 degree m with p(0) = u(s) that satisfies the equation at every node. The stages U_i = p(c_i) solve
 
-    U_i = u(s) + h sum_j a_ij (L(s + c_j h) U_j + q(s + c_j h)),    a_ij = int_0^{c_i} l_j,
+    U_i = u(s) + h sum_j a_ij L(s + c_j h) U_j,    a_ij = int_0^{c_i} l_j,
 
 l_j being the Lagrange polynomials of the nodes. The method has order 2m - 1 at the ends of the steps and m + 1 between
 them, where the polynomial is the dense output; it is L-stable (E. Hairer and G. Wanner, Solving Ordinary Differential
 Equations II, section IV.5). A matrix L that stays one and the same object decouples the stages: with the eigenvalues
 mu of (a_ij), the systems are 1 - h mu L, one for each real mu and one for each complex pair.
 
-The error that is controlled is that of the dense output. Where the solution is resolved, the defect p' - L p - q is the
+The error that is controlled is that of the dense output. Where the solution is resolved, the defect p' - L p is the
 node polynomial M(theta) = prod (theta - c_i) up to a factor, which its value at theta = 0 gives, so the largest error
 inside the step is kappa h |defect(0)|, with kappa = max |int_0^theta M| / |M(0)|. A stiff component which p does not
 follow has a defect of about -L u(s), and an error of u(s): both are met by the estimate
 
-    (1 - kappa h L(s)) e = kappa h (p'(0) - L(s) u(s) - q(s)).
+    (1 - kappa h L(s)) e = kappa h (p'(0) - L(s) u(s)).
 
 It is of the order m + 1 of the dense output; at the ends, where errors add up, the solution is much more accurate:
 by two digits with three stages and by four with five or seven (1-D drift-diffusion by spectral elements).
@@ -31,12 +31,14 @@ from numpy.typing import ArrayLike
 from scipy.linalg import lu_factor, lu_solve
 from scipy.special import roots_jacobi, roots_legendre
 
-from fem_hjb.stepping.esdirk import differentiation_matrix, fewest_steps, lagrange_weights, rtol_in_range
+from fem_hjb.spaces.axes import differentiation_matrix, lagrange_weights
+from fem_hjb.stepping.esdirk import fewest_steps, rtol_in_range
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer, real_array
 from fem_hjb.support.errors import ConvergenceError
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.1, 8.0
 _SMALLEST_STEP = 1e-13  # relative to the whole interval
+_MAX_STEPS = 10_000
 
 MatrixFunction = Callable[[float], FloatArray]
 
@@ -54,10 +56,6 @@ class RadauTableau:
     a: FloatArray
     kappa: float
     between: float
-
-    def stability(self, z: complex) -> complex:
-        """R(z), the growth factor of u' = z u with h = 1."""
-        return complex(np.linalg.solve(np.eye(self.c.size) - z * self.a, np.ones(self.c.size))[-1])
 
 
 @cache
@@ -83,9 +81,9 @@ def radau_tableau(stages: int) -> RadauTableau:
 class RadauStep:
     """One accepted step, from t to t + h.
 
-    f0, f1 are u at its ends, shaped as the initial value; `stages` (m, ...) holds u at t + h nodes, the last is f1;
-    `error` is the estimated error of the dense output relative to u; `rejected` counts the attempts thrown away before
-    it, `factorisations` the systems factored for it, these attempts included.
+    f0, f1 (n,) are u at its ends; `stages` (m, n) holds u at t + h nodes, the last is f1; `error` is the estimate of
+    that of the dense output relative to u; `rejected` counts the attempts thrown away before it, `factorisations` the
+    systems factored for it, these attempts included.
     """
 
     t: float
@@ -110,43 +108,32 @@ def radau(
     s0: float,
     s1: float,
     *,
-    rtol: float | None = None,
-    steps: int | None = None,
+    rtol: float,
     norm: Callable[[FloatArray], float] | None = None,
     stages: int = 5,
-    source: Callable[[float], ArrayLike] | None = None,
     fixed: ArrayLike | None = None,
     fixed_values: Callable[[float], ArrayLike] | None = None,
-    max_steps: int = 10_000,
 ) -> Iterator[RadauStep]:
-    """Integrate u' = L(s) u + q(s), u(s0) = f0, to s1 > s0; yields the accepted steps in order.
+    """Integrate u' = L(s) u, u(s0) = f0 (n,), to s1 > s0; yields the accepted steps in order.
 
     matrix : s -> L(s), shape (n, n). The same object as last time says that it has not changed: factors are reused.
-    f0 : shape (n,), or (n, k) for k right-hand sides at once (the unit matrix for a propagator).
-    source : s -> q(s), shape (n,) or (n, k); nothing if not given.
-    fixed, fixed_values : the indices of the prescribed unknowns and s -> their values, shape (len(fixed),) or
-        (len(fixed), k). Their rows of L and q are ignored and f0 is overwritten there; u takes exactly these values at
-        every node.
-    norm : of a vector (n,), the Euclidean one by default; several right-hand sides are as large as the largest column.
-    stages : of the method, whose order is 2 stages - 1.
-
-    Give exactly one of
     rtol : the estimated error of the dense output of each step, in this norm and relative to the norm of u, stays
         below it. As long as L is one and the same object, steps grow by factors of at least two only.
-    steps : this many equal steps.
+    norm : the Euclidean one by default.
+    stages : of the method, whose order is 2 stages - 1.
+    fixed, fixed_values : the indices of the prescribed unknowns and s -> their values, shape (len(fixed),). Their rows
+        of L are ignored and f0 is overwritten there; u takes exactly these values at every node.
 
     Raises
     ------
     ConvergenceError : an argument makes no sense; u becomes non-finite; the step shrinks to nothing; rtol takes more
-        than max_steps steps.
+        than 10 000 steps.
     """
     start = real_array(f0, "f0", ConvergenceError)
-    if start.ndim not in (1, 2) or start.size == 0 or not np.isfinite(start).all():
-        raise ConvergenceError(f"f0 must be finite, of shape (n,) or (n, k), got {start!r:.80} of shape {start.shape}")
+    if start.ndim != 1 or start.size == 0 or not np.isfinite(start).all():
+        raise ConvergenceError(f"f0 must be finite, of shape (n,), got {start!r:.80} of shape {start.shape}")
     if not (np.isfinite(s0) and np.isfinite(s1) and s0 < s1):
         raise ConvergenceError(f"s0 must be below s1, both finite, got s0={s0!r} and s1={s1!r}")
-    if (rtol is None) == (steps is None):
-        raise ConvergenceError(f"give exactly one of rtol and steps, got rtol={rtol!r} and steps={steps!r}")
     if (fixed is None) != (fixed_values is None):
         raise ConvergenceError("give fixed and fixed_values together, or neither")
     indices = np.atleast_1d(np.asarray([] if fixed is None else fixed, dtype=np.int64))
@@ -156,16 +143,13 @@ def radau(
         or not np.isin(indices, np.arange(len(start))).all()
     ):
         raise ConvergenceError(f"fixed must hold distinct indices below {len(start)}, got {fixed!r}")
-    limit = positive_integer(max_steps, "max_steps", ConvergenceError)
-    stepper = _Stepper(matrix, start, s0, radau_tableau(stages), norm, source, indices, fixed_values)
-    if steps is not None:
-        return _equal_steps(stepper, s0, s1, positive_integer(steps, "steps", ConvergenceError))
-    return _adaptive(stepper, s0, s1, rtol_in_range(rtol, "rtol"), limit)
+    stepper = _Stepper(matrix, start, s0, radau_tableau(stages), norm, indices, fixed_values)
+    return _adaptive(stepper, s0, s1, rtol_in_range(rtol, "rtol"))
 
 
 @final
 class _Stepper:
-    """The state u, shape (n, k), and one attempted step from it."""
+    """The state u (n,) and one attempted step from it."""
 
     def __init__(
         self,
@@ -174,18 +158,17 @@ class _Stepper:
         s0: float,
         tableau: RadauTableau,
         norm: Callable[[FloatArray], float] | None,
-        source: Callable[[float], ArrayLike] | None,
         fixed: IntArray,
         fixed_values: Callable[[float], ArrayLike] | None,
     ) -> None:
-        self.matrix, self.tableau, self.source, self.shape = matrix, tableau, source, f0.shape
+        self.matrix, self.tableau = matrix, tableau
         self.norm: Callable[[Any], Any] = norm if norm is not None else np.linalg.norm
         self.fixed, self.fixed_values = fixed, fixed_values
         self.free = np.setdiff1d(np.arange(len(f0)), fixed)
-        self.u = f0.reshape(len(f0), -1).copy()
+        self.u = f0.copy()
         self.u[fixed] = self._prescribed(s0)
-        self.size = self.measure(self.u)
-        self.L0, self.q0 = self._matrix(s0), self._source(s0)
+        self.size = float(self.norm(self.u))
+        self.L0 = self._matrix(s0)
         self.factorisations = 0
         self._factors: tuple[Any, float, list[Any], Any] | None = None
         # Eigenvalues of (a_ij): one of each complex pair, its share of the stages counted twice.
@@ -196,30 +179,22 @@ class _Stepper:
         self._in = np.linalg.inv(vectors)[keep]
         self._slope0 = differentiation_matrix(np.append(0.0, tableau.c))[0]
 
-    def measure(self, u: FloatArray) -> float:
-        return float(np.max([self.norm(column) for column in u.T]))  # not max, which overlooks nan
-
     def speed(self) -> float:
         """|u'| / |u| at the start, the prescribed unknowns left out."""
         with np.errstate(invalid="ignore"):  # a matrix that is not finite is seen by what comes out
-            rate = self.L0 @ self.u + self.q0
+            rate = self.L0 @ self.u
         rate[self.fixed] = 0.0
-        return self.measure(rate) / max(self.size, np.finfo(float).tiny)
-
-    def _rows(self, value: ArrayLike, name: str, rows: int) -> FloatArray:
-        array = real_array(value, name, ConvergenceError)
-        array = array[:, None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.shape[0] != rows or array.shape[1] not in (1, self.u.shape[1]):
-            raise ConvergenceError(f"{name} must give an array of shape ({rows},), got shape {np.shape(value)}")
-        return array
+        return float(self.norm(rate)) / max(self.size, np.finfo(float).tiny)
 
     def _prescribed(self, s: float) -> FloatArray:
         if self.fixed_values is None:
-            return np.zeros((0, 1))
-        return self._rows(self.fixed_values(s), "fixed_values", self.fixed.size)
-
-    def _source(self, s: float) -> FloatArray:
-        return np.zeros((len(self.u), 1)) if self.source is None else self._rows(self.source(s), "source", len(self.u))
+            return np.zeros(0)
+        values = real_array(self.fixed_values(s), "fixed_values", ConvergenceError)
+        if values.shape != self.fixed.shape:
+            raise ConvergenceError(
+                f"fixed_values must give an array of shape {self.fixed.shape}, got shape {values.shape}"
+            )
+        return values
 
     def _matrix(self, s: float) -> FloatArray:
         L = self.matrix(s)
@@ -227,8 +202,8 @@ class _Stepper:
             raise ConvergenceError(f"the matrix must have shape {(len(self.u),) * 2}, got shape {np.shape(L)}")
         return L
 
-    def attempt(self, t: float, h: float) -> tuple[FloatArray, float, tuple[FloatArray, FloatArray], bool]:
-        """The stages (m, n, k), the relative error estimate (nan: useless), L and q at the end, whether L is constant.
+    def attempt(self, t: float, h: float) -> tuple[FloatArray, float, FloatArray, bool]:
+        """The stages (m, n), the relative error estimate (nan: useless), L at the end, and whether L is constant.
 
         The unknowns are the increments Z_i = U_i - u, which short steps keep free of cancellation.
         """
@@ -238,26 +213,24 @@ class _Stepper:
         constant = all(L is Ls[0] for L in Ls)
         stages = np.repeat(u[None], tableau.c.size, axis=0)
         stages[:, fixed] = np.stack([self._prescribed(float(s)) for s in times])
-        sources = [self._source(float(s)) for s in times]
         with np.errstate(invalid="ignore", over="ignore"):
-            rates = np.stack([L[free] @ U + q[free] for L, U, q in zip(Ls, stages, sources, strict=True)])
-        end = Ls[-1], sources[-1]
+            rates = np.stack([L[free] @ U for L, U in zip(Ls, stages, strict=True)])
         if not np.isfinite(rates).all():
-            return stages, np.nan, end, False
+            return stages, np.nan, Ls[-1], False
         rhs = h * np.tensordot(tableau.a, rates, 1)
         stages[:, free] += self._decoupled(Ls[0], h, rhs) if constant else self._coupled(Ls, h, rhs)
         estimate = self._estimate(t, h, stages, constant and self.L0 is Ls[0])
-        error = self.measure(estimate) if np.isfinite(stages).all() and np.isfinite(estimate).all() else np.nan
-        size = max(self.size, self.measure(stages[-1]))
-        return stages, error / size if size > 0 else error, end, constant
+        error = float(self.norm(estimate)) if np.isfinite(stages).all() and np.isfinite(estimate).all() else np.nan
+        size = max(self.size, float(self.norm(stages[-1])))
+        return stages, error / size if size > 0 else error, Ls[-1], constant
 
     def _coupled(self, Ls: list[FloatArray], h: float, rhs: FloatArray) -> FloatArray:
-        m, n, k = rhs.shape
+        m, n = rhs.shape
         blocks = np.stack([L[np.ix_(self.free, self.free)] for L in Ls])
         system = np.einsum("ij,jab->iajb", -h * self.tableau.a, blocks).reshape(m * n, m * n)
         system[np.diag_indices(m * n)] += 1.0
         self.factorisations += 1
-        return np.asarray(np.linalg.solve(system, rhs.reshape(m * n, k)).reshape(m, n, k))
+        return np.asarray(np.linalg.solve(system, rhs.ravel()).reshape(m, n))
 
     def _decoupled(self, L: FloatArray, h: float, rhs: FloatArray) -> FloatArray:
         modes = np.tensordot(self._in, rhs, 1)
@@ -282,59 +255,43 @@ class _Stepper:
         interpolated = weights[0] * u[fixed] + np.tensordot(weights[1:], stages[:, fixed], 1)
         error[fixed] = interpolated - self._prescribed(t + tableau.between * h)
         slope = np.tensordot(self._slope0[1:], stages[:, free] - u[free], 1) / h
-        rhs = step * (slope - self.L0[free] @ u - self.q0[free] + self.L0[np.ix_(free, fixed)] @ error[fixed])
+        rhs = step * (slope - self.L0[free] @ u + self.L0[np.ix_(free, fixed)] @ error[fixed])
         if constant:
             error[free] = lu_solve(self._factor(self.L0, h)[1], rhs, check_finite=False)
         else:
             error[free] = np.linalg.solve(np.eye(free.size) - step * self.L0[np.ix_(free, free)], rhs)
         return error
 
-    def accept(
-        self, t: float, h: float, stages: FloatArray, error: float, end: tuple[FloatArray, FloatArray], rejected: int
-    ) -> RadauStep:
-        stages.setflags(write=False)
-        f0 = self.u.reshape(self.shape)
-        f0.setflags(write=False)
-        shaped = stages.reshape(-1, *self.shape)
+    def accept(self, t: float, h: float, stages: FloatArray, error: float, end: FloatArray, rejected: int) -> RadauStep:
+        for array in (self.u, stages):
+            array.setflags(write=False)
         step = RadauStep(
             t=t,
             h=h,
-            f0=f0,
-            f1=shaped[-1],
-            stages=shaped,
+            f0=self.u,
+            f1=stages[-1],
+            stages=stages,
             nodes=self.tableau.c,
             error=error,
             rejected=rejected,
             factorisations=self.factorisations,
         )
-        self.u, self.size, self.factorisations = stages[-1], self.measure(stages[-1]), 0
-        self.L0, self.q0 = end
+        self.u, self.size, self.factorisations = stages[-1], float(self.norm(stages[-1])), 0
+        self.L0 = end
         return step
 
 
-def _equal_steps(stepper: _Stepper, s0: float, s1: float, steps: int) -> Iterator[RadauStep]:
-    h = (s1 - s0) / steps
-    for t in np.linspace(s0, s1, steps + 1)[:-1]:
-        stages, error, end, _ = stepper.attempt(float(t), h)
-        if not np.isfinite(error):
-            raise ConvergenceError(
-                f"u became non-finite in the step from s={t:.6g} with {steps} equal steps; check that the matrix and"
-                " the source stay bounded there"
-            )
-        yield stepper.accept(float(t), h, stages, error, end, 0)
-
-
-def _adaptive(stepper: _Stepper, s0: float, s1: float, rtol: float, max_steps: int) -> Iterator[RadauStep]:
+def _adaptive(stepper: _Stepper, s0: float, s1: float, rtol: float) -> Iterator[RadauStep]:
     length, order = s1 - s0, stepper.tableau.c.size + 1
     speed = stepper.speed()
     if not np.isfinite(speed):
-        raise ConvergenceError(f"L(s) u + q(s) is not finite at s={s0:.6g}; check the matrix, the source and f0")
+        raise ConvergenceError(f"L(s) u is not finite at s={s0:.6g}; check the matrix and f0")
     t, rejected = s0, 0
     h, left = fewest_steps(length, min(length, rtol ** (1 / order) / max(speed, np.finfo(float).tiny)))
-    for _ in range(max_steps):
+    for _ in range(_MAX_STEPS):
         if h < _SMALLEST_STEP * length:
             raise ConvergenceError(
-                f"the step fell to {h:.3g} at s={t:.6g} without meeting rtol={rtol:g}; the matrix, the source or the"
+                f"the step fell to {h:.3g} at s={t:.6g} without meeting rtol={rtol:g}; the matrix or the"
                 " prescribed values may be discontinuous or non-finite there: split the interval there, or raise rtol"
             )
         stages, error, end, keep = stepper.attempt(t, h)
@@ -353,4 +310,4 @@ def _adaptive(stepper: _Stepper, s0: float, s1: float, rtol: float, max_steps: i
         factor = min(factor, _GROW)
         if not keep or factor >= 2:
             h, left = fewest_steps(s1 - t, h * factor)
-    raise ConvergenceError(f"{max_steps} steps did not reach s={s1:.6g} (stopped at {t:.6g}) with rtol={rtol:g}")
+    raise ConvergenceError(f"{_MAX_STEPS} steps did not reach s={s1:.6g} (stopped at {t:.6g}) with rtol={rtol:g}")

@@ -22,6 +22,7 @@ from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.stepping.radau import radau
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import DomainError, MeasureError, ProblemError
+from tests.support.interpolation import interpolation
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +93,24 @@ def backward(solution: Any, policy: Policy, alpha: float) -> float:
     problem, basis = solution.problem, solution.space.spatial
     assert isinstance(basis, SpectralBasis)
     neutral = Gauge(temperature=alpha, horizon=problem.horizon, terminal=0.0, running=0.0)
-    bare = replace(problem, running_reward=None, terminal_reward=lambda x: np.zeros(len(x)))
-    operators, x = BoxOperators(bare, basis, neutral, policy=solution.policy), basis.nodes
+    steered = replace(
+        problem,
+        drift=lambda t, x: problem.b(t, x) + solution.policy(t, x),
+        running_reward=None,
+        terminal_reward=lambda x: np.zeros(len(x)),
+    )
+    operators, x = BoxOperators(steered, basis, neutral), basis.nodes
 
     def matrix(s: float) -> FloatArray:
-        fields = operators.fields(problem.horizon - s)
-        return np.stack([operators.apply(fields, e) for e in np.eye(len(x))], axis=1)
-
-    def source(s: float) -> FloatArray:
+        """With |u - u*|^2 as the column of an unknown that stays 1."""
         t = max(problem.horizon - s, 0.0)
+        fields = operators.fields(problem.horizon - s)
         gap = np.asarray(policy(t, x)) - solution.policy(t, x)
-        return np.asarray((gap**2).sum(axis=1))
+        rows = [*(operators.apply(fields, e) for e in np.eye(len(x))), (gap**2).sum(axis=1)]
+        return np.vstack([np.stack(rows, axis=1), np.zeros(len(x) + 1)])
 
-    *_, last = radau(matrix, np.ones(len(x)), 0.0, problem.horizon, rtol=1e-7, stages=3, source=source)
-    return float((basis.lines[0].interpolation(problem.initial_law.expectation) @ last.f1)[0] - 1.0)
+    *_, last = radau(matrix, np.ones(len(x) + 1), 0.0, problem.horizon, rtol=1e-7, stages=3)
+    return float((interpolation(basis.lines[0], problem.initial_law.expectation) @ last.f1[:-1])[0] - 1.0)
 
 
 def test_the_average_is_the_value_of_the_backward_equation(well: Any) -> None:

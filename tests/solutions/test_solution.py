@@ -178,7 +178,8 @@ def test_f_that_is_not_positive_is_an_error_that_says_where(element):
     middle = int(np.argmin(np.abs(good.space.spatial.nodes[:, 0] - 0.5)))
 
     def sink(c):
-        c[:, good.space.spatial.node_dofs[middle]] = -0.25
+        spatial = good.space.spatial
+        c[:, np.flatnonzero(spatial.at_nodes(np.eye(spatial.n_dofs))[:, middle])] = -0.25
 
     s = with_coefficients(good, sink)
     x = np.array([[-0.5], [0.5], [0.9]])
