@@ -5,7 +5,7 @@ With v = v0 + w, where v0 is the background of a gauge, w solves in the time to 
     d_s w = F(w) = <b + Lambda grad v0 / alpha, grad w> + 1/2 Tr(Lambda Hess w) + alpha rate
                    + 1/(2 alpha) grad w' Lambda grad w,         w(s=0) = y - v0_T,
 
-in which nothing is exponentiated. Space is discretised as in `box_operators`, time by the ESDIRK pair of `integrators`.
+in which nothing is exponentiated. Space is discretised as in `box_operators`, time by the ESDIRK pair of `esdirk`.
 
 At the faces of a truncation nothing diffuses across: Lambda_kk d_k^2 w / 2 and mixed derivatives in x_k are left out on
 the faces of axis k, as if the process lost its noise along x_k there. Where drift and policy point inwards this is a

@@ -7,11 +7,11 @@ Linear form: f = exp(v0 / alpha) u with the background v0 of a gauge. Value form
 in which nothing can underflow. Routes in time, s = T - t:
 
     exponential      linear, one dimension, coefficients independent of time: exp(h L), exact.
-    collocation      linear, one dimension: Radau IIA of order 9 (`collocation`).
+    collocation      linear, one dimension: Radau IIA of order 9 (`radau`).
     lawson           the separable part exact, the rest explicit, order 4 (`lawson`); both forms.
-    krylov           linear, implicit steps of order 4 (`integrators`), GMRES with the separable part diagonalised.
+    krylov           linear, implicit steps of order 4 (`esdirk`), GMRES with the separable part diagonalised.
     rational-krylov  linear, coefficients independent of time (`krylov`).
-    newton           value form, implicit steps of order 4, policy iteration (`newton`).
+    newton           value form, implicit steps of order 4, policy iteration (`box_newton`).
 """
 
 import time

@@ -5,7 +5,7 @@ a basis (see `mesh_operators`) is a linear system of ordinary differential equat
 
     M df/ds = K(T - s) f,      f(s=0) = f_T,
 
-which `integrators.esdirk` solves. Every accepted step is kept as a cubic in time, so the `Solution` is dense in time.
+which `esdirk` solves. Every accepted step is kept as a cubic in time, so the `Solution` is dense in time.
 """
 
 import time

@@ -47,7 +47,8 @@ class LineBasis:
 
     Attributes: n_cells = m; n_dofs (m + p for B-splines, two less if flat); local_size l; cell_dofs (m, l); nodes (k,),
     the Lagrange nodes, the grid or the Greville points, as many as determine a function (see `interpolate`); degree;
-    smoothness (p - 1 for B-splines, else 0 or 1); widths (m,) of the cells; node_widths (m+1,), the h_a above.
+    smoothness (p - 1 for B-splines, else 0 or 1); widths (m,) of the cells; node_widths (m+1,), the h_a above; scale,
+    None or (m, l): basis function i on cell c is scale[c, i] times reference function i.
 
     Raises SpaceError for a grid that is not increasing, for an unknown kind, and for flat without B-splines.
 
@@ -69,9 +70,8 @@ class LineBasis:
     nodes: FloatArray = field(init=False, repr=False)
     widths: FloatArray = field(init=False, repr=False)
     node_widths: FloatArray = field(init=False, repr=False)
-    _start: FloatArray = field(init=False, repr=False)
     _powers: FloatArray = field(init=False, repr=False)
-    _scale: FloatArray | None = field(init=False, repr=False)
+    scale: FloatArray | None = field(init=False, repr=False)
     _extraction: FloatArray | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -122,13 +122,12 @@ class LineBasis:
             put(self, name, number)
         for name, array in (
             ("grid", grid),
-            ("_start", grid),
             ("widths", widths),
             ("node_widths", node_widths),
             ("cell_dofs", cell_dofs.astype(np.int64)),
             ("nodes", nodes),
             ("_powers", powers),
-            ("_scale", scale),
+            ("scale", scale),
             ("_extraction", extraction),
         ):
             if array is not None:
@@ -149,24 +148,19 @@ class LineBasis:
     @property
     def bounds(self) -> tuple[float, float]:
         """First and last grid point."""
-        return float(self._start[0]), float(self._start[-1])
+        return float(self.points[0]), float(self.points[-1])
 
     @property
     def points(self) -> FloatArray:
         """The grid (m+1,), read-only."""
-        return self._start
-
-    @property
-    def scale(self) -> FloatArray | None:
-        """(m, l) factors: basis function i on cell c is scale[c, i] times reference function i; None if all are 1."""
-        return self._scale
+        return np.asarray(self.grid)
 
     def locate(self, s: ArrayLike) -> tuple[IntArray, FloatArray]:
         """Cells (n,) and local coordinates xi (n,) in [0, 1] of points s (n,); cell -1 outside.
 
         A point on a grid point belongs to the cell on its right, the last one to the last cell.
         """
-        points, grid = np.asarray(s, dtype=np.float64), self._start
+        points, grid = np.asarray(s, dtype=np.float64), self.points
         cells = np.clip(np.searchsorted(grid, points, side="right") - 1, 0, self.n_cells - 1)
         xi = (points - grid[cells]) / self.widths[cells]
         slack = _EDGE_TOLERANCE * (grid[-1] - grid[0])
@@ -206,8 +200,8 @@ class LineBasis:
             result[:, k] = self._local(xi, k)
             if k:
                 result[:, k] /= self.widths[cells, None] ** k
-        if self._scale is not None:
-            result *= self._scale[cells, None, :]
+        if self.scale is not None:
+            result *= self.scale[cells, None, :]
         if self._extraction is not None:
             result = result @ self._extraction[cells]
         return result
@@ -234,7 +228,7 @@ class LineBasis:
         if array.ndim == 0 or len(array) != len(self.nodes):
             raise SpaceError(f"values at the nodes must have shape ({len(self.nodes)}, ...), got {array.shape}")
         if self.kind == "hermite":
-            slopes = _spline_slopes(self._start, array)
+            slopes = _spline_slopes(self.points, array)
             scaled = slopes * self.node_widths.reshape(-1, *[1] * (array.ndim - 1))
             return np.stack([array, scaled], axis=1).reshape(self.n_dofs, *array.shape[1:])
         if self.is_spline:
@@ -256,7 +250,7 @@ class LineBasis:
     def quadrature(self, degree: int) -> tuple[FloatArray, FloatArray]:
         """Gauss-Legendre points and weights (m, q) on the cells, exact for piecewise polynomials of this degree."""
         xi, weights = unit_gauss(degree)
-        return self._start[:-1, None] + self.widths[:, None] * xi, self.widths[:, None] * weights
+        return self.points[:-1, None] + self.widths[:, None] * xi, self.widths[:, None] * weights
 
     def mass(self) -> sp.csc_matrix:
         """The matrix of the L2 products of all basis functions, (n_dofs, n_dofs)."""

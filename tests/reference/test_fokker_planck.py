@@ -116,7 +116,7 @@ def test_the_adjoint_is_one(dim):
     fields = operators.fields(0.3)
     left = (operators.weights * operators.apply(fields, u) * q).sum()
     assert abs(left - (operators.weights * u * adjoint.apply(0.3, q)).sum()) < 1e-10 * abs(left)
-    frozen = adjoint.separable(0.3, 0.1)
+    frozen = adjoint.separable(0.3)
     split = adjoint.remainder(0.3, q, frozen) + fokker_planck.apply_sum(frozen, q)
     assert np.abs(split - adjoint.apply(0.3, q)).max() < 1e-10 * np.abs(split).max()
 
