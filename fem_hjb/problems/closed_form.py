@@ -8,6 +8,8 @@ whose solutions add up: a terminal f_T that is a sum of exponentials of quadrati
 time term by term.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,19 +18,18 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
-from scipy.linalg import expm
 from scipy.special import logsumexp
 
-from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass
 from fem_hjb.problems.problem import LinearDrift
-from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, frozen_array, positive_number
+from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, frozen_array, positive_number, spd_array
 from fem_hjb.support.errors import DomainError, EllipticityError, InfiniteValueError, ProblemError
+from fem_hjb.support.objects import Plain
 
 TAMER = "let the rewards grow more slowly, raise the temperature or shorten the horizon"
 _CHUNK = 500_000  # entries of one d x d matrix per point held at once
 
 
-class ClosedForm(ABC):
+class ClosedForm(Plain, ABC):
     """The exact solution of a control problem; also usable wherever a value function is judged.
 
     `value`, `gradient` and `policy` take t in [0, T], a number or an array that broadcasts to x.shape[:-1], and
@@ -112,20 +113,9 @@ def _symmetric(value: ArrayLike, name: str, shape: tuple[int, ...]) -> FloatArra
     return result
 
 
-def _spd(value: ArrayLike, name: str, dim: int) -> FloatArray:
-    raw = np.asarray(value, dtype=np.float64)
-    matrix = frozen_array(raw * np.eye(dim) if raw.ndim == 0 else raw, name, (dim, dim), ProblemError)
-    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
-    if lowest <= 0 or not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14):
-        raise EllipticityError(
-            f"{name} must be a symmetric positive definite matrix, its smallest eigenvalue is {lowest:.3g}"
-        )
-    return matrix
-
-
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LogSumExpReward:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class LogSumExpReward(Plain):
     r"""The reward y(x) = alpha log sum_j exp((-x'R_j x/2 + s_j'x + s0_j) / alpha), j = 1..k.
 
     R has shape (k, d, d), s (k, d), s0 (k,). One term makes a quadratic or linear reward, whatever alpha is; several
@@ -157,20 +147,20 @@ class LogSumExpReward:
         put(self, "dim", d)
 
     @classmethod
-    def linear(cls, s: ArrayLike, *, temperature: float, s0: float = 0.0) -> "LogSumExpReward":
+    def linear(cls, s: ArrayLike, *, temperature: float, s0: float = 0.0) -> LogSumExpReward:
         """y(x) = s'x + s0 with s of shape (d,)."""
         slope = np.atleast_1d(np.asarray(s, dtype=np.float64))
         return cls(temperature=temperature, R=np.zeros((1, slope.size, slope.size)), s=slope[None], s0=[s0])
 
     @classmethod
-    def quadratic(cls, R: ArrayLike, s: ArrayLike, *, temperature: float, s0: float = 0.0) -> "LogSumExpReward":
+    def quadratic(cls, R: ArrayLike, s: ArrayLike, *, temperature: float, s0: float = 0.0) -> LogSumExpReward:
         """y(x) = -x'Rx/2 + s'x + s0 with R of shape (d, d), s of shape (d,)."""
         return cls(temperature=temperature, R=np.asarray(R)[None], s=np.asarray(s)[None], s0=[s0])
 
     @classmethod
     def log_mixture(
         cls, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, *, temperature: float
-    ) -> "LogSumExpReward":
+    ) -> LogSumExpReward:
         """y(x) = alpha log sum_j w_j exp(-(x - m_j)' C_j^{-1} (x - m_j) / 2).
 
         The weights w (k,) are positive and need not sum to 1; means m (k, d), covariances C (k, d, d).
@@ -183,7 +173,9 @@ class LogSumExpReward:
         if (w <= 0).any():
             raise ProblemError(f"weights of a log-mixture reward must be positive, got {w.tolist()}")
         covs = frozen_array(covariances, "covariances", (k, d, d), ProblemError)
-        precision = np.linalg.inv(np.stack([_spd(C, f"covariances[{j}]", d) for j, C in enumerate(covs)]))
+        precision = np.linalg.inv(
+            np.stack([spd_array(C, f"covariances[{j}]", d, EllipticityError) for j, C in enumerate(covs)])
+        )
         pull = np.einsum("kij,kj->ki", precision, m)
         return cls(
             temperature=temperature,
@@ -258,7 +250,7 @@ class LinearQuadratic(ClosedForm):
             raise ProblemError(f"the terminal reward has dimension {terminal.dim}, the drift has dimension {d}")
         self.horizon = positive_number(horizon, "horizon", ProblemError)
         self.temperature = terminal.temperature
-        self._Lambda = _spd(diffusion, "diffusion", d)
+        self._Lambda = spd_array(diffusion, "diffusion", d, EllipticityError)
         self._Q = _symmetric(np.zeros((d, d)) if Q is None else Q, "Q", (d, d))
         self._q = frozen_array(np.zeros(d) if q is None else q, "q", (d,), ProblemError)
         self._q0 = float(frozen_array(q0, "q0", (), ProblemError))
@@ -326,62 +318,6 @@ class LinearQuadratic(ClosedForm):
 
     def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:
         return np.asarray(gradient @ self._Lambda)
-
-
-def linear_transition(
-    drift: LinearDrift, diffusion: ArrayLike, time: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """The transition X_time | X_0 = x ~ N(Phi x + shift, C) of dX = (A X + a) dt + Lambda^{1/2} dB.
-
-    Phi = e^{A time}, shift = int_0^time e^{As} a ds, C = int_0^time e^{As} Lambda e^{A's} ds, by one matrix
-    exponential (Van Loan, IEEE Trans. Automat. Control 23 (1978) 395-404) over a fraction 2^-m of the time, short
-    enough to be harmless, and m doublings. Shapes: Phi (d, d), shift (d,), C (d, d).
-
-    >>> Phi, shift, C = linear_transition(LinearDrift([[-1.0]], [0.0]), [[1.0]], 50.0)
-    >>> C.round(12).tolist()
-    [[0.5]]
-    """
-    A, a = drift.coefficients
-    d = len(a)
-    Lambda = np.asarray(diffusion, dtype=np.float64)
-    doublings = int(np.ceil(np.log2(max(float(np.abs(A).sum(0).max()) * time, 1.0))))
-    block = np.zeros((2 * d + 1, 2 * d + 1))
-    block[:d, :d], block[:d, d : 2 * d], block[:d, -1], block[d : 2 * d, d : 2 * d] = A, Lambda, a, -A.T
-    flow = expm(block * (time / 2**doublings))
-    Phi, shift = flow[:d, :d], flow[:d, -1]
-    C = flow[:d, d : 2 * d] @ Phi.T
-    for _ in range(doublings):
-        C, shift, Phi = C + Phi @ C @ Phi.T, shift + Phi @ shift, Phi @ Phi
-    return Phi, shift, (C + C.T) / 2
-
-
-def linear_marginal(drift: LinearDrift, diffusion: ArrayLike, initial_law: Law) -> MarginalLaw:
-    """t -> the law of X_t for a linear drift and a constant diffusion, from a Gaussian, mixture or point-mass start.
-
-    >>> law = linear_marginal(LinearDrift([[0.0]], [1.0]), [[2.0]], PointMass([0.0]))(0.5)
-    >>> law.expectation.tolist(), law.covariance.tolist()
-    ([0.5], [[1.0]])
-    """
-    if not isinstance(initial_law, Gaussian | GaussianMixture | PointMass):
-        raise ProblemError(
-            "a linear drift carries a Gaussian, a GaussianMixture or a PointMass in closed form,"
-            f" got {type(initial_law).__name__}"
-        )
-    Lambda = _spd(diffusion, "diffusion", initial_law.dim)
-
-    def marginal(t: float) -> Law:
-        time = float(t)
-        if not (np.isfinite(time) and time >= 0):
-            raise DomainError(f"t must be a non-negative finite number, got {time!r}")
-        if time == 0:
-            return initial_law
-        Phi, shift, C = linear_transition(drift, Lambda, time)
-        if isinstance(initial_law, GaussianMixture):
-            weights, means, covs = initial_law.components
-            return GaussianMixture(weights, means @ Phi.T + shift, Phi @ covs @ Phi.T + C)
-        return Gaussian(Phi @ initial_law.expectation + shift, Phi @ initial_law.covariance @ Phi.T + C)
-
-    return marginal
 
 
 # ---------------------------------------------------------------------------------------------------------------------

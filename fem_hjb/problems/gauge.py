@@ -5,6 +5,8 @@ when a quadratic guess of the value is taken out first (`QuadraticGauge`), or of
 temperatures so small that f underflows).
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Protocol, final
@@ -16,12 +18,13 @@ from numpy.typing import ArrayLike
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, as_points, as_times, frozen_array, positive_number
 from fem_hjb.support.errors import PositivityError, ProblemError
+from fem_hjb.support.objects import Plain
 
 UNDERFLOW = 700.0
 """exp(-x) loses its last digits and then vanishes in double precision beyond about this x."""
 
 
-class Unknown(ABC):
+class Unknown(Plain, ABC):
     """What the coefficients of a solution stand for: u_t(x), and how value, gradient and f come out of it.
 
     t broadcasts against x.shape[:-1]; x (..., d), u (...), slope = grad u (..., d).
@@ -66,7 +69,7 @@ class Background(Protocol):
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Gauge(Unknown):
     """Constants taken out of the rewards so that f stays near or below 1.
 
@@ -109,7 +112,7 @@ class Gauge(Unknown):
         return u
 
     @property
-    def constants(self) -> "Gauge":
+    def constants(self) -> Gauge:
         """Itself: what `f` means."""
         return self
 
@@ -177,7 +180,7 @@ class Gauge(Unknown):
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class QuadraticGauge(Unknown):
     """A quadratic guess of the value taken out: f = exp((v0 - c_y - c_r (T - t)) / alpha) u with, in z = x - centre,
 
@@ -255,7 +258,7 @@ class QuadraticGauge(Unknown):
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ValueGauge(Unknown):
     """The unknown is what a background leaves of the value itself: v = v0 + u. No logarithm, and nothing underflows.
 

@@ -1,5 +1,7 @@
 """Laws of the initial (and marginal) state, and the box a process may be reflected or stopped in."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +12,9 @@ from numpy.typing import ArrayLike
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp, roots_hermitenorm, roots_legendre
 
-from fem_hjb.support.checks import FloatArray, as_points, frozen_array, one_of, positive_integer, real_array
+from fem_hjb.support.checks import FloatArray, as_points, frozen_array, one_of, positive_integer, real_array, spd_array
 from fem_hjb.support.errors import DomainError, ProblemError
+from fem_hjb.support.objects import Plain
 
 _LOG_2PI = float(np.log(2.0 * np.pi))
 
@@ -23,7 +26,7 @@ def tensor_rule(points: FloatArray, weights: FloatArray, dim: int) -> tuple[Floa
     return np.stack([g.ravel() for g in grids], axis=-1), np.prod([s.ravel() for s in scales], axis=0)
 
 
-class Law(ABC):
+class Law(Plain, ABC):
     """A probability law on R^d: sampling, log-density and score, each batched over points in rows (..., d)."""
 
     dim: int
@@ -55,17 +58,6 @@ class Law(ABC):
         """Points (m, d) and weights (m,) summing to 1, exact for polynomials of degree < 2 * order per coordinate."""
 
 
-def _spd(cov: ArrayLike, dim: int, name: str) -> FloatArray:
-    """A frozen SPD matrix from a scalar, a diagonal or a full matrix."""
-    raw = real_array(cov, name, ProblemError)
-    full = raw * np.eye(dim) if raw.ndim == 0 else np.diag(raw) if raw.shape == (dim,) and raw.ndim == 1 else raw
-    matrix = frozen_array(full, name, (dim, dim), ProblemError)
-    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
-    if not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14) or lowest <= 0:
-        raise ProblemError(f"{name} must be symmetric positive definite, its smallest eigenvalue is {lowest:.3g}")
-    return matrix
-
-
 def _vector(value: ArrayLike, name: str) -> FloatArray:
     raw = real_array(value, name, ProblemError)
     if raw.ndim != 1 or raw.size == 0:
@@ -74,7 +66,7 @@ def _vector(value: ArrayLike, name: str) -> FloatArray:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GaussianMixture(Law):
     """sum_j w_j N(m_j, C_j) with weights (k,), means (k, d), covariances (k, d, d); the weights must sum to 1."""
 
@@ -101,7 +93,7 @@ class GaussianMixture(Law):
             raise ProblemError(
                 f"covariances must hold one covariance per component, k = {w.size}, got shape {stack.shape}"
             )
-        covs = np.stack([_spd(c, dim, f"covariances[{j}]") for j, c in enumerate(stack)])
+        covs = np.stack([spd_array(c, f"covariances[{j}]", dim) for j, c in enumerate(stack)])
         chol = np.linalg.cholesky(covs)
         for array in (covs, chol):
             array.setflags(write=False)
@@ -165,7 +157,7 @@ class GaussianMixture(Law):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gaussian(Law):
     """N(mean, cov): mean (d,); cov a positive scalar, a diagonal (d,) or a matrix (d, d).
 
@@ -181,7 +173,7 @@ class Gaussian(Law):
 
     def __post_init__(self) -> None:
         mean = _vector(self.mean, "mean")
-        cov = _spd(self.cov, mean.size, "cov")
+        cov = spd_array(self.cov, "cov", mean.size)
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "cov", cov)
         object.__setattr__(self, "dim", mean.size)
@@ -210,7 +202,7 @@ class Gaussian(Law):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PointMass(Law):
     """The Dirac law at `point` (d,). It has no density: `logpdf` and `score` raise `ProblemError`."""
 
@@ -244,14 +236,16 @@ class PointMass(Law):
 
 
 ExitReward = Callable[[ArrayLike, FloatArray], ArrayLike]
+"""g, a callable (t, x) -> (...) for points x (..., d) on absorbing faces."""
+
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 FACES = ("reflecting", "absorbing", "natural")
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Box:
+@dataclass(frozen=True, eq=False, repr=False)
+class Box(Plain):
     """The box prod_i [lower_i, upper_i], and what happens to a process at its faces.
 
     As `ControlProblem.domain` it says where the process itself lives; as an argument of a solver it is where R^d is
@@ -318,7 +312,7 @@ class Box:
         """Whether every face is finite."""
         return bool(np.isfinite(self.bounds).all())
 
-    def along(self, axes: Sequence[int]) -> "Box":
+    def along(self, axes: Sequence[int]) -> Box:
         """The box of some of the axes. DomainError if it pays an exit reward, which depends on all of them."""
         if self.exit_reward is not None:
             raise DomainError("a box with an exit reward cannot be restricted to some of its axes")
@@ -392,7 +386,7 @@ def _faces(boundary: Any, dim: int) -> tuple[tuple[str, str], ...]:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Uniform(Law):
     """The uniform law on a box; stationary for reflected Brownian motion. Outside, logpdf is -inf and the score 0."""
 
@@ -434,3 +428,4 @@ class Uniform(Law):
 
 
 MarginalLaw = Callable[[float], Law]
+"""t -> the law of X_t."""

@@ -1,5 +1,7 @@
 """The control problem: what is solved, before anyone asks how."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
@@ -10,12 +12,19 @@ from numpy.typing import ArrayLike
 from fem_hjb.problems.laws import Box, Law, MarginalLaw
 from fem_hjb.support.checks import FloatArray, as_points, frozen_array, positive_integer, positive_number, real_array
 from fem_hjb.support.errors import EllipticityError, ProblemError
+from fem_hjb.support.objects import Plain, brief, callable_name, short_repr
 
 Drift = Callable[[ArrayLike, FloatArray], ArrayLike]
-Diffusion = ArrayLike | Callable[[ArrayLike, FloatArray], ArrayLike]
-RunningReward = Callable[[ArrayLike, FloatArray], ArrayLike]
-TerminalReward = Callable[[FloatArray], ArrayLike]
+"""b, a callable (t, x) -> (..., d) for points x (..., d); t is a number or has the shape x.shape[:-1]."""
 
+Diffusion = ArrayLike | Callable[[ArrayLike, FloatArray], ArrayLike]
+"""Lambda, symmetric positive definite: a number, (d,), (d, d), or a callable (t, x) -> (..., d, d)."""
+
+RunningReward = Callable[[ArrayLike, FloatArray], ArrayLike]
+"""r, a callable (t, x) -> (...)."""
+
+TerminalReward = Callable[[FloatArray], ArrayLike]
+"""y, a callable x -> (...)."""
 
 _T_HINT = (
     "t may be a number or an array of shape x.shape[:-1], so write np.asarray(t)[..., None] where it meets x,"
@@ -35,8 +44,8 @@ class ValueFunction(Protocol):
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LinearDrift:
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearDrift(Plain):
     """The drift b(x) = A x + a. Paths of a problem with this drift and a constant diffusion are sampled exactly.
 
     A has shape (d, d), a has shape (d,).
@@ -66,8 +75,8 @@ class LinearDrift:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ControlProblem:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ControlProblem(Plain):
     r"""Steer a diffusion to maximise a reward, paying for the steering in relative entropy.
 
     Uncontrolled process:  dX = b_t(X) dt + Lambda_t(X)^{1/2} dB,  X_0 ~ p_0,  0 <= t <= T.
@@ -150,6 +159,16 @@ class ControlProblem:
         if not callable(self.diffusion):
             put(self, "_constant", self._constant_diffusion(self.diffusion))
         self._probe()
+
+    def __repr__(self) -> str:
+        parts = {name: brief(getattr(self, name)) for name in ("name", "dim", "horizon", "temperature")}
+        parts["drift"] = callable_name(self.drift)
+        parts["diffusion"] = callable_name(self.diffusion) if callable(self.diffusion) else brief(self._constant)
+        for name in ("running_reward", "terminal_reward", "initial_law", "domain", "exact", "marginal"):
+            part = getattr(self, name)
+            if part is not None:
+                parts[name] = callable_name(part) if callable(part) else type(part).__name__
+        return short_repr(self, parts)
 
     def _constant_diffusion(self, given: ArrayLike) -> FloatArray:
         raw = np.asarray(given)

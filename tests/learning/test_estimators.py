@@ -12,6 +12,7 @@ from fem_hjb.learning.estimators import ESTIMATORS, Setting
 from fem_hjb.learning.measures import Measure, empirical_measure, law_measure
 from fem_hjb.learning.system import assemble, finish, sums_over
 from fem_hjb.problems.gauge import gauge
+from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.support.errors import MeasureError, SpaceError
@@ -114,7 +115,7 @@ def bias_at_the_solution(estimator, steps, measure=step_measure):
 
 
 def gaussian_law(problem):
-    return fh.problems.closed_form.linear_marginal(problem.drift, problem.constant_diffusion, problem.initial_law)
+    return linear_marginal(problem.drift, problem.constant_diffusion, problem.initial_law)
 
 
 @pytest.mark.parametrize("estimator", ["increment", "corrected"])

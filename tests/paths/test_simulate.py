@@ -9,8 +9,9 @@ from scipy.linalg import expm
 from scipy.stats import norm
 
 import fem_hjb.paths.simulate as sde
-from fem_hjb.paths.simulate import Paths, ou_transition, sample_paths
+from fem_hjb.paths.simulate import Paths, sample_paths
 from fem_hjb.problems.laws import Box, Gaussian, PointMass, Uniform
+from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError
 
@@ -43,7 +44,7 @@ LAMBDA2 = np.array([[1.0, 0.3], [0.3, 0.5]])
 )
 def test_transition_law_matches_its_moment_equations(A):
     a, h = np.array([0.3, -0.7]), 0.8
-    E, c, S = ou_transition(A, a, LAMBDA2, h)
+    E, c, S = linear_transition(LinearDrift(A, a), LAMBDA2, h)
 
     def moments(t, z):
         m, C = z[:2], z[2:].reshape(2, 2)
@@ -62,7 +63,9 @@ def test_exact_paths_have_the_moments_of_the_process():
     assert (paths.n, paths.steps, paths.dim) == (n, 3, 2)
     for k, t in enumerate(paths.t):
         E, c, S = (
-            ou_transition(A2, np.array([0.3, -0.7]), LAMBDA2, t) if k else (np.eye(2), np.zeros(2), np.zeros((2, 2)))
+            linear_transition(LinearDrift(A2, [0.3, -0.7]), LAMBDA2, t)
+            if k
+            else (np.eye(2), np.zeros(2), np.zeros((2, 2)))
         )
         cov = 0.3 * E @ E.T + S
         x = paths.x[:, k]
@@ -71,7 +74,7 @@ def test_exact_paths_have_the_moments_of_the_process():
         products = centred[:, :, None] * centred[:, None, :]
         assert (np.abs(products.mean(0) - cov) < 4 * products.std(0) / np.sqrt(n)).all()
     # consecutive states are correlated as the transition says
-    E, c, _ = ou_transition(A2, np.array([0.3, -0.7]), LAMBDA2, 1 / 3)
+    E, c, _ = linear_transition(LinearDrift(A2, [0.3, -0.7]), LAMBDA2, 1 / 3)
     innovation = paths.x[:, 2] - paths.x[:, 1] @ E.T - c
     cross = innovation[:, :, None] * paths.x[:, 1][:, None, :]
     assert (np.abs(cross.mean(0)) < 4 * cross.std(0) / np.sqrt(n)).all()

@@ -5,16 +5,9 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
-from fem_hjb.problems.closed_form import (
-    ClosedForm,
-    CosineSeries,
-    LinearQuadratic,
-    LogSumExpReward,
-    Product,
-    linear_marginal,
-    linear_transition,
-)
+from fem_hjb.problems.closed_form import ClosedForm, CosineSeries, LinearQuadratic, LogSumExpReward, Product
 from fem_hjb.problems.laws import Box, Gaussian, PointMass, Uniform
+from fem_hjb.problems.linear import linear_marginal, linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.support.errors import DomainError, EllipticityError, InfiniteValueError, ProblemError
 from tests.support.exactness import feynman_kac, fokker_planck_residual, gradient_error, hjb_residual, inner_times
@@ -412,7 +405,7 @@ def test_ill_formed_closed_forms_are_refused(make, message):
 
 @pytest.mark.parametrize("diffusion", [-1.0, [[1.0, 2.0], [2.0, 1.0]], [[1.0, 0.5], [0.0, 1.0]]])
 def test_diffusions_that_are_not_elliptic_are_refused(diffusion):
-    with pytest.raises(EllipticityError, match="symmetric positive definite matrix, its smallest eigenvalue is"):
+    with pytest.raises(EllipticityError, match="symmetric positive definite, its smallest eigenvalue is"):
         lq(diffusion=diffusion)
 
 

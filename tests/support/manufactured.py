@@ -3,9 +3,9 @@
 import numpy as np
 
 from fem_hjb.learning.measures import Measure, law_measure
-from fem_hjb.paths.simulate import ou_transition
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import Gaussian
+from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 
 TEMPERATURE = 0.8
@@ -65,7 +65,7 @@ def step_measure(problem, space, steps, order=12):
     times = np.linspace(0.0, problem.horizon, steps + 1)
     law = law_measure(problem, space, times=times)
     h = problem.horizon / steps
-    E, c, S = ou_transition(problem.drift.A, problem.drift.a, problem.constant_diffusion, h)
+    E, c, S = linear_transition(problem.drift, problem.constant_diffusion, h)
     noise, shares = Gaussian(np.zeros(problem.dim), S).quadrature(order)
     x = np.repeat(law.x, len(noise), axis=0)
     return Measure(
