@@ -12,6 +12,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -141,6 +142,49 @@ def _start(drift: LinearDrift, Lambda: FloatArray, mean: ArrayLike, cov: ArrayLi
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Coefficients: functions of the module, so that problems can be pickled
+
+
+def _quadratic(t: ArrayLike, x: FloatArray, *, Q: FloatArray, q: FloatArray) -> FloatArray:
+    """-x'Qx/2 + q'x."""
+    return np.asarray(-0.5 * ((x @ Q) * x).sum(-1) + x @ q)
+
+
+def _square(t: ArrayLike, x: FloatArray, *, weight: float) -> FloatArray:
+    """weight |x|^2."""
+    return np.asarray(weight * (x**2).sum(-1))
+
+
+def _constant(t: ArrayLike, x: FloatArray, *, value: float) -> FloatArray:
+    return np.full(x.shape[:-1], value)
+
+
+def _nothing(x: FloatArray) -> FloatArray:
+    return np.zeros(x.shape[:-1])
+
+
+def _stationary(t: float, *, law: Law) -> Law:
+    return law
+
+
+def _well_drift(t: ArrayLike, x: FloatArray, *, kappa: FloatArray) -> FloatArray:
+    return np.asarray(-4 * kappa * x * (x**2 - 1))
+
+
+def _well_reward(x: FloatArray, *, nu: FloatArray) -> FloatArray:
+    return np.asarray(-((x**2 - 1) ** 2) @ nu)
+
+
+def _coupled_well_drift(t: ArrayLike, x: FloatArray, *, kappa: float, coupling: float) -> FloatArray:
+    return np.asarray(-4 * kappa * x * (x**2 - 1) - coupling * x[..., ::-1])
+
+
+def _reward_at_ones(x: FloatArray, *, nu: float) -> FloatArray:
+    """-nu |x - (1, .., 1)|^2."""
+    return np.asarray(-nu * ((x - 1) ** 2).sum(-1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Problems
 
 
@@ -185,7 +229,7 @@ def lq(
         temperature=temperature,
         drift=drift,
         diffusion=diffusion,
-        running_reward=lambda t, x: -0.5 * ((x @ Q) * x).sum(-1) + x @ q,
+        running_reward=partial(_quadratic, Q=Q, q=q),
         terminal_reward=reward,
         initial_law=start,
         exact=exact,
@@ -416,12 +460,12 @@ def reflected(
         temperature=temperature,
         drift=LinearDrift(np.zeros((dim, dim)), np.zeros(dim)),
         diffusion=diffusion,
-        running_reward=(lambda t, x: np.full(x.shape[:-1], rate)) if rate else None,
-        terminal_reward=lambda x: exact.value(horizon, x),
+        running_reward=partial(_constant, value=rate) if rate else None,
+        terminal_reward=partial(exact.value, horizon),
         initial_law=start,
         domain=box,
         exact=exact,
-        marginal=lambda t: start,
+        marginal=partial(_stationary, law=start),
         name="reflected",
     )
 
@@ -455,9 +499,9 @@ def double_well(
         dim=dim,
         horizon=horizon,
         temperature=temperature,
-        drift=lambda t, x: -4 * k * x * (x**2 - 1),
+        drift=partial(_well_drift, kappa=k),
         diffusion=_vector(Lambda, dim, "Lambda"),
-        terminal_reward=lambda x: -((x**2 - 1) ** 2) @ n,
+        terminal_reward=partial(_well_reward, nu=n),
         initial_law=Gaussian(_vector(mean, dim, "mean"), _matrix(cov, np.eye(dim), "cov")),
         name="double-well",
     )
@@ -495,9 +539,9 @@ def double_well_2d_coupled(
         dim=dim,
         horizon=horizon,
         temperature=temperature,
-        drift=lambda t, x: -4 * k * x * (x**2 - 1) - c * x[..., ::-1],
+        drift=partial(_coupled_well_drift, kappa=k, coupling=c),
         diffusion=_matrix(Lambda, np.eye(2), "Lambda"),
-        terminal_reward=lambda x: -n * ((x - 1) ** 2).sum(-1),
+        terminal_reward=partial(_reward_at_ones, nu=n),
         initial_law=Gaussian(_vector(mean, 2, "mean"), _matrix(cov, np.eye(2), "cov")),
         name="double-well-2d-coupled",
     )
@@ -530,7 +574,7 @@ def _soc_linear(
         temperature=reward.temperature,
         drift=drift,
         diffusion=diffusion,
-        running_reward=(lambda t, x: -f * (x**2).sum(-1)) if f else None,
+        running_reward=partial(_square, weight=-f) if f else None,
         terminal_reward=reward,
         initial_law=start,
         exact=exact,
@@ -668,8 +712,8 @@ def soc_molecular_dynamics(
         raise ProblemError(f"x0 must be negative, as the process is stopped at 0, got {x0!r}")
     return replace(
         double_well(dim, horizon=horizon, temperature=temperature, kappa=kappa, nu=0.0, Lambda=temperature),
-        running_reward=lambda t, x: np.full(x.shape[:-1], -1.0),
-        terminal_reward=lambda x: np.zeros(x.shape[:-1]),
+        running_reward=partial(_constant, value=-1.0),
+        terminal_reward=_nothing,
         initial_law=PointMass(start),
         domain=Box([-np.inf], [0.0], boundary=[("natural", "absorbing")]),
         name="soc-molecular-dynamics",
