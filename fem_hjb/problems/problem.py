@@ -213,34 +213,10 @@ class ControlProblem(Plain):
             )
         return domain.absorb(domain.mirror(x))
 
-    def _call(
-        self, name: str, function: Callable[..., ArrayLike], arguments: tuple[ArrayLike, ...], tail: tuple[int, ...]
-    ) -> FloatArray:
-        x = np.asarray(arguments[-1])
-        expected = x.shape[:-1] + tail
-        hint = f"; {_T_HINT}" if len(arguments) == 2 else "; return an array of the full shape, even a constant one"
-        try:
-            array = real_array(function(*arguments), f"what {name} returns", ProblemError)
-        except (TypeError, ValueError, IndexError) as cause:
-            if isinstance(cause, ProblemError):
-                raise
-            shapes = ", ".join(str(np.shape(a)) for a in arguments)
-            raise ProblemError(f"{name} failed on arguments of shapes {shapes}: {cause}{hint}") from cause
-        if array.shape != expected:
-            raise ProblemError(
-                f"{name} returned shape {array.shape} for x of shape {x.shape}, expected {expected}{hint}"
-            )
-        finite = np.isfinite(array)
-        if not finite.all():
-            bad = ~finite.reshape(*x.shape[:-1], -1).all(axis=-1)
-            where = x[bad][0] if x.ndim > 1 else x
-            raise ProblemError(f"{name} is not finite at {int(bad.sum())} of {bad.size} points, the first is x={where}")
-        return array
-
     def b(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """The drift b_t(x), shape (..., d), checked for shape and finiteness."""
         points = as_points(x, self.dim)
-        return self._call("drift(t, x)", self.drift, (t, points), (self.dim,))
+        return checked_call("drift(t, x)", self.drift, (t, points), (self.dim,))
 
     def Lambda(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """The diffusion matrix Lambda_t(x), shape (..., d, d); a read-only broadcast when it is constant."""
@@ -250,26 +226,26 @@ class ControlProblem(Plain):
         given = self.diffusion
         if not callable(given):
             raise ProblemError("diffusion must be a callable or a constant")
-        return self._call("diffusion(t, x)", given, (t, points), (self.dim, self.dim))
+        return checked_call("diffusion(t, x)", given, (t, points), (self.dim, self.dim))
 
     def r(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """The running reward r_t(x), shape (...); 0 when the problem has none."""
         points = as_points(x, self.dim)
         if self.running_reward is None:
             return np.zeros(points.shape[:-1])
-        return self._call("running_reward(t, x)", self.running_reward, (t, points), ())
+        return checked_call("running_reward(t, x)", self.running_reward, (t, points), ())
 
     def y(self, x: ArrayLike) -> FloatArray:
         """The terminal reward y(x), shape (...)."""
         points = as_points(x, self.dim)
-        return self._call("terminal_reward(x)", self.terminal_reward, (points,), ())
+        return checked_call("terminal_reward(x)", self.terminal_reward, (points,), ())
 
     def exit_reward(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """The exit reward g(t, x) at points on absorbing faces, shape (...); 0 when the domain has none."""
         points = as_points(x, self.dim)
         if self.domain is None or self.domain.exit_reward is None:
             return np.zeros(points.shape[:-1])
-        return self._call("exit_reward(t, x)", self.domain.exit_reward, (t, points), ())
+        return checked_call("exit_reward(t, x)", self.domain.exit_reward, (t, points), ())
 
     @property
     def constant_diffusion(self) -> FloatArray | None:
@@ -279,6 +255,30 @@ class ControlProblem(Plain):
     def policy_from_gradient(self, t: ArrayLike, x: ArrayLike, gradient: FloatArray) -> FloatArray:
         """pi = (1/alpha) Lambda_t(x) grad v, shape (..., d)."""
         return np.asarray(np.einsum("...ij,...j->...i", self.Lambda(t, x), gradient) / self.temperature)
+
+
+def checked_call(
+    name: str, function: Callable[..., ArrayLike], arguments: tuple[ArrayLike, ...], tail: tuple[int, ...]
+) -> FloatArray:
+    """What a user's callable returns for the points x (..., d), its last argument: finite, of shape (..., *tail)."""
+    x = np.asarray(arguments[-1])
+    expected = x.shape[:-1] + tail
+    hint = f"; {_T_HINT}" if len(arguments) == 2 else "; return an array of the full shape, even a constant one"
+    try:
+        array = real_array(function(*arguments), f"what {name} returns", ProblemError)
+    except (TypeError, ValueError, IndexError) as cause:
+        if isinstance(cause, ProblemError):
+            raise
+        shapes = ", ".join(str(np.shape(a)) for a in arguments)
+        raise ProblemError(f"{name} failed on arguments of shapes {shapes}: {cause}{hint}") from cause
+    if array.shape != expected:
+        raise ProblemError(f"{name} returned shape {array.shape} for x of shape {x.shape}, expected {expected}{hint}")
+    finite = np.isfinite(array)
+    if not finite.all():
+        bad = ~finite.reshape(*x.shape[:-1], -1).all(axis=-1)
+        where = x[bad][0] if x.ndim > 1 else x
+        raise ProblemError(f"{name} is not finite at {int(bad.sum())} of {bad.size} points, the first is x={where}")
+    return array
 
 
 def _check_elliptic(matrices: FloatArray, x: FloatArray, name: str) -> None:

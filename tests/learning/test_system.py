@@ -16,7 +16,7 @@ from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source, simulated_source
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.errors import DomainError, MeasureError, SpaceError
-from tests.support.manufactured import manufactured
+from tests.support.manufactured import polynomial
 
 LQ = fh.zoo.get("lq", dim=1)
 PLANAR = fh.zoo.get("lq", dim=2)
@@ -78,7 +78,7 @@ def test_the_system_does_not_depend_on_the_chunks(estimator, element, times, mon
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_nor_where_the_diffusion_varies_and_a_chunk_is_one_sample(estimator):
     law = fh.Gaussian([0.0], 0.5)
-    problem = manufactured(varying=True, marginal=lambda t: law)
+    problem = polynomial(varying=True, marginal=lambda t: law)
     space = Space(problem, cells=4, time_cells=2, box=box(6.0))
     paths = fh.sample_paths(problem, n=5, steps=1, rng=0)
     given = {"estimator": estimator, "delta": 0.2 if ESTIMATORS[estimator].weighted else 0.0}
@@ -283,7 +283,7 @@ def test_increments_are_positive_whatever_the_sample():
 
 
 def test_systems_in_one_class_have_one_gauge_and_may_be_given_another():
-    problem = manufactured()
+    problem = polynomial()
     space = Space(problem, cells=3, time_cells=2, box=box(6.0))
     paths = fh.sample_paths(problem, n=20, steps=4, rng=0)
     own = assemble(problem, paths, space)
