@@ -2,7 +2,7 @@
 
 from fem_hjb.problems import zoo
 from fem_hjb.problems.closed_form import CosineSeries, LinearQuadratic, LogSumExpReward, Product
-from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge, gauge
+from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge, constant_gauge
 from fem_hjb.problems.laws import Box, Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
@@ -26,6 +26,6 @@ __all__ = [
     "Uniform",
     "ValueFunction",
     "ValueGauge",
-    "gauge",
+    "constant_gauge",
     "zoo",
 ]

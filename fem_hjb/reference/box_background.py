@@ -104,9 +104,9 @@ def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> Quad
 def ranges(problem: ControlProblem, background: Background, x: FloatArray, times: FloatArray) -> tuple[float, float]:
     """Bounds on max log u and on -min log u over the points x (n, d), from log u_T and the rate at times (k,)."""
     T = problem.horizon
-    logs = (problem.y(x) - background.background(T, x)) / problem.temperature
+    logs = (problem.y(x) - background.guess(T, x)) / problem.temperature
     rates = [
-        background.rate(float(t), x, problem.b(float(t), x), problem.Lambda(float(t), x), problem.r(float(t), x))
+        background.rate(float(t), x, problem.r(float(t), x), problem.b(float(t), x), problem.Lambda(float(t), x))
         for t in times
     ]
     above = max(float(logs.max()), 0.0) + T * max(max(float(r.max()) for r in rates), 0.0)

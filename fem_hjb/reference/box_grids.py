@@ -61,7 +61,7 @@ def first_grids(
             points = np.clip(points, *box.bounds)
             flat = points.reshape(-1, problem.dim)
             y = problem.y(flat)
-            functions = [(y - background.background(T, flat), y)]
+            functions = [(y - background.guess(T, flat), y)]
             functions += [(part, part) for t in (0.0, 0.5 * T, T) for part in problem.b(t, flat).T]
             weight = np.maximum.reduceat(
                 found.weight(axis, line.nodes)[line.cell_dofs].ravel(), np.arange(0, line.cell_dofs.size, degree + 1)

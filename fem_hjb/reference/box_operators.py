@@ -108,8 +108,8 @@ class BoxOperators:
         Lambda = problem.Lambda(t, x)
         if self._constant is None:
             check_elliptic(Lambda, x, t)
-        rate = self.background.rate(t, x, b, Lambda, problem.r(t, x))
-        slope = self.background.background_gradient(t, x)
+        rate = self.background.rate(t, x, problem.r(t, x), b, Lambda)
+        slope = self.background.guess_gradient(t, x)
         if slope.any():
             pushed = slope @ self._constant if self._constant is not None else np.einsum("nij,nj->ni", Lambda, slope)
             b = b + pushed / self.background.temperature

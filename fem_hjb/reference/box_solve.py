@@ -101,7 +101,7 @@ def solve_on_box(
             stats=stats,
         )
     T, x = problem.horizon, basis.nodes
-    start = problem.y(x) - gauge.background(T, x)
+    start = problem.y(x) - gauge.guess(T, x)
     if linear:
         start = np.exp(start / problem.temperature)
     with np.errstate(over="ignore", invalid="ignore"):  # what comes out is checked
@@ -110,7 +110,7 @@ def solve_on_box(
         raise ConvergenceError(f"the route {chosen!r} has left double precision: take a finer grid, or the value form")
     unknown: Unknown = gauge
     if not linear:
-        unknown = ValueGauge(taken_out=gauge)
+        unknown = ValueGauge(background=gauge)
     if progress is not None:
         progress(1.0)
     bad = int((march.rows <= 0).sum()) if linear else 0
@@ -182,7 +182,7 @@ def _prescribed(operators: BoxOperators, fixed: IntArray) -> Callable[[float], F
 
     def values(s: float) -> FloatArray:
         t = _time(problem, s)
-        return np.asarray(np.exp((problem.exit_reward(t, x) - background.background(t, x)) / problem.temperature))
+        return np.asarray(np.exp((problem.exit_reward(t, x) - background.guess(t, x)) / problem.temperature))
 
     return values
 

@@ -11,7 +11,7 @@ from fem_hjb.learning import forms
 from fem_hjb.learning.estimators import ESTIMATORS, Setting
 from fem_hjb.learning.measures import Measure, empirical_measure, law_measure
 from fem_hjb.learning.system import assemble, finish, sums_over
-from fem_hjb.problems.gauge import gauge
+from fem_hjb.problems.gauge import constant_gauge
 from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space, spatial_basis
@@ -40,7 +40,7 @@ def smooth_function(space):
 def error_of(found):
     """The largest error of f where the samples are, relative to the largest f there."""
     t, x = (part.ravel() for part in np.meshgrid([0.1, 0.5, 0.9], np.linspace(-1.5, 1.5, 31), indexing="ij"))
-    exact = found.gauge.f_from_value(t, LQ.exact.value(t, x[:, None]))
+    exact = found.gauge.u(t, x[:, None], LQ.exact.value(t, x[:, None]))
     return np.abs(found.f(t, x[:, None]) - exact).max() / exact.max()
 
 
@@ -371,7 +371,7 @@ def test_a_terminal_condition_that_is_interpolated(estimator):
     space = Space(LQ, cells=8, time_cells=4, box=box(4.5))
     paths = fh.sample_paths(LQ, n=3000, steps=50, rng=0)
     found = fh.fit(LQ, paths, space, estimator=estimator, terminal="interpolated", outside="drop")
-    target = space.spatial.interpolate(found.gauge.terminal_f(LQ, space.spatial.nodes))
+    target = space.spatial.interpolate(found.gauge.terminal_u(LQ, space.spatial.nodes))
     np.testing.assert_array_equal(np.asarray(found.coefficients)[-1], target)
     penalty = fh.fit(LQ, paths, space, estimator=estimator, outside="drop")
     assert np.abs(np.asarray(penalty.coefficients)[-1] - target).max() > 1e-6
@@ -453,7 +453,7 @@ def test_increments_next_to_a_reflecting_face_are_not_corrected():
     space = Space(problem, cells=8, time_cells=2, element="P2")
     measure = empirical_measure(problem, fh.sample_paths(problem, n=20, steps=8, rng=0))
     setting = Setting(
-        problem=problem, space=space, gauge=gauge(problem, space.spatial.nodes, space.time.nodes), delta=0.0
+        problem=problem, space=space, gauge=constant_gauge(problem, space.spatial.nodes, space.time.nodes), delta=0.0
     )
     ((_, here),) = ESTIMATORS["corrected"].terms(setting, measure).here
     near = np.minimum(measure.x, 1 - measure.x)[:, 0] < 5 * np.sqrt(0.02 * problem.horizon / 8)

@@ -243,7 +243,7 @@ def test_mass_and_energy_are_the_integrals_they_are_said_to_be(data, delta):
         extra = (measure.weights * steps) @ (rates[0] * rates[1])
     expected = part["values"] + part["terminal"] + part["initial"] + part["slopes"] + extra
     assert c @ system.energy @ e == pytest.approx(expected, rel=1e-11)
-    target = system.gauge.terminal_f(PLANAR, measure.terminal_x)
+    target = system.gauge.terminal_u(PLANAR, measure.terminal_x)
     at_end = space.evaluate(e, space.horizon, measure.terminal_x)
     if not delta:
         assert e @ system.load == pytest.approx(measure.terminal_weights @ (at_end * target), rel=1e-11)
@@ -260,7 +260,7 @@ def test_energy_identity(estimator):
     for _ in range(3):
         c = rng.standard_normal(space.n_dofs)
         part = integrals(space, law, c, c, problem.constant_diffusion)
-        rho = system.gauge.running_rate(problem, law.t, law.x)
+        rho = system.gauge.rate(law.t, law.x, problem.r(law.t, law.x))
         absorbed = law.weights @ (rho * space.evaluate(c, law.t, law.x) ** 2)
         expected = 0.5 * (part["terminal"] + part["initial"] + part["slopes"]) - absorbed
         assert c @ system.form @ c == pytest.approx(expected, rel=1e-8)

@@ -49,7 +49,7 @@ QUADRATIC = QuadraticGauge(
 GAUGES: dict[str, Unknown] = {
     "constants": QUADRATIC.constants,
     "quadratic": QUADRATIC,
-    "value": ValueGauge(taken_out=QUADRATIC),
+    "value": ValueGauge(background=QUADRATIC),
 }
 
 
@@ -118,6 +118,7 @@ def test_a_copy_of_a_gauge_answers_with_the_same_bits(gauge, again):
     np.testing.assert_array_equal(other.value(0.3, x, u), gauge.value(0.3, x, u))
     np.testing.assert_array_equal(other.gradient(0.3, x, u, slope), gauge.gradient(0.3, x, u, slope))
     np.testing.assert_array_equal(other.f(0.3, x, u), gauge.f(0.3, x, u))
+    np.testing.assert_array_equal(other.u(0.3, x, u), gauge.u(0.3, x, u))
 
 
 THINGS = {

@@ -56,7 +56,7 @@ def error_in_f(solution: Solution, t: float = 0.0) -> float:
     weight = (np.broadcast_to(rule.det, rule.x.shape[:2]) * rule.weights).ravel()
     x = rule.x.reshape(-1, basis.dim)
     assert solution.problem.exact is not None
-    exact = solution.gauge.f_from_value(t, solution.problem.exact.value(t, x))
+    exact = solution.gauge.u(t, x, solution.problem.exact.value(t, x))
     return float(np.sqrt(weight @ (solution.f(t, x) - exact) ** 2 / (weight @ exact**2)))
 
 
