@@ -57,8 +57,9 @@ from scipy.integrate import solve_ivp
 from fem_hjb.paths.extent import box_of, reach
 from fem_hjb.problems import zoo
 from fem_hjb.problems.blocks import alike, independent_blocks, restrict
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, constant_gauge
-from fem_hjb.problems.laws import Box, Gaussian, Law
+from fem_hjb.problems.laws import Gaussian, Law
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge
 from fem_hjb.reference.box_grids import spectral

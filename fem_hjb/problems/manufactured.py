@@ -10,7 +10,8 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.laws import Box, Law, MarginalLaw
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Law, MarginalLaw
 from fem_hjb.problems.problem import ControlProblem, Diffusion, Drift, checked_call
 from fem_hjb.support.checks import FloatArray, as_points, positive_number
 from fem_hjb.support.errors import ProblemError
@@ -114,7 +115,7 @@ def manufactured(
         by finite differences of the value (for the Hessian: of the gradient) at a few points around the initial law;
         the value has a slope across a reflecting face; or `ControlProblem` refuses a parameter.
 
-    >>> from fem_hjb.laws import Gaussian
+    >>> from fem_hjb.problems import Gaussian
     >>> problem = manufactured(
     ...     value=lambda t, x: np.cos(np.asarray(t)) * np.sin(x[..., 0]),
     ...     time_derivative=lambda t, x: -np.sin(np.asarray(t)) * np.sin(x[..., 0]),

@@ -9,7 +9,8 @@ from typing import Protocol, final, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.laws import Box, Law, MarginalLaw
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Law, MarginalLaw
 from fem_hjb.support.checks import FloatArray, as_points, frozen_array, positive_integer, positive_number, real_array
 from fem_hjb.support.errors import EllipticityError, ProblemError
 from fem_hjb.support.objects import Plain, brief, callable_name, short_repr

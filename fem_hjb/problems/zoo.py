@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import solve_continuous_lyapunov
 
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.closed_form import CosineSeries, LinearQuadratic, LogSumExpReward, Product
-from fem_hjb.problems.laws import Box, Gaussian, GaussianMixture, Law, PointMass, Uniform
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problems.problem import ControlProblem, LinearDrift

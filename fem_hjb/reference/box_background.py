@@ -14,8 +14,9 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from scipy.integrate import solve_ivp
 
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Background, Gauge, QuadraticGauge
-from fem_hjb.problems.laws import Box, tensor_rule
+from fem_hjb.problems.laws import tensor_rule
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import InfiniteValueError

@@ -7,8 +7,8 @@ from typing import final
 import numpy as np
 
 from fem_hjb.paths.extent import Reach
+from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge
-from fem_hjb.problems.laws import BoolArray, Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine

@@ -21,8 +21,8 @@ from typing import Any, final
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, gmres
 
+from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Background
-from fem_hjb.problems.laws import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.stepping.esdirk import Solve

@@ -23,8 +23,8 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
+from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
-from fem_hjb.problems.laws import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_newton import solve_value
 from fem_hjb.reference.box_operators import BoxOperators, Fields, Separable, SeparableInverse

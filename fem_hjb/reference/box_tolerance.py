@@ -15,8 +15,8 @@ from typing import Any, final
 import numpy as np
 
 from fem_hjb.paths.extent import box_of, reach
+from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, constant_gauge
-from fem_hjb.problems.laws import BoolArray, Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
 from fem_hjb.reference.box_grids import RICHER, Plan, first_grids, halved, perturbed, spectral, unresolved

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.paths.extent import truncation_box
+from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge, constant_gauge, range_in_temperatures
-from fem_hjb.problems.laws import BoolArray, Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.solutions.compare import difference

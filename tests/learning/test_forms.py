@@ -6,7 +6,8 @@ import pytest
 from fem_hjb.learning import forms
 from fem_hjb.learning.gram import Located, operator_rows
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import LinearDrift
 from fem_hjb.spaces.line import row_products

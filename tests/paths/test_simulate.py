@@ -10,7 +10,8 @@ from scipy.stats import norm
 
 import fem_hjb.paths.simulate as sde
 from fem_hjb.paths.simulate import Paths, sample_paths
-from fem_hjb.problems.laws import Box, Gaussian, PointMass, Uniform
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, PointMass, Uniform
 from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError

@@ -5,8 +5,9 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.closed_form import ClosedForm, CosineSeries, LinearQuadratic, LogSumExpReward, Product
-from fem_hjb.problems.laws import Box, Gaussian, PointMass, Uniform
+from fem_hjb.problems.laws import Gaussian, PointMass, Uniform
 from fem_hjb.problems.linear import linear_marginal, linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.support.errors import DomainError, EllipticityError, InfiniteValueError, ProblemError
@@ -157,7 +158,7 @@ def test_batches_broadcast_and_blocks_agree_with_single_points(problem, monkeypa
     slopes = np.array([[exact.gradient(every[i, j], x[i, j]) for j in range(4)] for i in range(3)])
     steers = np.array([[exact.policy(every[i, j], x[i, j]) for j in range(4)] for i in range(3)])
     assert exact.value(0.1, x[0, 0]).shape == ()
-    monkeypatch.setattr("fem_hjb.closed_form._CHUNK", 5 * problem.dim**2)
+    monkeypatch.setattr("fem_hjb.problems.closed_form._CHUNK", 5 * problem.dim**2)
     for time in (t, every):
         np.testing.assert_allclose(exact.value(time, x), single, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(exact.gradient(time, x), slopes, rtol=1e-12, atol=1e-12)

@@ -12,9 +12,10 @@ import pytest
 
 from fem_hjb.problems import zoo
 from fem_hjb.problems.blocks import restrict
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.closed_form import CosineSeries, LinearQuadratic, LogSumExpReward, Product
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
-from fem_hjb.problems.laws import Box, Gaussian, GaussianMixture, Law, PointMass, Uniform
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 

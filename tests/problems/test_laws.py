@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from fem_hjb.problems.laws import Box, Gaussian, GaussianMixture, PointMass, Uniform, tensor_rule
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, PointMass, Uniform, tensor_rule
 from fem_hjb.support.errors import DomainError, ProblemError
 
 COV = np.array([[0.8, 0.3], [0.3, 0.5]])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fem_hjb.paths.simulate import sample_paths
-from fem_hjb.problems.laws import Box, Gaussian, PointMass
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, PointMass
 from fem_hjb.problems.manufactured import manufactured
 from fem_hjb.problems.problem import LinearDrift
 from fem_hjb.reference.solve import solve

@@ -9,8 +9,9 @@ import scipy.linalg
 import scipy.sparse as sp
 
 from fem_hjb.problems import zoo
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, constant_gauge, range_in_temperatures
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference import box_newton as newton
 from fem_hjb.reference.box_background import quadratic_gauge

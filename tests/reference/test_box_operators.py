@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fem_hjb.problems import zoo
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, constant_gauge
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge
 from fem_hjb.reference.box_operators import BoxOperators, Fields, SeparableInverse, check_elliptic

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems import zoo
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge, constant_gauge
-from fem_hjb.problems.laws import Box, Gaussian, Uniform
+from fem_hjb.problems.laws import Gaussian, Uniform
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference import box_solve as box_reference
 from fem_hjb.reference.box_background import quadratic_gauge

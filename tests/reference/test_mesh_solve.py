@@ -9,7 +9,8 @@ import pytest
 import skfem
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_solve import estimate_on_mesh, solve_on_mesh
 from fem_hjb.solutions.compare import compare

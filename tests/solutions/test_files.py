@@ -9,8 +9,8 @@ import skfem
 
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems import zoo
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import constant_gauge
-from fem_hjb.problems.laws import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.files import load_paths, load_solution, save_paths, save_solution
 from fem_hjb.solutions.solution import Solution

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions import solution as solution_module
 from fem_hjb.solutions.solution import ProductSolution, Solution
