@@ -2,11 +2,12 @@
 
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.closed_form import CosineSeries, LinearQuadratic, LogSumExpReward, Product
+from fem_hjb.problems.closed_form import CosineSeries, LinearQuadratic, Product
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge, constant_gauge
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
+from fem_hjb.problems.rewards import LogSumExpReward
 
 __all__ = [
     "Box",

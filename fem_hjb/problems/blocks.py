@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
@@ -161,9 +162,7 @@ def _at(problem: ControlProblem, t: float) -> Reward:
     return lambda x: problem.r(t, x)
 
 
-def _coupling(
-    function: Reward, x: FloatArray, y: FloatArray, groups: list[tuple[int, ...]], d: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _coupling(function: Reward, x: FloatArray, y: FloatArray, groups: list[tuple[int, ...]], d: int) -> BoolArray:
     """Which groups a reward couples: its mixed differences between two groups do not vanish."""
     base = np.asarray(function(x))
     single = [np.asarray(function(_replace(x, y, group))) for group in groups]
@@ -177,7 +176,7 @@ def _coupling(
     return linked
 
 
-def _components(linked: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> list[tuple[int, ...]]:
+def _components(linked: BoolArray) -> list[tuple[int, ...]]:
     _, label = connected_components(csr_array(linked), directed=False)
     groups: dict[int, list[int]] = {}
     for i, group in enumerate(label.tolist()):

@@ -7,8 +7,9 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.closed_form import TAMER, ClosedForm, LogSumExpReward, log_sum_exp
+from fem_hjb.problems.closed_form import TAMER, ClosedForm
 from fem_hjb.problems.laws import GaussianMixture
+from fem_hjb.problems.rewards import LogSumExpReward, log_sum_exp
 from fem_hjb.support.checks import FloatArray, IntArray, as_times, positive_number
 from fem_hjb.support.errors import InfiniteValueError, ProblemError
 from fem_hjb.support.objects import Plain

@@ -20,11 +20,12 @@ from numpy.typing import ArrayLike
 from scipy.linalg import solve_continuous_lyapunov
 
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.closed_form import CosineSeries, LinearQuadratic, LogSumExpReward, Product
+from fem_hjb.problems.closed_form import CosineSeries, LinearQuadratic, Product
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.problems.rewards import LogSumExpReward
 from fem_hjb.support.checks import FloatArray, frozen_array, one_of, positive_integer
 from fem_hjb.support.errors import DomainError, ProblemError
 

@@ -6,10 +6,11 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.closed_form import ClosedForm, CosineSeries, LinearQuadratic, LogSumExpReward, Product
+from fem_hjb.problems.closed_form import ClosedForm, CosineSeries, LinearQuadratic, Product
 from fem_hjb.problems.laws import Gaussian, PointMass, Uniform
 from fem_hjb.problems.linear import linear_marginal, linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.problems.rewards import LogSumExpReward
 from fem_hjb.support.errors import DomainError, EllipticityError, InfiniteValueError, ProblemError
 from tests.support.exactness import feynman_kac, fokker_planck_residual, gradient_error, hjb_residual, inner_times
 from tests.support.tilted import COVS, DATA, INDEFINITE, MEANS, TARGETS, TILTED

@@ -13,11 +13,12 @@ import pytest
 from fem_hjb.problems import zoo
 from fem_hjb.problems.blocks import restrict
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.closed_form import CosineSeries, LinearQuadratic, LogSumExpReward, Product
+from fem_hjb.problems.closed_form import CosineSeries, LinearQuadratic, Product
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.problems.rewards import LogSumExpReward
 
 DIMS = (1, 2, 3)
 PROBLEMS = {

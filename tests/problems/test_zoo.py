@@ -6,9 +6,9 @@ from scipy.linalg import expm
 
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems import zoo
-from fem_hjb.problems.closed_form import LogSumExpReward
 from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import LinearDrift
+from fem_hjb.problems.rewards import LogSumExpReward
 from fem_hjb.support.errors import EllipticityError, FemHjbError, InfiniteValueError, ProblemError
 from tests.support.exactness import (
     feynman_kac,
