@@ -38,25 +38,6 @@ A2 = np.array([[-1.0, 0.5], [-0.3, 0.2]])
 LAMBDA2 = np.array([[1.0, 0.3], [0.3, 0.5]])
 
 
-@pytest.mark.parametrize(
-    "A",
-    [A2, np.zeros((2, 2)), np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[-300.0, 5.0], [0.0, -0.1]]), 3 * np.eye(2)],
-    ids=["regular", "zero", "nilpotent", "stiff", "unstable"],
-)
-def test_transition_law_matches_its_moment_equations(A):
-    a, h = np.array([0.3, -0.7]), 0.8
-    E, c, S = linear_transition(LinearDrift(A, a), LAMBDA2, h)
-
-    def moments(t, z):
-        m, C = z[:2], z[2:].reshape(2, 2)
-        return np.r_[A @ m + a, (A @ C + C @ A.T + LAMBDA2).ravel()]
-
-    x0 = np.array([0.4, 1.1])
-    end = solve_ivp(moments, (0, h), np.r_[x0, np.zeros(4)], rtol=1e-11, atol=1e-13, method="LSODA").y[:, -1]
-    np.testing.assert_allclose(E @ x0 + c, end[:2], rtol=1e-8)
-    np.testing.assert_allclose(S.ravel(), end[2:], rtol=1e-8, atol=1e-12)
-
-
 def test_exact_paths_have_the_moments_of_the_process():
     n, problem = 40_000, ou_problem(A2, [0.3, -0.7], LAMBDA2)
     paths = sample_paths(problem, n=n, steps=3, rng=1)
