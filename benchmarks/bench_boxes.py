@@ -57,8 +57,9 @@ from scipy.integrate import solve_ivp
 from fem_hjb.paths.extent import box_of, reach
 from fem_hjb.problems import zoo
 from fem_hjb.problems.blocks import alike, independent_blocks, restrict
-from fem_hjb.problems.gauge import Gauge, QuadraticGauge, gauge
-from fem_hjb.problems.laws import Box, Gaussian, Law
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.gauge import Gauge, QuadraticGauge, constant_gauge
+from fem_hjb.problems.laws import Gaussian, Law
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge
 from fem_hjb.reference.box_grids import spectral
@@ -193,7 +194,7 @@ def grid_of(box: Box, cells: int, degree: int) -> SpectralBasis:
 
 def background_of(problem: ControlProblem, box: Box, quadratic: bool) -> Gauge | QuadraticGauge:
     nodes = grid_of(box, 2, 16 if problem.dim == 2 else 8).nodes
-    constants = gauge(problem, nodes, np.linspace(0.0, problem.horizon, 9))
+    constants = constant_gauge(problem, nodes, np.linspace(0.0, problem.horizon, 9))
     fitted = quadratic_gauge(problem, box, constants) if quadratic else None
     return constants if fitted is None else fitted
 

@@ -40,7 +40,7 @@ def error(solution: fh.Solution, other: fh.Solution | None = None) -> float:
     inside = solution.space.spatial.box.contains(x)
     t, x = t[inside], x[inside]
     weights = np.exp(-(x[:, 0] ** 2))
-    exact = solution.gauge.f_from_value(t, PROBLEM.exact.value(t, x))
+    exact = solution.gauge.u(t, x, PROBLEM.exact.value(t, x))
     difference = solution.f(t, x) - (exact if other is None else other.f(t, x))
     return float(np.sqrt((weights @ difference**2) / (weights @ exact**2)))
 

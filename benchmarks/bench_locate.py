@@ -17,7 +17,7 @@ import skfem
 from rich.console import Console
 from rich.table import Table
 
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.spaces.locate import CellLocator
 from fem_hjb.spaces.meshes import box_mesh, mesh_kind
 

@@ -24,8 +24,9 @@ import skfem
 from skfem.element import DiscreteField
 from skfem.helpers import dot, grad
 
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.spaces.meshes import box_mesh

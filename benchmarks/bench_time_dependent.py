@@ -39,7 +39,8 @@ from scipy.sparse.linalg import LinearOperator, bicgstab, splu
 from skfem.helpers import dot, grad
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.solve import solve
 from fem_hjb.spaces.meshes import box_mesh

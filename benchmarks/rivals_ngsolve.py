@@ -31,7 +31,7 @@ import bench_boxes
 import numpy as np
 
 from fem_hjb.paths.extent import box_of, reach
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 
 try:
     import ngsolve as ng

@@ -28,7 +28,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import spsolve
 
 import fem_hjb as fh
-from fem_hjb.problems.gauge import gauge as find_gauge
+from fem_hjb.problems.gauge import constant_gauge
 
 # %% [markdown]
 # ## 1. The problem
@@ -80,11 +80,11 @@ plt.show()
 
 # %%
 grid = np.linspace(-3.0, 3.0, 601)[:, None]
-gauge = find_gauge(problem, grid, [0.0, T])
+gauge = constant_gauge(problem, grid, [0.0, T])
 
 
 def f_exact(t, x):
-    return gauge.f_from_value(t, exact.value(t, x))
+    return gauge.u(t, x, exact.value(t, x))
 
 
 h, t0 = 1e-4, 0.3
@@ -94,7 +94,7 @@ residual = (
     (f_exact(t0 + h, x) - f_exact(t0 - h, x)) / (2 * h)
     - x[:, 0] * (right - left) / (2 * h)
     + 0.5 * (right - 2 * middle + left) / h**2
-    + gauge.running_rate(problem, t0, x) * middle
+    + gauge.rate(t0, x, problem.r(t0, x)) * middle
 )
 print("largest residual of the linear equation:", np.abs(residual).max())
 
@@ -158,7 +158,7 @@ plt.show()
 # $\Phi$ for values and $R$ for minus the residual of the equation, the system is a weighted product of the two.
 
 # %%
-gauge = find_gauge(problem, space.spatial.nodes, space.time.nodes)
+gauge = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
 
 
 def design(table, basis, space):
@@ -173,7 +173,7 @@ inside = box.contains(x)
 x, t = x[inside], t[inside]
 basis = space.tabulate(t, x, order=2)
 generator = -x * basis.gradients[..., 0] + 0.5 * basis.hessians[..., 0, 0]
-rate = gauge.running_rate(problem, t, x)[:, None]
+rate = gauge.rate(t, x, problem.r(t, x))[:, None]
 Phi = design(basis.values, basis, space)
 R = design(-(basis.time_derivatives + generator + rate * basis.values), basis, space)
 
@@ -182,7 +182,7 @@ basis = space.tabulate(T, end, order=0)
 Phi_T = design(basis.values, basis, space)
 
 B = (T / paths.steps) * Phi.T @ R / paths.n + Phi_T.T @ Phi_T / paths.n
-load = Phi_T.T @ gauge.terminal_f(problem, end) / paths.n
+load = Phi_T.T @ gauge.terminal_u(problem, end) / paths.n
 by_hand = spsolve(B.tocsc(), load)
 
 # %% [markdown]
@@ -230,10 +230,10 @@ plt.show()
 # equation shrinks with the approximation error of the class.
 
 # %%
-rates = gauge.running_rate(problem, paths.t, paths.x)
+rates = gauge.rate(paths.t, paths.x, problem.r(paths.t, paths.x))
 steps = 0.5 * (rates[:, 1:] + rates[:, :-1]) * np.diff(paths.t)
 to_go = np.concatenate([np.cumsum(steps[:, ::-1], axis=1)[:, ::-1], np.zeros((paths.n, 1))], axis=1)
-labels = gauge.terminal_f(problem, paths.x[:, -1])[:, None] * np.exp(to_go)
+labels = gauge.terminal_u(problem, paths.x[:, -1])[:, None] * np.exp(to_go)
 
 
 def regression(n, space):
@@ -249,7 +249,7 @@ def regression(n, space):
         return np.where(values > 0, values, np.nan)
 
     def value(t, x):
-        return gauge.value_from_f(t, f(t, x))
+        return gauge.value(t, x, f(t, x))
 
     def gradient(t, x):
         return alpha * space.evaluate(c, t, x, "gradient", outside="nan") / f(t, x)[:, None]

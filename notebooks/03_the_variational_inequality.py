@@ -72,7 +72,7 @@ figure, ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
 x = np.linspace(0.0, 1.0, 201)[:, None]
 system = fh.learning.assemble(problem, law, space)
 for t, style in zip((0.0, 0.5, 1.0), fh.plot.STYLES, strict=False):
-    f = system.gauge.f_from_value(t, problem.exact.value(t, x))
+    f = system.gauge.u(t, x, problem.exact.value(t, x))
     ax.plot(x[:, 0], f, label=f"$t={t:g}$", **{**style, "marker": None})
 ax.set(xlabel="$x$", ylabel="$f_t(x)$", title="what is to be learned")
 ax.legend()
@@ -222,7 +222,7 @@ def recovery_error(believed, sampled, estimator):
     """Relative root mean square error of f over the states at half time."""
     learned = fh.fit(believed, sampled, cubics, estimator=estimator)
     states = sampled.x[:, sampled.steps // 2]
-    truth = learned.gauge.f_from_value(0.5, np.log(1 + states[:, 0] ** 2 + 0.5))
+    truth = learned.gauge.u(0.5, states, np.log(1 + states[:, 0] ** 2 + 0.5))
     return np.sqrt(np.mean((learned.f(0.5, states) - truth) ** 2) / np.mean(truth**2))
 
 

@@ -65,11 +65,11 @@ names = ("generator", "corrected", "increment", "regression")
 fits = {name: fh.fit(tilt, paths, space, estimator=name, outside="drop") for name in names}
 gauge = fits["generator"].gauge
 
-states, labels = paths.x[:, 32, 0], gauge.terminal_f(tilt, paths.x[:, -1])
+states, labels = paths.x[:, 32, 0], gauge.terminal_u(tilt, paths.x[:, -1])
 x = np.linspace(-2.5, 2.5, 201)[:, None]
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 axes[0].plot(states, labels, ".", color="0.75", markersize=3, label="labels")
-axes[0].plot(x, gauge.f_from_value(0.5, tilt.exact.value(0.5, x)), color="0.6", linewidth=5.0, label="exact")
+axes[0].plot(x, gauge.u(0.5, x, tilt.exact.value(0.5, x)), color="0.6", linewidth=5.0, label="exact")
 axes[1].plot(x, tilt.exact.policy(0.5, x), color="0.6", linewidth=5.0, label="exact")
 for name, style in zip(("generator", "regression"), (fh.plot.STYLES[1], fh.plot.STYLES[2]), strict=True):
     line = {**style, "marker": None}
@@ -81,7 +81,7 @@ axes[0].legend()
 axes[1].legend()
 plt.show()
 
-truth = gauge.f_from_value(0.5, tilt.exact.value(0.5, paths.x[:, 32]))
+truth = gauge.u(0.5, paths.x[:, 32], tilt.exact.value(0.5, paths.x[:, 32]))
 print(f"variance of the labels around f: {np.mean((labels - truth) ** 2):.3f}; of f itself: {truth.var():.3f}\n")
 print(fh.compare(fits, tilt.exact, problem=tilt))
 
@@ -247,7 +247,7 @@ for d in (2, 5, 8):
             learned = fh.learning.solve_system(
                 fh.learning.assemble(problem, sampled, dictionary, estimator=name), figures=False
             )
-            truth = learned.gauge.f_from_value(0.5, problem.exact.value(0.5, fresh))
+            truth = learned.gauge.u(0.5, fresh, problem.exact.value(0.5, fresh))
             square = np.mean((learned.f(0.5, fresh) - truth) ** 2) / np.mean(truth**2)
             poor[d, theta, name] = np.sqrt(square), dictionary.n_dofs
 

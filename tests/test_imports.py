@@ -10,8 +10,8 @@ import fem_hjb
 
 # From the ground up. A folder may import from the folders above it, a module of it also from those to its left.
 ORDER = {
-    "support": "errors checks files",
-    "problems": "divergence laws problem blocks closed_form gauge mixtures zoo",
+    "support": "errors checks files objects",
+    "problems": "divergence box laws problem blocks rewards closed_form linear manufactured gauge mixtures zoo",
     "paths": "simulate tree_sum extent sources",
     "spaces": "axes line locate recovery meshes basis mesh_files features mesh spectral tensor space",
     "stepping": "esdirk krylov lawson radau",
@@ -31,6 +31,8 @@ ORDER = {
     ),
     "cli": "",
 }
+# A module that is itself a folder has an order of its own.
+INNER = {"problems.zoo": "registry coefficients linear_quadratic mixtures reflected wells soc_matching"}
 APART = ("reference", "learning")  # these two never import each other
 PACKAGE = Path(fem_hjb.__file__).parent
 Place = tuple[str, str]
@@ -39,15 +41,16 @@ Place = tuple[str, str]
 def imported(source: str, package: str) -> set[Place]:
     """(folder, name) of what a module imports from `package`, anywhere in it; ("", "") for the package itself."""
     found: set[tuple[str, ...]] = set()
+    names: list[list[str]] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {tuple(a.name.split(".")[1:3]) for a in node.names if a.name.split(".")[0] == package}
+            names += [a.name.split(".") for a in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
             found.add((".", "."))
         elif isinstance(node, ast.ImportFrom):
-            parts = (node.module or "").split(".")
-            if parts[0] == package:
-                found |= {(*parts[1:], a.name)[:2] for a in node.names}
+            names += [[*(node.module or "").split("."), a.name] for a in node.names]
+    depth = len(package.split("."))
+    found |= {tuple(name[depth:]) for name in names if name[:depth] == package.split(".")}
     return {(*place, "", "")[:2] for place in found}
 
 
@@ -65,7 +68,9 @@ def offences(root: Path, order: Mapping[str, str], package: str, apart: Sequence
             continue
         for other, name in sorted(imported(path.read_text(encoding="utf-8"), package)):
             if other == folder and folder != module:  # the folder's own front door says what is behind it
-                fits = module == "__init__" or (name in modules and modules.index(name) < modules.index(module))
+                inside = name == module and len(path.relative_to(root).parts) > 2
+                lower = name in modules and module in modules and modules.index(name) < modules.index(module)
+                fits = module == "__init__" or inside or lower
             else:
                 fits = other in order and folders.index(other) < folders.index(folder)
             if not fits or {folder, other} == set(apart):
@@ -76,13 +81,17 @@ def offences(root: Path, order: Mapping[str, str], package: str, apart: Sequence
 
 def test_imports_only_go_downwards() -> None:
     assert offences(PACKAGE, ORDER, "fem_hjb", APART) == []
+    for place, names in INNER.items():
+        assert offences(PACKAGE.joinpath(*place.split(".")), dict.fromkeys(names.split(), ""), f"fem_hjb.{place}") == []
 
 
 def test_the_order_names_each_folder_and_module_once_and_all_exist() -> None:
     for folder, names in ORDER.items():
         modules = names.split()
         assert len(set(modules)) == len(modules)
-        assert {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"} == set(modules)
+        inner = {path.parent.name for path in (PACKAGE / folder).glob("*/__init__.py")}
+        assert {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"} | inner == set(modules)
+        assert inner == {place.split(".")[1] for place in INNER if place.split(".")[0] == folder}
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | folders == set(ORDER)
 
@@ -97,7 +106,7 @@ def test_nobody_imports_a_module_that_reconfigures_jax() -> None:
     assert names == []
 
 
-HOUSE = {"low": "ground first", "left": "one", "right": "one two", "cli": ""}
+HOUSE = {"low": "ground first", "left": "one", "right": "one two many", "cli": ""}
 SOUND = {
     "__init__": "from pack.low import a\nfrom pack.right import b\n",
     "low/__init__": "from pack.low.first import a\n",
@@ -108,13 +117,16 @@ SOUND = {
     "right/__init__": "from pack.right import two\n",
     "right/one": "import pack.low.ground\n",
     "right/two": "from pack.right.one import a\n",
+    "right/many/__init__": "from pack.right.many.first import a\n",
+    "right/many/first": "from pack.right.two import a\n",
+    "right/many/second": "from pack.right.many.first import a\n",
     "cli": "from pack.left import one\nfrom pack import right\n",
 }
 
 
 def written(folder: Path, sources: Mapping[str, str]) -> Path:
     for name, text in sources.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
     return folder
 
@@ -133,6 +145,8 @@ def written(folder: Path, sources: Mapping[str, str]) -> Path:
         ("low/ground", "import pack\n", "low.ground imports pack"),
         ("right/one", "from pack.left.one import a\n", "right.one imports left"),
         ("right/one", "from pack.cli import a\n", "right.one imports cli"),
+        ("right/one", "from pack.right.many.first import a\n", "right.one imports right.many"),
+        ("right/many/first", "from pack.left.one import a\n", "right.many imports left"),
         ("right/stray", "import numpy\n", "right.stray has no place in the order"),
         ("stray", "import numpy\n", "stray has no place in the order"),
         ("cli", "from pack.cli import a\n", "cli imports cli"),
@@ -141,6 +155,14 @@ def written(folder: Path, sources: Mapping[str, str]) -> Path:
 def test_the_checker_sees_an_offence(tmp_path: Path, module: str, source: str, expected: str) -> None:
     found = offences(written(tmp_path, {**SOUND, module: source}), HOUSE, "pack", ("left", "right"))
     assert [line.removesuffix(".a") if "cli imports" in line else line for line in found] == [expected]
+
+
+def test_the_checker_sees_an_offence_inside_a_module_that_is_a_folder(tmp_path: Path) -> None:
+    order = {"first": "", "second": ""}
+    inner = written(tmp_path, SOUND) / "right" / "many"
+    assert offences(inner, order, "pack.right.many") == []
+    written(inner, {"first": "from pack.right.many.second import a\n"})
+    assert offences(inner, order, "pack.right.many") == ["first imports second"]
 
 
 def test_the_checker_accepts_a_sound_tree(tmp_path: Path) -> None:

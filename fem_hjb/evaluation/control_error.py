@@ -31,7 +31,8 @@ from scipy.stats import norm
 
 from fem_hjb.paths.simulate import Policy, sample_paths
 from fem_hjb.problems.blocks import coordinates, independent_blocks, restrict
-from fem_hjb.problems.laws import Box, Gaussian, Law, MarginalLaw, PointMass
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.reference import fokker_planck
 from fem_hjb.solutions.density import DensityLaw

@@ -29,7 +29,7 @@ from fem_hjb.learning.solve_system import reduce_system, solve_system
 from fem_hjb.learning.system import assemble
 from fem_hjb.plotting.pictures import STYLES, ticks_at
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.spaces.space import Space
 
 

@@ -256,7 +256,7 @@ def _noise(system: System, paths: Paths, c: FloatArray, shuffle: np.random.Gener
         add(here, inside, test, measure.weights * numbers)
     x, horizon = measure.terminal_x, np.full(n, paths.t[-1])
     end = Located.of(space, horizon, x)
-    target = system.gauge.terminal_f(system.problem, x)
+    target = system.gauge.terminal_u(system.problem, x)
     misfit = target - applied(end, VALUE)
     add(end, owners[:, -1], VALUE, misfit * (1.0 - system.delta * setting.rate(horizon, x)))
     if system.delta and system.problem.exact is not None:

@@ -64,7 +64,7 @@ class Setting:
         """rho = (r - c_r)/alpha, (m,), or a number."""
         if self.problem.running_reward is None:
             return -self.gauge.running / self.gauge.temperature
-        return self.gauge.running_rate(self.problem, t, x)
+        return self.gauge.rate(t, x, self.problem.r(t, x))
 
     def diffusion(self, t: FloatArray, x: FloatArray) -> FloatArray:
         """Lambda, (d, d) if it is constant, else (m, d, d)."""
@@ -199,7 +199,7 @@ def _labels(of: Setting, at: Measure) -> FloatArray:
                 "under a law 'regression' is the projection of the solution itself, and this problem has exact=None: "
                 "give one, dataclasses.replace(problem, exact=solve(problem))"
             )
-        return of.gauge.f_from_value(at.t, of.problem.exact.value(at.t, at.x))
+        return of.gauge.u(at.t, at.x, of.problem.exact.value(at.t, at.x))
     dt, t, x = _steps(at)
     paths = len(at.terminal_x)
     steps = at.t.size // paths
@@ -210,7 +210,7 @@ def _labels(of: Setting, at: Measure) -> FloatArray:
         )
     mean_rate = 0.5 * dt * (of.rate(at.t, at.x) + np.asarray(of.rate(t, x)))
     to_come = np.cumsum(mean_rate.reshape(paths, steps)[:, ::-1], axis=1)[:, ::-1]
-    terminal = of.gauge.terminal_f(of.problem, at.terminal_x)
+    terminal = of.gauge.terminal_u(of.problem, at.terminal_x)
     return np.asarray((terminal[:, None] * np.exp(to_come)).ravel())
 
 

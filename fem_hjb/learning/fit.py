@@ -15,7 +15,7 @@ from fem_hjb.learning.system import Data, System, assemble
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source
-from fem_hjb.problems.gauge import Gauge, gauge
+from fem_hjb.problems.gauge import Gauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.space import Space
@@ -225,7 +225,7 @@ def cross_validate(
         one_of(criterion, "criterion", CRITERIA, MeasureError)
     criteria = (criterion,) if criterion else CRITERIA if smooth else ("labels",)
     largest = max(candidates, key=lambda candidate: candidate.space.n_dofs).space
-    constants = gauge(problem, largest.spatial.nodes, largest.time.nodes)
+    constants = constant_gauge(problem, largest.spatial.nodes, largest.time.nodes)
     table: list[dict[str, Any]] = []
     found: list[FloatArray] = []
     for candidate in candidates:

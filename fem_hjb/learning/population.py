@@ -121,7 +121,7 @@ def _parts(setting: Setting, truth: ValueFunction, measure: Measure, norm: str) 
     horizon, step = problem.horizon, _INSTANT * problem.horizon
 
     def f(t: FloatArray, x: FloatArray) -> FloatArray:
-        return gauge.f_from_value(t, truth.value(t, x))
+        return gauge.u(t, x, truth.value(t, x))
 
     def slopes(t: FloatArray, x: FloatArray, factor: float) -> list[Load]:
         gradient = f(t, x)[:, None] * np.asarray(truth.gradient(t, x)) / problem.temperature

@@ -163,7 +163,7 @@ def reduce_system(
     given = np.zeros(space.shape, dtype=np.bool_)
     if terminal == "interpolated":
         given[-1] = True
-        known[-1] = space.spatial.interpolate(system.gauge.terminal_f(problem, space.spatial.nodes))
+        known[-1] = space.spatial.interpolate(system.gauge.terminal_u(problem, space.spatial.nodes))
     if problem.domain is not None:
         given[:, space.spatial.reflecting_dofs()] = True
         known[:, space.spatial.reflecting_dofs()] = 0.0

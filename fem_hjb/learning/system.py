@@ -18,7 +18,7 @@ from fem_hjb.learning.measures import Measure, empirical_measure
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source
 from fem_hjb.paths.tree_sum import tree_sum
-from fem_hjb.problems.gauge import Gauge, gauge
+from fem_hjb.problems.gauge import Gauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray, one_of
@@ -156,7 +156,7 @@ def sums_over(
             f" {problem.domain}; solve such a problem with `solve`"
         )
     if constants is None:
-        constants = gauge(problem, space.spatial.nodes, space.time.nodes)
+        constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
     setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)
     if isinstance(data, Measure):
         if data.dim != problem.dim:
@@ -340,7 +340,7 @@ def _terminal(setting: Setting, weighted: bool, measure: Measure, outside: str) 
     problem, delta = setting.problem, setting.delta
     horizon = problem.horizon
     at, x, weights, dropped = _slice(setting, horizon, measure.terminal_x, measure.terminal_weights, outside)
-    target = setting.gauge.terminal_f(problem, x)
+    target = setting.gauge.terminal_u(problem, x)
     form: list[Product] = [(VALUE, VALUE)]
     loads: list[Load] = [(VALUE, target)]
     energy = _weighted_slopes(setting, horizon, x)
@@ -372,7 +372,7 @@ def _terminal_slope(setting: Setting, x: FloatArray) -> FloatArray:
     columns = []
     for j, shift in enumerate(setting.spacing * np.eye(x.shape[1])):
         ahead, behind = np.minimum(x + shift, upper), np.maximum(x - shift, lower)
-        change = setting.gauge.terminal_f(setting.problem, ahead) - setting.gauge.terminal_f(setting.problem, behind)
+        change = setting.gauge.terminal_u(setting.problem, ahead) - setting.gauge.terminal_u(setting.problem, behind)
         columns.append(change / (ahead - behind)[:, j])
     return np.stack(columns, axis=1)
 

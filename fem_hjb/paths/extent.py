@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import norm
 
 from fem_hjb.paths.simulate import sample_paths
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, Rng, positive_integer, spawn_generators
 from fem_hjb.support.errors import DomainError

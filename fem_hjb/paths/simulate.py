@@ -6,9 +6,9 @@ from typing import final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import expm
 
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.support.checks import FloatArray, Rng, frozen_array, one_of, positive_integer, spawn_generators
 from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError
@@ -62,31 +62,6 @@ class Paths:
     def dim(self) -> int:
         """d, the dimension of the state."""
         return int(self.x.shape[2])
-
-
-def ou_transition(
-    A: FloatArray, a: FloatArray, Lambda: FloatArray, h: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """The transition law N(E x + c, S) over a time h of dX = (A X + a) dt + Lambda^{1/2} dB, for any A (singular too).
-
-    E = exp(hA) and c come from one exponential of [[A, a], [0, 0]], S from Van Loan's block exponential (IEEE Trans.
-    Automat. Control 23, 1978) over a step short enough that exp(-hA) is harmless, then by doubling: S <- S + E S E'.
-
-    >>> E, c, S = ou_transition(np.array([[0.0]]), np.array([3.0]), np.array([[2.0]]), 0.5)
-    >>> float(E[0, 0]), float(c[0]), round(float(S[0, 0]), 12)
-    (1.0, 1.5, 1.0)
-    """
-    d = a.size
-    doublings = int(np.ceil(np.log2(max(float(np.abs(A).sum(0).max()) * h, 1.0))))
-    step = h / 2**doublings
-    block = expm(step * np.block([[-A, Lambda], [np.zeros((d, d)), A.T]]))
-    E = block[d:, d:].T
-    S = E @ block[:d, d:]
-    for _ in range(doublings):
-        S = S + E @ S @ E.T
-        E = E @ E
-    whole = expm(h * np.block([[A, a[:, None]], [np.zeros((1, d + 1))]]))
-    return whole[:d, :d], whole[:d, d], (S + S.T) / 2
 
 
 def noise_factor(problem: ControlProblem, t: ArrayLike, x: FloatArray) -> FloatArray:
@@ -144,21 +119,19 @@ def _apply(factor: FloatArray, noise: FloatArray) -> FloatArray:
     return noise @ factor.T if factor.ndim == 2 else np.asarray(np.einsum("nij,nj->ni", factor, noise))
 
 
-def _exact_coefficients(
-    problem: ControlProblem, policy: Policy | None
-) -> tuple[FloatArray, FloatArray, FloatArray] | None:
-    """A, a and Lambda where the transition law is known, else None."""
+def _exact_coefficients(problem: ControlProblem, policy: Policy | None) -> tuple[LinearDrift, FloatArray] | None:
+    """Drift and diffusion where the transition law is known, else None."""
     if not isinstance(problem.drift, LinearDrift) or problem.constant_diffusion is None or policy is not None:
         return None
     (A, a), Lambda = problem.drift.coefficients, problem.constant_diffusion
     coupled = (Lambda - np.diag(np.diag(Lambda))).any()
     if problem.domain is not None and (A.any() or a.any() or coupled or problem.domain.absorbing):
         return None  # folding a path back at the faces is exact only for independent Brownian coordinates
-    return A, a, Lambda
+    return problem.drift, Lambda
 
 
-def _exact_step(coefficients: tuple[FloatArray, FloatArray, FloatArray], h: float) -> Step:
-    E, c, S = ou_transition(*coefficients, h)
+def _exact_step(drift: LinearDrift, diffusion: FloatArray, h: float) -> Step:
+    E, c, S = linear_transition(drift, diffusion, h)
     factor = np.linalg.cholesky(S)
 
     def step(t: float, x: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -308,7 +281,7 @@ def sample_paths(
         scheme = "weak2"
     for count, generator in zip(ladder, spawn_generators(rng, len(ladder)), strict=True):
         if exact is not None:
-            step = _exact_step(exact, h)
+            step = _exact_step(*exact, h)
         elif scheme == "euler":
             step = _euler_step(of, h / count)
         else:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from fem_hjb.paths.extent import truncation_box
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.compare import COLUMNS, Comparison
 from fem_hjb.solutions.solution import ProductSolution, Solution

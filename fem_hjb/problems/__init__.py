@@ -1,14 +1,25 @@
-"""What is to be solved: control problems, laws, boxes, the Cole-Hopf gauge, exact solutions, and a zoo of problems."""
+"""What is to be solved, and what is known about it exactly.
+
+`ControlProblem` is the question; `box` and `laws` say where the process lives and starts, `rewards` and `linear` are
+coefficients with closed forms. `closed_form`, `mixtures` and `manufactured` have problems whose value is known; `zoo`
+has them, and others, by name. `gauge` turns a value into the unknown of a linear equation, `blocks` takes a problem
+apart into independent ones.
+"""
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.closed_form import CosineSeries, LinearQuadratic, LogSumExpReward, Product
-from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge, gauge
-from fem_hjb.problems.laws import Box, Gaussian, GaussianMixture, Law, PointMass, Uniform
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.closed_form import ClosedForm, CosineSeries, LinearQuadratic, Product
+from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge, constant_gauge
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
+from fem_hjb.problems.linear import linear_marginal, linear_transition
+from fem_hjb.problems.manufactured import manufactured
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
+from fem_hjb.problems.rewards import LogSumExpReward
 
 __all__ = [
     "Box",
+    "ClosedForm",
     "ControlProblem",
     "CosineSeries",
     "Gauge",
@@ -26,6 +37,9 @@ __all__ = [
     "Uniform",
     "ValueFunction",
     "ValueGauge",
-    "gauge",
+    "constant_gauge",
+    "linear_marginal",
+    "linear_transition",
+    "manufactured",
     "zoo",
 ]

@@ -6,16 +6,21 @@ callables at random points.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import final
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ProblemError
+from fem_hjb.support.objects import Plain
 
 Reward = Callable[[FloatArray], ArrayLike]
 
@@ -53,42 +58,58 @@ def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
 def restrict(problem: ControlProblem, block: Sequence[int], count: int) -> ControlProblem:
     """The problem of one of `count` groups. What of the rewards is constant is shared equally."""
     index = list(block)
-    anchor = problem.initial_law.expectation
-    share = 1.0 - 1.0 / count
-
-    def embed(x: FloatArray) -> FloatArray:
-        full = np.broadcast_to(anchor, (*x.shape[:-1], problem.dim)).copy()
-        full[..., index] = x
-        return full
-
-    def still(x: FloatArray) -> FloatArray:
-        return np.broadcast_to(anchor, (*x.shape[:-1], problem.dim)).copy()
-
+    group = _Group(problem=problem, index=index, share=1.0 - 1.0 / count)
     constant = problem.constant_diffusion
     marginal = problem.marginal
-    own: MarginalLaw | None = None
-    if marginal is not None and isinstance(marginal(0.5 * problem.horizon), _SPLITTABLE):
-        known = marginal
-        own = lambda t: coordinates(known(t), index)  # noqa: E731
+    known = marginal if marginal is not None and isinstance(marginal(0.5 * problem.horizon), _SPLITTABLE) else None
     domain = problem.domain
-
     return ControlProblem(
         dim=len(index),
         horizon=problem.horizon,
         temperature=problem.temperature,
-        drift=lambda t, x: problem.b(t, embed(x))[..., index],
-        diffusion=constant[np.ix_(index, index)]
-        if constant is not None
-        else (lambda t, x: problem.Lambda(t, embed(x))[..., index, :][..., index]),
-        terminal_reward=lambda x: problem.y(embed(x)) - share * problem.y(still(x)),
-        running_reward=None
-        if problem.running_reward is None
-        else (lambda t, x: problem.r(t, embed(x)) - share * problem.r(t, still(x))),
+        drift=group.drift,
+        diffusion=group.diffusion if constant is None else constant[np.ix_(index, index)],
+        terminal_reward=group.terminal_reward,
+        running_reward=None if problem.running_reward is None else group.running_reward,
         initial_law=coordinates(problem.initial_law, index),
         domain=None if domain is None else domain.along(index),
-        marginal=own,
+        marginal=None if known is None else partial(_marginal, known, index),
         name=problem.name if len(index) == problem.dim else f"{problem.name}{index}",
     )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class _Group(Plain):
+    """The coefficients of some coordinates, the others held at the mean of the initial law."""
+
+    problem: ControlProblem
+    index: list[int]
+    share: float  # of the constant part of the rewards, left to the other groups
+
+    def drift(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        return self.problem.b(t, self._embed(x))[..., self.index]
+
+    def diffusion(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        return self.problem.Lambda(t, self._embed(x))[..., self.index, :][..., self.index]
+
+    def terminal_reward(self, x: FloatArray) -> FloatArray:
+        return self.problem.y(self._embed(x)) - self.share * self.problem.y(self._still(x))
+
+    def running_reward(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        return self.problem.r(t, self._embed(x)) - self.share * self.problem.r(t, self._still(x))
+
+    def _still(self, x: FloatArray) -> FloatArray:
+        return np.broadcast_to(self.problem.initial_law.expectation, (*x.shape[:-1], self.problem.dim)).copy()
+
+    def _embed(self, x: FloatArray) -> FloatArray:
+        full = self._still(x)
+        full[..., self.index] = x
+        return full
+
+
+def _marginal(whole: MarginalLaw, index: Sequence[int], t: float) -> Law:
+    return coordinates(whole(t), index)
 
 
 def coordinates(law: Law, index: Sequence[int]) -> Law:
@@ -141,9 +162,7 @@ def _at(problem: ControlProblem, t: float) -> Reward:
     return lambda x: problem.r(t, x)
 
 
-def _coupling(
-    function: Reward, x: FloatArray, y: FloatArray, groups: list[tuple[int, ...]], d: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _coupling(function: Reward, x: FloatArray, y: FloatArray, groups: list[tuple[int, ...]], d: int) -> BoolArray:
     """Which groups a reward couples: its mixed differences between two groups do not vanish."""
     base = np.asarray(function(x))
     single = [np.asarray(function(_replace(x, y, group))) for group in groups]
@@ -157,7 +176,7 @@ def _coupling(
     return linked
 
 
-def _components(linked: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> list[tuple[int, ...]]:
+def _components(linked: BoolArray) -> list[tuple[int, ...]]:
     _, label = connected_components(csr_array(linked), directed=False)
     groups: dict[int, list[int]] = {}
     for i, group in enumerate(label.tolist()):

@@ -8,27 +8,27 @@ whose solutions add up: a terminal f_T that is a sum of exponentials of quadrati
 time term by term.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
-from scipy.linalg import expm
-from scipy.special import logsumexp
 
-from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass
 from fem_hjb.problems.problem import LinearDrift
-from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, frozen_array, positive_number
+from fem_hjb.problems.rewards import LogSumExpReward, log_sum_exp, symmetric_array
+from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, frozen_array, positive_number, spd_array
 from fem_hjb.support.errors import DomainError, EllipticityError, InfiniteValueError, ProblemError
+from fem_hjb.support.objects import Plain
 
 TAMER = "let the rewards grow more slowly, raise the temperature or shorten the horizon"
 _CHUNK = 500_000  # entries of one d x d matrix per point held at once
 
 
-class ClosedForm(ABC):
+class ClosedForm(Plain, ABC):
     """The exact solution of a control problem; also usable wherever a value function is judged.
 
     `value`, `gradient` and `policy` take t in [0, T], a number or an array that broadcasts to x.shape[:-1], and
@@ -84,132 +84,6 @@ class ClosedForm(ABC):
         """Lambda grad v, shape (n, d)."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Exponentials of quadratics
-
-
-def log_sum_exp(
-    P: FloatArray, p: FloatArray, c: FloatArray, which: IntArray, x: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """log sum_k exp(-x'P_k x/2 + p_k'x + c_k) and its gradient; coefficients (u, k, ...), row which[i] for point i."""
-    if len(P) == 1:
-        Px = np.einsum("kij,nj->nki", P[0], x, optimize=True)
-        linear, constant = p[0], c[0]
-    else:
-        Px = np.einsum("nkij,nj->nki", P[which], x)
-        linear, constant = p[which], c[which]
-    logs = np.einsum("nki,ni->nk", linear - 0.5 * Px, x) + constant
-    value = logsumexp(logs, axis=1)
-    shares = np.exp(logs - value[:, None])
-    return np.asarray(value), np.asarray(np.einsum("nk,nki->ni", shares, linear - Px))
-
-
-def _symmetric(value: ArrayLike, name: str, shape: tuple[int, ...]) -> FloatArray:
-    """A frozen stack of matrices, symmetrised: only the symmetric part of a matrix enters its quadratic form."""
-    matrix = frozen_array(value, name, shape, ProblemError)
-    result = (matrix + np.swapaxes(matrix, -1, -2)) / 2
-    result.setflags(write=False)
-    return result
-
-
-def _spd(value: ArrayLike, name: str, dim: int) -> FloatArray:
-    raw = np.asarray(value, dtype=np.float64)
-    matrix = frozen_array(raw * np.eye(dim) if raw.ndim == 0 else raw, name, (dim, dim), ProblemError)
-    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
-    if lowest <= 0 or not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14):
-        raise EllipticityError(
-            f"{name} must be a symmetric positive definite matrix, its smallest eigenvalue is {lowest:.3g}"
-        )
-    return matrix
-
-
-@final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LogSumExpReward:
-    r"""The reward y(x) = alpha log sum_j exp((-x'R_j x/2 + s_j'x + s0_j) / alpha), j = 1..k.
-
-    R has shape (k, d, d), s (k, d), s0 (k,). One term makes a quadratic or linear reward, whatever alpha is; several
-    with R_j = alpha C_j^{-1} make exp(y / alpha) a Gaussian mixture. Only the symmetric part of R_j counts.
-
-    >>> y = LogSumExpReward.linear([1.0, 2.0], temperature=0.5)
-    >>> y([[1.0, 1.0]]).tolist()
-    [3.0]
-    """
-
-    temperature: float
-    R: ArrayLike
-    s: ArrayLike
-    s0: ArrayLike
-    terms: int = field(init=False)
-    dim: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        shape = np.shape(self.s)
-        if len(shape) != 2 or 0 in shape:
-            raise ProblemError(f"s must have shape (k, d), one row for each of the k terms, got shape {shape}")
-        k, d = shape
-        put = object.__setattr__
-        put(self, "temperature", positive_number(self.temperature, "temperature", ProblemError))
-        put(self, "R", _symmetric(self.R, "R", (k, d, d)))
-        put(self, "s", frozen_array(self.s, "s", (k, d), ProblemError))
-        put(self, "s0", frozen_array(self.s0, "s0", (k,), ProblemError))
-        put(self, "terms", k)
-        put(self, "dim", d)
-
-    @classmethod
-    def linear(cls, s: ArrayLike, *, temperature: float, s0: float = 0.0) -> "LogSumExpReward":
-        """y(x) = s'x + s0 with s of shape (d,)."""
-        slope = np.atleast_1d(np.asarray(s, dtype=np.float64))
-        return cls(temperature=temperature, R=np.zeros((1, slope.size, slope.size)), s=slope[None], s0=[s0])
-
-    @classmethod
-    def quadratic(cls, R: ArrayLike, s: ArrayLike, *, temperature: float, s0: float = 0.0) -> "LogSumExpReward":
-        """y(x) = -x'Rx/2 + s'x + s0 with R of shape (d, d), s of shape (d,)."""
-        return cls(temperature=temperature, R=np.asarray(R)[None], s=np.asarray(s)[None], s0=[s0])
-
-    @classmethod
-    def log_mixture(
-        cls, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, *, temperature: float
-    ) -> "LogSumExpReward":
-        """y(x) = alpha log sum_j w_j exp(-(x - m_j)' C_j^{-1} (x - m_j) / 2).
-
-        The weights w (k,) are positive and need not sum to 1; means m (k, d), covariances C (k, d, d).
-        """
-        m = np.asarray(means, dtype=np.float64)
-        if m.ndim != 2:
-            raise ProblemError(f"means must have shape (k, d), got shape {m.shape}")
-        k, d = m.shape
-        w = frozen_array(weights, "weights", (k,), ProblemError)
-        if (w <= 0).any():
-            raise ProblemError(f"weights of a log-mixture reward must be positive, got {w.tolist()}")
-        covs = frozen_array(covariances, "covariances", (k, d, d), ProblemError)
-        precision = np.linalg.inv(np.stack([_spd(C, f"covariances[{j}]", d) for j, C in enumerate(covs)]))
-        pull = np.einsum("kij,kj->ki", precision, m)
-        return cls(
-            temperature=temperature,
-            R=temperature * precision,
-            s=temperature * pull,
-            s0=temperature * (np.log(w) - 0.5 * (pull * m).sum(-1)),
-        )
-
-    @property
-    def coefficients(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """R (k, d, d), s (k, d), s0 (k,), read-only."""
-        return np.asarray(self.R), np.asarray(self.s), np.asarray(self.s0)
-
-    def __call__(self, x: ArrayLike) -> FloatArray:
-        """y(x), shape (...)."""
-        points = as_points(x, self.dim)
-        R, s, s0 = (array[None] / self.temperature for array in self.coefficients)
-        flat = points.reshape(-1, self.dim)
-        log_f = log_sum_exp(R, s, s0, np.zeros(len(flat), dtype=np.int64), flat)[0]
-        return np.asarray(self.temperature * log_f.reshape(points.shape[:-1]))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Linear drift, quadratic rewards
-
-
 @final
 class LinearQuadratic(ClosedForm):
     r"""Linear drift, constant diffusion, quadratic running reward; terminal reward quadratic, or a log-sum-exp of such.
@@ -258,8 +132,8 @@ class LinearQuadratic(ClosedForm):
             raise ProblemError(f"the terminal reward has dimension {terminal.dim}, the drift has dimension {d}")
         self.horizon = positive_number(horizon, "horizon", ProblemError)
         self.temperature = terminal.temperature
-        self._Lambda = _spd(diffusion, "diffusion", d)
-        self._Q = _symmetric(np.zeros((d, d)) if Q is None else Q, "Q", (d, d))
+        self._Lambda = spd_array(diffusion, "diffusion", d, EllipticityError)
+        self._Q = symmetric_array(np.zeros((d, d)) if Q is None else Q, "Q", (d, d))
         self._q = frozen_array(np.zeros(d) if q is None else q, "q", (d,), ProblemError)
         self._q0 = float(frozen_array(q0, "q0", (), ProblemError))
         self._terms = terminal.terms
@@ -326,66 +200,6 @@ class LinearQuadratic(ClosedForm):
 
     def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:
         return np.asarray(gradient @ self._Lambda)
-
-
-def linear_transition(
-    drift: LinearDrift, diffusion: ArrayLike, time: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """The transition X_time | X_0 = x ~ N(Phi x + shift, C) of dX = (A X + a) dt + Lambda^{1/2} dB.
-
-    Phi = e^{A time}, shift = int_0^time e^{As} a ds, C = int_0^time e^{As} Lambda e^{A's} ds, by one matrix
-    exponential (Van Loan, IEEE Trans. Automat. Control 23 (1978) 395-404) over a fraction 2^-m of the time, short
-    enough to be harmless, and m doublings. Shapes: Phi (d, d), shift (d,), C (d, d).
-
-    >>> Phi, shift, C = linear_transition(LinearDrift([[-1.0]], [0.0]), [[1.0]], 50.0)
-    >>> C.round(12).tolist()
-    [[0.5]]
-    """
-    A, a = drift.coefficients
-    d = len(a)
-    Lambda = np.asarray(diffusion, dtype=np.float64)
-    doublings = int(np.ceil(np.log2(max(float(np.abs(A).sum(0).max()) * time, 1.0))))
-    block = np.zeros((2 * d + 1, 2 * d + 1))
-    block[:d, :d], block[:d, d : 2 * d], block[:d, -1], block[d : 2 * d, d : 2 * d] = A, Lambda, a, -A.T
-    flow = expm(block * (time / 2**doublings))
-    Phi, shift = flow[:d, :d], flow[:d, -1]
-    C = flow[:d, d : 2 * d] @ Phi.T
-    for _ in range(doublings):
-        C, shift, Phi = C + Phi @ C @ Phi.T, shift + Phi @ shift, Phi @ Phi
-    return Phi, shift, (C + C.T) / 2
-
-
-def linear_marginal(drift: LinearDrift, diffusion: ArrayLike, initial_law: Law) -> MarginalLaw:
-    """t -> the law of X_t for a linear drift and a constant diffusion, from a Gaussian, mixture or point-mass start.
-
-    >>> law = linear_marginal(LinearDrift([[0.0]], [1.0]), [[2.0]], PointMass([0.0]))(0.5)
-    >>> law.expectation.tolist(), law.covariance.tolist()
-    ([0.5], [[1.0]])
-    """
-    if not isinstance(initial_law, Gaussian | GaussianMixture | PointMass):
-        raise ProblemError(
-            "a linear drift carries a Gaussian, a GaussianMixture or a PointMass in closed form,"
-            f" got {type(initial_law).__name__}"
-        )
-    Lambda = _spd(diffusion, "diffusion", initial_law.dim)
-
-    def marginal(t: float) -> Law:
-        time = float(t)
-        if not (np.isfinite(time) and time >= 0):
-            raise DomainError(f"t must be a non-negative finite number, got {time!r}")
-        if time == 0:
-            return initial_law
-        Phi, shift, C = linear_transition(drift, Lambda, time)
-        if isinstance(initial_law, GaussianMixture):
-            weights, means, covs = initial_law.components
-            return GaussianMixture(weights, means @ Phi.T + shift, Phi @ covs @ Phi.T + C)
-        return Gaussian(Phi @ initial_law.expectation + shift, Phi @ initial_law.covariance @ Phi.T + C)
-
-    return marginal
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reflected Brownian motion, and products
 
 
 @final

@@ -5,6 +5,8 @@ when a quadratic guess of the value is taken out first (`QuadraticGauge`), or of
 temperatures so small that f underflows).
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Protocol, final
@@ -16,15 +18,17 @@ from numpy.typing import ArrayLike
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, as_points, as_times, frozen_array, positive_number
 from fem_hjb.support.errors import PositivityError, ProblemError
+from fem_hjb.support.objects import Plain
 
 UNDERFLOW = 700.0
 """exp(-x) loses its last digits and then vanishes in double precision beyond about this x."""
 
 
-class Unknown(ABC):
+class Unknown(Plain, ABC):
     """What the coefficients of a solution stand for: u_t(x), and how value, gradient and f come out of it.
 
-    t broadcasts against x.shape[:-1]; x (..., d), u (...), slope = grad u (..., d).
+    Implemented by `Gauge`, `QuadraticGauge` and `ValueGauge`. t broadcasts against x.shape[:-1]; x (..., d), u and the
+    value v (...), slope = grad u (..., d).
     """
 
     temperature: float
@@ -35,6 +39,10 @@ class Unknown(ABC):
         """v_t(x), shape (...); nan stays nan. PositivityError where the logarithm of u is needed and u <= 0."""
 
     @abstractmethod
+    def u(self, t: ArrayLike, x: ArrayLike, v: ArrayLike) -> FloatArray:
+        """u_t(x) where the value is v, shape (...): the inverse of `value`."""
+
+    @abstractmethod
     def gradient(self, t: ArrayLike, x: ArrayLike, u: FloatArray, slope: FloatArray) -> FloatArray:
         """grad v_t(x), shape (..., d)."""
 
@@ -42,31 +50,42 @@ class Unknown(ABC):
     def f(self, t: ArrayLike, x: ArrayLike, u: FloatArray) -> FloatArray:
         """f_t(x) = exp((v - c_y - c_r (T - t)) / alpha), shape (...)."""
 
+    def terminal_u(self, problem: ControlProblem, x: ArrayLike) -> FloatArray:
+        """u_T(x), from the terminal reward y(x), shape (...)."""
+        return self.u(self.horizon, x, problem.y(x))
+
 
 class Background(Protocol):
-    """A smooth guess v0 of the value that is taken out of f before anything is discretised."""
+    """A smooth guess v0 of the value that is taken out before anything is discretised.
+
+    Implemented by `Gauge`, whose guess is c_y + c_r (T - t), and by `QuadraticGauge`.
+    """
 
     @property
     def temperature(self) -> float:
         """alpha."""
 
-    def background(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+    @property
+    def constants(self) -> Gauge:
+        """What `f` means."""
+
+    def guess(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """v0_t(x), shape (...) at points x (..., d)."""
 
-    def background_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+    def guess_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """grad v0_t(x), shape (..., d)."""
 
-    def rate(self, t: float, x: FloatArray, drift: FloatArray, diffusion: FloatArray, reward: FloatArray) -> FloatArray:
+    def rate(self, t: float, x: FloatArray, reward: FloatArray, drift: FloatArray, diffusion: FloatArray) -> FloatArray:
         """(d_t v0 + <b, grad v0> + 1/2 Tr(Lambda Hess v0) + r + 1/(2 alpha) grad v0' Lambda grad v0) / alpha, (n,).
 
-        drift b (n, d), diffusion Lambda (n, d, d), reward r (n,). With f = exp(v0 / alpha) u,
+        reward r (n,), drift b (n, d), diffusion Lambda (n, d, d). With f = exp(v0 / alpha) u,
 
             d_t u + <b + Lambda grad v0 / alpha, grad u> + 1/2 Tr(Lambda Hess u) + rate u = 0.
         """
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Gauge(Unknown):
     """Constants taken out of the rewards so that f stays near or below 1.
 
@@ -79,8 +98,9 @@ class Gauge(Unknown):
     of v, hence the policy, does not see the gauge.
 
     >>> gauge = Gauge(temperature=0.5, horizon=1.0, terminal=3.0, running=-1.0)
-    >>> f = gauge.f_from_value(0.0, [2.0, 1.0])
-    >>> f.round(12).tolist(), gauge.value_from_f(0.0, f).tolist()
+    >>> x = np.zeros((2, 1))
+    >>> u = gauge.u(0.0, x, [2.0, 1.0])
+    >>> u.round(12).tolist(), gauge.value(0.0, x, u).tolist()
     ([1.0, 0.135335283237], [2.0, 1.0])
     """
 
@@ -100,7 +120,14 @@ class Gauge(Unknown):
             put(self, name, number)
 
     def value(self, t: ArrayLike, x: ArrayLike, u: ArrayLike) -> FloatArray:
-        return self.value_from_f(t, u, x=x)
+        values = np.asarray(u, dtype=np.float64)
+        if (values <= 0).any():
+            raise PositivityError(self._why_not_positive(t, values, x))
+        return np.asarray(self.temperature * np.log(values) + self._offset(t))
+
+    def u(self, t: ArrayLike, x: ArrayLike, v: ArrayLike) -> FloatArray:
+        """f = exp((v - c_y - c_r (T - t)) / alpha), shape of t and v broadcast together; 0 where it underflows."""
+        return np.asarray(np.exp((np.asarray(v, dtype=np.float64) - self._offset(t)) / self.temperature))
 
     def gradient(self, t: ArrayLike, x: ArrayLike, u: FloatArray, slope: FloatArray) -> FloatArray:
         return np.asarray(self.temperature * slope / u[..., None])
@@ -109,48 +136,40 @@ class Gauge(Unknown):
         return u
 
     @property
-    def constants(self) -> "Gauge":
+    def constants(self) -> Gauge:
         """Itself: what `f` means."""
         return self
 
-    def background(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+    def guess(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """v0 = c_y + c_r (T - t), shape (...)."""
-        return np.asarray(np.broadcast_to(self.offset(t), np.broadcast_shapes(np.shape(t), np.shape(x)[:-1])))
+        return np.asarray(np.broadcast_to(self._offset(t), np.broadcast_shapes(np.shape(t), np.shape(x)[:-1])))
 
-    def background_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+    def guess_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """0, shape (..., d)."""
         return np.zeros((*np.broadcast_shapes(np.shape(t), np.shape(x)[:-1]), np.shape(x)[-1]))
 
-    def rate(self, t: float, x: FloatArray, drift: FloatArray, diffusion: FloatArray, reward: FloatArray) -> FloatArray:
+    def rate(
+        self,
+        t: ArrayLike,
+        x: FloatArray,
+        reward: FloatArray,
+        drift: FloatArray | None = None,
+        diffusion: FloatArray | None = None,
+    ) -> FloatArray:
+        """(r - c_r) / alpha, which sees neither drift nor diffusion; not positive wherever c_r bounds r from above."""
         return np.asarray((reward - self.running) / self.temperature)
 
-    def offset(self, t: ArrayLike) -> FloatArray:
+    def _offset(self, t: ArrayLike) -> FloatArray:
         """c_y + c_r (T - t), the part of v at time t that the gauge has taken out."""
         return np.asarray(self.terminal + self.running * (self.horizon - as_times(t, self.horizon)))
 
-    def f_from_value(self, t: ArrayLike, v: ArrayLike) -> FloatArray:
-        """f = exp((v - c_y - c_r (T - t)) / alpha), shape of t and v broadcast together; 0 where it underflows."""
-        return np.asarray(np.exp((np.asarray(v, dtype=np.float64) - self.offset(t)) / self.temperature))
-
-    def value_from_f(self, t: ArrayLike, f: ArrayLike, *, x: ArrayLike | None = None) -> FloatArray:
-        """v = alpha log f + c_y + c_r (T - t), shape of t and f broadcast together; nan stays nan.
-
-        `x` (..., d) only serves the message of the error.
-
-        Raises `PositivityError` where f <= 0: how often, the lowest f, and at which (t, x).
-        """
-        values = np.asarray(f, dtype=np.float64)
-        if (values <= 0).any():
-            raise PositivityError(self._why_not_positive(t, values, x))
-        return np.asarray(self.temperature * np.log(values) + self.offset(t))
-
-    def _why_not_positive(self, t: ArrayLike, f: FloatArray, x: ArrayLike | None) -> str:
+    def _why_not_positive(self, t: ArrayLike, f: FloatArray, x: ArrayLike) -> str:
         worst = np.unravel_index(int(np.nanargmin(f)), f.shape)
         where = ""
         if np.broadcast_shapes(np.shape(t), f.shape) == f.shape:
             where = f" at t={np.broadcast_to(np.asarray(t), f.shape)[worst]:.6g}"
-            points = None if x is None else np.asarray(x)
-            if points is not None and np.broadcast_shapes(points.shape[:-1], f.shape) == f.shape:
+            points = np.asarray(x)
+            if np.broadcast_shapes(points.shape[:-1], f.shape) == f.shape:
                 where += f", x={np.broadcast_to(points, (*f.shape, points.shape[-1]))[worst].tolist()}"
         cure = (
             "f undershoots there: refine the mesh or the time steps, or shrink the box to where the process goes"
@@ -163,21 +182,9 @@ class Gauge(Unknown):
             f" the lowest is f={f[worst]:.3g}{where}; {cure}"
         )
 
-    def terminal_f(self, problem: ControlProblem, x: ArrayLike) -> FloatArray:
-        """f_T(x) = exp((y(x) - c_y) / alpha), shape (...)."""
-        return np.asarray(np.exp((problem.y(x) - self.terminal) / self.temperature))
-
-    def running_rate(self, problem: ControlProblem, t: ArrayLike, x: ArrayLike) -> FloatArray:
-        """(r_t(x) - c_r) / alpha, shape (...); not positive wherever c_r bounds r from above."""
-        return np.asarray((problem.r(t, x) - self.running) / self.temperature)
-
-    def depth(self, t: ArrayLike, v: ArrayLike) -> float:
-        """The largest -log f over the given values: beyond `UNDERFLOW`, f is lost in double precision."""
-        return float(np.max((self.offset(t) - np.asarray(v, dtype=np.float64)) / self.temperature))
-
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class QuadraticGauge(Unknown):
     """A quadratic guess of the value taken out: f = exp((v0 - c_y - c_r (T - t)) / alpha) u with, in z = x - centre,
 
@@ -217,18 +224,18 @@ class QuadraticGauge(Unknown):
         d = np.shape(self.p)[1]
         return rows[..., : d * d].reshape(*tau.shape, d, d), rows[..., d * d : -1], rows[..., -1]
 
-    def background(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+    def guess(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """v0_t(x), shape (...)."""
         P, p, c = self.coefficients(t)
         z = self._z(x)
         return np.asarray(((p - 0.5 * _times(P, z)) * z).sum(-1) + c)
 
-    def background_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
+    def guess_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """grad v0_t(x), shape (..., d)."""
         P, p, _ = self.coefficients(t)
         return np.asarray(p - _times(P, self._z(x)))
 
-    def rate(self, t: float, x: FloatArray, drift: FloatArray, diffusion: FloatArray, reward: FloatArray) -> FloatArray:
+    def rate(self, t: float, x: FloatArray, reward: FloatArray, drift: FloatArray, diffusion: FloatArray) -> FloatArray:
         P, p, _ = self.coefficients(t)
         dP, dp, dc = self.coefficients(t, 1)
         z = self._z(x)
@@ -241,21 +248,24 @@ class QuadraticGauge(Unknown):
         return np.asarray(result / self.temperature)
 
     def value(self, t: ArrayLike, x: ArrayLike, u: ArrayLike) -> FloatArray:
-        logs = self.constants.value_from_f(t, u, x=x) - self.constants.offset(t)
-        return np.asarray(self.background(t, x) + logs)
+        logs = self.constants.value(t, x, u) - self.constants.guess(t, x)
+        return np.asarray(self.guess(t, x) + logs)
+
+    def u(self, t: ArrayLike, x: ArrayLike, v: ArrayLike) -> FloatArray:
+        return np.asarray(np.exp((np.asarray(v, dtype=np.float64) - self.guess(t, x)) / self.temperature))
 
     def gradient(self, t: ArrayLike, x: ArrayLike, u: FloatArray, slope: FloatArray) -> FloatArray:
-        return self.constants.gradient(t, x, u, slope) + self.background_gradient(t, x)
+        return self.constants.gradient(t, x, u, slope) + self.guess_gradient(t, x)
 
     def f(self, t: ArrayLike, x: ArrayLike, u: FloatArray) -> FloatArray:
-        return self.constants.f_from_value(t, self.background(t, x)) * u
+        return self.constants.u(t, x, self.guess(t, x)) * u
 
     def _z(self, x: ArrayLike) -> FloatArray:
         return np.asarray(x, dtype=np.float64) - np.asarray(self.centre, dtype=np.float64)
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ValueGauge(Unknown):
     """The unknown is what a background leaves of the value itself: v = v0 + u. No logarithm, and nothing underflows.
 
@@ -263,20 +273,23 @@ class ValueGauge(Unknown):
     `f` is exp((v - c_y - c_r (T - t)) / alpha) with the constants of the background, and underflows to 0 where it must.
     """
 
-    taken_out: Gauge | QuadraticGauge
+    background: Gauge | QuadraticGauge
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", self.taken_out.temperature)
-        object.__setattr__(self, "horizon", self.taken_out.horizon)
+        object.__setattr__(self, "temperature", self.background.temperature)
+        object.__setattr__(self, "horizon", self.background.horizon)
 
     def value(self, t: ArrayLike, x: ArrayLike, u: ArrayLike) -> FloatArray:
-        return np.asarray(self.taken_out.background(t, x) + np.asarray(u, dtype=np.float64))
+        return np.asarray(self.background.guess(t, x) + np.asarray(u, dtype=np.float64))
+
+    def u(self, t: ArrayLike, x: ArrayLike, v: ArrayLike) -> FloatArray:
+        return np.asarray(np.asarray(v, dtype=np.float64) - self.background.guess(t, x))
 
     def gradient(self, t: ArrayLike, x: ArrayLike, u: FloatArray, slope: FloatArray) -> FloatArray:
-        return np.asarray(slope + self.taken_out.background_gradient(t, x))
+        return np.asarray(slope + self.background.guess_gradient(t, x))
 
     def f(self, t: ArrayLike, x: ArrayLike, u: FloatArray) -> FloatArray:
-        return self.taken_out.constants.f_from_value(t, self.value(t, x, u))
+        return self.background.constants.u(t, x, self.value(t, x, u))
 
 
 def _times(P: FloatArray, z: FloatArray) -> FloatArray:
@@ -284,7 +297,7 @@ def _times(P: FloatArray, z: FloatArray) -> FloatArray:
     return np.asarray(z @ P if P.ndim == 2 else (P @ z[..., None])[..., 0])
 
 
-def gauge(problem: ControlProblem, x: ArrayLike, times: ArrayLike) -> Gauge:
+def constant_gauge(problem: ControlProblem, x: ArrayLike, times: ArrayLike) -> Gauge:
     """The gauge with c_y = max y over the points x (n, d) and c_r = max r over times (k,) x points.
 
     At other points y and r may exceed these constants a little; f then exceeds 1 a little, which does no harm.

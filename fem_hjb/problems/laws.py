@@ -1,17 +1,21 @@
-"""Laws of the initial (and marginal) state, and the box a process may be reflected or stopped in."""
+"""Laws of the state, at the start and at later times: sampling, density, score and quadrature."""
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp, roots_hermitenorm, roots_legendre
 
-from fem_hjb.support.checks import FloatArray, as_points, frozen_array, one_of, positive_integer, real_array
+from fem_hjb.problems.box import Box
+from fem_hjb.support.checks import FloatArray, as_points, frozen_array, positive_integer, real_array, spd_array
 from fem_hjb.support.errors import DomainError, ProblemError
+from fem_hjb.support.objects import Plain
 
 _LOG_2PI = float(np.log(2.0 * np.pi))
 
@@ -23,7 +27,7 @@ def tensor_rule(points: FloatArray, weights: FloatArray, dim: int) -> tuple[Floa
     return np.stack([g.ravel() for g in grids], axis=-1), np.prod([s.ravel() for s in scales], axis=0)
 
 
-class Law(ABC):
+class Law(Plain, ABC):
     """A probability law on R^d: sampling, log-density and score, each batched over points in rows (..., d)."""
 
     dim: int
@@ -55,17 +59,6 @@ class Law(ABC):
         """Points (m, d) and weights (m,) summing to 1, exact for polynomials of degree < 2 * order per coordinate."""
 
 
-def _spd(cov: ArrayLike, dim: int, name: str) -> FloatArray:
-    """A frozen SPD matrix from a scalar, a diagonal or a full matrix."""
-    raw = real_array(cov, name, ProblemError)
-    full = raw * np.eye(dim) if raw.ndim == 0 else np.diag(raw) if raw.shape == (dim,) and raw.ndim == 1 else raw
-    matrix = frozen_array(full, name, (dim, dim), ProblemError)
-    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
-    if not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14) or lowest <= 0:
-        raise ProblemError(f"{name} must be symmetric positive definite, its smallest eigenvalue is {lowest:.3g}")
-    return matrix
-
-
 def _vector(value: ArrayLike, name: str) -> FloatArray:
     raw = real_array(value, name, ProblemError)
     if raw.ndim != 1 or raw.size == 0:
@@ -74,7 +67,7 @@ def _vector(value: ArrayLike, name: str) -> FloatArray:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GaussianMixture(Law):
     """sum_j w_j N(m_j, C_j) with weights (k,), means (k, d), covariances (k, d, d); the weights must sum to 1."""
 
@@ -101,7 +94,7 @@ class GaussianMixture(Law):
             raise ProblemError(
                 f"covariances must hold one covariance per component, k = {w.size}, got shape {stack.shape}"
             )
-        covs = np.stack([_spd(c, dim, f"covariances[{j}]") for j, c in enumerate(stack)])
+        covs = np.stack([spd_array(c, f"covariances[{j}]", dim) for j, c in enumerate(stack)])
         chol = np.linalg.cholesky(covs)
         for array in (covs, chol):
             array.setflags(write=False)
@@ -165,7 +158,7 @@ class GaussianMixture(Law):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gaussian(Law):
     """N(mean, cov): mean (d,); cov a positive scalar, a diagonal (d,) or a matrix (d, d).
 
@@ -181,7 +174,7 @@ class Gaussian(Law):
 
     def __post_init__(self) -> None:
         mean = _vector(self.mean, "mean")
-        cov = _spd(self.cov, mean.size, "cov")
+        cov = spd_array(self.cov, "cov", mean.size)
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "cov", cov)
         object.__setattr__(self, "dim", mean.size)
@@ -210,7 +203,7 @@ class Gaussian(Law):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PointMass(Law):
     """The Dirac law at `point` (d,). It has no density: `logpdf` and `score` raise `ProblemError`."""
 
@@ -243,156 +236,8 @@ class PointMass(Law):
         return self.expectation[None].copy(), np.ones(1)
 
 
-ExitReward = Callable[[ArrayLike, FloatArray], ArrayLike]
-BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-
-FACES = ("reflecting", "absorbing", "natural")
-
-
 @final
-@dataclass(frozen=True, eq=False)
-class Box:
-    """The box prod_i [lower_i, upper_i], and what happens to a process at its faces.
-
-    As `ControlProblem.domain` it says where the process itself lives; as an argument of a solver it is where R^d is
-    truncated. `boundary` is one word for all faces, or one pair of words (lower face, upper face) for each axis:
-
-    - "reflecting": normal reflection;
-    - "absorbing": the process is stopped there, and collects `exit_reward` g(t, x), a callable (t, x) -> (...) like a
-      running reward; None means 0;
-    - "natural": no boundary, the process passes unhindered. Only such a face may lie at infinity; where it is finite a
-      solver truncates there, where it is infinite a solver chooses.
-
-    Raises `DomainError` for ill-formed corners, an infinite face that is not natural, an unknown word, and an exit
-    reward that is not callable or that no absorbing face could pay.
-
-    >>> half_line = Box([-np.inf], [0.0], boundary=[("natural", "absorbing")])
-    >>> half_line.exited([[-2.0], [0.0], [3.0]]).tolist(), half_line.bounded
-    ([False, True, True], False)
-    """
-
-    lower: ArrayLike
-    upper: ArrayLike
-    boundary: str | Sequence[tuple[str, str]] = "reflecting"
-    exit_reward: ExitReward | None = None
-    dim: int = field(init=False)
-    faces: tuple[tuple[str, str], ...] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        lower, upper = _corner(self.lower, "lower", -np.inf), _corner(self.upper, "upper", np.inf)
-        if lower.shape != upper.shape:
-            raise DomainError(f"Box: lower has shape {lower.shape} but upper has shape {upper.shape}")
-        if not (lower < upper).all():
-            raise DomainError(f"Box: lower must be below upper on every axis, got {lower} and {upper}")
-        put = object.__setattr__
-        put(self, "lower", lower)
-        put(self, "upper", upper)
-        put(self, "dim", lower.size)
-        put(self, "faces", _faces(self.boundary, lower.size))
-        if not isinstance(self.boundary, str):
-            put(self, "boundary", self.faces)
-        for name, bound, words in zip(("lower", "upper"), self.bounds, zip(*self.faces, strict=True), strict=True):
-            for axis, word in enumerate(words):
-                if word != "natural" and not np.isfinite(bound[axis]):
-                    raise DomainError(
-                        f"Box: {name} must be finite at {word} faces, got {bound[axis]} on axis {axis}; only a"
-                        " 'natural' face may be infinite"
-                    )
-        if self.exit_reward is not None and not callable(self.exit_reward):
-            raise DomainError(f"Box: exit_reward must be a callable or None, got {type(self.exit_reward).__name__}")
-        if self.exit_reward is not None and not self.absorbing:
-            raise DomainError(f"Box: exit_reward needs an absorbing face, got boundary={self.boundary!r}")
-
-    @property
-    def bounds(self) -> tuple[FloatArray, FloatArray]:
-        """Lower and upper corner, each (d,), read-only; infinite at some natural faces, perhaps."""
-        return np.asarray(self.lower), np.asarray(self.upper)
-
-    @property
-    def absorbing(self) -> bool:
-        """Whether any face absorbs."""
-        return bool(self.where("absorbing").any())
-
-    @property
-    def bounded(self) -> bool:
-        """Whether every face is finite."""
-        return bool(np.isfinite(self.bounds).all())
-
-    def along(self, axes: Sequence[int]) -> "Box":
-        """The box of some of the axes. DomainError if it pays an exit reward, which depends on all of them."""
-        if self.exit_reward is not None:
-            raise DomainError("a box with an exit reward cannot be restricted to some of its axes")
-        lower, upper = self.bounds
-        index = list(axes)
-        return Box(lower[index], upper[index], boundary=[self.faces[k] for k in index])
-
-    def where(self, word: str) -> BoolArray:
-        """Which faces are of this kind, shape (2, d): the lower ones, the upper ones."""
-        one_of(word, "Box: face", FACES, DomainError)
-        words = np.asarray(self.faces).T
-        return np.asarray(words == word)
-
-    def contains(self, x: ArrayLike) -> BoolArray:
-        """Whether each point (..., d) lies in the closed box, shape (...)."""
-        points, (lower, upper) = as_points(x, self.dim), self.bounds
-        return np.asarray(((points >= lower) & (points <= upper)).all(axis=-1))
-
-    def exited(self, x: ArrayLike) -> BoolArray:
-        """Whether each point (..., d) lies on or behind an absorbing face, shape (...)."""
-        points, (lower, upper) = as_points(x, self.dim), self.bounds
-        at_lower, at_upper = self.where("absorbing")
-        return np.asarray(((at_lower & (points <= lower)) | (at_upper & (points >= upper))).any(axis=-1))
-
-    def absorb(self, x: ArrayLike) -> FloatArray:
-        """Move points behind an absorbing face to the nearest point of it; the others stay."""
-        points, (at_lower, at_upper) = as_points(x, self.dim), self.where("absorbing")
-        lower, upper = self.bounds
-        return np.clip(points, np.where(at_lower, lower, -np.inf), np.where(at_upper, upper, np.inf))
-
-    def mirror(self, x: ArrayLike) -> FloatArray:
-        """Fold points back by reflection at the reflecting faces, as often as it takes; other faces let them pass."""
-        points, (at_lower, at_upper) = as_points(x, self.dim), self.where("reflecting")
-        low, high = (
-            np.where(at_lower, self.lower, 0.0),
-            np.where(at_upper, self.upper, 0.0),
-        )  # finite, unlike the bounds
-        both = at_lower & at_upper
-        width = np.where(both, high - low, 1.0)
-        phase = np.mod(points - low, 2.0 * width)
-        folded = low + np.where(phase > width, 2.0 * width - phase, phase)
-        once = np.maximum(points, np.where(at_lower, 2.0 * low - points, -np.inf))  # leaves points inside to the bit
-        once = np.minimum(once, np.where(at_upper, 2.0 * high - once, np.inf))
-        return np.where(both, folded, once)
-
-
-def _corner(value: ArrayLike, name: str, far: float) -> FloatArray:
-    """A frozen corner (d,) of a box, its entries finite or `far`."""
-    raw = real_array(value, f"Box: {name}", DomainError).copy()
-    if raw.ndim != 1 or raw.size == 0:
-        raise DomainError(f"Box: {name} must have shape (d,) with d >= 1, got shape {raw.shape}")
-    if not (np.isfinite(raw) | (raw == far)).all():
-        raise DomainError(f"Box: {name} must be finite, or {far} at a natural face, got {raw.tolist()}")
-    raw.setflags(write=False)
-    return raw
-
-
-def _faces(boundary: Any, dim: int) -> tuple[tuple[str, str], ...]:
-    """The words of the (lower, upper) face on each of `dim` axes."""
-    if isinstance(boundary, str):
-        word = one_of(boundary, "Box: boundary", FACES, DomainError)
-        return ((word, word),) * dim
-    pairs = list(boundary) if isinstance(boundary, Sequence | np.ndarray) else []
-    if len(pairs) != dim or any(isinstance(pair, str) or np.shape(pair) != (2,) for pair in pairs):
-        raise DomainError(
-            f"Box: boundary must be one word, or a pair (lower face, upper face) of words for each of the {dim} axes,"
-            f" got {boundary!r}"
-        )
-    low, high = ([one_of(pair[i], "Box: boundary", FACES, DomainError) for pair in pairs] for i in (0, 1))
-    return tuple(zip(low, high, strict=True))
-
-
-@final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Uniform(Law):
     """The uniform law on a box; stationary for reflected Brownian motion. Outside, logpdf is -inf and the score 0."""
 
@@ -434,3 +279,4 @@ class Uniform(Law):
 
 
 MarginalLaw = Callable[[float], Law]
+"""t -> the law of X_t."""

@@ -1,18 +1,22 @@
 """Diffusion models of Gaussian mixtures, and their exact tilting by a terminal reward."""
 
+from __future__ import annotations
+
 from typing import final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.closed_form import TAMER, ClosedForm, LogSumExpReward, log_sum_exp
+from fem_hjb.problems.closed_form import TAMER, ClosedForm
 from fem_hjb.problems.laws import GaussianMixture
+from fem_hjb.problems.rewards import LogSumExpReward, log_sum_exp
 from fem_hjb.support.checks import FloatArray, IntArray, as_times, positive_number
 from fem_hjb.support.errors import InfiniteValueError, ProblemError
+from fem_hjb.support.objects import Plain
 
 
 @final
-class MixtureDiffusion:
+class MixtureDiffusion(Plain):
     r"""The denoising process of a diffusion model whose data are a Gaussian mixture.
 
     Forward noising  dY = -beta_s/2 Y ds + beta_s^{1/2} dB, Y_0 ~ data = sum_i w_i N(m_i, C_i), 0 <= s <= T. With

@@ -1,5 +1,7 @@
 """The control problem: what is solved, before anyone asks how."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
@@ -7,15 +9,23 @@ from typing import Protocol, final, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.laws import Box, Law, MarginalLaw
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Law, MarginalLaw
 from fem_hjb.support.checks import FloatArray, as_points, frozen_array, positive_integer, positive_number, real_array
 from fem_hjb.support.errors import EllipticityError, ProblemError
+from fem_hjb.support.objects import Plain, brief, callable_name, short_repr
 
 Drift = Callable[[ArrayLike, FloatArray], ArrayLike]
-Diffusion = ArrayLike | Callable[[ArrayLike, FloatArray], ArrayLike]
-RunningReward = Callable[[ArrayLike, FloatArray], ArrayLike]
-TerminalReward = Callable[[FloatArray], ArrayLike]
+"""b, a callable (t, x) -> (..., d) for points x (..., d); t is a number or has the shape x.shape[:-1]."""
 
+Diffusion = ArrayLike | Callable[[ArrayLike, FloatArray], ArrayLike]
+"""Lambda, symmetric positive definite: a number, (d,), (d, d), or a callable (t, x) -> (..., d, d)."""
+
+RunningReward = Callable[[ArrayLike, FloatArray], ArrayLike]
+"""r, a callable (t, x) -> (...)."""
+
+TerminalReward = Callable[[FloatArray], ArrayLike]
+"""y, a callable x -> (...)."""
 
 _T_HINT = (
     "t may be a number or an array of shape x.shape[:-1], so write np.asarray(t)[..., None] where it meets x,"
@@ -35,8 +45,8 @@ class ValueFunction(Protocol):
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LinearDrift:
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearDrift(Plain):
     """The drift b(x) = A x + a. Paths of a problem with this drift and a constant diffusion are sampled exactly.
 
     A has shape (d, d), a has shape (d,).
@@ -66,8 +76,8 @@ class LinearDrift:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ControlProblem:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ControlProblem(Plain):
     r"""Steer a diffusion to maximise a reward, paying for the steering in relative entropy.
 
     Uncontrolled process:  dX = b_t(X) dt + Lambda_t(X)^{1/2} dB,  X_0 ~ p_0,  0 <= t <= T.
@@ -151,6 +161,16 @@ class ControlProblem:
             put(self, "_constant", self._constant_diffusion(self.diffusion))
         self._probe()
 
+    def __repr__(self) -> str:
+        parts = {name: brief(getattr(self, name)) for name in ("name", "dim", "horizon", "temperature")}
+        parts["drift"] = callable_name(self.drift)
+        parts["diffusion"] = callable_name(self.diffusion) if callable(self.diffusion) else brief(self._constant)
+        for name in ("running_reward", "terminal_reward", "initial_law", "domain", "exact", "marginal"):
+            part = getattr(self, name)
+            if part is not None:
+                parts[name] = callable_name(part) if callable(part) else type(part).__name__
+        return short_repr(self, parts)
+
     def _constant_diffusion(self, given: ArrayLike) -> FloatArray:
         raw = np.asarray(given)
         d = self.dim
@@ -194,34 +214,10 @@ class ControlProblem:
             )
         return domain.absorb(domain.mirror(x))
 
-    def _call(
-        self, name: str, function: Callable[..., ArrayLike], arguments: tuple[ArrayLike, ...], tail: tuple[int, ...]
-    ) -> FloatArray:
-        x = np.asarray(arguments[-1])
-        expected = x.shape[:-1] + tail
-        hint = f"; {_T_HINT}" if len(arguments) == 2 else "; return an array of the full shape, even a constant one"
-        try:
-            array = real_array(function(*arguments), f"what {name} returns", ProblemError)
-        except (TypeError, ValueError, IndexError) as cause:
-            if isinstance(cause, ProblemError):
-                raise
-            shapes = ", ".join(str(np.shape(a)) for a in arguments)
-            raise ProblemError(f"{name} failed on arguments of shapes {shapes}: {cause}{hint}") from cause
-        if array.shape != expected:
-            raise ProblemError(
-                f"{name} returned shape {array.shape} for x of shape {x.shape}, expected {expected}{hint}"
-            )
-        finite = np.isfinite(array)
-        if not finite.all():
-            bad = ~finite.reshape(*x.shape[:-1], -1).all(axis=-1)
-            where = x[bad][0] if x.ndim > 1 else x
-            raise ProblemError(f"{name} is not finite at {int(bad.sum())} of {bad.size} points, the first is x={where}")
-        return array
-
     def b(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """The drift b_t(x), shape (..., d), checked for shape and finiteness."""
         points = as_points(x, self.dim)
-        return self._call("drift(t, x)", self.drift, (t, points), (self.dim,))
+        return checked_call("drift(t, x)", self.drift, (t, points), (self.dim,))
 
     def Lambda(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """The diffusion matrix Lambda_t(x), shape (..., d, d); a read-only broadcast when it is constant."""
@@ -231,26 +227,26 @@ class ControlProblem:
         given = self.diffusion
         if not callable(given):
             raise ProblemError("diffusion must be a callable or a constant")
-        return self._call("diffusion(t, x)", given, (t, points), (self.dim, self.dim))
+        return checked_call("diffusion(t, x)", given, (t, points), (self.dim, self.dim))
 
     def r(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """The running reward r_t(x), shape (...); 0 when the problem has none."""
         points = as_points(x, self.dim)
         if self.running_reward is None:
             return np.zeros(points.shape[:-1])
-        return self._call("running_reward(t, x)", self.running_reward, (t, points), ())
+        return checked_call("running_reward(t, x)", self.running_reward, (t, points), ())
 
     def y(self, x: ArrayLike) -> FloatArray:
         """The terminal reward y(x), shape (...)."""
         points = as_points(x, self.dim)
-        return self._call("terminal_reward(x)", self.terminal_reward, (points,), ())
+        return checked_call("terminal_reward(x)", self.terminal_reward, (points,), ())
 
     def exit_reward(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """The exit reward g(t, x) at points on absorbing faces, shape (...); 0 when the domain has none."""
         points = as_points(x, self.dim)
         if self.domain is None or self.domain.exit_reward is None:
             return np.zeros(points.shape[:-1])
-        return self._call("exit_reward(t, x)", self.domain.exit_reward, (t, points), ())
+        return checked_call("exit_reward(t, x)", self.domain.exit_reward, (t, points), ())
 
     @property
     def constant_diffusion(self) -> FloatArray | None:
@@ -260,6 +256,30 @@ class ControlProblem:
     def policy_from_gradient(self, t: ArrayLike, x: ArrayLike, gradient: FloatArray) -> FloatArray:
         """pi = (1/alpha) Lambda_t(x) grad v, shape (..., d)."""
         return np.asarray(np.einsum("...ij,...j->...i", self.Lambda(t, x), gradient) / self.temperature)
+
+
+def checked_call(
+    name: str, function: Callable[..., ArrayLike], arguments: tuple[ArrayLike, ...], tail: tuple[int, ...]
+) -> FloatArray:
+    """What a user's callable returns for the points x (..., d), its last argument: finite, of shape (..., *tail)."""
+    x = np.asarray(arguments[-1])
+    expected = x.shape[:-1] + tail
+    hint = f"; {_T_HINT}" if len(arguments) == 2 else "; return an array of the full shape, even a constant one"
+    try:
+        array = real_array(function(*arguments), f"what {name} returns", ProblemError)
+    except (TypeError, ValueError, IndexError) as cause:
+        if isinstance(cause, ProblemError):
+            raise
+        shapes = ", ".join(str(np.shape(a)) for a in arguments)
+        raise ProblemError(f"{name} failed on arguments of shapes {shapes}: {cause}{hint}") from cause
+    if array.shape != expected:
+        raise ProblemError(f"{name} returned shape {array.shape} for x of shape {x.shape}, expected {expected}{hint}")
+    finite = np.isfinite(array)
+    if not finite.all():
+        bad = ~finite.reshape(*x.shape[:-1], -1).all(axis=-1)
+        where = x[bad][0] if x.ndim > 1 else x
+        raise ProblemError(f"{name} is not finite at {int(bad.sum())} of {bad.size} points, the first is x={where}")
+    return array
 
 
 def _check_elliptic(matrices: FloatArray, x: FloatArray, name: str) -> None:

@@ -15,8 +15,9 @@ from numpy.polynomial import chebyshev
 from scipy.integrate import solve_ivp
 from scipy.interpolate import BarycentricInterpolator
 
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Background, Gauge, QuadraticGauge
-from fem_hjb.problems.laws import Box, tensor_rule
+from fem_hjb.problems.laws import tensor_rule
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import InfiniteValueError
@@ -98,9 +99,9 @@ def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> Quad
 def ranges(problem: ControlProblem, background: Background, x: FloatArray, times: FloatArray) -> tuple[float, float]:
     """Bounds on max log u and on -min log u over the points x (n, d), from log u_T and the rate at times (k,)."""
     T = problem.horizon
-    logs = (problem.y(x) - background.background(T, x)) / problem.temperature
+    logs = (problem.y(x) - background.guess(T, x)) / problem.temperature
     rates = [
-        background.rate(float(t), x, problem.b(float(t), x), problem.Lambda(float(t), x), problem.r(float(t), x))
+        background.rate(float(t), x, problem.r(float(t), x), problem.b(float(t), x), problem.Lambda(float(t), x))
         for t in times
     ]
     above = max(float(logs.max()), 0.0) + T * max(max(float(r.max()) for r in rates), 0.0)

@@ -7,8 +7,8 @@ from typing import final
 import numpy as np
 
 from fem_hjb.paths.extent import Reach
+from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge
-from fem_hjb.problems.laws import BoolArray, Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.axes import apply_axis
@@ -61,7 +61,7 @@ def first_grids(
             points = np.clip(points, *box.bounds)
             flat = points.reshape(-1, problem.dim)
             y = problem.y(flat)
-            functions = [(y - background.background(T, flat), y)]
+            functions = [(y - background.guess(T, flat), y)]
             functions += [(part, part) for t in (0.0, 0.5 * T, T) for part in problem.b(t, flat).T]
             weight = np.maximum.reduceat(
                 found.weight(axis, line.nodes)[line.cell_dofs].ravel(), np.arange(0, line.cell_dofs.size, degree + 1)

@@ -119,7 +119,7 @@ def _solution(stepper: "_Stepper") -> Solution:
         problem=problem,
         space=Space.product(LineBasis(grid, "P3"), basis, excluded_mass=None),
         coefficients=coefficients,
-        gauge=ValueGauge(taken_out=equation.background),
+        gauge=ValueGauge(background=equation.background),
         method="newton",
         status="ok",
         stats={
@@ -157,7 +157,7 @@ class _ValueEquation:
         return float(min(max(T - s, 0.0), T))
 
     def v0(self, t: float) -> FloatArray:
-        return self.background.background(t, self.basis.nodes)
+        return self.background.guess(t, self.basis.nodes)
 
     def coefficients(self, s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Drift (d, n), rate (n,) and diffusion (d, d, n or 1)."""
@@ -179,7 +179,7 @@ class _ValueEquation:
             if Lambda[k, m].any():
                 result += Lambda[k, m] * (mixed @ w)
         if self.flux.any():
-            slope = self.background.background_gradient(self.time(s), self.basis.nodes).T
+            slope = self.background.guess_gradient(self.time(s), self.basis.nodes).T
             result += 0.5 * (np.einsum("kkn->kn", Lambda) * self.flux * slope).sum(0)
         return np.asarray(result)
 
@@ -240,7 +240,7 @@ class _ValueEquation:
     def sizes_of_value(self, s: float, w: FloatArray) -> FloatArray:
         """`measure` of v0 + w."""
         t = self.time(s)
-        slope = self.background.background_gradient(t, self.basis.nodes).T
+        slope = self.background.guess_gradient(t, self.basis.nodes).T
         return self.measure(t, w + self.v0(t), self.gradient(w) + slope)
 
 

@@ -21,8 +21,8 @@ from typing import Any, final
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, gmres
 
+from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Background
-from fem_hjb.problems.laws import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.axes import apply_all, apply_axis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
@@ -102,8 +102,8 @@ class BoxOperators:
         Lambda = problem.Lambda(t, x)
         if self._constant is None:
             check_elliptic(Lambda, x, t)
-        rate = self.background.rate(t, x, b, Lambda, problem.r(t, x))
-        slope = self.background.background_gradient(t, x)
+        rate = self.background.rate(t, x, problem.r(t, x), b, Lambda)
+        slope = self.background.guess_gradient(t, x)
         if slope.any():
             pushed = slope @ self._constant if self._constant is not None else np.einsum("nij,nj->ni", Lambda, slope)
             b = b + pushed / self.background.temperature

@@ -23,8 +23,8 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
+from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
-from fem_hjb.problems.laws import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_newton import solve_value
 from fem_hjb.reference.box_operators import BoxOperators, Fields, SeparableInverse, SeparableOperator
@@ -101,7 +101,7 @@ def solve_on_box(
             stats=stats,
         )
     T, x = problem.horizon, basis.nodes
-    start = problem.y(x) - gauge.background(T, x)
+    start = problem.y(x) - gauge.guess(T, x)
     if linear:
         start = np.exp(start / problem.temperature)
     with np.errstate(over="ignore", invalid="ignore"):  # what comes out is checked
@@ -110,7 +110,7 @@ def solve_on_box(
         raise ConvergenceError(f"the route {chosen!r} has left double precision: take a finer grid, or the value form")
     unknown: Unknown = gauge
     if not linear:
-        unknown = ValueGauge(taken_out=gauge)
+        unknown = ValueGauge(background=gauge)
     bad = int((march.rows <= 0).sum()) if linear else 0
     return Solution(
         problem=problem,
@@ -180,7 +180,7 @@ def _prescribed(operators: BoxOperators, fixed: IntArray) -> Callable[[float], F
 
     def values(s: float) -> FloatArray:
         t = _time(problem, s)
-        return np.asarray(np.exp((problem.exit_reward(t, x) - background.background(t, x)) / problem.temperature))
+        return np.asarray(np.exp((problem.exit_reward(t, x) - background.guess(t, x)) / problem.temperature))
 
     return values
 

@@ -15,8 +15,8 @@ from typing import Any, final
 import numpy as np
 
 from fem_hjb.paths.extent import box_of, reach
-from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, gauge
-from fem_hjb.problems.laws import BoolArray, Box
+from fem_hjb.problems.box import BoolArray, Box
+from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
 from fem_hjb.reference.box_grids import RICHER, Plan, first_grids, halved, perturbed, spectral, unresolved
@@ -312,7 +312,7 @@ def _choose(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge 
     lines = [np.linspace(a, b, 9 if problem.dim == 3 else 33) for a, b in zip(lower, upper, strict=True)]
     x = tensor_points(lines)
     times = np.linspace(0.0, problem.horizon, 9)
-    constants = gauge(problem, x, times)
+    constants = constant_gauge(problem, x, times)
     kinds = np.asarray(box.faces)
     truncated = bool((kinds == "natural").any())
     # At a reflecting face d v/dn = 0, which d u/dn = 0 is only if nothing with a slope has been taken out.

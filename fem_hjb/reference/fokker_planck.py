@@ -32,8 +32,9 @@ from numpy.typing import ArrayLike
 from scipy.special import roots_hermitenorm
 
 from fem_hjb.paths.extent import truncation_box
+from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.gauge import Gauge
-from fem_hjb.problems.laws import BoolArray, Box, Gaussian, Law, MarginalLaw, PointMass, tensor_rule
+from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass, tensor_rule
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.reference.box_operators import BoxOperators, Fields, SeparableOperator
 from fem_hjb.reference.mesh_operators import MeshOperators

@@ -267,7 +267,7 @@ class MeshOperators:
     def _update_reaction(self, t: float) -> bool:
         if self.problem.running_reward is None and self.gauge.running == 0.0:
             return False
-        rates = [self.gauge.running_rate(self.problem, t, x.T).reshape(1, self._q, -1) for x in self._points]
+        rates = [self.gauge.rate(t, x.T, self.problem.r(t, x.T)).reshape(1, self._q, -1) for x in self._points]
         if not self._changed("reaction", rates):
             return False
         fields = [rate * self._det[:, c] for rate, c in zip(rates, self._chunks, strict=True)]

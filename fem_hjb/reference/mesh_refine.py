@@ -22,7 +22,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.simulate import sample_paths
-from fem_hjb.problems.laws import Box, PointMass
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_solve import BoundaryValue, estimate_on_mesh, solve_on_mesh
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning

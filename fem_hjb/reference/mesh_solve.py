@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.paths.extent import truncation_box
-from fem_hjb.problems.gauge import UNDERFLOW, Gauge, gauge, range_in_temperatures
-from fem_hjb.problems.laws import BoolArray, Box
+from fem_hjb.problems.box import BoolArray, Box
+from fem_hjb.problems.gauge import UNDERFLOW, Gauge, constant_gauge, range_in_temperatures
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.solutions.compare import difference
@@ -221,7 +221,7 @@ def _solve(
             f" f = exp(v / alpha) underflows (the limit is about {UNDERFLOW:.0f}); raise the temperature above"
             f" {problem.temperature * depth / UNDERFLOW:.3g}, or take a smaller box"
         )
-    gauged = gauge(problem, basis.nodes, instants)
+    gauged = constant_gauge(problem, basis.nodes, instants)
     fixed, given = _prescribed(problem, basis, boundary)
     if given == problem.exit_reward:
         gauged = _raised(gauged, problem, basis.nodes[fixed], instants)
@@ -320,7 +320,7 @@ class _Backward(LinearSystem):
                 f" expected the values of v, shape {self._x.shape[:1]}"
             )
         with np.errstate(over="ignore"):
-            f = self._gauge.f_from_value(t, v)
+            f = self._gauge.u(t, self._x, v)
         if not np.isfinite(f).all():
             bad = int(np.argmax(~np.isfinite(f)))
             raise DomainError(
@@ -436,7 +436,7 @@ def _prescribed(
 
 def _raised(gauged: Gauge, problem: ControlProblem, faces: FloatArray, instants: FloatArray) -> Gauge:
     """The gauge with c_y so large that f <= 1 on absorbing faces too; PositivityError if f underflows on them."""
-    over = np.array([problem.exit_reward(t, faces) - gauged.offset(t) for t in instants.tolist()])
+    over = np.array([problem.exit_reward(t, faces) - gauged.guess(t, faces) for t in instants.tolist()])
     depth = (max(float(over.max()), 0.0) - float(over.min())) / problem.temperature
     if depth > UNDERFLOW:
         raise PositivityError(
@@ -450,8 +450,8 @@ def _raised(gauged: Gauge, problem: ControlProblem, faces: FloatArray, instants:
 def _terminal(problem: ControlProblem, basis: SpatialBasis, gauged: Gauge) -> FloatArray:
     """Coefficients of f_T: interpolated on continuous elements, projected in L2 on C1 ones."""
     if basis.smoothness:
-        return basis.project(lambda x: gauged.terminal_f(problem, x))
-    return basis.interpolate(gauged.terminal_f(problem, basis.nodes))
+        return basis.project(lambda x: gauged.terminal_u(problem, x))
+    return basis.interpolate(gauged.terminal_u(problem, basis.nodes))
 
 
 def _integrate(

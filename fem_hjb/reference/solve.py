@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from fem_hjb.problems.blocks import alike, independent_blocks, restrict
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_tolerance import largest_norms_of, solve_to_tolerance
 from fem_hjb.reference.mesh_refine import refine_on_mesh

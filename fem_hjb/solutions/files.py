@@ -168,7 +168,7 @@ def _describe(fingerprint: Mapping[str, float]) -> str:
 
 
 def _gauge_arrays(gauge: Unknown) -> dict[str, Any]:
-    inner = gauge.taken_out if isinstance(gauge, ValueGauge) else gauge
+    inner = gauge.background if isinstance(gauge, ValueGauge) else gauge
     if not isinstance(inner, Gauge | QuadraticGauge):
         raise OutputError(f"a solution whose gauge is a {type(gauge).__name__} cannot be stored")
     constants = inner.constants
@@ -185,7 +185,7 @@ def _gauge(arrays: Mapping[str, Any], unknown: str) -> Unknown:
     inner: Gauge | QuadraticGauge = constants
     if "gauge_P" in arrays:
         inner = QuadraticGauge(constants=constants, **{name: arrays[f"gauge_{name}"] for name in _QUADRATIC})
-    return ValueGauge(taken_out=inner) if unknown == "ValueGauge" else inner
+    return ValueGauge(background=inner) if unknown == "ValueGauge" else inner
 
 
 def _basis_arrays(basis: SpatialBasis) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _NEGLIGIBLE = 1e-13  # of a time function: zero up to rounding
 class Solution:
     r"""The solution of a control problem as a function of a space-time class, dense in time.
 
-    u = sum C[k, j] psi_k(t) phi_j(x) is what its gauge says (see `cole_hopf`): f = exp(v / alpha) up to the constants
+    u = sum C[k, j] psi_k(t) phi_j(x) is what its gauge says (`problems.gauge`): f = exp(v / alpha) up to the constants
     c_y, c_r of a `Gauge`,
 
         v = alpha log f + c_y + c_r (T - t),     pi = (1/alpha) Lambda grad v,

@@ -11,7 +11,7 @@ import numpy as np
 import skfem
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.spaces.meshes import DIMENSION
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import SpaceError

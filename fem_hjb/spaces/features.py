@@ -27,7 +27,8 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 from scipy.stats import qmc
 
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.spaces.basis import CellRule, SpatialBasis, Tables, frozen, nodal_values
 from fem_hjb.support.checks import (
     FloatArray,

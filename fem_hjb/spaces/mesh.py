@@ -12,7 +12,8 @@ from scipy.sparse.linalg import cg
 from scipy.special import roots_jacobi
 from skfem.quadrature import get_quadrature
 
-from fem_hjb.problems.laws import Box, tensor_rule
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import tensor_rule
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.basis import (
     ELEMENTS,

@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.locate import REFERENCE_CORNERS, CellLocator, corner_jacobians
 from fem_hjb.support.checks import FloatArray, IntArray, one_of, positive_integer

@@ -9,7 +9,7 @@ import skfem
 from numpy.typing import ArrayLike, NDArray
 
 from fem_hjb.paths.extent import truncation_box
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.basis import ELEMENTS, CellRule, Element, SpatialBasis, Tables, element_named
 from fem_hjb.spaces.line import LineBasis

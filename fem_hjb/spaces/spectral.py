@@ -10,7 +10,8 @@ import scipy.linalg
 from numpy.typing import ArrayLike
 from scipy.special import eval_legendre, roots_jacobi
 
-from fem_hjb.problems.laws import Box, tensor_rule
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import tensor_rule
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.basis import ELEMENTS, CellRule, ReferenceFunctions, SpatialBasis, Tables, frozen, nodal_values
 from fem_hjb.spaces.line import LineBasis, row_products, unit_gauss

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError
+from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError, ProblemError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -33,6 +33,20 @@ def frozen_array(value: ArrayLike, name: str, shape: tuple[int, ...], error: typ
         raise error(f"{name} must be finite, got {int((~np.isfinite(array)).sum())} non-finite entries")
     array.setflags(write=False)
     return array
+
+
+def spd_array(value: ArrayLike, name: str, dim: int, error: type[ProblemError] = ProblemError) -> FloatArray:
+    """A read-only symmetric positive definite matrix (dim, dim) from a number, a diagonal (dim,) or a matrix.
+
+    `error` is raised if it is not definite or not symmetric, ProblemError if it has another shape.
+    """
+    raw = real_array(value, name, ProblemError)
+    full = raw * np.eye(dim) if raw.ndim == 0 else np.diag(raw) if raw.shape == (dim,) else raw
+    matrix = frozen_array(full, name, (dim, dim), ProblemError)
+    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
+    if not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14) or lowest <= 0:
+        raise error(f"{name} must be symmetric positive definite, its smallest eigenvalue is {lowest:.3g}")
+    return matrix
 
 
 def positive_number(value: Any, name: str, error: type[FemHjbError]) -> float:

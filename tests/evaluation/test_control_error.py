@@ -11,8 +11,9 @@ from scipy.stats import norm
 from fem_hjb.evaluation.control_error import control_error, objectives
 from fem_hjb.paths.simulate import Policy, sample_paths
 from fem_hjb.problems import zoo
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge
-from fem_hjb.problems.laws import Box, PointMass
+from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_operators import BoxOperators
 from fem_hjb.reference.solve import solve

@@ -11,11 +11,12 @@ from fem_hjb.learning import forms
 from fem_hjb.learning.estimators import ESTIMATORS, Setting
 from fem_hjb.learning.measures import Measure, empirical_measure, law_measure
 from fem_hjb.learning.system import assemble, finish, sums_over
-from fem_hjb.problems.gauge import gauge
+from fem_hjb.problems.gauge import constant_gauge
+from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.support.errors import MeasureError, SpaceError
-from tests.support.manufactured import GAUGE, manufactured, solution, step_measure
+from tests.support.manufactured import GAUGE, polynomial, solution, step_measure
 
 LQ = fh.zoo.get("lq", dim=1)
 EXACT = [name for name, row in ESTIMATORS.items() if row.exact]
@@ -39,7 +40,7 @@ def smooth_function(space):
 def error_of(found):
     """The largest error of f where the samples are, relative to the largest f there."""
     t, x = (part.ravel() for part in np.meshgrid([0.1, 0.5, 0.9], np.linspace(-1.5, 1.5, 31), indexing="ij"))
-    exact = found.gauge.f_from_value(t, LQ.exact.value(t, x[:, None]))
+    exact = found.gauge.u(t, x[:, None], LQ.exact.value(t, x[:, None]))
     return np.abs(found.f(t, x[:, None]) - exact).max() / exact.max()
 
 
@@ -94,7 +95,7 @@ def test_the_observation_error_of_left_points_is_of_first_order(estimator):
 
 
 def bias_at_the_solution(estimator, steps, measure=step_measure):
-    problem = manufactured(marginal=None)
+    problem = polynomial(marginal=None)
     problem = dataclasses.replace(problem, marginal=gaussian_law(problem))
     space = Space(problem, cells=16, time_cells=1, box=box(5.5))
     c = space.interpolate(solution).ravel()
@@ -114,7 +115,7 @@ def bias_at_the_solution(estimator, steps, measure=step_measure):
 
 
 def gaussian_law(problem):
-    return fh.problems.closed_form.linear_marginal(problem.drift, problem.constant_diffusion, problem.initial_law)
+    return linear_marginal(problem.drift, problem.constant_diffusion, problem.initial_law)
 
 
 @pytest.mark.parametrize("estimator", ["increment", "corrected"])
@@ -131,7 +132,7 @@ def test_other_estimators_are_unbiased_at_the_solution(estimator):
 
 def test_labels_are_what_feynman_kac_averages():
     """exp(y + int r) from the path, the integral by trapezoids: by hand, and of second order on a smooth path."""
-    problem = manufactured()
+    problem = polynomial()
     space = Space(problem, cells=3, time_cells=1, box=box(4.0))
     setting = Setting(problem=problem, space=space, gauge=GAUGE, delta=0.0)
 
@@ -162,7 +163,7 @@ def test_labels_are_what_feynman_kac_averages():
 
 def noise(estimator, n, steps, seeds, problem=None, told=None, delta=0.0):
     """Root mean square of || B_n[f*, .] - l_n || over seeds, in a class that holds f*."""
-    problem = manufactured() if problem is None else problem
+    problem = polynomial() if problem is None else problem
     problem = dataclasses.replace(problem, marginal=gaussian_law(problem))
     told = problem if told is None else told
     space = Space(problem, cells=3, time_cells=2, box=box(6.0))
@@ -180,7 +181,7 @@ def test_noise_at_the_solution(estimator):
     """None at all, in every sample, if the estimator says it is exact; else of order n^{-1/2}."""
     if estimator in EXACT:
         assert noise(estimator, 30, 16, 2) < 1e-10
-        wrong = dataclasses.replace(manufactured(), drift=fh.LinearDrift([[-1.1]], [0.2]), marginal=None)
+        wrong = dataclasses.replace(polynomial(), drift=fh.LinearDrift([[-1.1]], [0.2]), marginal=None)
         assert noise(estimator, 30, 16, 2, told=wrong) > 1e-2
         return
     sizes = (100, 400, 1600)
@@ -195,7 +196,7 @@ def test_only_the_noise_of_corrected_increments_falls_with_the_step():
     rates = {name: slope(steps, [noise(name, 200, K, 16) for K in steps]) for name in ("corrected", "increment")}
     assert rates["corrected"] == pytest.approx(-0.5, abs=0.15)
     assert rates["increment"] == pytest.approx(0.0, abs=0.15)
-    wrong = dataclasses.replace(manufactured(), drift=fh.LinearDrift([[-1.4]], [0.2]))
+    wrong = dataclasses.replace(polynomial(), drift=fh.LinearDrift([[-1.4]], [0.2]))
     assert slope(steps, [noise("corrected", 200, K, 8, told=wrong) for K in steps]) > -0.15
 
 
@@ -207,7 +208,7 @@ def test_weighted_tests_see_no_noise_at_the_solution_either(estimator):
 @pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize("estimator", EXACT)
 def test_exact_estimators_find_the_solution_from_few_paths_where_the_diffusion_varies(estimator, dim):
-    problem = manufactured(dim, varying=True)
+    problem = polynomial(dim, varying=True)
     space = Space(problem, cells=2, time_cells=1, box=box(6.0, dim))
     paths = fh.sample_paths(problem, n=200, steps=16, rng=3)
     c = space.interpolate(solution).ravel()
@@ -370,7 +371,7 @@ def test_a_terminal_condition_that_is_interpolated(estimator):
     space = Space(LQ, cells=8, time_cells=4, box=box(4.5))
     paths = fh.sample_paths(LQ, n=3000, steps=50, rng=0)
     found = fh.fit(LQ, paths, space, estimator=estimator, terminal="interpolated", outside="drop")
-    target = space.spatial.interpolate(found.gauge.terminal_f(LQ, space.spatial.nodes))
+    target = space.spatial.interpolate(found.gauge.terminal_u(LQ, space.spatial.nodes))
     np.testing.assert_array_equal(np.asarray(found.coefficients)[-1], target)
     penalty = fh.fit(LQ, paths, space, estimator=estimator, outside="drop")
     assert np.abs(np.asarray(penalty.coefficients)[-1] - target).max() > 1e-6
@@ -452,7 +453,7 @@ def test_increments_next_to_a_reflecting_face_are_not_corrected():
     space = Space(problem, cells=8, time_cells=2, element="P2")
     measure = empirical_measure(problem, fh.sample_paths(problem, n=20, steps=8, rng=0))
     setting = Setting(
-        problem=problem, space=space, gauge=gauge(problem, space.spatial.nodes, space.time.nodes), delta=0.0
+        problem=problem, space=space, gauge=constant_gauge(problem, space.spatial.nodes, space.time.nodes), delta=0.0
     )
     ((_, here),) = ESTIMATORS["corrected"].terms(setting, measure).here
     near = np.minimum(measure.x, 1 - measure.x)[:, 0] < 5 * np.sqrt(0.02 * problem.horizon / 8)

@@ -141,7 +141,7 @@ def test_a_floor_gives_values_and_no_policy_below_it(tmp_path):
     policy = lifted.policy(T, X)
     assert (policy[low] == 0.0).all()
     np.testing.assert_array_equal(policy[~low], learned.policy(T, X, nonpositive="nan")[~low])
-    np.testing.assert_allclose(lifted.value(T, X), lifted.gauge.value_from_f(np.broadcast_to(T, f.shape), f))
+    np.testing.assert_allclose(lifted.value(T, X), lifted.gauge.value(np.broadcast_to(T, f.shape), X, f))
     fh.save_solution(tmp_path / "lifted.npz", lifted)
     again = fh.load_solution(tmp_path / "lifted.npz", lifted.problem)
     np.testing.assert_array_equal(again.f(T, X), f)

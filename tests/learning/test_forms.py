@@ -5,9 +5,11 @@ import pytest
 
 from fem_hjb.learning import forms
 from fem_hjb.learning.gram import Located, operator_rows
-from fem_hjb.paths.simulate import ou_transition
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian
+from fem_hjb.problems.linear import linear_transition
+from fem_hjb.problems.problem import LinearDrift
 from fem_hjb.spaces.line import row_products
 from fem_hjb.spaces.space import Space
 from tests.support.exactness import space_derivative, time_derivative
@@ -402,7 +404,7 @@ def test_energy_identity_under_a_law_that_moves():
     A, a, L, T = np.array([[-1.2]]), np.array([0.5]), np.array([[0.8]]), 0.9
 
     def points(t):
-        E, c, S = ou_transition(A, a, L, t)
+        E, c, S = linear_transition(LinearDrift(A, a), L, t)
         return Gaussian(E @ [1.0] + c, 0.2 * E @ E.T + S).quadrature(8)
 
     coefficients = np.random.default_rng(7).standard_normal((TIME_DEGREE + 1, 4))
@@ -465,7 +467,7 @@ def test_martingale_increment_of_an_ou_process_has_a_mean_of_third_order():
     x = np.random.default_rng(0).standard_normal((30, 2))
 
     def mean_after(t, x, h):
-        E, c, _ = ou_transition(A, a, np.eye(2), h)
+        E, c, _ = linear_transition(LinearDrift(A, a), np.eye(2), h)
         return x @ E.T + c
 
     corrected, naive = conditional_means(mean_after, lambda t, x: x @ A.T + a, 0.0, x)
@@ -509,7 +511,7 @@ def test_noise_of_the_increment_form_at_the_solution_is_of_order_dt():
     def mean_and_noise(corrected):
         means, noises = [], []
         for h in STEPS:
-            E, c, S = ou_transition(A, a, L, h)
+            E, c, S = linear_transition(LinearDrift(A, a), L, h)
             after = x @ E.T + c + np.tile(z, (len(x0), 1)) * np.sqrt(S)
             dt = np.full(len(x), h)
             martingale = forms.martingale_increment(after - x, x @ A.T, after @ A.T, dt)

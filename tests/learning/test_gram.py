@@ -18,7 +18,8 @@ from fem_hjb.learning.gram import (
     operator_rows,
     tensor_axes,
 )
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.spaces.features import HermiteCross, RandomFourier
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.meshes import box_mesh

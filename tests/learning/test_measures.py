@@ -9,8 +9,9 @@ from fem_hjb.learning.fit import fit
 from fem_hjb.learning.measures import Measure, empirical_measure, law_measure, sampled_law_measure
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.problems import zoo
-from fem_hjb.problems.closed_form import linear_marginal
-from fem_hjb.problems.laws import Box, PointMass, Uniform
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import PointMass, Uniform
+from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.reference import fokker_planck
 from fem_hjb.spaces.meshes import box_mesh

@@ -16,7 +16,7 @@ def space_of(cells, time_cells, **how):
 
 
 def exact_f(gauge, t, x):
-    return gauge.f_from_value(t, LQ.exact.value(t, x))
+    return gauge.u(t, x, LQ.exact.value(t, x))
 
 
 @pytest.mark.parametrize("element", ["hermite", "B3", "P2"])

@@ -19,7 +19,7 @@ def relative_error_of_f(solution, other=None, reach=2.5):
     t, x = np.meshgrid(np.linspace(0.02, 0.98, 13), np.linspace(-reach, reach, 101), indexing="ij")
     t, x = t.ravel(), x.ravel()[:, None]
     density = np.exp(-(x[:, 0] ** 2))
-    exact = solution.gauge.f_from_value(t, LQ.exact.value(t, x))
+    exact = solution.gauge.u(t, x, LQ.exact.value(t, x))
     difference = solution.f(t, x) - (exact if other is None else other.f(t, x))
     return np.sqrt((density @ difference**2) / (density @ exact**2))
 

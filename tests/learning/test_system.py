@@ -16,7 +16,7 @@ from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source, simulated_source
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.errors import DomainError, MeasureError, SpaceError
-from tests.support.manufactured import manufactured
+from tests.support.manufactured import polynomial
 
 LQ = fh.zoo.get("lq", dim=1)
 PLANAR = fh.zoo.get("lq", dim=2)
@@ -78,7 +78,7 @@ def test_the_system_does_not_depend_on_the_chunks(estimator, element, times, mon
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_nor_where_the_diffusion_varies_and_a_chunk_is_one_sample(estimator):
     law = fh.Gaussian([0.0], 0.5)
-    problem = manufactured(varying=True, marginal=lambda t: law)
+    problem = polynomial(varying=True, marginal=lambda t: law)
     space = Space(problem, cells=4, time_cells=2, box=box(6.0))
     paths = fh.sample_paths(problem, n=5, steps=1, rng=0)
     given = {"estimator": estimator, "delta": 0.2 if ESTIMATORS[estimator].weighted else 0.0}
@@ -243,7 +243,7 @@ def test_mass_and_energy_are_the_integrals_they_are_said_to_be(data, delta):
         extra = (measure.weights * steps) @ (rates[0] * rates[1])
     expected = part["values"] + part["terminal"] + part["initial"] + part["slopes"] + extra
     assert c @ system.energy @ e == pytest.approx(expected, rel=1e-11)
-    target = system.gauge.terminal_f(PLANAR, measure.terminal_x)
+    target = system.gauge.terminal_u(PLANAR, measure.terminal_x)
     at_end = space.evaluate(e, space.horizon, measure.terminal_x)
     if not delta:
         assert e @ system.load == pytest.approx(measure.terminal_weights @ (at_end * target), rel=1e-11)
@@ -260,7 +260,7 @@ def test_energy_identity(estimator):
     for _ in range(3):
         c = rng.standard_normal(space.n_dofs)
         part = integrals(space, law, c, c, problem.constant_diffusion)
-        rho = system.gauge.running_rate(problem, law.t, law.x)
+        rho = system.gauge.rate(law.t, law.x, problem.r(law.t, law.x))
         absorbed = law.weights @ (rho * space.evaluate(c, law.t, law.x) ** 2)
         expected = 0.5 * (part["terminal"] + part["initial"] + part["slopes"]) - absorbed
         assert c @ system.form @ c == pytest.approx(expected, rel=1e-8)
@@ -283,7 +283,7 @@ def test_increments_are_positive_whatever_the_sample():
 
 
 def test_systems_in_one_class_have_one_gauge_and_may_be_given_another():
-    problem = manufactured()
+    problem = polynomial()
     space = Space(problem, cells=3, time_cells=2, box=box(6.0))
     paths = fh.sample_paths(problem, n=20, steps=4, rng=0)
     own = assemble(problem, paths, space)

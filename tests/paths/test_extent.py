@@ -10,7 +10,8 @@ from scipy.stats import norm
 
 from fem_hjb.paths.extent import box_of, reach
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box, Gaussian, PointMass
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, PointMass
 
 LQ = zoo.get("lq", 1)  # X_t ~ N(0, 1/2) at all times
 

@@ -9,8 +9,10 @@ from scipy.linalg import expm
 from scipy.stats import norm
 
 import fem_hjb.paths.simulate as sde
-from fem_hjb.paths.simulate import Paths, ou_transition, sample_paths
-from fem_hjb.problems.laws import Box, Gaussian, PointMass, Uniform
+from fem_hjb.paths.simulate import Paths, sample_paths
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, PointMass, Uniform
+from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError
 
@@ -36,25 +38,6 @@ A2 = np.array([[-1.0, 0.5], [-0.3, 0.2]])
 LAMBDA2 = np.array([[1.0, 0.3], [0.3, 0.5]])
 
 
-@pytest.mark.parametrize(
-    "A",
-    [A2, np.zeros((2, 2)), np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[-300.0, 5.0], [0.0, -0.1]]), 3 * np.eye(2)],
-    ids=["regular", "zero", "nilpotent", "stiff", "unstable"],
-)
-def test_transition_law_matches_its_moment_equations(A):
-    a, h = np.array([0.3, -0.7]), 0.8
-    E, c, S = ou_transition(A, a, LAMBDA2, h)
-
-    def moments(t, z):
-        m, C = z[:2], z[2:].reshape(2, 2)
-        return np.r_[A @ m + a, (A @ C + C @ A.T + LAMBDA2).ravel()]
-
-    x0 = np.array([0.4, 1.1])
-    end = solve_ivp(moments, (0, h), np.r_[x0, np.zeros(4)], rtol=1e-11, atol=1e-13, method="LSODA").y[:, -1]
-    np.testing.assert_allclose(E @ x0 + c, end[:2], rtol=1e-8)
-    np.testing.assert_allclose(S.ravel(), end[2:], rtol=1e-8, atol=1e-12)
-
-
 def test_exact_paths_have_the_moments_of_the_process():
     n, problem = 40_000, ou_problem(A2, [0.3, -0.7], LAMBDA2)
     paths = sample_paths(problem, n=n, steps=3, rng=1)
@@ -62,7 +45,9 @@ def test_exact_paths_have_the_moments_of_the_process():
     assert (paths.n, paths.steps, paths.dim) == (n, 3, 2)
     for k, t in enumerate(paths.t):
         E, c, S = (
-            ou_transition(A2, np.array([0.3, -0.7]), LAMBDA2, t) if k else (np.eye(2), np.zeros(2), np.zeros((2, 2)))
+            linear_transition(LinearDrift(A2, [0.3, -0.7]), LAMBDA2, t)
+            if k
+            else (np.eye(2), np.zeros(2), np.zeros((2, 2)))
         )
         cov = 0.3 * E @ E.T + S
         x = paths.x[:, k]
@@ -71,7 +56,7 @@ def test_exact_paths_have_the_moments_of_the_process():
         products = centred[:, :, None] * centred[:, None, :]
         assert (np.abs(products.mean(0) - cov) < 4 * products.std(0) / np.sqrt(n)).all()
     # consecutive states are correlated as the transition says
-    E, c, _ = ou_transition(A2, np.array([0.3, -0.7]), LAMBDA2, 1 / 3)
+    E, c, _ = linear_transition(LinearDrift(A2, [0.3, -0.7]), LAMBDA2, 1 / 3)
     innovation = paths.x[:, 2] - paths.x[:, 1] @ E.T - c
     cross = innovation[:, :, None] * paths.x[:, 1][:, None, :]
     assert (np.abs(cross.mean(0)) < 4 * cross.std(0) / np.sqrt(n)).all()

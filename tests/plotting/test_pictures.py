@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fem_hjb.plotting import pictures as plotting
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.compare import Comparison, compare, from_callables
 from fem_hjb.support.errors import ComparisonError, DomainError, ProblemError

@@ -8,7 +8,8 @@ import pytest
 
 from fem_hjb.problems import zoo
 from fem_hjb.problems.blocks import alike, coordinates, independent_blocks, restrict
-from fem_hjb.problems.laws import Box, Gaussian, GaussianMixture, PointMass, Uniform
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.compare import compare

@@ -5,20 +5,15 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
-from fem_hjb.problems.closed_form import (
-    ClosedForm,
-    CosineSeries,
-    LinearQuadratic,
-    LogSumExpReward,
-    Product,
-    linear_marginal,
-    linear_transition,
-)
-from fem_hjb.problems.laws import Box, Gaussian, PointMass, Uniform
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.closed_form import ClosedForm, CosineSeries, LinearQuadratic, Product
+from fem_hjb.problems.laws import Gaussian, Uniform
+from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.problems.rewards import LogSumExpReward
 from fem_hjb.support.errors import DomainError, EllipticityError, InfiniteValueError, ProblemError
 from tests.support.exactness import feynman_kac, fokker_planck_residual, gradient_error, hjb_residual, inner_times
-from tests.support.tilted import COVS, DATA, INDEFINITE, MEANS, TARGETS, TILTED
+from tests.support.tilted import COVS, INDEFINITE, MEANS, TARGETS, TILTED
 
 LAMBDA = np.array([[0.9, 0.3], [0.3, 0.6]])
 DRIFT = LinearDrift([[-1.0, 0.7], [-0.2, -0.5]], [0.3, -0.4])
@@ -164,7 +159,7 @@ def test_batches_broadcast_and_blocks_agree_with_single_points(problem, monkeypa
     slopes = np.array([[exact.gradient(every[i, j], x[i, j]) for j in range(4)] for i in range(3)])
     steers = np.array([[exact.policy(every[i, j], x[i, j]) for j in range(4)] for i in range(3)])
     assert exact.value(0.1, x[0, 0]).shape == ()
-    monkeypatch.setattr("fem_hjb.closed_form._CHUNK", 5 * problem.dim**2)
+    monkeypatch.setattr("fem_hjb.problems.closed_form._CHUNK", 5 * problem.dim**2)
     for time in (t, every):
         np.testing.assert_allclose(exact.value(time, x), single, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(exact.gradient(time, x), slopes, rtol=1e-12, atol=1e-12)
@@ -276,41 +271,6 @@ def test_blow_up_from_the_running_reward_and_of_one_term_among_several():
         LinearQuadratic(drift=drift, diffusion=1.0, terminal=two, horizon=1.5)
 
 
-def test_linear_transition_against_the_moment_equations():
-    A, a = DRIFT.coefficients
-
-    def rate(_, state):
-        C = state[2:].reshape(2, 2)
-        return np.concatenate([A @ state[:2] + a, (A @ C + C @ A.T + LAMBDA).ravel()])
-
-    for time in (0.01, 0.7, 6.0):
-        Phi, shift, C = linear_transition(DRIFT, LAMBDA, time)
-        moments = solve_ivp(rate, (0, time), np.zeros(6), "DOP853", rtol=1e-12, atol=1e-13).y[:, -1]
-        np.testing.assert_allclose(Phi, expm(A * time), atol=1e-13)
-        np.testing.assert_allclose(np.concatenate([shift, C.ravel()]), moments, atol=1e-11)
-
-
-def test_linear_transition_is_accurate_when_stiff():
-    Phi, shift, C = linear_transition(LinearDrift([[-200.0]], [1.0]), [[1.0]], 3.0)
-    assert Phi.item() == 0.0 or abs(Phi.item()) < 1e-200
-    assert (shift.item(), C.item()) == (pytest.approx(1 / 200, rel=1e-12), pytest.approx(1 / 400, rel=1e-12))
-
-
-@pytest.mark.parametrize(
-    "start", [Gaussian([1.0, 0.0], 0.2), PointMass([1.0, 0.0]), DATA], ids=["gaussian", "point", "mixture"]
-)
-def test_linear_marginal_against_exact_samples(start):
-    marginal, n = linear_marginal(DRIFT, LAMBDA, start), 100_000
-    assert marginal(0.0) is start
-    Phi, shift, C = linear_transition(DRIFT, LAMBDA, 0.6)
-    rng = np.random.default_rng(8)
-    x = start.sample(n, rng) @ Phi.T + shift + rng.standard_normal((n, 2)) @ np.linalg.cholesky(C).T
-    law = marginal(0.6)
-    np.testing.assert_allclose(x.mean(0), law.expectation, atol=4 * np.sqrt(law.covariance.max() / n))
-    np.testing.assert_allclose(np.cov(x.T), law.covariance, atol=8 * law.covariance.max() / np.sqrt(n))
-    assert np.mean(law.logpdf(x)) == pytest.approx(np.mean(law.logpdf(law.sample(n, rng))), abs=0.02)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Reflected Brownian motion, products, rewards
 
@@ -397,10 +357,6 @@ BAD = {
         lambda: Product(lq(), CosineSeries([1.0], **{**SERIES, "temperature": 0.5})),
         r"must share one temperature, got \[0.5, 1.0\]",
     ),
-    "marginal-law": (
-        lambda: linear_marginal(ZERO, 1.0, Uniform(Box([0.0, 0.0], [1.0, 1.0]))),
-        "carries a Gaussian, a GaussianMixture or a PointMass in closed form, got Uniform",
-    ),
 }
 
 
@@ -412,7 +368,7 @@ def test_ill_formed_closed_forms_are_refused(make, message):
 
 @pytest.mark.parametrize("diffusion", [-1.0, [[1.0, 2.0], [2.0, 1.0]], [[1.0, 0.5], [0.0, 1.0]]])
 def test_diffusions_that_are_not_elliptic_are_refused(diffusion):
-    with pytest.raises(EllipticityError, match="symmetric positive definite matrix, its smallest eigenvalue is"):
+    with pytest.raises(EllipticityError, match="symmetric positive definite, its smallest eigenvalue is"):
         lq(diffusion=diffusion)
 
 
@@ -427,9 +383,8 @@ def test_diffusions_that_are_not_elliptic_are_refused(diffusion):
             lambda: CosineSeries([1.0], **SERIES).value(0.0, [[0.5], [1.2]]),
             r"must lie in \[0, 1\], where the process is reflected; 1 of 2 do not, the first is 1.2",
         ),
-        (lambda: linear_marginal(ZERO, 1.0, PointMass([0.0, 0.0]))(-1.0), "t must be a non-negative finite number"),
     ],
-    ids=["dim", "time", "times", "nan", "outside", "marginal"],
+    ids=["dim", "time", "times", "nan", "outside"],
 )
 def test_ill_formed_arguments_are_refused(call, message):
     with pytest.raises(DomainError, match=message):

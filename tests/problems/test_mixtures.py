@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fem_hjb.problems.closed_form import LogSumExpReward
 from fem_hjb.problems.laws import Gaussian, GaussianMixture
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.rewards import LogSumExpReward
 from fem_hjb.support.errors import InfiniteValueError, ProblemError
 from tests.support.exactness import fokker_planck_residual
 from tests.support.tilted import DATA, TILTED

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fem_hjb.problems.laws import Box, Gaussian, PointMass
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, PointMass
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.support.errors import DomainError, EllipticityError, ProblemError
 

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
+import fem_hjb as fh
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems import zoo
-from fem_hjb.problems.closed_form import LogSumExpReward
 from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import LinearDrift
+from fem_hjb.problems.rewards import LogSumExpReward
+from fem_hjb.problems.zoo import registry
 from fem_hjb.support.errors import EllipticityError, FemHjbError, InfiniteValueError, ProblemError
 from tests.support.exactness import (
     feynman_kac,
@@ -114,7 +116,7 @@ def test_coefficients_take_scalar_and_batched_times_alike(problem):
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_every_problem_says_what_it_is(name):
-    text = zoo._entry(name).build.__doc__
+    text = registry._entry(name).build.__doc__
     assert zoo.describe(name) == text.splitlines()[0]
     assert 10 < len(zoo.describe(name)) < 80
     assert "Source:" in text
@@ -335,7 +337,7 @@ def test_molecular_dynamics_stops_at_the_barrier():
 
 
 def test_a_problem_is_entered_as_one_function(monkeypatch):
-    monkeypatch.setattr(zoo, "_REGISTRY", dict(zoo._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     @zoo.register(dims=(1, 2))
     def my_new_problem(dim, *, size=1.0):
@@ -354,6 +356,82 @@ def test_a_problem_is_entered_as_one_function(monkeypatch):
         return zoo.get("lq", dim)
 
     assert zoo.get("my-benchmark").dim == 4
+
+
+def test_a_problem_entered_from_outside_is_solved_like_the_others(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @fh.zoo.register(dims=(1, 2))
+    def steered_walk(dim, *, target=1.0):
+        """Brownian motion paid for ending near a target."""
+        return fh.ControlProblem(
+            dim=dim,
+            horizon=0.5,
+            temperature=1.0,
+            drift=lambda t, x: 0.0 * x,
+            diffusion=1.0,
+            terminal_reward=lambda x: -((x - target) ** 2).sum(-1),
+            initial_law=fh.Gaussian(np.zeros(dim), 0.2),
+        )
+
+    problem = fh.zoo.get("steered-walk", target=0.5)
+    found, x = fh.solve(problem, rtol=1e-6), np.array([[0.0], [0.4]])
+    np.testing.assert_allclose(found.value(0.0, x), -0.5 * np.log(2.0) - (x[:, 0] - 0.5) ** 2 / 2.0, atol=1e-5)
+    assert zoo.register(dims=(1,))(steered_walk) is steered_walk  # the same function again, in a notebook's cell
+    assert zoo.dims("steered-walk") == (1,)
+
+
+def lq(dim):
+    return zoo.get("lq", dim)
+
+
+def my_problem(dim):
+    return zoo.get("lq", dim + 1)
+
+
+def no_problem(dim):
+    return dim
+
+
+def without_dim(size=1.0):
+    return zoo.get("lq")
+
+
+def without_default(dim, *, size):
+    return zoo.get("lq", dim)
+
+
+def positional(dim, size=1.0):
+    return zoo.get("lq", dim)
+
+
+BAD_ENTRIES = {
+    "taken": (lambda: zoo.register()(lq), r"there is a problem called 'lq' already, fem_hjb\.problems\.zoo\.\w+\.lq"),
+    "lambda": (lambda: zoo.register()(lambda dim: None), "a problem is a function whose name is of small letters"),
+    "number": (lambda: zoo.register()(3), "a problem is a function whose name is .* got 3"),
+    "without-dim": (lambda: zoo.register()(without_dim), r"'without-dim' must take dim and then .* got \(size=1.0\)"),
+    "without-default": (
+        lambda: zoo.register()(without_default),
+        r"keyword parameters with defaults, .* \(dim, \*, size\)",
+    ),
+    "positional": (lambda: zoo.register()(positional), r"keyword parameters with defaults, .* got \(dim, size=1.0\)"),
+    "dims-empty": (lambda: zoo.register(dims=()), r"dims must be a tuple of dimensions or None, got \(\)"),
+    "dims-number": (lambda: zoo.register(dims=2), "dims must be a tuple of dimensions or None, got 2"),
+    "dims-zero": (lambda: zoo.register(dims=(0, 1)), "dims must be a positive integer, got 0"),
+    "default": (lambda: zoo.register(dims=(1, 2), default_dim=3), r"default_dim must be one of dims = \(1, 2\), got 3"),
+    "other-dim": (
+        lambda: zoo.register()(my_problem) and zoo.get("my-problem"),
+        "'my-problem', dim=1: its builder must return a ControlProblem of this dimension, got one of dim=2",
+    ),
+    "no-problem": (lambda: zoo.register()(no_problem) and zoo.get("no-problem"), "of this dimension, got int"),
+}
+
+
+@pytest.mark.parametrize(("enter", "message"), BAD_ENTRIES.values(), ids=BAD_ENTRIES)
+def test_ill_formed_entries_are_refused(enter, message, monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    with pytest.raises(ProblemError, match=message):
+        enter()
 
 
 BAD = {
@@ -409,14 +487,12 @@ def test_ill_formed_requests_are_refused(make, message):
 
 
 def test_errors_keep_their_kind():
-    with pytest.raises(EllipticityError, match="'lq', dim=1: diffusion must be a symmetric positive definite matrix"):
+    with pytest.raises(EllipticityError, match="'lq', dim=1: diffusion must be symmetric positive definite"):
         zoo.get("lq", Lambda=-1.0)
     with pytest.raises(InfiniteValueError, match=r"'lq', dim=1: the value is \+infinity before t = 1\.\d+"):
         zoo.get("lq", R=-5.0, horizon=2.0)
     with pytest.raises(InfiniteValueError, match=r"'mixture-diffusion', dim=1: the value is \+infinity up to t = "):
         zoo.get("mixture-diffusion", strength=-8.0)
-    with pytest.raises(
-        EllipticityError, match="'soc-ou-linear', dim=1: diffusion must be a symmetric positive definite"
-    ):
+    with pytest.raises(EllipticityError, match="'soc-ou-linear', dim=1: diffusion must be symmetric positive definite"):
         zoo.get("soc-ou-linear", 1, xi=-1.0)
     assert issubclass(InfiniteValueError, FemHjbError)

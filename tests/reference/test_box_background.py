@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.gauge import Gauge, QuadraticGauge, gauge
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.gauge import Gauge, QuadraticGauge, constant_gauge
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
 from fem_hjb.support.checks import FloatArray
@@ -31,7 +32,7 @@ class AsValue:
     """The background as a value function."""
 
     def __init__(self, quadratic: QuadraticGauge) -> None:
-        self.value, self.gradient = quadratic.background, quadratic.background_gradient
+        self.value, self.gradient = quadratic.guess, quadratic.guess_gradient
 
 
 @pytest.mark.parametrize(
@@ -50,11 +51,11 @@ def test_nothing_is_left_of_linear_quadratic_problems(dim: int, keywords: Any):
     assert exact is not None
     rng = np.random.default_rng(0)
     x, t = rng.uniform(-3, 4, (300, dim)), rng.uniform(0, problem.horizon, 300)
-    u = np.exp((exact.value(t, x) - quadratic.background(t, x)) / problem.temperature)
+    u = np.exp((exact.value(t, x) - quadratic.guess(t, x)) / problem.temperature)
     np.testing.assert_allclose(u, 1.0, atol=1e-10)
-    np.testing.assert_allclose(quadratic.background_gradient(t, x), exact.gradient(t, x), atol=1e-9)
+    np.testing.assert_allclose(quadratic.guess_gradient(t, x), exact.gradient(t, x), atol=1e-9)
     moment = float(t[0])
-    rate = quadratic.rate(moment, x, problem.b(moment, x), problem.Lambda(moment, x), problem.r(moment, x))
+    rate = quadratic.rate(moment, x, problem.r(moment, x), problem.b(moment, x), problem.Lambda(moment, x))
     assert np.abs(rate).max() < 1e-9
     above, below = ranges(problem, quadratic, x, np.linspace(0.0, problem.horizon, 5))
     assert max(above, below) < 1e-9
@@ -99,10 +100,10 @@ def test_coefficients_that_move_in_time():
     quadratic = background(problem)
     assert hjb_residual(problem, AsValue(quadratic), t, x).max() < 1e-9
     end = np.full(60, 1.5)
-    np.testing.assert_allclose(quadratic.background(end, x), problem.y(x), atol=1e-10)
+    np.testing.assert_allclose(quadratic.guess(end, x), problem.y(x), atol=1e-10)
     for k in range(5):
         moment = float(t[k])
-        rate = quadratic.rate(moment, x, problem.b(moment, x), problem.Lambda(moment, x), problem.r(moment, x))
+        rate = quadratic.rate(moment, x, problem.r(moment, x), problem.b(moment, x), problem.Lambda(moment, x))
         assert np.abs(rate).max() < 1e-8
     assert hjb_residual(moving(0.1), AsValue(background(moving(0.1))), t, x).max() > 1e-4  # not linear-quadratic
 
@@ -116,7 +117,9 @@ def test_it_is_used_where_it_fits_and_where_it_does_not_there_is_none():
     assert found.constants.temperature == problem.temperature
     np.testing.assert_array_equal(found.centre, [0.0])
     x, times = np.linspace(-4, 4, 41)[:, None], np.linspace(0.0, 1.0, 5)
-    assert sum(ranges(problem, found, x, times)) < 0.7 * sum(ranges(problem, gauge(problem, x, times), x, times))
+    assert sum(ranges(problem, found, x, times)) < 0.7 * sum(
+        ranges(problem, constant_gauge(problem, x, times), x, times)
+    )
 
 
 def upward(k: float, **changes: Any) -> ControlProblem:
@@ -140,7 +143,7 @@ def test_an_infinite_value_is_an_error_with_its_time():
     with pytest.raises(InfiniteValueError, match="blows up"):
         background(upward(0.0, running_reward=lambda t, x: 3.0 * (x**2).sum(-1)))
     tame = background(upward(0.39))
-    assert tame.background(0.0, [[0.0]])[0] == pytest.approx(-0.4 * np.log(1 - 2 * 0.39 / 0.8), rel=1e-8)
+    assert tame.guess(0.0, [[0.0]])[0] == pytest.approx(-0.4 * np.log(1 - 2 * 0.39 / 0.8), rel=1e-8)
     almost = upward(1.0, terminal_reward=lambda x: (x**2).sum(-1) + 1e-3 * np.cos(3 * x[..., 0]))
     assert quadratic_gauge(almost, Box([-2.0], [2.0]), constants(almost)) is None  # nobody knows
 
@@ -151,10 +154,13 @@ def test_ranges_bound_what_is_left(name: str):
     exact = problem.exact
     assert exact is not None
     x, times = np.linspace(-4, 4, 81)[:, None], np.linspace(0.0, 1.0, 9)
-    for found in (gauge(problem, x, times), background(problem, 4.0)):
+    for found in (constant_gauge(problem, x, times), background(problem, 4.0)):
         above, below = ranges(problem, found, x, times)
-        logs = np.array([exact.value(t, x[20:61]) - found.background(t, x[20:61]) for t in times]) / problem.temperature
+        logs = np.array([exact.value(t, x[20:61]) - found.guess(t, x[20:61]) for t in times]) / problem.temperature
         assert logs.max() <= above + 1e-9
         assert -logs.min() <= below + 1e-9
     hot = replace(problem, temperature=10 * problem.temperature, exact=None)
-    assert ranges(hot, gauge(hot, x, times), x, times)[1] < ranges(problem, gauge(problem, x, times), x, times)[1]
+    assert (
+        ranges(hot, constant_gauge(hot, x, times), x, times)[1]
+        < ranges(problem, constant_gauge(problem, x, times), x, times)[1]
+    )

@@ -9,8 +9,9 @@ import scipy.linalg
 import scipy.sparse as sp
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, gauge, range_in_temperatures
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, constant_gauge, range_in_temperatures
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference import box_newton as newton
 from fem_hjb.reference.box_background import quadratic_gauge
@@ -42,7 +43,7 @@ def basis_on(box: Box, cells: int, degree: int) -> SpectralBasis:
 
 
 def constants(problem: ControlProblem, basis: SpectralBasis) -> Gauge:
-    return gauge(problem, basis.nodes, np.linspace(0.0, problem.horizon, 5))
+    return constant_gauge(problem, basis.nodes, np.linspace(0.0, problem.horizon, 5))
 
 
 def quadratic(problem: ControlProblem, basis: SpectralBasis) -> QuadraticGauge:
@@ -99,7 +100,7 @@ def test_a_newton_step_evaluates_the_policy_and_leaves_the_square_of_the_change(
     # and the matrix it solves with is the generator under the policy of v = v0 + w
     t = equation.time(s)
     x = equation.basis.nodes
-    grad_v = equation.gradient(w).T + equation.background.background_gradient(t, x)
+    grad_v = equation.gradient(w).T + equation.background.guess_gradient(t, x)
     steered = replace(equation.problem, drift=lambda t, y: equation.problem.b(t, y))
     policy = steered.policy_from_gradient(t, x, grad_v)
     Lambdas = steered.Lambda(t, x)
@@ -180,7 +181,7 @@ def test_dense_in_time() -> None:
     solution = solve_value(problem, basis, quadratic(problem, basis), rtol_time=1e-7)
     finer = equal_newton(problem, basis, constants(problem, basis), 200)
     # reflection is a condition on v, not on what the background leaves of it
-    slope = quadratic(problem, basis).background_gradient(0.0, basis.nodes[[0, -1]])
+    slope = quadratic(problem, basis).guess_gradient(0.0, basis.nodes[[0, -1]])
     assert np.abs(slope).min() > 0.1
     for t in (0.0, 0.111, 0.456, 0.5):
         np.testing.assert_allclose(solution.value(t, basis.nodes), finer.value(t, basis.nodes), atol=2e-7)
@@ -243,13 +244,13 @@ def gap_to_the_linear_equation(temperature: float, cells: int, degree: int) -> t
     problem = zoo.get("double-well", 1, temperature=temperature, horizon=0.1)
     basis = basis_on(Box([-2.2], [2.2]), cells, degree)
     system = Linear(problem, basis)
-    f_T = constants(problem, basis).terminal_f(problem, basis.nodes)
+    f_T = constants(problem, basis).terminal_u(problem, basis.nodes)
     f = list(esdirk(system, f_T, 0.0, problem.horizon, rtol=1e-8))[-1].f1
     solution = solve_value(problem, basis, constants(problem, basis), rtol_time=1e-7)
     x = np.linspace(-1.5, 1.5, 61)
     line = basis.lines[0]
     table = interpolation(line, x)
-    v = constants(problem, basis).value_from_f(0.0, table @ f)
+    v = constants(problem, basis).value(0.0, x, table @ f)
     slope = temperature * (table @ (line.derivative @ f)) / (table @ f)
     value = np.abs(solution.value(0.0, x[:, None]) - v).max() / np.abs(v).max()
     return float(value), float(np.abs(solution.gradient(0.0, x[:, None])[:, 0] - slope).max() / np.abs(slope).max())
@@ -293,7 +294,7 @@ def residual_of_the_hjb_equation(solution: Solution) -> float:
     The latter at the same time, or a thousandth of that at any time, where everything has faded away.
     """
     problem, line = solution.problem, solution.space.spatial.lines[0]  # type: ignore[attr-defined]
-    C, running = np.asarray(solution.coefficients), solution.gauge.taken_out.running  # type: ignore[attr-defined]
+    C, running = np.asarray(solution.coefficients), solution.gauge.background.running  # type: ignore[attr-defined]
     rng = np.random.default_rng(5)
     residuals, sizes = [], []
     for t in (0.0, 0.5, 0.9, 0.99, 0.998, 0.9999):

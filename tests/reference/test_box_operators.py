@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.gauge import Gauge, QuadraticGauge, gauge
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.gauge import Gauge, QuadraticGauge, constant_gauge
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge
 from fem_hjb.reference.box_operators import BoxOperators, Fields, SeparableInverse, check_elliptic
@@ -82,8 +83,8 @@ def generator(problem: ControlProblem, background: Any, t: float, x: FloatArray,
         return space_derivative(u, t, x, 2e-2)
 
     b, Lambda = problem.b(t, x), problem.Lambda(t, x)
-    pushed = np.einsum("nij,nj->ni", Lambda, background.background_gradient(t, x)) / problem.temperature
-    rate = background.rate(t, x, b, Lambda, problem.r(t, x))
+    pushed = np.einsum("nij,nj->ni", Lambda, background.guess_gradient(t, x)) / problem.temperature
+    rate = background.rate(t, x, problem.r(t, x), b, Lambda)
     hessian = space_derivative(slope, t, x, 2e-2)
     return np.asarray(
         ((b + pushed) * slope(t, x)).sum(-1) + 0.5 * np.einsum("nij,nij->n", Lambda, hessian) + rate * u(t, x)
@@ -169,7 +170,7 @@ def test_exact_values_solve_the_equation_of_the_unknown(name: str, d: int, degre
     exact = problem.exact
 
     def u(t: Any, x: FloatArray) -> FloatArray:
-        return np.asarray(np.exp((exact.value(t, x) - quadratic.background(t, x)) / problem.temperature))
+        return np.asarray(np.exp((exact.value(t, x) - quadratic.guess(t, x)) / problem.temperature))
 
     basis = SpectralBasis([SpectralLine(np.linspace(-1.2, 1.3, 2 if d == 3 else 3), degree) for _ in range(d)])
     operators = BoxOperators(problem, basis, quadratic)
@@ -367,7 +368,7 @@ def test_faces_are_open_where_the_drift_points_inwards_at_all_times() -> None:
 def test_the_drift_of_the_unknown_counts_not_that_of_the_process() -> None:
     lq = zoo.get("lq", 1, A=0.3, R=4.0, Q=4.0, cov=1.0)
     basis, box = SpectralBasis([SpectralLine([-3.0, 0.0, 3.0], 6)]), Box([-3.0], [3.0])
-    constants = gauge(lq, basis.nodes, [0.0, 1.0])
+    constants = constant_gauge(lq, basis.nodes, [0.0, 1.0])
     quadratic = quadratic_gauge(lq, box, constants)
     truncated = np.ones((2, 1), dtype=np.bool_)
     assert quadratic is not None

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge, gauge
-from fem_hjb.problems.laws import Box, Gaussian, Uniform
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge, constant_gauge
+from fem_hjb.problems.laws import Gaussian, Uniform
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference import box_solve as box_reference
 from fem_hjb.reference.box_background import quadratic_gauge
@@ -38,7 +39,7 @@ def solved(
     basis = SpectralBasis(
         [SpectralLine(np.linspace(*ends, cells + 1), degree) for ends in zip(*box.bounds, strict=True)]
     )
-    background: Gauge | QuadraticGauge | None = gauge(problem, basis.nodes, [0.0, problem.horizon])
+    background: Gauge | QuadraticGauge | None = constant_gauge(problem, basis.nodes, [0.0, problem.horizon])
     if quadratic:
         background = quadratic_gauge(problem, box, background)
         assert background is not None

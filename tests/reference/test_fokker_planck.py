@@ -7,7 +7,8 @@ import pytest
 
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box, Gaussian, Law, PointMass, Uniform
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, Law, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.reference import fokker_planck
 from fem_hjb.reference.box_operators import BoxOperators

@@ -10,7 +10,8 @@ import pytest
 import skfem
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box, PointMass
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import PointMass
 from fem_hjb.reference.mesh_refine import mark, policy_indicator, refine, refine_on_mesh
 from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.solutions.compare import compare

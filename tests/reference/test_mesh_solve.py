@@ -9,7 +9,8 @@ import pytest
 import skfem
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_solve import estimate_on_mesh, solve_on_mesh
 from fem_hjb.solutions.compare import compare
@@ -56,7 +57,7 @@ def error_in_f(solution: Solution, t: float = 0.0) -> float:
     weight = (np.broadcast_to(rule.det, rule.x.shape[:2]) * rule.weights).ravel()
     x = rule.x.reshape(-1, basis.dim)
     assert solution.problem.exact is not None
-    exact = solution.gauge.f_from_value(t, solution.problem.exact.value(t, x))
+    exact = solution.gauge.u(t, x, solution.problem.exact.value(t, x))
     return float(np.sqrt(weight @ (solution.f(t, x) - exact) ** 2 / (weight @ exact**2)))
 
 

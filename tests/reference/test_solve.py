@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box, Gaussian, Uniform
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, Uniform
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.compare import compare

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.solutions.compare import difference
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning, combine

@@ -9,8 +9,8 @@ import skfem
 
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems import zoo
-from fem_hjb.problems.gauge import gauge
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.gauge import constant_gauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.files import load_paths, load_solution, save_paths, save_solution
 from fem_hjb.solutions.solution import Solution
@@ -31,10 +31,10 @@ def make_solution(
         space = Space.product(LineBasis.uniform(problem.horizon, 2, "P4"), spectral(dim))
     else:
         space = Space(problem, time_cells=2, element=element, **where, **time)  # type: ignore[arg-type]
-    of = gauge(problem, space.spatial.nodes, space.time.nodes)
+    of = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
     exact = problem.exact
     assert exact is not None
-    f = space.interpolate(lambda t, x: of.f_from_value(t, exact.value(t, x)))
+    f = space.interpolate(lambda t, x: of.u(t, x, exact.value(t, x)))
     noise = 1e-9 * np.random.default_rng(0).standard_normal(f.shape)  # so that no bit is round
     return Solution(
         problem=problem,
@@ -110,10 +110,10 @@ def test_spectral_lines_come_back_bit_for_bit(tmp_path: Path) -> None:
 def test_splines_come_back_with_their_knots_and_faces(tmp_path: Path) -> None:
     problem = zoo.get("reflected", dim=2)
     space = Space(problem, cells=(3, 4), time_cells=2, element="B3", time_degree=3, time_smooth=True)
-    of = gauge(problem, space.spatial.nodes, space.time.nodes)
+    of = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
     exact = problem.exact
     assert exact is not None
-    f = space.interpolate(lambda t, x: of.f_from_value(t, exact.value(t, x)))
+    f = space.interpolate(lambda t, x: of.u(t, x, exact.value(t, x)))
     settings = {"problem": problem, "coefficients": f, "gauge": of, "method": "interpolant", "status": "ok"}
     save_solution(tmp_path / "a.npz", Solution(space=space, **settings))  # type: ignore[arg-type]
     again = load_solution(tmp_path / "a.npz", problem)

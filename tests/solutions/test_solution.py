@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions import solution as solution_module
 from fem_hjb.solutions.solution import ProductSolution, Solution
@@ -40,7 +41,7 @@ def interpolant(v, *, dim=1, element="P2", problem=None, **changes):
     problem = make_problem(dim) if problem is None else problem
     settings = {"cells": 8, "time_cells": 4, "time_degree": 3, "box": Box([-1.0] * dim, [1.0] * dim)}
     space = Space(problem, element=element, **{**settings, **changes})
-    coefficients = space.interpolate(lambda t, x: GAUGE.f_from_value(t, v(t, x)))
+    coefficients = space.interpolate(lambda t, x: GAUGE.u(t, x, v(t, x)))
     return Solution(
         problem=problem, space=space, coefficients=coefficients, gauge=GAUGE, method="interpolation", status="ok"
     )
@@ -111,7 +112,7 @@ def test_value_gradient_and_policy_are_those_of_v(element, dim, value_error, gra
     np.testing.assert_allclose(s.gradient(t, x), gradient, atol=gradient_error)
     expected = np.einsum("nij,nj->ni", diffusion(t, x), s.gradient(t, x)) / ALPHA
     np.testing.assert_allclose(s.policy(t, x), expected, rtol=1e-12)
-    np.testing.assert_allclose(s.f(t, x), GAUGE.f_from_value(t, v), rtol=1.5 * value_error / ALPHA)
+    np.testing.assert_allclose(s.f(t, x), GAUGE.u(t, x, v), rtol=1.5 * value_error / ALPHA)
 
 
 def test_recovery_is_exact_for_polynomials_of_one_degree_more():
@@ -166,7 +167,7 @@ def test_it_is_a_value_function_frozen_and_says_how_low_f_is():
 def test_minimum_of_hermite_classes_is_over_values_not_slopes():
     s = interpolant(lambda t, x: -3.0 * x[..., 0], element="hermite")
     assert s.coefficients.min() < 0 < s.minimum_f
-    np.testing.assert_allclose(s.minimum_f, GAUGE.f_from_value([0.0, 1.0], -3.0).min(), rtol=1e-12)
+    np.testing.assert_allclose(s.minimum_f, GAUGE.u([0.0, 1.0], [0.0], -3.0).min(), rtol=1e-12)
 
 
 # --------------------------------------------------------------------------------------- where f is not positive
@@ -287,12 +288,12 @@ QUADRATIC = QuadraticGauge(
 )
 
 
-@pytest.mark.parametrize("taken_out", [GAUGE, QUADRATIC], ids=["constants", "quadratic"])
-def test_solutions_by_their_value(taken_out):
+@pytest.mark.parametrize("background", [GAUGE, QUADRATIC], ids=["constants", "quadratic"])
+def test_solutions_by_their_value(background):
     """On a C1 class the coefficients are those of what a background leaves of v; nothing has to be positive."""
     good = interpolant(lambda t, x: wave(t, x)[0], element="hermite", cells=16, time_cells=8)
-    unknown = ValueGauge(taken_out=taken_out)
-    coefficients = good.space.interpolate(lambda t, x: wave(t, x)[0] - taken_out.background(t, x))
+    unknown = ValueGauge(background=background)
+    coefficients = good.space.interpolate(lambda t, x: wave(t, x)[0] - background.guess(t, x))
     s = dataclasses.replace(good, coefficients=coefficients, gauge=unknown)
     rng = np.random.default_rng(4)
     t, x = rng.uniform(0, 1, 100), rng.uniform(-1, 1, (100, 1))
@@ -301,7 +302,7 @@ def test_solutions_by_their_value(taken_out):
     np.testing.assert_allclose(s.value(t, x), v, atol=1e-5)
     np.testing.assert_allclose(s.gradient(t, x), gradient, atol=1e-3)
     np.testing.assert_allclose(s.policy(t, x), gradient / ALPHA, atol=1e-3)
-    np.testing.assert_allclose(s.f(t, x), GAUGE.f_from_value(t, v), rtol=1e-4)
+    np.testing.assert_allclose(s.f(t, x), GAUGE.u(t, x, v), rtol=1e-4)
     np.testing.assert_array_equal(s.value(t, x, nonpositive="nan"), s.value(t, x))
     np.testing.assert_array_equal(s.gradient(t, x, nonpositive="nan"), s.gradient(t, x))
     assert np.isnan(s.value(0.0, [[3.0]], outside="nan")).all()

@@ -11,7 +11,7 @@ from scipy.special import eval_hermitenorm, factorial, roots_legendre
 from fem_hjb import fit
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems import zoo
-from fem_hjb.problems.gauge import Gauge, gauge
+from fem_hjb.problems.gauge import Gauge, constant_gauge
 from fem_hjb.problems.laws import Gaussian, GaussianMixture
 from fem_hjb.solutions.compare import compare
 from fem_hjb.solutions.solution import Solution
@@ -371,7 +371,7 @@ def test_a_solution_on_a_dictionary_is_compared_like_any_other(dim):
     dictionary = Envelope(Union(HermiteCross(law, 1), RandomFourier(law, 20, scale=4.0, rng=0)), Q, np.zeros(dim))
     space = Space.product(LineBasis.uniform(problem.horizon, 3, "P2"), dictionary)
     constants = Gauge(temperature=problem.temperature, horizon=problem.horizon, terminal=0.0, running=-rate)
-    coefficients = space.interpolate(lambda t, x: constants.f_from_value(t, problem.exact.value(t, x)))
+    coefficients = space.interpolate(lambda t, x: constants.u(t, x, problem.exact.value(t, x)))
     solution = Solution(
         problem=problem, space=space, coefficients=coefficients, gauge=constants, method="interpolation", status="ok"
     )
@@ -382,7 +382,7 @@ def test_a_solution_on_a_dictionary_is_compared_like_any_other(dim):
     assert overall.excluded == 0.0
     assert solution.minimum_f > 0
     np.testing.assert_allclose(solution.minimum_f, solution.f(0.0, dictionary.nodes).min(), rtol=1e-6)
-    seen = gauge(problem, space.spatial.nodes, space.time.nodes)
+    seen = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
     assert (problem.y(dictionary.nodes) <= seen.terminal).all()
 
 

@@ -9,7 +9,7 @@ import pytest
 import skfem
 from scipy.spatial import Delaunay
 
-from fem_hjb.problems.laws import Box
+from fem_hjb.problems.box import Box
 from fem_hjb.spaces.locate import REFERENCE_CORNERS, CellLocator, corner_jacobians
 from fem_hjb.spaces.mesh_files import load_mesh
 from fem_hjb.spaces.meshes import DIMENSION, KINDS, box_mesh, mesh_kind

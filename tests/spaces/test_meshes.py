@@ -10,7 +10,8 @@ import skfem
 from scipy.stats import multivariate_normal, norm
 
 from fem_hjb.paths.extent import truncation_box
-from fem_hjb.problems.laws import Box, Gaussian, GaussianMixture, PointMass, Uniform
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.spaces.locate import corner_jacobians
 from fem_hjb.spaces.mesh_files import as_mesh, load_mesh

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import skfem
 
-from fem_hjb.problems.laws import Box, Gaussian
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.spaces.line import LINE_KINDS
 from fem_hjb.spaces.meshes import DIMENSION, box_mesh

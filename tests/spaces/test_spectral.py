@@ -12,7 +12,7 @@ from numpy.polynomial.legendre import Legendre
 
 from fem_hjb.learning.measures import law_measure
 from fem_hjb.problems import zoo
-from fem_hjb.problems.gauge import gauge
+from fem_hjb.problems.gauge import constant_gauge
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
@@ -410,10 +410,10 @@ def test_a_solution_on_spectral_elements_gives_value_gradient_and_policy(dim: in
     axis = SpectralLine(np.linspace(-1.5, 1.5, 3), 12)
     time = LineBasis.uniform(problem.horizon, 24, "P4")
     space = Space.product(time, SpectralBasis([axis] * dim))
-    of = gauge(problem, space.spatial.nodes, space.time.nodes)
+    of = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
     exact = problem.exact
     assert exact is not None
-    f = space.interpolate(lambda t, x: of.f_from_value(t, exact.value(t, x)))
+    f = space.interpolate(lambda t, x: of.u(t, x, exact.value(t, x)))
     solution = Solution(problem=problem, space=space, coefficients=f, gauge=of, method="interpolant", status="exact")
     t, x = RNG.uniform(0.0, problem.horizon, 200), inside(SpectralBasis([axis] * dim), 200)
     for when in (0.3, t):

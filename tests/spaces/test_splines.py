@@ -8,8 +8,8 @@ import skfem
 from scipy.interpolate import BSpline
 
 from fem_hjb.problems import zoo
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge
-from fem_hjb.problems.laws import Box
 from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.solutions.solution import Solution

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fem_hjb.problems.closed_form import linear_transition
+from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import LinearDrift
 
 # Central differences of order 8 at offsets -4..4.

@@ -3,10 +3,11 @@
 import numpy as np
 
 from fem_hjb.learning.measures import Measure, law_measure
-from fem_hjb.paths.simulate import ou_transition
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import Gaussian
-from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.problems.linear import linear_transition
+from fem_hjb.problems.manufactured import manufactured
+from fem_hjb.problems.problem import LinearDrift
 
 TEMPERATURE = 0.8
 GAUGE = Gauge(temperature=TEMPERATURE, horizon=1.0, terminal=0.0, running=0.0)
@@ -34,30 +35,40 @@ def varying_diffusion(t, x):
     return np.eye(d) * (1.0 + 0.3 * np.cos(x)[..., None, :]) + 0.2 * wave * (np.ones((d, d)) - np.eye(d))
 
 
-def manufactured(dim=1, *, varying=False, drift=None, **changes):
-    """The problem whose solution is `solution`, for a linear drift: its rewards are made to fit.
+def value(t, x):
+    """v = alpha log f."""
+    return TEMPERATURE * np.log(solution(t, x))
 
-    r = -alpha (d_t f + <b, grad f> + 1/2 Tr(Lambda Hess f)) / f and y = alpha log f_T.
-    """
+
+def value_rate(t, x):
+    return TEMPERATURE * rate_of_change(t, x) / solution(t, x)
+
+
+def value_gradient(t, x):
+    return TEMPERATURE * gradient(t, x) / solution(t, x)[..., None]
+
+
+def value_hessian(t, x):
+    slope = gradient(t, x) / solution(t, x)[..., None]
+    curvature = 2.0 * np.eye(x.shape[-1]) / solution(t, x)[..., None, None]
+    return TEMPERATURE * (curvature - slope[..., :, None] * slope[..., None, :])
+
+
+def polynomial(dim=1, *, varying=False, drift=None, marginal=None):
+    """The problem whose f = exp(v / alpha) is `solution`, for a linear drift: its rewards are made to fit."""
     A = -np.eye(dim) + 0.3 * (np.eye(dim, k=1) - np.eye(dim, k=-1))
-    assumed = LinearDrift(A, 0.2 * np.ones(dim)) if drift is None else drift
-
-    def reward(t, x):
-        Lambda = varying_diffusion(t, x) if varying else np.eye(dim)
-        rest = rate_of_change(t, x) + (assumed(t, x) * gradient(t, x)).sum(-1) + np.trace(Lambda, axis1=-2, axis2=-1)
-        return -TEMPERATURE * rest / solution(t, x)
-
-    settings = {
-        "dim": dim,
-        "horizon": 1.0,
-        "temperature": TEMPERATURE,
-        "drift": assumed,
-        "diffusion": varying_diffusion if varying else 1.0,
-        "running_reward": reward,
-        "terminal_reward": lambda x: TEMPERATURE * np.log(solution(1.0, x)),
-        "initial_law": Gaussian(np.zeros(dim), 0.25),
-    }
-    return ControlProblem(**settings | changes)
+    return manufactured(
+        value=value,
+        time_derivative=value_rate,
+        gradient=value_gradient,
+        hessian=value_hessian,
+        drift=LinearDrift(A, 0.2 * np.ones(dim)) if drift is None else drift,
+        diffusion=varying_diffusion if varying else 1.0,
+        temperature=TEMPERATURE,
+        horizon=1.0,
+        initial_law=Gaussian(np.zeros(dim), 0.25),
+        marginal=marginal,
+    )
 
 
 def step_measure(problem, space, steps, order=12):
@@ -65,7 +76,7 @@ def step_measure(problem, space, steps, order=12):
     times = np.linspace(0.0, problem.horizon, steps + 1)
     law = law_measure(problem, space, times=times)
     h = problem.horizon / steps
-    E, c, S = ou_transition(problem.drift.A, problem.drift.a, problem.constant_diffusion, h)
+    E, c, S = linear_transition(problem.drift, problem.constant_diffusion, h)
     noise, shares = Gaussian(np.zeros(problem.dim), S).quadrature(order)
     x = np.repeat(law.x, len(noise), axis=0)
     return Measure(

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from fem_hjb.problems.closed_form import LogSumExpReward
 from fem_hjb.problems.laws import GaussianMixture
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.rewards import LogSumExpReward
 
 DATA = GaussianMixture([0.35, 0.65], [[-1.0, 0.2], [0.8, -0.5]], [[[0.3, 0.1], [0.1, 0.4]], [[0.5, -0.2], [-0.2, 0.3]]])
 INDEFINITE = np.array([[0.8, 0.5], [-0.1, -0.3]])  # not symmetric either

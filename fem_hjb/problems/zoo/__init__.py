@@ -1,0 +1,16 @@
+"""Named control problems, each with its equation, its source and, wherever one exists, its exact solution.
+
+A problem is one function: it takes `dim` and keyword parameters, its docstring is its equation, and `@register()`
+enters it under its name with dashes for underscores. The shared tests pick up those of the package by themselves. A
+problem of the user's own is entered in the same way from outside, see `register`.
+
+>>> problem = get("lq", dim=2, temperature=0.5)
+>>> problem.exact.value(0.0, [[0.0, 0.0]]).shape
+(1,)
+"""
+
+# Importing a family enters its problems.
+from fem_hjb.problems.zoo import linear_quadratic, mixtures, reflected, soc_matching, wells  # noqa: F401
+from fem_hjb.problems.zoo.registry import describe, dims, get, names, parameters, register
+
+__all__ = ["describe", "dims", "get", "names", "parameters", "register"]

@@ -1,0 +1,54 @@
+"""What the problems share: parameters given as numbers or arrays, and coefficients that can be pickled."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import solve_continuous_lyapunov
+
+from fem_hjb.problems.laws import Gaussian, Law
+from fem_hjb.problems.problem import LinearDrift
+from fem_hjb.support.checks import FloatArray, frozen_array
+from fem_hjb.support.errors import ProblemError
+
+
+def tridiagonal(d: int, below: float, diagonal: float, above: float) -> FloatArray:
+    return below * np.eye(d, k=-1) + diagonal * np.eye(d) + above * np.eye(d, k=1)
+
+
+def matrix(value: ArrayLike | None, default: FloatArray, name: str) -> FloatArray:
+    """A (d, d) matrix from a matrix, a number (times the identity) or None (the default)."""
+    if value is None:
+        return default
+    if np.ndim(value) == 0:
+        return float(frozen_array(value, name, (), ProblemError)) * np.eye(len(default))
+    return frozen_array(value, name, default.shape, ProblemError)
+
+
+def vector(value: ArrayLike, d: int, name: str) -> FloatArray:
+    """A vector (d,) from a vector or a number (the same on every axis)."""
+    if np.ndim(value) == 0:
+        return np.full(d, frozen_array(value, name, (), ProblemError))
+    return frozen_array(value, name, (d,), ProblemError)
+
+
+def gaussian_start(drift: LinearDrift, Lambda: FloatArray, mean: ArrayLike, cov: ArrayLike | None) -> Gaussian:
+    """N(mean, cov); with cov None the stationary covariance, where the drift has one."""
+    A, a = drift.coefficients
+    if cov is None:
+        if np.linalg.eigvals(A).real.max() >= 0:
+            raise ProblemError("the drift has no stationary law (A is not stable), so cov must be given")
+        cov = solve_continuous_lyapunov(A, -Lambda)
+    return Gaussian(vector(mean, len(a), "mean"), matrix(cov, np.eye(len(a)), "cov"))
+
+
+def constant(t: ArrayLike, x: FloatArray, *, value: float) -> FloatArray:
+    return np.full(x.shape[:-1], value)
+
+
+def nothing(x: FloatArray) -> FloatArray:
+    return np.zeros(x.shape[:-1])
+
+
+def stationary(t: float, *, law: Law) -> Law:
+    return law
