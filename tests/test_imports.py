@@ -17,8 +17,8 @@ ORDER = {
     "stepping": "esdirk exponential radau",
     "solutions": "density estimate solution compare files",
     "reference": (
-        "box_background box_grids box_operators mesh_operators box_newton fokker_planck mesh_solve box_solve "
-        "mesh_refine box_tolerance solve"
+        "box_background box_grids box_operators mesh_operators box_newton fokker_planck box_solve "
+        "box_tolerance mesh_truncation mesh_solve mesh_refine solve"
     ),
     "learning": (
         "constraints forms inequality measures active_sets gram estimators system population solve_system fit"

@@ -24,8 +24,9 @@ from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.laws import Box, PointMass
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.mesh_solve import BoundaryValue, estimate_on_mesh, solve_on_mesh
-from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
+from fem_hjb.reference.mesh_solve import BoundaryValue, estimate_on_mesh, part_of, solve_on_mesh
+from fem_hjb.reference.mesh_truncation import ends_early, unended, with_truncation
+from fem_hjb.solutions.estimate import ToleranceWarning
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import element_named
 from fem_hjb.spaces.mesh import MeshBasis
@@ -43,6 +44,8 @@ _JUST_AFTER = 1 / 16  # of the horizon: instead of 0, where the initial law has 
 _TIME_SHARE = 0.1  # of the tolerance, which the part of time may take
 _LEAST_RTOL_TIME = 1e-13
 _MOST_PASSES = 30
+_FAR, _PASS = 0.1, 0.25  # shares of progress: of the solution without faces, and of each pass in what is left then
+_FACES_ALONE = 3.0  # times the other parts, which may be off by this: a truncation above it is no matter of the mesh
 _PATHS = 20_000
 _BINS = {1: 256, 2: 64, 3: 24}  # per axis, of the histogram of simulated paths
 _SMOOTHING = 1.5  # bins
@@ -61,8 +64,7 @@ def refine_on_mesh(
     box: Box | None = None,
     max_dofs: int = 50_000,
     boundary: Literal["natural"] | BoundaryValue = "natural",
-    truncation: tuple[float, float] = (0.0, 0.0),
-    progress: Callable[[ErrorEstimate, int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Solution:
     """Value and policy to a relative tolerance, on a mesh of lines, triangles or tetrahedra refined where needed.
 
@@ -74,8 +76,8 @@ def refine_on_mesh(
     element : "P1" to "P4" (tetrahedra: "P1", "P2"), "P2" if not given.
     max_dofs : no mesh with more unknowns is solved on; the estimates take up to 8 times as many.
     boundary : as in `solve_on_mesh`.
-    truncation : (value, policy), what the faces of the domain do, as in `estimate_on_mesh`.
-    progress : called with the estimate and the number of unknowns after each pass.
+    progress : called with the fraction of the work done: as nobody knows how many passes it takes, each one counts as a
+        quarter of what is left.
 
     Returns
     -------
@@ -93,18 +95,29 @@ def refine_on_mesh(
     """
     rtol = rtol_in_range(rtol, "rtol")
     max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
+    if progress is not None and not callable(progress):
+        raise ConvergenceError(f"progress must be a callable or None, got {progress!r}")
     mesh, name = _first(problem, mesh, element, cells, box)
+    far = unended(problem, rtol, part_of(progress, 0.0, _FAR)) if ends_early(problem) else None
     density = _Density(problem)
     rtol_time = max(_LEAST_RTOL_TIME, _TIME_SHARE * rtol)
     history: list[dict[str, float]] = []
-    solution = solve_on_mesh(problem, mesh=mesh, element=name, rtol_time=rtol_time, boundary=boundary)
+    done = 0.0 if far is None else _FAR
     for _ in range(_MOST_PASSES):
-        estimate = estimate_on_mesh(solution, boundary=boundary, truncation=truncation, max_dofs=8 * max_dofs)
+        begun, done = done, done + _PASS * (1.0 - done)
+        told = part_of(progress, begun, (begun + done) / 2)
+        solution = solve_on_mesh(
+            problem, mesh=mesh, element=name, rtol_time=rtol_time, boundary=boundary, progress=told
+        )
+        estimate = estimate_on_mesh(solution, boundary=boundary, max_dofs=8 * max_dofs)
+        if far is not None:
+            estimate = with_truncation(estimate, solution, far, rtol)
+        if progress is not None:
+            progress(done)
         stats = solution.stats
         history.append({"dofs": stats["dofs"], "cells": stats["cells"], "rtol_time": rtol_time, **estimate.as_dict()})
-        if progress is not None:
-            progress(estimate, stats["dofs"])
-        if estimate.met(rtol) or (estimate.limited_by == "truncation" and estimate.truncation >= rtol):
+        by_faces = estimate.truncation > max(rtol, _FACES_ALONE * (estimate.space + estimate.time))
+        if estimate.met(rtol) or by_faces:
             break
         tighten = _TIME_SHARE * rtol < estimate.time < np.inf and rtol_time > _LEAST_RTOL_TIME
         if tighten:
@@ -116,7 +129,11 @@ def refine_on_mesh(
             mesh = finer
         elif not tighten:
             break
-        solution = solve_on_mesh(problem, mesh=mesh, element=name, rtol_time=rtol_time, boundary=boundary)
+    if far is None:
+        estimate = with_truncation(estimate, solution, far, rtol)
+        history[-1] |= estimate.as_dict()
+    if progress is not None:
+        progress(1.0)
     met = estimate.met(rtol)
     status = solution.status
     if not met:

@@ -103,7 +103,6 @@ def estimate_on_mesh(
     solution: Solution,
     *,
     boundary: Literal["natural"] | BoundaryValue = "natural",
-    truncation: tuple[float, float] = (0.0, 0.0),
     max_dofs: int = MAX_DOFS,
 ) -> ErrorEstimate:
     """How far a solution of `solve_on_mesh` is from the exact one, from two further solutions that are better.
@@ -115,7 +114,7 @@ def estimate_on_mesh(
         factor of 30 of the error where it was measured, mostly above. For cubics of class C1 it is the difference to
         those on every other grid point, divided by 2^q - 1.
     time : the difference to a solution with rtol_time / 16, or twice the steps, divided by 1 - 2^-4.
-    truncation : (value, policy), what the faces of the domain do; this cannot be seen on one mesh and has to be given.
+    truncation : 0; what the faces of the mesh do cannot be seen on it, see `mesh_truncation`.
 
     boundary : what `solve_on_mesh` was given.
 
@@ -142,10 +141,15 @@ def estimate_on_mesh(
         later = _again(solution, basis, {"steps": 2 * steps}, boundary)
     in_time = difference(solution, later, undefined=False)  # space has counted these points
     shares = [
-        {"space": a * factor, "time": b / (1 - 2.0**-ORDER), "truncation": c}
-        for a, b, c, factor in zip(in_space, in_time, truncation, factors, strict=True)
+        {"space": a * factor, "time": b / (1 - 2.0**-ORDER)}
+        for a, b, factor in zip(in_space, in_time, factors, strict=True)
     ]
     return combine(*shares)
+
+
+def part_of(progress: Callable[[float], None] | None, low: float, high: float) -> Callable[[float], None] | None:
+    """What part of a longer work reports its own progress to: [0, 1] is mapped to [low, high] of the whole."""
+    return None if progress is None else lambda fraction: progress(low + (high - low) * fraction)
 
 
 def _again(

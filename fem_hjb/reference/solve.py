@@ -19,7 +19,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_tolerance import largest_norms_of, solve_to_tolerance
 from fem_hjb.reference.mesh_refine import refine_on_mesh
 from fem_hjb.reference.mesh_solve import BoundaryValue, estimate_on_mesh, solve_on_mesh
-from fem_hjb.solutions.compare import compare
+from fem_hjb.reference.mesh_truncation import ends_early, unended, with_truncation
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import one_of, positive_integer
@@ -194,28 +194,11 @@ def _solve_on_mesh(
         chosen = {name: given[name] for name in ("mesh", "element", "cells")}
         if max_dofs is not None:
             chosen["max_dofs"] = max_dofs
-        return refine_on_mesh(problem, rtol=rtol, box=box, boundary=boundary, **chosen)
+        return refine_on_mesh(problem, rtol=rtol, box=box, boundary=boundary, progress=progress, **chosen)
     solution = solve_on_mesh(problem, box=box, boundary=boundary, progress=progress, **given)
     if rtol is None:
         return solution
     started = time.perf_counter()
-    truncation = _truncation_of_mesh(problem, solution, rtol)
-    estimate = estimate_on_mesh(solution, boundary=boundary, truncation=truncation)
+    far = unended(problem, rtol) if ends_early(problem) else None
+    estimate = with_truncation(estimate_on_mesh(solution, boundary=boundary), solution, far, rtol)
     return _finished(replace(solution, error_estimate=estimate), rtol, started)
-
-
-def _truncation_of_mesh(problem: ControlProblem, solution: Solution, rtol: float) -> tuple[float, float]:
-    """What ending the process at the box around the mesh costs: spectral solutions on this box and on a large one."""
-    if problem.domain is not None and problem.domain.bounded:
-        return 0.0, 0.0
-    lower, upper = solution.space.spatial.box.bounds
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ToleranceWarning)
-        try:  # the natural condition of the mesh is reflection at its faces
-            ended = replace(problem, domain=Box(lower, upper), exact=None)
-        except ProblemError:  # much of the initial law lies outside
-            return math.inf, math.inf
-        near = solve_to_tolerance(ended, 0.1 * rtol, None, None, None, None)
-        far = solve_to_tolerance(problem, 0.1 * rtol, None, None, None, None)
-    row = compare({"near": near}, far, problem=problem).overall("near")
-    return row.value, row.policy

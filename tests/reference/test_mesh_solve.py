@@ -462,13 +462,11 @@ def test_estimates_from_poorer_classes_are_cautious(dim: int, element: str, cell
         assert estimated <= 30 * true
 
 
-def test_what_the_faces_do_is_no_part_of_an_estimate_unless_given():
+def test_what_the_faces_do_is_no_part_of_an_estimate():
     solution = solve_on_mesh(zoo.get("lq", 1), box=Box([-2.0], [2.0]), cells=64)
     estimate = estimate_on_mesh(solution)
     assert true_errors(solution)[1] > 30 * estimate.policy
-    told = estimate_on_mesh(solution, truncation=(0.02, 0.1))
-    assert told.limited_by == "truncation"
-    assert told.policy == pytest.approx(estimate.policy + 0.1)
+    assert estimate.truncation == 0.0
 
 
 def test_estimates_need_the_boundary_that_was_used():
