@@ -16,7 +16,7 @@ import numpy as np
 
 from fem_hjb.paths.extent import box_of, reach
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, gauge
-from fem_hjb.problems.laws import BoolArray, Box
+from fem_hjb.problems.laws import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
 from fem_hjb.reference.box_grids import RICHER, Plan, first_grids, halved, perturbed, spectral, unresolved
@@ -231,7 +231,7 @@ class _Solver:
         matters more than twice as much.
         """
         rtol = self.rtol
-        plans = perturbed(plan, self.box.where("natural") & self._movable())
+        plans = perturbed(plan, self.box.where("natural"))
         full = self._refined(plan).dofs > self.limit
         parts: dict[str, tuple[float, float]] = {}
         for name in ("space", "time", "truncation") if full else ("time", "space", "truncation"):
@@ -248,7 +248,7 @@ class _Solver:
                 enough = max(enough, 2.0 * max(parts["time"]))
             if name == "truncation" and full:
                 enough = max(enough, 2.0 * max(parts["space"]))
-            if size <= enough or (name == "truncation" and self.given is not None):
+            if size <= enough or (name == "truncation" and self._kept):
                 continue
             better = other
             if name == "space":
@@ -264,12 +264,12 @@ class _Solver:
                 return parts, better
         return parts, None
 
-    def _movable(self) -> BoolArray:
-        """(2, d): the faces that problem.domain does not fix."""
+    @property
+    def _kept(self) -> bool:
+        """Whether the user says where to truncate: by a box, or by finite natural faces of the domain."""
         domain = self.problem.domain
-        if domain is None:
-            return np.ones((2, self.problem.dim), dtype=np.bool_)
-        return ~np.isfinite(np.stack(domain.bounds))
+        cut = domain is not None and bool((domain.where("natural") & np.isfinite(domain.bounds)).any())
+        return cut or self.given is not None
 
     def rows(self, plan: Plan) -> list[tuple[FloatArray, FloatArray]]:
         """v and grad v at the points of comparison, for each time."""

@@ -195,6 +195,18 @@ def test_no_more_unknowns_are_spent_than_allowed():
     assert spent <= 40
 
 
+def test_a_domain_that_cuts_the_process_off_is_kept_and_what_that_costs_is_told():
+    cut = replace(MIXTURE, domain=Box([-2.2], [2.2], boundary="natural"))
+    with pytest.warns(ToleranceWarning, match="limited by truncation"):
+        solution = solve(cut, rtol=1e-3)
+    assert isinstance(solution, Solution)
+    assert solution.space.spatial.box.bounds[1][0] == 2.2
+    for true, estimated in zip(
+        errors(solution), (solution.error_estimate.value, solution.error_estimate.policy), strict=True
+    ):
+        assert true / 3 < estimated < 3 * true
+
+
 # On meshes
 
 
