@@ -26,6 +26,8 @@ from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.plotting import pictures as plotting
 from fem_hjb.problems import zoo
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.mesh_refine import refine_on_mesh
+from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.compare import Comparison, compare
 from fem_hjb.solutions.estimate import ToleranceWarning
@@ -358,7 +360,11 @@ def _quietly(problem: ControlProblem, **how: Any) -> Solution | ProductSolution:
     """`solve`; a tolerance that is not met is told by the status, not by a warning of Python's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ToleranceWarning)
-        return solve(problem, **how)
+        given = {name: value for name, value in how.items() if value is not None}
+        if given.pop("refine", False):
+            return refine_on_mesh(problem, **given)
+        on_mesh = any(name in given for name in ("mesh", "element", "cells", "steps", "rtol_time"))
+        return solve_on_mesh(problem, **given) if on_mesh else solve(problem, **given)
 
 
 def _describe_reference(solution: Solution | ProductSolution) -> str:

@@ -10,15 +10,15 @@ import fem_hjb
 
 # From the ground up. A folder may import from the folders above it, a module of it also from those to its left.
 ORDER = {
-    "support": "errors checks files",
+    "support": "errors checks files progress",
     "problems": "divergence laws problem blocks closed_form gauge mixtures zoo",
     "paths": "simulate tree_sum extent sources",
     "spaces": "line locate recovery meshes basis mesh_files features mesh spectral tensor space",
     "stepping": "esdirk exponential radau",
     "solutions": "density estimate solution compare files",
     "reference": (
-        "box_background box_grids box_operators mesh_operators box_newton fokker_planck box_solve "
-        "box_tolerance mesh_truncation mesh_solve mesh_refine solve"
+        "box_background box_grids box_operators mesh_operators box_newton fokker_planck box_solve box_tolerance "
+        "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
     ),
     "learning": (
         "constraints forms inequality measures active_sets gram estimators system population solve_system fit"

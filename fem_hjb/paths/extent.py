@@ -98,6 +98,14 @@ class Truncation:
     samples: int
 
 
+def checked_box(problem: ControlProblem, box: Box) -> Box:
+    """A box that a user gave for a problem; DomainError if it is none, or of another dimension."""
+    if not isinstance(box, Box) or box.dim != problem.dim:
+        got = f"one of dimension {box.dim}" if isinstance(box, Box) else type(box).__name__
+        raise DomainError(f"box must be a Box of dimension {problem.dim}, got {got}")
+    return box
+
+
 def truncation_box(
     problem: ControlProblem,
     *,

@@ -14,7 +14,7 @@ from typing import Any, final
 
 import numpy as np
 
-from fem_hjb.paths.extent import box_of, reach
+from fem_hjb.paths.extent import box_of, checked_box, reach
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, gauge
 from fem_hjb.problems.laws import Box
 from fem_hjb.problems.problem import ControlProblem
@@ -108,9 +108,7 @@ def _largest_norms(
 
 def _given(problem: ControlProblem, box: Box) -> Box:
     """The user's box, with the faces of problem.domain where it has some."""
-    if not isinstance(box, Box) or box.dim != problem.dim:
-        got = f"one of dimension {box.dim}" if isinstance(box, Box) else type(box).__name__
-        raise DomainError(f"box must be a Box of dimension {problem.dim}, got {got}")
+    checked_box(problem, box)
     if not box.bounded:
         raise DomainError(f"box must have finite faces, got {box}")
     domain = problem.domain

@@ -6,7 +6,6 @@ faces: natural conditions there, which reflect, or prescribed values that are no
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +17,7 @@ from fem_hjb.solutions.compare import compare
 from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.errors import ComparisonError, ConvergenceError, InfiniteValueError, ProblemError
+from fem_hjb.support.progress import Progress
 
 _SHARE = 0.1  # of the tolerance, to which the spectral solution is made
 
@@ -27,7 +27,7 @@ def ends_early(problem: ControlProblem) -> bool:
     return problem.domain is None or bool(problem.domain.where("natural").any())
 
 
-def unended(problem: ControlProblem, rtol: float, progress: Callable[[float], None] | None = None) -> Solution | None:
+def unended(problem: ControlProblem, rtol: float, progress: Progress | None = None) -> Solution | None:
     """The spectral solution of the process with no face but those it has itself, to a tenth of rtol; None if none is.
 
     Raises InfiniteValueError if the value is infinite, which no mesh would show.

@@ -18,7 +18,7 @@ from fem_hjb.solutions.estimate import ToleranceWarning
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.meshes import box_mesh, check_mesh
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError, DomainError, SpaceError
+from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 
 KINDS = {1: "line", 2: "tri", 3: "tet"}
 
@@ -216,6 +216,15 @@ def test_tolerances_are_met(name: str, dim: int, rtol: float, keywords: Any):
     assert history[0]["dofs"] < history[-1]["dofs"]
 
 
+def test_meshes_are_refined_from_the_cells_that_are_given():
+    solution = refine_on_mesh(zoo.get("mixture-diffusion", 1), rtol=3e-2, cells=8)
+    estimate: Any = solution.error_estimate
+    assert solution.stats["history"][0]["cells"] == 8
+    assert solution.method == "mesh"
+    assert estimate.met(3e-2)
+    assert len(solution.stats["history"]) >= 1
+
+
 def test_time_steps_follow_the_tolerance():
     solution = refine_on_mesh(zoo.get("brownian-mixture", 1), rtol=2e-3, element="P4", cells=96, box=Box([-6.5], [6.5]))
     history = solution.stats["history"]
@@ -251,6 +260,7 @@ def test_a_law_without_closed_form_and_an_absorbing_face():
     np.testing.assert_allclose(stopped.value(0.3, [[-0.7]]), -0.7, atol=1e-12)
 
 
+NOT_A_PROBLEM: Any = "lq"
 QUADS = skfem.MeshQuad.init_tensor(np.linspace(-5, 5, 9), np.linspace(-5, 5, 9))
 
 
@@ -268,7 +278,12 @@ QUADS = skfem.MeshQuad.init_tensor(np.linspace(-5, 5, 9), np.linspace(-5, 5, 9))
         (lambda: refine_on_mesh(zoo.get("lq", 2), rtol=0.1, mesh=QUADS), SpaceError, "not defined on a mesh of quad"),
         (lambda: refine_on_mesh(zoo.get("lq", 2), rtol=0.1, element="Q2"), SpaceError, "'P1' to 'P4', got 'Q2'"),
         (lambda: refine_on_mesh(zoo.get("lq", 1), rtol=0.1, element="hermite"), SpaceError, "got 'hermite'"),
-        (lambda: refine_on_mesh(zoo.get("lq", 1), rtol=0.0), ConvergenceError, "rtol must be a number between"),
+        (lambda: refine_on_mesh(zoo.get("lq", 1), rtol=0.0), ConvergenceError, "rtol must be a number from 1e-10"),
+        (
+            lambda: refine_on_mesh(NOT_A_PROBLEM, rtol=0.1),
+            ProblemError,
+            "refine_on_mesh needs a ControlProblem, got str",
+        ),
         (lambda: refine_on_mesh(zoo.get("lq", 1), rtol=0.1, max_dofs=0), SpaceError, "max_dofs must be a positive"),
         (
             lambda: refine_on_mesh(zoo.get("lq", 2), rtol=0.1, mesh=QUADS, cells=3),

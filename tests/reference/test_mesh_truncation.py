@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import skfem
 
-from fem_hjb import zoo
+from fem_hjb.problems import zoo
 from fem_hjb.problems.laws import Box
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.mesh_refine import refine_on_mesh
+from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.reference.mesh_truncation import ends_early, unended, with_truncation
-from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.compare import compare
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.solution import Solution
@@ -22,7 +23,7 @@ from fem_hjb.support.errors import InfiniteValueError
 MIXTURE, LQ, LQ2 = zoo.get("mixture-diffusion", 1), zoo.get("lq", 1), zoo.get("lq", 2)
 NARROW, CLOSE = zoo.get("lq", 1, cov=0.02), zoo.get("lq", 2, cov=0.05)
 DISC = skfem.MeshTri.init_circle(3).scaled(1.5)
-ROUTES: list[dict[str, Any]] = [{"refine": True}, {}]
+ROUTES: list[Any] = [solve_on_mesh, refine_on_mesh]
 
 
 def true_errors(solution: Any) -> tuple[float, float]:
@@ -37,7 +38,7 @@ def exact_value(problem: ControlProblem, factor: float = 1.0) -> Any:
     return lambda t, x: factor * exact.value(t, x)
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=["refined", "fixed"])
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize(
     ("problem", "keywords"),
     [
@@ -49,9 +50,9 @@ def exact_value(problem: ControlProblem, factor: float = 1.0) -> Any:
     ],
     ids=["mixture", "lq", "two dimensions", "disc", "wrong boundary values"],
 )
-def test_faces_that_spoil_the_solution_are_seen(problem: ControlProblem, keywords: Any, route: dict[str, Any]):
+def test_faces_that_spoil_the_solution_are_seen(problem: ControlProblem, keywords: Any, route: Any):
     with pytest.warns(ToleranceWarning, match="limited by"):
-        solution = solve(problem, rtol=1e-2, **keywords, **route)
+        solution = route(problem, rtol=1e-2, **keywords)
     estimate: Any = solution.error_estimate
     assert "was asked for a relative error of 1.0e-02" in solution.status
     assert estimate.truncation > 1e-2
@@ -60,7 +61,7 @@ def test_faces_that_spoil_the_solution_are_seen(problem: ControlProblem, keyword
     assert estimate.policy > 1e-2
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=["refined", "fixed"])
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize(
     ("problem", "keywords"),
     [
@@ -73,10 +74,10 @@ def test_faces_that_spoil_the_solution_are_seen(problem: ControlProblem, keyword
     ],
     ids=["wide", "two dimensions", "bounded", "right boundary values", "disc with right values", "no box"],
 )
-def test_faces_that_do_no_harm_do_not_matter(problem: ControlProblem, keywords: Any, route: dict[str, Any]):
+def test_faces_that_do_no_harm_do_not_matter(problem: ControlProblem, keywords: Any, route: Any):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        solution = solve(problem, rtol=1e-2, **keywords, **route)
+        solution = route(problem, rtol=1e-2, **keywords)
     estimate: Any = solution.error_estimate
     assert solution.status == "ok"
     assert estimate.met(1e-2)
@@ -94,7 +95,7 @@ def test_a_box_next_to_an_absorbing_face():
     for end in (0.7, 4.0):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ToleranceWarning)
-            solution = solve(half, rtol=2e-2, cells=64, box=replace(domain, upper=[end]))
+            solution = solve_on_mesh(half, rtol=2e-2, cells=64, box=replace(domain, upper=[end]))
         row = compare({"it": solution}, far, problem=half).overall("it")
         estimate: Any = solution.error_estimate
         assert estimate.met(2e-2) == (solution.status == "ok") == (end > 1.0)
@@ -120,7 +121,7 @@ def test_what_cannot_be_told_is_infinite_and_not_nothing():
     assert unended(problem, 1e-2) is None
     for route in ROUTES:
         with pytest.warns(ToleranceWarning, match="limited by truncation"):
-            solution = solve(problem, rtol=1e-2, cells=32, box=Box([-2.4], [2.4]), **route)
+            solution = route(problem, rtol=1e-2, cells=32, box=Box([-2.4], [2.4]))
         estimate: Any = solution.error_estimate
         assert np.isinf([estimate.value, estimate.policy, estimate.truncation]).all()
         assert estimate.space < 1e-2
@@ -134,4 +135,4 @@ def test_an_infinite_value_is_an_error_on_a_mesh_too():
         LQ, drift=lambda t, x: 0.0 * x, terminal_reward=lambda x: (x**2).sum(-1), exact=None, marginal=None
     )
     with pytest.raises(InfiniteValueError):
-        solve(problem, rtol=1e-2, refine=True, box=Box([-3.0], [3.0]))
+        refine_on_mesh(problem, rtol=1e-2, box=Box([-3.0], [3.0]))

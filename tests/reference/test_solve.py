@@ -207,39 +207,6 @@ def test_a_domain_that_cuts_the_process_off_is_kept_and_what_that_costs_is_told(
         assert true / 3 < estimated < 3 * true
 
 
-# On meshes
-
-
-def test_a_mesh_with_a_tolerance_gets_an_estimate():
-    wide = Box([-5.0], [5.0])
-    solution = solve(LQ, rtol=1e-2, cells=60, box=wide)
-    assert solution.method == "mesh"
-    assert solution.error_estimate.met(1e-2)
-    assert max(errors(solution)) < 1e-2
-    assert solve(LQ, cells=20, box=wide).error_estimate is None
-    with pytest.warns(ToleranceWarning, match="limited by space"):
-        rough = solve(LQ, rtol=1e-4, cells=12, box=wide)
-    assert "limited by space" in rough.status
-
-
-def test_an_estimate_on_a_mesh_sees_its_faces():
-    """Natural faces at two standard deviations and a bit spoil the policy by several per cent."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ToleranceWarning)
-        solution = solve(LQ, rtol=1e-2, cells=40, box=Box([-2.0], [2.0]))
-    assert errors(solution)[1] > 0.03
-    assert solution.error_estimate.limited_by == "truncation"
-    assert 0.2 * errors(solution)[1] < solution.error_estimate.policy < 5 * errors(solution)[1]
-
-
-def test_meshes_are_refined_on_request():
-    solution = solve(MIXTURE, rtol=3e-2, refine=True, cells=8)
-    assert solution.stats["history"][0]["cells"] == 8
-    assert solution.method == "mesh"
-    assert solution.error_estimate.met(3e-2)
-    assert len(solution.stats["history"]) >= 1
-
-
 # Bad input
 
 
@@ -263,7 +230,6 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "rtol nan": (LQ, {"rtol": np.nan}, ConvergenceError, "got nan"),
     "form": (LQ, {"form": "log"}, ConvergenceError, "form must be one of 'linear', 'value', got 'log'"),
     "progress": (LQ, {"progress": 3}, ConvergenceError, "progress must be a callable or None, got 3"),
-    "boundary": (LQ, {"boundary": "dirichlet"}, DomainError, "boundary must be 'natural' or a callable"),
     "max_dofs": (LQ, {"max_dofs": -1}, SpaceError, "max_dofs must be a positive integer, got -1"),
     "box of wrong dimension": (LQ, {"box": SQUARE}, DomainError, "a Box of dimension 1, got one of dimension 2"),
     "box that is none": (LQ, {"box": (0, 1)}, DomainError, "a Box of dimension 1, got tuple"),
@@ -281,17 +247,6 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         "the process ends at the faces of .* the box must have them too",
     ),
     "four coupled coordinates": (zoo.get("lq", 4), {}, DomainError, "4 coordinates of 'lq' hang together"),
-    "form on a mesh": (LQ, {"form": "value", "cells": 8}, DomainError, "form cannot be asked for on a mesh"),
-    "max_dofs on a mesh": (LQ, {"max_dofs": 9, "steps": 8}, DomainError, "max_dofs cannot be asked for on a mesh"),
-    "both on a mesh": (LQ, {"form": "linear", "max_dofs": 9, "cells": 8}, DomainError, "form and max_dofs cannot"),
-    "refine without rtol": (LQ, {"refine": True}, DomainError, "refine=True needs rtol .* got rtol=None"),
-    "refine with steps": (LQ, {"refine": True, "rtol": 1e-2, "steps": 8}, DomainError, "rtol=0.01 and steps"),
-    "refine with rtol_time": (
-        LQ,
-        {"refine": True, "rtol": 1e-2, "rtol_time": 1e-3},
-        DomainError,
-        "rtol=0.01 and rtol_time",
-    ),
     "drift not finite": (user(drift=broken), {"box": Box([-3.0], [3.0])}, ProblemError, r"drift\(t, x\) is not finite"),
     "reward not finite": (
         user(terminal_reward=lambda x: np.where(x[..., 0] > 1.5, np.inf, 0.0)),
