@@ -50,9 +50,9 @@ class Reach:
         return result
 
 
-def reach(problem: ControlProblem) -> Reach:
-    """Read off the law of X_t where it is known, else off simulated paths; the same on every call."""
-    rng = np.random.default_rng(0)
+def reach(problem: ControlProblem, seed: int = 0) -> Reach:
+    """Read off the law of X_t where it is known, else off simulated paths; the same seed gives the same."""
+    rng = np.random.default_rng(seed)
     if problem.marginal is not None:
         times = np.linspace(0.0, problem.horizon, _TIMES)
         samples = [problem.marginal(float(t)).sample(_SAMPLES, rng) for t in times]

@@ -8,7 +8,6 @@ not resolved, the time tolerance is divided, the box is widened.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, final
 
@@ -26,6 +25,7 @@ from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
+from fem_hjb.support.progress import Progress
 
 MAX_DOFS = {1: 4000, 2: 90_000, 3: 350_000}
 _SHARES = {"space": 0.4, "time": 0.2, "truncation": 0.2}  # of the tolerance, below which a part is left alone
@@ -48,10 +48,11 @@ def solve_to_tolerance(
     form: str | None,
     box: Box | None,
     max_dofs: int | None,
-    progress: Callable[[float], None] | None,
+    progress: Progress | None,
+    seed: int = 0,
 ) -> Solution:
-    """The loop over plans; see the module."""
-    solver = _Solver(problem, rtol, form, box, max_dofs)
+    """The loop over plans; see the module. seed : of the samples that say how far the process goes, and where it is."""
+    solver = _Solver(problem, rtol, form, box, max_dofs, seed)
     plan = replace(solver.resolved(solver.first()), rtol_time=_TIME * rtol)
     for k in range(_MOST_ROUNDS):
         if progress is not None:
@@ -76,10 +77,10 @@ def solve_to_tolerance(
     return replace(solution, error_estimate=combine(value, policy), stats=stats)
 
 
-def largest_norms_of(solution: Any) -> tuple[float, float]:
+def largest_norms_of(solution: Any, seed: int = 0) -> tuple[float, float]:
     """max over t of the norms of value and policy."""
     problem = solution.problem
-    points = law_points(problem)
+    points = law_points(problem, rng=seed)
     return _largest_norms(problem, points, [_evaluate(solution, t, x) for t, x, _ in _each(points)])
 
 
@@ -137,11 +138,11 @@ class _Solver:
     """Solves plans for one problem, each only once, compares what it got, and says what to try next."""
 
     def __init__(
-        self, problem: ControlProblem, rtol: float, form: str | None, box: Box | None, max_dofs: int | None
+        self, problem: ControlProblem, rtol: float, form: str | None, box: Box | None, max_dofs: int | None, seed: int
     ) -> None:
-        self.problem, self.rtol, self.form = problem, rtol, form
-        self.points = law_points(problem)
-        self.reach = reach(problem)
+        self.problem, self.rtol, self.form, self.seed = problem, rtol, form, seed
+        self.points = law_points(problem, rng=seed)
+        self.reach = reach(problem, seed)
         self.box = box_of(problem, self.reach, max(0.01 * rtol**2, 1e-22)) if box is None else _given(problem, box)
         self.given, self.max_dofs = box, max_dofs
         self.limit = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
@@ -210,7 +211,7 @@ class _Solver:
     def _warm_grids(self) -> tuple[FloatArray, ...]:
         """Those found for a temperature ten times as high."""
         hotter = replace(self.problem, temperature=10.0 * self.problem.temperature, exact=None)
-        warm = solve_to_tolerance(hotter, 1e-3, "value", self.given, self.max_dofs, None)
+        warm = solve_to_tolerance(hotter, 1e-3, "value", self.given, self.max_dofs, None, self.seed)
         return tuple(line.grid for line in spectral(warm).lines)
 
     def _refined(self, plan: Plan) -> Plan:

@@ -28,6 +28,7 @@ def estimate_on_mesh(
     boundary: Boundary = "natural",
     max_dofs: int = MAX_DOFS,
     progress: Progress | None = None,
+    seed: int = 0,
 ) -> ErrorEstimate:
     """How far a solution of `solve_on_mesh` is from the exact one, from two further solutions that are better.
 
@@ -41,6 +42,7 @@ def estimate_on_mesh(
     truncation : 0; what the faces of the mesh do cannot be seen on it, see `mesh_truncation`.
 
     boundary : what `solve_on_mesh` was given.
+    seed : of the paths that stand for the law of the process where it is not known.
 
     Raises
     ------
@@ -59,12 +61,13 @@ def estimate_on_mesh(
     rtol, steps = stats["rtol_time"], stats["steps"]
     same: dict[str, Any] = {"steps": steps} if rtol is None else {"rtol": rtol}
     finer: dict[str, Any] = {"steps": 2 * steps} if rtol is None else {"rtol": max(rtol / 16, _SMALLEST_RTOL)}
-    in_space = difference(solution, _again(solution, richer, same, boundary, part_of(progress, 0.0, _IN_SPACE)))
+    better = _again(solution, richer, same, boundary, part_of(progress, 0.0, _IN_SPACE))
+    in_space = difference(solution, better, rng=seed)
     told = part_of(progress, _IN_SPACE, 1.0)
     later = _again(solution, basis, finer, boundary, told)
     if later.stats["steps"] <= steps:  # a tolerance so loose that other limits set the steps
         later = _again(solution, basis, {"steps": 2 * steps}, boundary, None)
-    in_time = difference(solution, later, undefined=False)  # space has counted these points
+    in_time = difference(solution, later, undefined=False, rng=seed)  # space has counted these points
     shares = [
         {"space": a * factor, "time": b / (1 - 2.0**-ORDER)}
         for a, b, factor in zip(in_space, in_time, factors, strict=True)

@@ -35,7 +35,7 @@ from fem_hjb.spaces.basis import element_named
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.mesh_files import AnyMesh, as_mesh
 from fem_hjb.spaces.meshes import box_mesh, check_mesh, mesh_kind
-from fem_hjb.support.checks import FloatArray, IntArray, positive_integer
+from fem_hjb.support.checks import FloatArray, IntArray, Rng, as_seed, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.progress import Progress, checked_progress, part_of
 
@@ -68,6 +68,7 @@ def refine_on_mesh(
     box: Box | None = None,
     max_dofs: int = 50_000,
     boundary: Boundary = "natural",
+    rng: Rng = 0,
     progress: Progress | None = None,
 ) -> Solution:
     """Value and policy to a relative tolerance, on a mesh of lines, triangles or tetrahedra refined where needed.
@@ -80,6 +81,7 @@ def refine_on_mesh(
     element : "P1" to "P4" (tetrahedra: "P1", "P2"), "P2" if not given.
     max_dofs : no mesh with more unknowns is solved on; the estimates take up to 8 times as many.
     boundary : as in `solve_on_mesh`.
+    rng : as in `solve_on_mesh`.
     progress : called with the fraction of the work done: as nobody knows how many passes it takes, each one counts as a
         quarter of what is left.
 
@@ -100,14 +102,14 @@ def refine_on_mesh(
     """
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"refine_on_mesh needs a ControlProblem, got {type(problem).__name__}")
-    rtol, told = checked_rtol(rtol), checked_progress(progress)
+    rtol, told, seed = checked_rtol(rtol), checked_progress(progress), as_seed(rng)
     max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
-    start, name = _first(problem, mesh, element, cells, box)
+    start, name = _first(problem, mesh, element, cells, box, seed)
     check_boundary(problem, MeshBasis(start, name), boundary)
-    far = unended(problem, rtol, part_of(told, 0.0, _FAR)) if ends_early(problem) else None
-    solution, estimate, history = _refined(problem, start, name, boundary, far, rtol, max_dofs, told)
+    far = unended(problem, rtol, part_of(told, 0.0, _FAR), seed) if ends_early(problem) else None
+    solution, estimate, history = _refined(problem, start, name, boundary, far, rtol, max_dofs, told, seed)
     if far is None:
-        estimate = with_truncation(estimate, solution, far, rtol)
+        estimate = with_truncation(estimate, solution, far, rtol, seed)
         history[-1] |= estimate.as_dict()
     if told is not None:
         told(1.0)
@@ -123,9 +125,10 @@ def _refined(
     rtol: float,
     max_dofs: int,
     progress: Progress | None,
+    seed: int,
 ) -> tuple[Solution, ErrorEstimate, list[dict[str, float]]]:
     """The last solution, its estimate (without truncation if `far` is None), and those of all passes."""
-    density = _Density(problem)
+    density = _Density(problem, seed)
     rtol_time = max(_LEAST_RTOL_TIME, _TIME_SHARE * rtol)
     history: list[dict[str, float]] = []
     done = 0.0 if far is None else _FAR
@@ -141,9 +144,9 @@ def _refined(
             progress=part_of(progress, begun, solved),
         )
         told = part_of(progress, solved, done)
-        estimate = estimate_on_mesh(solution, boundary=boundary, max_dofs=8 * max_dofs, progress=told)
+        estimate = estimate_on_mesh(solution, boundary=boundary, max_dofs=8 * max_dofs, progress=told, seed=seed)
         if far is not None:
-            estimate = with_truncation(estimate, solution, far, rtol)
+            estimate = with_truncation(estimate, solution, far, rtol, seed)
         stats = solution.stats
         history.append({"dofs": stats["dofs"], "cells": stats["cells"], "rtol_time": rtol_time, **estimate.as_dict()})
         if estimate.met(rtol) or estimate.truncation > max(rtol, _ALONE * (estimate.space + estimate.time)):
@@ -266,6 +269,7 @@ def _first(
     element: str | None,
     cells: int | tuple[int, ...] | None,
     box: Box | None,
+    seed: int,
 ) -> tuple[skfem.Mesh, str]:
     """The first mesh and the element's name."""
     row = element_named("P2" if element is None else element)
@@ -276,7 +280,7 @@ def _first(
             raise DomainError("give mesh, or cells and box, not both")
         return as_mesh(mesh, problem), row.name
     kind = row.kind_in(problem.dim)
-    chosen = truncation_box(problem).box if box is None else checked_box(problem, box)
+    chosen = truncation_box(problem, rng=seed).box if box is None else checked_box(problem, box)
     counts = START_CELLS[problem.dim] if cells is None else cells
     start = box_mesh(chosen, counts, kind)
     check_mesh(start, problem)
@@ -294,11 +298,11 @@ def _times(problem: ControlProblem) -> FloatArray:
 class _Density:
     """p_t(x): the problem's own, or a smoothed histogram of simulated paths, made once for the times of indicators."""
 
-    def __init__(self, problem: ControlProblem) -> None:
+    def __init__(self, problem: ControlProblem, seed: int = 0) -> None:
         self._marginal = problem.marginal
         if self._marginal is not None:
             return
-        paths = np.asarray(sample_paths(problem, n=_PATHS, steps=_SAMPLE_STEPS, rng=0).x)
+        paths = np.asarray(sample_paths(problem, n=_PATHS, steps=_SAMPLE_STEPS, rng=seed).x)
         steps = np.rint(_times(problem) / problem.horizon * _SAMPLE_STEPS).astype(np.int64)
         self._tables: dict[float, tuple[FloatArray, FloatArray, FloatArray] | None] = {}
         for t, k in zip(_times(problem).tolist(), steps, strict=True):

@@ -19,7 +19,7 @@ from fem_hjb.spaces.mesh_files import AnyMesh, as_mesh
 from fem_hjb.spaces.meshes import box_mesh, mesh_kind
 from fem_hjb.spaces.space import spatial_basis
 from fem_hjb.stepping.esdirk import rtol_in_range
-from fem_hjb.support.checks import positive_integer
+from fem_hjb.support.checks import Rng, as_seed, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
 from fem_hjb.support.progress import Progress, checked_progress, part_of
 
@@ -39,6 +39,7 @@ def solve_on_mesh(
     rtol_time: float | None = None,
     boundary: Boundary = "natural",
     rtol: float | None = None,
+    rng: Rng = 0,
     progress: Progress | None = None,
 ) -> Solution:
     """Value and policy of a problem by finite elements on a given mesh, in one, two or three dimensions.
@@ -61,6 +62,8 @@ def solve_on_mesh(
         become small near T.
     rtol : a relative tolerance of value and policy, from 1e-10 to 0.1: the error is estimated and compared with it.
         Mesh and time steps stay as they are; what meets a tolerance is `solve`, or `refine_on_mesh`.
+    rng : seed of what is random: the samples that say how far the process goes, and that stand for its law, where that
+        is not known, when errors are measured.
     progress : called with the fraction of the work done after every time step.
 
     Returns
@@ -84,9 +87,9 @@ def solve_on_mesh(
     started = time.perf_counter()
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"solve_on_mesh needs a ControlProblem, got {type(problem).__name__}")
-    told, control = checked_progress(progress), _time_control(steps, rtol_time)
+    told, control, seed = checked_progress(progress), _time_control(steps, rtol_time), as_seed(rng)
     tolerance = None if rtol is None else checked_rtol(rtol)
-    basis, excluded = _basis(problem, mesh, element, cells, box)
+    basis, excluded = _basis(problem, mesh, element, cells, box, seed)
     check_boundary(problem, basis, boundary)
     meshing = time.perf_counter() - started
     first = told if tolerance is None else part_of(told, 0.0, _SOLVED)
@@ -94,9 +97,9 @@ def solve_on_mesh(
     if tolerance is None:
         return solution
     solved = time.perf_counter()
-    estimate = estimate_on_mesh(solution, boundary=boundary, progress=part_of(told, _SOLVED, _ESTIMATED))
-    far = unended(problem, tolerance, part_of(told, _ESTIMATED, 1.0)) if ends_early(problem) else None
-    estimate = with_truncation(estimate, solution, far, tolerance)
+    estimate = estimate_on_mesh(solution, boundary=boundary, progress=part_of(told, _SOLVED, _ESTIMATED), seed=seed)
+    far = unended(problem, tolerance, part_of(told, _ESTIMATED, 1.0), seed) if ends_early(problem) else None
+    estimate = with_truncation(estimate, solution, far, tolerance, seed)
     finished = time.perf_counter()
     seconds = {**solution.stats["seconds"], "estimate": finished - solved, "total": finished - started}
     return judged(solution, estimate, tolerance, f"solve_on_mesh({problem.name!r})", {"seconds": seconds})
@@ -119,6 +122,7 @@ def _basis(
     element: str | None,
     cells: int | tuple[int, ...] | None,
     box: Box | None,
+    seed: int,
 ) -> tuple[SpatialBasis, float | None]:
     """The basis, and the mass left out if the box was chosen here."""
     if problem.dim > 3:
@@ -138,6 +142,6 @@ def _basis(
     kind, counts = row.kind_in(problem.dim), DEFAULT_CELLS[problem.dim] if cells is None else cells
     if box is not None:
         return spatial_basis(as_mesh(box_mesh(checked_box(problem, box), counts, kind), problem), row.name), None
-    truncation = truncation_box(problem)
+    truncation = truncation_box(problem, rng=seed)
     excluded = truncation.excluded_mass if truncation.samples else None
     return spatial_basis(box_mesh(truncation.box, counts, kind), row.name), excluded

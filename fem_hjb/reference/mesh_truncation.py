@@ -27,7 +27,7 @@ def ends_early(problem: ControlProblem) -> bool:
     return problem.domain is None or bool(problem.domain.where("natural").any())
 
 
-def unended(problem: ControlProblem, rtol: float, progress: Progress | None = None) -> Solution | None:
+def unended(problem: ControlProblem, rtol: float, progress: Progress | None = None, seed: int = 0) -> Solution | None:
     """The spectral solution of the process with no face but those it has itself, to a tenth of rtol; None if none is.
 
     Raises InfiniteValueError if the value is infinite, which no mesh would show.
@@ -35,14 +35,16 @@ def unended(problem: ControlProblem, rtol: float, progress: Progress | None = No
     domain = problem.domain
     free = problem if domain is None else replace(problem, domain=_without_natural_faces(domain))
     try:
-        return solve_to_tolerance(free, _SHARE * rtol, None, None, None, progress)
+        return solve_to_tolerance(free, _SHARE * rtol, None, None, None, progress, seed)
     except InfiniteValueError:
         raise
     except (ProblemError, ConvergenceError):  # a coefficient is only good on the mesh, or no grid will do
         return None
 
 
-def with_truncation(estimate: ErrorEstimate, solution: Solution, far: Solution | None, rtol: float) -> ErrorEstimate:
+def with_truncation(
+    estimate: ErrorEstimate, solution: Solution, far: Solution | None, rtol: float, seed: int = 0
+) -> ErrorEstimate:
     """An estimate of space and time, raised to the distance from `far`, the solution of `unended`, where this is more.
 
     As it is where the process cannot leave the mesh, inf where `far` is None or most of the mass lies outside the mesh.
@@ -55,7 +57,7 @@ def with_truncation(estimate: ErrorEstimate, solution: Solution, far: Solution |
         missed = far.error_estimate
         off = (0.0, 0.0) if missed.met(_SHARE * rtol) else (missed.value, missed.policy)
         try:
-            row = compare({"mesh": solution}, far, problem=solution.problem).overall("mesh")
+            row = compare({"mesh": solution}, far, problem=solution.problem, rng=seed).overall("mesh")
             value, policy = row.value + off[0], row.policy + off[1]
         except ComparisonError:  # no value on more than half of the mass
             pass

@@ -20,7 +20,7 @@ from fem_hjb.reference.box_tolerance import largest_norms_of, solve_to_tolerance
 from fem_hjb.reference.tolerance import checked_rtol, judged
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.support.checks import one_of, positive_integer
+from fem_hjb.support.checks import Rng, as_seed, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.progress import Progress, checked_progress
 
@@ -37,6 +37,7 @@ def solve(
     form: Form | None = None,
     box: Box | None = None,
     max_dofs: int | None = None,
+    rng: Rng = 0,
     progress: Progress | None = None,
 ) -> Solution | ProductSolution:
     """Value and policy of a problem, to a tolerance.
@@ -53,6 +54,8 @@ def solve(
     box : the box to solve on, which is then kept, whatever its words say of faces that problem.domain does not have; by
         default one that holds the process up to a mass of rtol^2 / 100 on each side of each axis.
     max_dofs : unknowns in space that may be spent; 4000, 90 000, 350 000 in one, two, three dimensions.
+    rng : seed of what is random: the samples that say how far the process goes, and that stand for its law, where that
+        is not known, when errors are measured.
     progress : called with the fraction of the work done, as far as that is known.
 
     Returns
@@ -71,7 +74,7 @@ def solve(
     """
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"solve needs a ControlProblem, got {type(problem).__name__}")
-    rtol, told = checked_rtol(rtol), checked_progress(progress)
+    rtol, told, seed = checked_rtol(rtol), checked_progress(progress), as_seed(rng)
     if max_dofs is not None:
         max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
     if form is not None:
@@ -86,11 +89,11 @@ def solve(
         )
     solution: Solution | ProductSolution
     if len(blocks) == 1:
-        solution = solve_to_tolerance(problem, rtol, form, box, max_dofs, told)
+        solution = solve_to_tolerance(problem, rtol, form, box, max_dofs, told, seed)
         estimate = solution.error_estimate
     else:
-        distinct, which = _each(problem, blocks, _EACH * rtol, form, max_dofs, told)
-        solution, estimate = _product(problem, blocks, distinct, which)
+        distinct, which = _each(problem, blocks, _EACH * rtol, form, max_dofs, told, seed)
+        solution, estimate = _product(problem, blocks, distinct, which, seed)
     if estimate is None:
         raise ConvergenceError("a solution without an estimate")
     seconds = {"seconds": time.perf_counter() - started}
@@ -104,6 +107,7 @@ def _each(
     form: Form | None,
     max_dofs: int | None,
     progress: Progress | None,
+    seed: int,
 ) -> tuple[list[Solution], list[int]]:
     """The distinct solutions of independent problems, and which of them is that of each block."""
     distinct: list[Solution] = []
@@ -113,7 +117,7 @@ def _each(
         known = next((i for i, solution in enumerate(distinct) if alike(solution.problem, own)), None)
         if known is None:
             known = len(distinct)
-            distinct.append(solve_to_tolerance(own, rtol, form, None, max_dofs, None))
+            distinct.append(solve_to_tolerance(own, rtol, form, None, max_dofs, None, seed))
         which.append(known)
         if progress is not None:
             progress((k + 1) / len(blocks))
@@ -121,15 +125,15 @@ def _each(
 
 
 def _product(
-    problem: ControlProblem, blocks: Sequence[Block], distinct: Sequence[Solution], which: Sequence[int]
+    problem: ControlProblem, blocks: Sequence[Block], distinct: Sequence[Solution], which: Sequence[int], seed: int
 ) -> tuple[ProductSolution, ErrorEstimate]:
     """The whole of independent solutions; policy errors add up in squares, those of values as if of one sign."""
     parts = tuple((block, distinct[i]) for block, i in zip(blocks, which, strict=True))
-    norms = [largest_norms_of(solution) for solution in distinct]
+    norms = [largest_norms_of(solution, seed) for solution in distinct]
     sizes = np.array([norms[i] for i in which])
     estimates = [part.error_estimate for _, part in parts if part.error_estimate is not None]
     whole = ProductSolution(problem=problem, parts=parts, status="ok")
-    scales = np.maximum(np.array(largest_norms_of(whole)), 1e-300)
+    scales = np.maximum(np.array(largest_norms_of(whole, seed)), 1e-300)
     value = sum(e.value * s for e, s in zip(estimates, sizes[:, 0], strict=True)) / scales[0]
     policy = math.sqrt(sum((e.policy * s) ** 2 for e, s in zip(estimates, sizes[:, 1], strict=True))) / scales[1]
     largest = max(max(e.value, e.policy) for e in estimates)

@@ -228,10 +228,11 @@ def difference(
     *,
     order: int | None = None,
     undefined: bool = True,
+    rng: Rng = 0,
 ) -> tuple[float, float]:
     """Relative difference (value, policy) of two solutions, in the norms of `ErrorEstimate` with `richer` as v.
 
-    problem : whose law p_t is meant, by default richer.problem.  order : Gauss points per coordinate, as in `compare`.
+    problem : whose law p_t is meant, by default richer.problem.  order, rng : as in `compare`.
 
     Points outside the mesh are left out. Those where f <= 0 in one of the two, so that there is no value, count as
     wrong by 100 per cent: the root of their mass is added in squares, unless undefined=False. (inf, inf) if no value
@@ -244,10 +245,10 @@ def difference(
 
     mesh = from_callables(covered, lambda t, x: np.zeros(x.shape))
     try:
-        row = compare({"this": solution}, richer, problem=problem, order=order).overall("this")
+        row = compare({"this": solution}, richer, problem=problem, order=order, rng=rng).overall("this")
         lost = row.excluded
         if undefined and lost > 0.0:
-            lost -= compare({"mesh": mesh}, mesh, problem=problem, order=order).overall("mesh").excluded
+            lost -= compare({"mesh": mesh}, mesh, problem=problem, order=order, rng=rng).overall("mesh").excluded
     except ComparisonError:  # no value on more than half of the mass
         return math.inf, math.inf
     wrong = math.sqrt(lost) if undefined and lost > _ROUNDING else 0.0

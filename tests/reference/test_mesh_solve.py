@@ -322,6 +322,13 @@ def test_an_undershoot_is_reported_and_kept():
     )
 
 
+def test_a_seed_changes_the_box_that_paths_are_to_stay_in():
+    boxes = [solve_on_mesh(LQ1, cells=8, rng=seed).space.spatial.box.bounds[0][0] for seed in (0, 0, 1)]
+    assert boxes[0] == boxes[1] == solve_on_mesh(LQ1, cells=8).space.spatial.box.bounds[0][0]
+    assert boxes[0] != boxes[2]
+    assert boxes[0] == pytest.approx(boxes[2], rel=0.1)
+
+
 def test_the_same_call_gives_the_same_bits():
     one, two = (solve_on_mesh(zoo.get("lq", 2), cells=8, rtol_time=1e-4) for _ in range(2))
     assert np.array_equal(one.coefficients, two.coefficients)

@@ -21,6 +21,7 @@ from fem_hjb.support.errors import (
     DomainError,
     EllipticityError,
     InfiniteValueError,
+    MeasureError,
     ProblemError,
     SpaceError,
 )
@@ -299,6 +300,24 @@ def test_a_law_on_an_absorbing_face_is_refused_when_the_problem_is_made():
     problem = user(domain=Box([-1.0], [1.0], boundary="absorbing"), initial_law=Uniform(Box([-0.9], [0.9])))
     with pytest.raises(DomainError, match="box must have them too"):
         solve(problem, box=Box([-2.0], [2.0]))
+
+
+def test_a_seed_changes_the_samples_and_hardly_the_solution():
+    problem = zoo.get("double-well", 1)
+    usual, first, second, drawn = (
+        solve(problem, rtol=1e-3, **how) for how in ({}, {"rng": 0}, {"rng": 7}, {"rng": np.random.default_rng(3)})
+    )
+    boxes = [solution.space.spatial.box.bounds[0][0] for solution in (usual, first, second, drawn)]
+    assert boxes[0] == boxes[1]
+    assert len(set(boxes)) == 3
+    np.testing.assert_array_equal(usual.coefficients, first.coefficients)
+    x = np.linspace(-1.0, 1.0, 21)[:, None]
+    for other in (second, drawn):
+        np.testing.assert_allclose(other.value(0.0, x), usual.value(0.0, x), rtol=1e-3)
+    again = np.random.SeedSequence(5)
+    assert np.array_equal(*(solve(problem, rtol=1e-2, rng=again).coefficients for _ in range(2)))
+    with pytest.raises(MeasureError, match="rng must be a non-negative int"):
+        solve(problem, rng=-1)
 
 
 def test_the_same_call_gives_the_same_bits():
