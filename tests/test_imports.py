@@ -29,6 +29,8 @@ ORDER = {
         "trial coercivity critical_radius harder_than_regression high_dimension iteration observation_times "
         "self_mitigation"
     ),
+    "cli_input": "",
+    "cli_output": "",
     "cli": "",
 }
 APART = ("reference", "learning")  # these two never import each other
