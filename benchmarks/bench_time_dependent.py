@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""A drift that depends on time: `reference.solve` against the best scikit-fem + SciPy loop we know, at equal error.
+"""A drift that depends on time: `solve_on_mesh` against the best scikit-fem + SciPy loop we know, at equal error.
 
     python benchmarks/bench_time_dependent.py [--quick] [--dim 2|3]
 
@@ -42,7 +42,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.solve import solve
+from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.spaces.meshes import box_mesh
 from fem_hjb.support.checks import FloatArray
 
@@ -111,7 +111,7 @@ class Run:
 
 def ours(dim: int, mesh: Any, rtol: float) -> Run:
     start = time.process_time()
-    solution = solve(control_problem(dim), mesh=mesh, element="P2", rtol_time=rtol)
+    solution = solve_on_mesh(control_problem(dim), mesh, element="P2", rtol_time=rtol)
     seconds = time.process_time() - start
     stats, gauge = solution.stats, solution.gauge
     f = np.asarray(solution.coefficients)[0] * np.exp(gauge.terminal + gauge.running)
@@ -201,7 +201,7 @@ def compare(dim: int, cells: int, rtol: float, quick: bool) -> None:
 def closed_form_3d(cells: int, rtol: float) -> None:
     problem = zoo.get("lq", 3)
     start = time.process_time()
-    solution = solve(problem, cells=cells, rtol_time=rtol)
+    solution = solve_on_mesh(problem, cells=cells, rtol_time=rtol)
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows = []

@@ -1,46 +1,51 @@
 """The command fem-hjb."""
 
-import ast
-import importlib.util
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.status import Status
-from rich.table import Table
+from matplotlib.figure import Figure
 from typer.core import TyperGroup
 
+from fem_hjb import cli_output as output
 from fem_hjb import experiments
-from fem_hjb.experiments.trial import Trial, save_trial
+from fem_hjb.cli_input import OptionError, in_options, pairs, problem_named, route
+from fem_hjb.experiments.trial import write_trial
+from fem_hjb.learning.estimators import ESTIMATORS
 from fem_hjb.learning.fit import fit
 from fem_hjb.learning.measures import law_measure
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.simulate import sample_paths
-from fem_hjb.plotting import pictures as plotting
+from fem_hjb.plotting import pictures
 from fem_hjb.problems import zoo
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.mesh_refine import refine_on_mesh
+from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.reference.solve import solve
+from fem_hjb.reference.tolerance import checked_rtol
 from fem_hjb.solutions.compare import Comparison, compare
 from fem_hjb.solutions.estimate import ToleranceWarning
 from fem_hjb.solutions.files import save_solution
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.spaces.basis import element_named
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.errors import FemHjbError, ProblemError
+from fem_hjb.support.checks import one_of
+from fem_hjb.support.errors import FemHjbError, MeasureError, TrialError
 from fem_hjb.support.files import atomic_folder
 
 _CELLS = {1: (16, 8), 2: (8, 4), 3: (3, 2)}  # per axis, and in time: few enough for some thousand trajectories
-
-_RTOL = 1e-3  # of the reference that learned solutions are compared with
-_ROWS = 40  # of the table of an experiment that are printed
+_QUICK_CLASS = {1: (8, 4), 2: (6, 3), 3: (2, 2)}  # the same, for some hundred
+_PATHS, _QUICK_PATHS = (5000, 64), (500, 16)  # trajectories to learn from, and their steps
+_RTOL, _QUICK_RTOL = 1e-3, 1e-2  # of the reference that learned solutions are compared with
+_QUICK_MESH, _QUICK_RTOL_TIME = {1: 32, 2: 16, 3: 6}, 1e-3  # cells per axis, and tolerance of time steps
 _TERMINAL = "interpolated"  # as policies are compared: with a penalty, log f is left to chance where f_T is small
 _SUBSTEPS = 8  # between two observations, so that what is learned does not hang on the simulation's step
+
+AnySolution = Solution | ProductSolution
 
 # What typer raises for a wrong option; it shows these in a box of several lines, we in one.
 _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -71,14 +76,16 @@ class _OneLineErrors(TyperGroup):
         except _REPORTED as error:
             if "--debug" in given:
                 raise
-            known = isinstance(error, FemHjbError | OSError)
-            _fail(str(error) if known else f"{type(error).__name__}: {error}; --debug shows where")
+            if isinstance(error, OptionError | TrialError | OSError):
+                _fail(str(error))
+            known = isinstance(error, FemHjbError)
+            _fail(in_options(str(error)) if known else f"{type(error).__name__}: {error}; --debug shows where")
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print("fem-hjb: error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 
@@ -103,6 +110,15 @@ Params = Annotated[
 ]
 MeshFile = Annotated[Path | None, typer.Option(help="Mesh file for the reference, anything meshio reads.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; by default results/PROBLEM.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON, and nothing else, on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Do not report the work on stderr.")]
+_QUICK_COMPARE = (
+    "A small run: --samples 500, --steps 16, --cells 8, 6, 2, --time-cells 4, 3, 2 in 1-D, 2-D, 3-D, and --rtol 1e-2,"
+    " where not given."
+)
+_QUICK_SOLVE = (
+    "A small run: --rtol 1e-2, or on a mesh --cells 32, 16, 6 in 1-D, 2-D, 3-D and --rtol-time 1e-3, where not given."
+)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -125,8 +141,8 @@ def _root(
 def compare_command(
     problem_name: ProblemName,
     dim: Dim = None,
-    samples: Annotated[int, typer.Option(help="Trajectories to learn from.", min=1)] = 5000,
-    steps: Annotated[int, typer.Option(help="Time steps of each trajectory.", min=1)] = 64,
+    samples: Annotated[int | None, typer.Option(help="Trajectories to learn from; by default 5000.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Time steps of each trajectory; by default 64.", min=1)] = None,
     cells: Annotated[
         int | None,
         typer.Option(help="Cells per axis of the class that is learned; by default 16, 8, 3 in 1-D, 2-D, 3-D.", min=1),
@@ -147,7 +163,10 @@ def compare_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the trajectories.", min=0)] = 0,
     param: Params = None,
+    quick: Annotated[bool, typer.Option("--quick", help=_QUICK_COMPARE)] = False,
     out: Out = None,
+    json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Solve a problem, learn it from trajectories, and see how far apart they are.
@@ -155,99 +174,167 @@ def compare_command(
     Errors are against the exact solution where there is one, else against the reference. Writes solution.npz (the
     learned one), comparison.csv and comparison.png.
     """
-    console = Console(stderr=True, soft_wrap=True)
-    problem = _problem(problem_name, dim, param)
-    space = _space(problem, cells, time_cells, element)
-    with _stage(console, "reference") as stage:
-        if rtol is None and mesh is None and reference_cells is None:
-            rtol = _RTOL
-        reference = _quietly(problem, rtol=rtol, cells=reference_cells, mesh=mesh, progress=stage.progress)
-        stage.note(_describe_reference(reference))
-    _warn(console, "reference", reference)
-    with _stage(console, "trajectories") as stage:
-        paths = sample_paths(problem, n=samples, steps=steps, rng=seed, substeps=_SUBSTEPS)
-        stage.note(f"{paths.n} paths of {paths.steps} steps ({paths.scheme})")
-    with _stage(console, "learned solution") as stage:
-        learned = fit(
-            problem, paths, space, estimator=estimator, terminal=_TERMINAL, smoothing=smoothing, outside="drop"
-        )
-        stage.note(_describe_fit(learned))
-    _warn(console, "learned solution", learned)
-    candidates: dict[str, Solution | ProductSolution] = {"learned": learned}
-    galerkin = None
-    if problem.marginal is not None:
-        with _stage(console, "galerkin solution") as stage:
-            law = law_measure(problem, space)
-            galerkin = fit(problem, law, space, estimator=estimator, terminal=_TERMINAL, outside="drop")
-            candidates["galerkin"] = galerkin
-            stage.note("the same class under the exact law")
+    report = output.Report(quiet)
+    problem = problem_named(problem_name, dim, param)
+    how = _reference_options(mesh, reference_cells, rtol, _QUICK_RTOL if quick else _RTOL)
+    counts = (_QUICK_CLASS if quick else _CELLS).get(problem.dim, (3, 2))
+    space = _space(problem, cells or counts[0], time_cells or counts[1], element, estimator)
+    n, count = _QUICK_PATHS if quick else _PATHS
+    folder = _out(out, problem_name)
+    with atomic_folder(folder) as part:
+        with report.stage("reference") as stage:
+            reference = _quietly(problem, progress=stage.progress, **how)
+            stage.note(output.describe_reference(reference))
+        report.warn("reference", reference)
+        with report.stage("trajectories") as stage:
+            paths = sample_paths(problem, n=samples or n, steps=steps or count, rng=seed, substeps=_SUBSTEPS)
+            stage.note(f"{paths.n} paths of {paths.steps} steps ({paths.scheme})")
+        options: dict[str, Any] = {"estimator": estimator, "terminal": _TERMINAL, "outside": "drop"}
+        with report.stage("learned solution") as stage:
+            learned = fit(problem, paths, space, smoothing=smoothing, **options)
+            stage.note(output.describe_fit(learned))
+        report.warn("learned solution", learned)
+        galerkin = None
+        if problem.marginal is not None:
+            with report.stage("galerkin solution") as stage:
+                galerkin = fit(problem, law_measure(problem, space), space, **options)
+                stage.note("the same class under the exact law")
+        with report.stage("comparison"):
+            comparison, figure = _compared(problem, learned, galerkin, reference, seed)
+        with report.stage("files"):
+            save_solution(part / "solution.npz", learned)
+            comparison.to_csv(part / "comparison.csv")
+            figure.savefig(part / "comparison.png", dpi=110)
+    files = [folder / name for name in ("solution.npz", "comparison.csv", "comparison.png")]
+    against = "reference" if problem.exact is None else "exact solution"
+    if json:
+        record = {"reference": output.outline(reference), "learned": output.outline(learned)}
+        found = {"against": against, "errors": output.overall(comparison), "notes": comparison.notes}
+        output.print_json({"problem": problem.name, "dim": problem.dim, **found, **record, "files": files})
+        return
+    output.print_comparison(comparison, f"{problem.name}, dim {problem.dim}: relative errors against the {against}")
+    for file in files:
+        print(file)
+
+
+def _reference_options(mesh: Path | None, cells: int | None, rtol: float | None, usual: float) -> dict[str, Any]:
+    """What `_quietly` is told about the reference."""
+    if mesh is not None and cells is not None:
+        raise OptionError("give --mesh or --reference-cells, not both")
+    tolerance = None if rtol is None else checked_rtol(rtol, "--rtol")
+    if mesh is None and cells is None:
+        return {"way": "boxes", "rtol": usual if tolerance is None else tolerance}
+    return {"way": "mesh", "mesh": mesh, "cells": cells, "rtol": tolerance}
+
+
+def _space(problem: ControlProblem, cells: int, time_cells: int, element: str, estimator: str) -> Space:
+    """The class to learn in: a box with hardly any mass outside, since samples teach nothing where there are none."""
+    row = ESTIMATORS[one_of(estimator, "estimator", tuple(ESTIMATORS), MeasureError)]
+    element_named(element).kind_in(problem.dim)
+    space = Space(
+        problem,
+        cells=cells,
+        time_cells=time_cells,
+        element=element,
+        box=truncation_box(problem, quantile=1e-3, margin=0.0).box,
+    )
+    row.check(space, 0.0)
+    return space
+
+
+def _compared(
+    problem: ControlProblem, learned: Solution, galerkin: Solution | None, reference: AnySolution, seed: int
+) -> tuple[Comparison, Figure]:
+    """Errors of all that there is against the exact solution, or the reference, and a picture."""
+    candidates: dict[str, AnySolution] = {"learned": learned}
+    if galerkin is not None:
+        candidates["galerkin"] = galerkin
     if problem.exact is not None:
         candidates["reference"] = reference
-    with _stage(console, "comparison"):
-        truth = reference if problem.exact is None else problem.exact
-        comparison = compare(candidates, truth, problem=problem, rng=seed)
-        figure = plotting.report(problem, learned, reference, galerkin=galerkin)
-    folder = _out(out, problem_name)
-    with _stage(console, "files"), atomic_folder(folder) as part:
-        save_solution(part / "solution.npz", learned)
-        comparison.to_csv(part / "comparison.csv")
-        figure.savefig(part / "comparison.png", dpi=110)
-    against = "reference" if problem.exact is None else "exact solution"
-    _print_comparison(comparison, f"{problem.name}, dim {problem.dim}: relative errors against the {against}")
-    for name in ("solution.npz", "comparison.csv", "comparison.png"):
-        print(folder / name)
+    truth = reference if problem.exact is None else problem.exact
+    comparison = compare(candidates, truth, problem=problem, rng=seed)
+    return comparison, pictures.report(problem, learned, reference, galerkin=galerkin)
 
 
 @app.command("solve")
 def solve_command(
     problem_name: ProblemName,
     dim: Dim = None,
-    cells: Annotated[int | None, typer.Option(help="Cells per axis of the box; not with --mesh.", min=1)] = None,
-    mesh: MeshFile = None,
-    element: Annotated[str | None, typer.Option(help="Element in space; by default P2.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Equal time steps instead of adaptive ones.", min=1)] = None,
-    rtol_time: Annotated[float | None, typer.Option(help="On a mesh: tolerance of adaptive time steps.")] = None,
     rtol: Annotated[
         float | None,
         typer.Option(help="Relative tolerance of value and policy; by default 1e-4 where no mesh is asked for."),
     ] = None,
-    refine: Annotated[bool, typer.Option("--refine", help="Refine a mesh until the tolerance is met.")] = False,
+    form: Annotated[str | None, typer.Option(help="linear or value; by default what fits. Not on a mesh.")] = None,
+    max_dofs: Annotated[int | None, typer.Option(help="Unknowns in space; not on a mesh that is kept.", min=1)] = None,
+    mesh: MeshFile = None,
+    cells: Annotated[int | None, typer.Option(help="Cells per axis of a mesh; not with --mesh.", min=1)] = None,
+    element: Annotated[str | None, typer.Option(help="Element of the mesh; by default P2.")] = None,
+    steps: Annotated[int | None, typer.Option(help="On a mesh: equal time steps, not adaptive ones.", min=1)] = None,
+    rtol_time: Annotated[float | None, typer.Option(help="On a mesh: tolerance of adaptive time steps.")] = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Refine a mesh until --rtol is met.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the samples that say where the process goes.", min=0)] = 0,
     param: Params = None,
+    quick: Annotated[bool, typer.Option("--quick", help=_QUICK_SOLVE)] = False,
     out: Out = None,
+    json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Solve a problem to a tolerance, or on a mesh, and write solution.npz."""
-    console = Console(stderr=True, soft_wrap=True)
-    problem = _problem(problem_name, dim, param)
-    with _stage(console, "solution") as stage:
-        solution = _quietly(
-            problem,
-            rtol=rtol,
-            refine=refine,
-            mesh=mesh,
-            element=element,
-            cells=cells,
-            steps=steps,
-            rtol_time=rtol_time,
-            progress=stage.progress,
-        )
-    _warn(console, "solution", solution)
+    """Solve a problem to a tolerance, or on a mesh, and write solution.npz.
+
+    With --mesh, --cells or --element on that mesh, which --refine refines; else on boxes that are chosen.
+    """
+    report = output.Report(quiet)
+    problem = problem_named(problem_name, dim, param)
+    on_a_mesh = {"--mesh": mesh, "--cells": cells, "--element": element, "--steps": steps, "--rtol-time": rtol_time}
+    to_a_tolerance = {"--rtol": rtol, "--form": form, "--max-dofs": max_dofs, "--refine": refine}
+    way, given = _solve_options(problem, {**on_a_mesh, **to_a_tolerance}, quick)
     folder = _out(out, problem_name)
     with atomic_folder(folder) as part:
+        with report.stage("solution") as stage:
+            solution = _quietly(problem, way, rng=seed, progress=stage.progress, **given)
+        report.warn("solution", solution)
         save_solution(part / "solution.npz", solution)
+        exact = problem.exact
+        comparison = None if exact is None else compare({"solution": solution}, exact, problem=problem, rng=seed)
+    file = folder / "solution.npz"
+    if json:
+        errors = None if comparison is None else output.overall(comparison)["solution"]
+        head = {"problem": problem.name, "dim": problem.dim}
+        output.print_json({**head, **output.outline(solution), "errors": errors, "file": file})
+        return
     print(f"{problem.name}, dim {problem.dim}")
-    table = Table(show_header=False)
-    if solution.error_estimate is not None:
-        table.add_row("estimated error", str(solution.error_estimate))
-    for key, value in _flat(solution.stats):
-        table.add_row(key, value)
-    _stdout().print(table)
-    if problem.exact is not None:
-        _print_comparison(
-            compare({"solution": solution}, problem.exact, problem=problem),
-            "relative errors against the exact solution",
-        )
-    print(folder / "solution.npz")
+    output.print_stats(solution)
+    if comparison is not None:
+        output.print_comparison(comparison, "relative errors against the exact solution")
+    print(file)
+
+
+def _solve_options(problem: ControlProblem, options: dict[str, Any], quick: bool) -> tuple[str, dict[str, Any]]:
+    """Which of the three solvers options ask for, and what it is told."""
+    if quick:
+        meshed = any(options[name] for name in ("--mesh", "--cells", "--element"))
+        fresh = {"--rtol": _QUICK_RTOL if options["--refine"] or not meshed else None}
+        if meshed and not options["--refine"]:
+            fresh["--cells"] = None if options["--mesh"] else _QUICK_MESH.get(problem.dim)
+            fresh["--rtol-time"] = None if options["--steps"] else _QUICK_RTOL_TIME
+        options = {name: fresh.get(name) if value is None else value for name, value in options.items()}
+    way = route(options)
+    told = {name for name, value in options.items() if value is not None} - {"--refine"}
+    return way, {name[2:].replace("-", "_"): options[name] for name in options if name in told}
+
+
+def _quietly(problem: ControlProblem, way: str, **how: Any) -> AnySolution:
+    """A reference; a tolerance that is not met is told by the status, not by a warning of Python's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ToleranceWarning)
+        if way == "refine":
+            return refine_on_mesh(problem, **how)
+        return solve_on_mesh(problem, **how) if way == "mesh" else solve(problem, **how)
+
+
+def _out(out: Path | None, problem_name: str) -> Path:
+    return Path("results") / problem_name.rpartition(":")[2] if out is None else out
 
 
 @app.command("experiment")
@@ -256,59 +343,66 @@ def experiment_command(
         str | None, typer.Argument(metavar="NAME", help="Which experiment; without one they are listed.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small version, of half a minute at most.")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value of its configuration; may be repeated."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; by default results/experiments.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run an experiment, print its table and claims, write NAME.csv, NAME.json, NAME.png; exit code 1 if one fails."""
     if name is None:
-        listing = Table("name", "what it shows")
-        for known in experiments.names():
-            listing.add_row(known, str(experiments.get(known).__doc__).splitlines()[0])
-        _stdout().print(listing)
+        titles = {known: str(experiments.get(known).__doc__).splitlines()[0] for known in experiments.names()}
+        if json:
+            output.print_json(titles)
+        else:
+            output.print_listing(("name", "what it shows"), list(titles.items()))
         return
-    console = Console(stderr=True, soft_wrap=True)
-    module = experiments.get(name)
-    with _stage(console, name):
-        trial = experiments.run(name, quick=quick)
-    files = save_trial(Path("results", "experiments") if out is None else out, trial, module.figure(trial))
-    print(trial.title)
-    _print_trial(trial)
-    for file in files:
-        print(file)
+    report, module = output.Report(quiet), experiments.get(name)
+    try:
+        config = experiments.configuration(name, quick=quick, **pairs(changes, "--set"))
+    except TrialError as error:
+        raise OptionError(f"--set: {error}") from error
+    folder = Path("results", "experiments") if out is None else out
+    with atomic_folder(folder) as part:
+        with report.stage(name):
+            trial = module.run(config)
+        files = [folder / file for file in write_trial(part, trial, module.figure(trial))]
+    if json:
+        output.print_json({**output.trial_record(trial), "files": files})
+    else:
+        output.print_trial(trial)
+        for file in files:
+            print(file)
     if not trial.as_expected:
         raise typer.Exit(1)
 
 
-def _print_trial(trial: Trial) -> None:
-    shown = sorted({round(k * (len(trial.rows) - 1) / (_ROWS - 1)) for k in range(_ROWS)})
-    caption = f"{len(shown)} of {len(trial.rows)} rows, all of them in {trial.name}.csv"
-    table = Table(*trial.columns, caption=caption if len(shown) < len(trial.rows) else None)
-    for row in (trial.rows[k] for k in shown):
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-    claims = Table("claim (a control must fall outside its band)", "value", "band", "")
-    for claim in trial.claims:
-        text = f"control: {claim.text}" if claim.control else claim.text
-        claims.add_row(
-            text,
-            f"{claim.value:.4g}",
-            f"[{claim.low:g}, {claim.high:g}]",
-            "as expected" if claim.as_expected else "NOT AS EXPECTED",
-        )
-    Console(width=max(_stdout().width, 12 * len(trial.columns))).print(table)
-    _stdout().print(claims)
-    print(f"{trial.seconds / 60:.1f} minutes")
-
-
 @app.command("zoo")
-def zoo_command(debug: Debug = False) -> None:
+def zoo_command(json: Json = False, debug: Debug = False) -> None:
     """List the problems that come with the package."""
-    table = Table("name", "dim", "exact", "what it is, and its parameters")
-    for name in zoo.names():
-        dims = zoo.dims(name)
-        exact = "no" if zoo.get(name).exact is None else "yes"
-        parameters = ", ".join(zoo.parameters(name))
-        table.add_row(name, _range(dims), exact, f"{zoo.describe(name)}\n--param {parameters}")
-    _stdout().print(table)
+    if json:
+        output.print_json([_entry(name) for name in zoo.names()])
+        return
+    rows = []
+    for entry in map(_entry, zoo.names()):
+        dims = "any" if entry["dims"] is None else ", ".join(map(str, entry["dims"]))
+        what = f"{entry['what']}\n--param {', '.join(entry['parameters'])}"
+        rows.append((entry["name"], dims, "yes" if entry["exact"] else "no", what))
+    output.print_listing(("name", "dim", "exact", "what it is, and its parameters"), rows)
+
+
+def _entry(name: str) -> dict[str, Any]:
+    """What the zoo says of a problem; dims None: any."""
+    return {
+        "name": name,
+        "dims": zoo.dims(name),
+        "exact": zoo.get(name).exact is not None,
+        "what": zoo.describe(name),
+        "parameters": zoo.parameters(name),
+    }
 
 
 def main() -> None:
@@ -317,149 +411,3 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # a console that cannot show a character shows a question mark
             stream.reconfigure(errors="replace")
     app()
-
-
-def _stdout() -> Console:
-    """Tables are not cut to 80 columns when they go to a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=110)
-
-
-def _range(dims: tuple[int, ...] | None) -> str:
-    return "any" if dims is None else ", ".join(map(str, dims))
-
-
-@final
-class _Stage:
-    """What a step of the work tells the user: how far it is, and in the end a few figures."""
-
-    def __init__(self, name: str, status: Status) -> None:
-        self.name, self.status, self.notes = name, status, list[str]()
-
-    def progress(self, fraction: float) -> None:
-        self.status.update(f"{self.name} {fraction:.0%}")
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-@contextmanager
-def _stage(console: Console, name: str) -> Iterator[_Stage]:
-    """Show what is being done, then how long it took and what was noted."""
-    start = time.perf_counter()
-    with console.status(name) as status:
-        stage = _Stage(name, status)
-        yield stage
-    taken = time.perf_counter() - start
-    console.print(f"{name:<18}{taken:7.2f} s  {'; '.join(stage.notes)}", highlight=False, markup=False)
-
-
-def _quietly(problem: ControlProblem, **how: Any) -> Solution | ProductSolution:
-    """`solve`; a tolerance that is not met is told by the status, not by a warning of Python's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ToleranceWarning)
-        return solve(problem, **how)
-
-
-def _describe_reference(solution: Solution | ProductSolution) -> str:
-    if solution.error_estimate is not None:
-        return f"{solution.stats['dofs']} dofs, estimated error: {solution.error_estimate}"
-    return f"{solution.stats['dofs']} dofs, {solution.stats['steps']} time steps"
-
-
-def _warn(console: Console, name: str, solution: Solution | ProductSolution) -> None:
-    if solution.status != "ok":
-        console.print(f"note: {name}: {solution.status}", highlight=False, markup=False)
-
-
-def _space(problem: ControlProblem, cells: int | None, time_cells: int | None, element: str) -> Space:
-    """The class to learn in: a box with hardly any mass outside, since samples teach nothing where there are none."""
-    default = _CELLS.get(problem.dim, _CELLS[3])
-    return Space(
-        problem,
-        cells=cells or default[0],
-        time_cells=time_cells or default[1],
-        element=element,
-        box=truncation_box(problem, quantile=1e-3, margin=0.0).box,
-    )
-
-
-def _out(out: Path | None, problem_name: str) -> Path:
-    return Path("results") / problem_name.rpartition(":")[2] if out is None else out
-
-
-def _print_comparison(comparison: Comparison, title: str) -> None:
-    head, *rows = comparison.table()
-    table = Table()
-    for k, name in enumerate(head):
-        table.add_column(name, justify="right" if k else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    print(title)
-    _stdout().print(table)
-    print("\n".join(comparison.notes))
-
-
-def _describe_fit(solution: Solution) -> str:
-    stats = solution.stats
-    notes = [f"{stats['dofs']} dofs, {stats['samples']} samples"]
-    notes += [
-        f"{stats[key]} {what}"
-        for key, what in (("dropped", "of them outside"), ("pinned", "dofs undetermined"))
-        if stats[key]
-    ]
-    return ", ".join(notes)
-
-
-def _flat(stats: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in stats.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key} ")
-        else:
-            yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _parameters(given: Sequence[str] | None) -> dict[str, Any]:
-    parameters: dict[str, Any] = {}
-    for item in given or ():
-        key, equals, text = item.partition("=")
-        if not (key.isidentifier() and equals):
-            raise ProblemError(f"--param must be KEY=VALUE, got {item!r}")
-        try:
-            parameters[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            parameters[key] = text
-    return parameters
-
-
-def _problem(name: str, dim: int | None, given: Sequence[str] | None) -> ControlProblem:
-    parameters = _parameters(given)
-    path, _, attribute = name.rpartition(":")
-    if name.endswith(".py"):
-        raise ProblemError(f"{name} names a file but no problem in it; give {name}:NAME")
-    if not path.endswith(".py"):
-        return zoo.get(name, dim, **parameters)
-    made = _load(Path(path), attribute)
-    if not isinstance(made, ControlProblem) and callable(made):
-        made = made(**parameters)
-    elif parameters:
-        raise ProblemError(f"{name} is not a function, so it takes no --param")
-    if not isinstance(made, ControlProblem):
-        raise ProblemError(f"{name} must be a ControlProblem or a function that returns one, got {type(made).__name__}")
-    if dim not in (None, made.dim):
-        raise ProblemError(f"{name} has dimension {made.dim}, but --dim is {dim}")
-    return made
-
-
-def _load(path: Path, attribute: str) -> Any:
-    """The attribute of a Python file, which is run for it."""
-    if not path.is_file():
-        raise ProblemError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location("fem_hjb_user_problem", path)
-    if spec is None or spec.loader is None:
-        raise ProblemError(f"{path} is not a Python file")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, attribute):
-        raise ProblemError(f"{path} defines no {attribute!r}")
-    return getattr(module, attribute)

@@ -113,7 +113,7 @@ plt.show()
 # steps. (Asked for a tolerance, it does better: see the next notebook.)
 
 # %%
-reference = fh.solve(problem, element="P2")
+reference = fh.solve_on_mesh(problem, element="P2")
 print({key: reference.stats[key] for key in ("dofs", "steps", "min_f")})
 print(fh.compare({"mesh": reference}, exact, problem=problem))
 

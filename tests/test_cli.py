@@ -1,17 +1,21 @@
 """The command: what it writes and prints, and that every error is one line and exit code 2."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import skfem
 from matplotlib import image
 from typer.testing import CliRunner, Result
 
 from fem_hjb.cli import app
+from fem_hjb.cli_output import print_json
 from fem_hjb.problems import zoo
 from fem_hjb.solutions.files import load_solution
 
@@ -19,9 +23,7 @@ SMALL = ["--samples=400", "--steps=8", "--cells=6", "--time-cells=2", "--referen
 
 MINE = '''
 import numpy as np
-import fem_hjb.zoo as zoo
-from fem_hjb.laws import Gaussian
-from fem_hjb.problem import ControlProblem
+from fem_hjb import ControlProblem, Gaussian
 
 def make(pull=1.0):
     """A problem without closed form and without a known law."""
@@ -119,6 +121,105 @@ def test_a_tolerance_that_is_not_met_is_told_and_not_raised(tmp_path: Path) -> N
     assert "limited by space" in result.stderr
 
 
+def test_the_three_ways_to_solve(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    mesh = tmp_path / "line.vtu"
+    skfem.MeshLine(np.linspace(-5.0, 5.0, 41)).save(mesh)
+    methods = {}
+    for way, options in {
+        "boxes": ["--rtol", "1e-2", "--form", "value", "--max-dofs", "400"],
+        "mesh": ["--mesh", str(mesh), "--element", "P3", "--steps", "20"],
+        "refined": ["--refine", "--rtol", "1e-2", "--mesh", str(mesh), "--max-dofs", "900"],
+    }.items():
+        result = run("solve", "lq", "--json", "--out", out, *options)
+        assert result.exit_code == 0, result.output
+        methods[way] = json.loads(result.stdout)
+    assert methods["boxes"]["stats"]["form"] == "value"
+    assert methods["mesh"]["stats"]["element"] == "P3"
+    assert methods["mesh"]["stats"]["steps"] == 20
+    assert methods["mesh"]["error_estimate"] is None
+    assert methods["refined"]["stats"]["history"][0]["cells"] == 40
+    assert methods["refined"]["status"] == "ok"
+    for found in methods.values():
+        assert found["errors"]["policy"] < 1e-2
+        assert found["file"] == str(tmp_path / "out" / "solution.npz")
+
+
+def test_faces_of_a_refined_mesh_are_told(tmp_path: Path) -> None:
+    mesh = tmp_path / "narrow.vtu"
+    skfem.MeshLine(np.linspace(-2.0, 2.0, 41)).save(mesh)
+    result = run(
+        "solve", "lq", "--json", "--refine", "--rtol=1e-2", "--mesh", str(mesh), "--out", str(tmp_path / "out")
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert "limited by truncation" in found["status"]
+    assert found["errors"]["policy"] / 3 < found["error_estimate"]["policy"] < 3 * found["errors"]["policy"]
+    assert "note: solution:" in result.stderr
+
+
+def test_quick_runs_are_small_and_what_is_given_stays(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    stats = []
+    for options in (["--cells", "9"], ["--element", "P1"], ["--element", "P1", "--rtol-time", "1e-5"]):
+        result = run("solve", "lq", "--quick", "--json", "--out", out, *options)
+        assert result.exit_code == 0, result.output
+        stats.append(json.loads(result.stdout)["stats"])
+    assert [(each["cells"], each["rtol_time"]) for each in stats] == [(9, 1e-3), (32, 1e-3), (32, 1e-5)]
+    boxes = json.loads(run("solve", "double-well", "--quick", "--json", "--out", out).stdout)
+    exact = json.loads(run("solve", "double-well", "--rtol", "1e-2", "--json", "--out", out).stdout)
+    assert boxes["error_estimate"] == exact["error_estimate"]
+    assert run("solve", "lq", "--quick", "--refine", "--out", out).exit_code == 0
+    result = run("compare", "lq", "--quick", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "500 paths of 16 steps" in result.stderr
+    assert "300 paths of 16 steps" in run("compare", "lq", "--quick", "--samples", "300", "--out", out).stderr
+
+
+def test_the_seed_of_solve(tmp_path: Path) -> None:
+    estimates = []
+    for seed in ("0", "0", "5"):
+        result = run("solve", "double-well", "--rtol=1e-2", "--json", "--seed", seed, "--out", str(tmp_path / "out"))
+        estimates.append(json.loads(result.stdout)["error_estimate"])
+    assert estimates[0] == estimates[1] != estimates[2]
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = json.loads(run("compare", "lq", *SMALL, "--json", "--quiet", "--out", str(out)).stdout)
+    assert (found["problem"], found["dim"], found["against"]) == ("lq", 1, "exact solution")
+    assert {name: errors["policy"] for name, errors in found["errors"].items()} == {
+        name: row["policy"] for name, row in columns(out / "comparison.csv").items()
+    }
+    assert found["learned"]["stats"]["samples"] == 400 * 8
+    assert [Path(file).name for file in found["files"]] == ["solution.npz", "comparison.csv", "comparison.png"]
+    listed = json.loads(run("zoo", "--json").stdout)
+    assert [entry["name"] for entry in listed] == list(zoo.names())
+    assert {entry["name"]: entry["exact"] for entry in listed}["lq"] is True
+    unmet = json.loads(run("solve", "lq", "--cells=8", "--rtol=1e-6", "--json", "--out", str(out)).stdout)
+    assert "limited by" in unmet["status"]
+
+
+def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": np.float64("inf"), "b": np.array([1, 2]), "c": (float("nan"), "x", None, True), "d": Path("f")})
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"a": None, "b": [1, 2], "c": [None, "x", None, True], "d": "f"}
+
+
+def test_quiet_leaves_only_what_matters_on_stderr(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    assert run("compare", "lq", "--quick", "--quiet", "--out", out).stderr == ""
+    told = run("solve", "lq", "--cells", "8", "--rtol", "1e-6", "--quiet", "--out", out).stderr
+    assert told.startswith("note: solution: ")
+    assert len(told.splitlines()) == 1
+
+
+def test_results_into_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("solve", "lq", "--cells", "8", "--out", ".").exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["solution.npz"]
+
+
 def test_a_problem_may_be_given_as_an_object_too(tmp_path: Path, mine: str) -> None:
     result = run("solve", f"{mine}:problem", "--cells", "32", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
@@ -174,9 +275,22 @@ BAD_INPUT = {
     "unknown parameter": (["compare", "lq", "--param", "colour=1"], "colour"),
     "parameter without a value": (["compare", "lq", "--param", "temperature"], "--param must be KEY=VALUE"),
     "bad parameter": (["compare", "lq", "--param", "temperature=-1"], "temperature must be a positive"),
-    "unknown element": (["compare", "lq", "--element", "P9"], "element must be one of"),
-    "estimator without its element": (["compare", "lq", "--element", "P2", *SMALL], "generator"),
-    "unknown estimator": (["compare", "lq", "--estimator", "magic", *SMALL], "magic"),
+    "unknown element": (["compare", "lq", "--element", "P9"], "--element must be one of"),
+    "unknown element of a mesh": (["solve", "lq", "--element", "P9"], "--element must be one of"),
+    "element of another dimension": (
+        ["compare", "lq", "--element", "Q2"],
+        "--element 'Q2' is not defined in dimension 1",
+    ),
+    "element of another mesh": (
+        ["solve", "lq", "--mesh", "LINE", "--element", "Q2"],
+        "--element 'Q2' is not defined on",
+    ),
+    "splines": (["solve", "lq", "--element", "B3", "--cells", "8"], "got --element B3; use --element hermite"),
+    "estimator without its element": (
+        ["compare", "lq", "--element", "P2"],
+        "'generator' needs a C1 class.* or --estimator corrected",
+    ),
+    "unknown estimator": (["compare", "lq", "--estimator", "magic"], "--estimator must be one of .*, got 'magic'"),
     "no mesh file": (["compare", "lq", "--mesh", "none.msh", *SMALL[:-1]], "none.msh"),
     "no such file": (["compare", "none.py:make"], "there is no file none.py"),
     "file without a name": (["compare", "MINE"], "give .*:NAME"),
@@ -186,7 +300,38 @@ BAD_INPUT = {
     "function that fails": (["solve", "MINE:broken"], "ZeroDivisionError: mine alone; --debug shows where"),
     "wrong dimension": (["solve", "MINE:make", "--dim", "2"], "has dimension 1, but --dim is 2"),
     "parameters for an object": (["solve", "MINE:problem", "--param", "a=1"], "takes no --param"),
-    "results into a file": (["solve", "lq", "--cells", "8", "--out", "MINE"], "it is a file"),
+    "results into a file": (["solve", "lq", "--out", "MINE"], "it is a file"),
+    "results behind a file": (["compare", "lq", "--out", "MINE/a/b"], "cannot write into .*Not a directory"),
+    "results of an experiment": (["experiment", "coercivity", "--out", "MINE"], "it is a file"),
+    "tolerance out of range": (["solve", "lq", "--rtol", "0.5"], "--rtol must be a number from 1e-10, .* got 0.5"),
+    "tolerance of a reference": (["compare", "lq", "--rtol", "0"], "--rtol must be a number from 1e-10, .* got 0.0"),
+    "tolerance in time": (["solve", "lq", "--cells=8", "--rtol-time=1"], "--rtol-time must be a number between"),
+    "steps of no mesh": (["solve", "lq", "--steps", "8"], "--steps is for meshes: give --mesh, --cells or --element"),
+    "no steps": (["solve", "lq", "--steps", "0"], "--steps.*greater than or equal to 1"),
+    "no cells": (["solve", "lq", "--cells", "0"], "--cells.*greater than or equal to 1"),
+    "two meshes": (["solve", "lq", "--cells", "8", "--mesh", "LINE"], "give --mesh or --cells, not both"),
+    "two references": (
+        ["compare", "lq", "--reference-cells=8", "--mesh=LINE"],
+        "--mesh or --reference-cells",
+    ),
+    "two kinds of steps": (
+        ["solve", "lq", "--cells=8", "--steps=8", "--rtol-time=1e-3"],
+        "--steps or --rtol-time",
+    ),
+    "form on a mesh": (["solve", "lq", "--form", "value", "--cells", "8"], "--form is not with --cells: a given mesh"),
+    "both on a mesh": (
+        ["solve", "lq", "--form=linear", "--max-dofs=9", "--element=P2"],
+        "--form and --max-dofs",
+    ),
+    "unknown form": (["solve", "lq", "--form", "log"], "--form must be one of 'linear', 'value', got 'log'"),
+    "refinement to nothing": (["solve", "lq", "--refine"], "--refine needs --rtol"),
+    "refinement with steps": (["solve", "lq", "--refine", "--rtol=1e-2", "--steps=8"], "--steps is not with --refine"),
+    "form of a refinement": (["solve", "lq", "--refine", "--rtol=1e-2", "--form=value"], "--form is not with --refine"),
+    "too few unknowns": (["solve", "lq", "--max-dofs", "3"], "--max-dofs 3 is less than one cell"),
+    "no such experiment": (["experiment", "gravity"], "there is no experiment 'gravity'"),
+    "unknown field": (["experiment", "coercivity", "--set", "n=3"], r"--set: .* has no n; it is in_time=\(\(4, 12\)"),
+    "wrong type": (["experiment", "coercivity", "--set", "deltas=0.2"], r"--set: deltas must be .*tuple\[float, ...\]"),
+    "field without a value": (["experiment", "coercivity", "--set", "deltas"], "--set must be KEY=VALUE, got 'deltas'"),
 }
 
 
@@ -195,15 +340,34 @@ def test_errors_are_one_line_on_stderr_and_exit_code_2(
     kind: str, mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    skfem.MeshLine(np.linspace(-6.0, 6.0, 13)).save("line.vtu")
+    for worker in ("sample_paths", "fit", "compare"):  # nothing is done before all is seen to make sense
+        monkeypatch.setattr(f"fem_hjb.cli.{worker}", _too_early)
     arguments, message = BAD_INPUT[kind]
-    result = run(*(argument.replace("MINE", mine) for argument in arguments))
+    result = run(*(argument.replace("MINE", mine).replace("LINE", "line.vtu") for argument in arguments))
     assert result.exit_code == 2, result.output
     last = result.stderr.splitlines()[-1]
     assert last.startswith("fem-hjb: error: ")
     assert re.search(message, last)
     assert "Traceback" not in result.output
+    assert result.stdout == ""
     assert sum(line.startswith("fem-hjb: error: ") for line in result.stderr.splitlines()) == 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"mine.py", "__pycache__"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"mine.py", "__pycache__", "line.vtu"}
+
+
+def _too_early(*given: Any, **more: Any) -> None:
+    raise AssertionError("the work began")
+
+
+def test_work_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any, **more: Any) -> None:
+        raise FloatingPointError("halfway")
+
+    monkeypatch.setattr("fem_hjb.cli.solve", fails)
+    result = run("solve", "lq", "--out", str(tmp_path / "new" / "deep" / "out"))
+    assert result.exit_code == 2
+    assert "FloatingPointError: halfway" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_debug_lets_the_traceback_through(mine: str) -> None:

@@ -10,15 +10,15 @@ import fem_hjb
 
 # From the ground up. A folder may import from the folders above it, a module of it also from those to its left.
 ORDER = {
-    "support": "errors checks files objects",
+    "support": "errors checks files objects progress",
     "problems": "divergence box laws problem blocks rewards closed_form linear manufactured gauge mixtures zoo",
     "paths": "simulate tree_sum extent sources",
     "spaces": "axes line locate recovery meshes basis mesh_files features mesh spectral tensor space",
     "stepping": "esdirk krylov lawson radau",
     "solutions": "density estimate solution compare files",
     "reference": (
-        "box_background box_grids box_operators mesh_operators box_newton fokker_planck mesh_solve box_solve "
-        "mesh_refine box_tolerance solve"
+        "box_background box_grids box_operators mesh_operators box_newton fokker_planck box_solve box_tolerance "
+        "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
     ),
     "learning": (
         "constraints forms inequality measures active_sets gram estimators system population solve_system fit"
@@ -29,6 +29,8 @@ ORDER = {
         "trial coercivity critical_radius harder_than_regression high_dimension iteration observation_times "
         "self_mitigation"
     ),
+    "cli_input": "",
+    "cli_output": "",
     "cli": "",
 }
 # A module that is itself a folder has an order of its own.

@@ -7,8 +7,9 @@ A new one is a new file here: a docstring whose first line says what it shows, `
 import pkgutil
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
-from fem_hjb.experiments.trial import Trial
+from fem_hjb.experiments.trial import Trial, changed
 from fem_hjb.support.errors import TrialError
 
 
@@ -24,8 +25,28 @@ def get(name: str) -> ModuleType:
     return import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
-def run(name: str, *, quick: bool = False) -> Trial:
-    """Run an experiment as it is configured, or its version of about a minute at most."""
+def configuration(name: str, *, quick: bool = False, **changes: Any) -> Any:
+    """The `Config` of an experiment, or that of its version of about a minute at most, with some fields changed.
+
+    Raises TrialError for an unknown experiment or field, or a value that is not of the field's type.
+
+    >>> configuration("self-mitigation", quick=True, seeds=8).seeds
+    8
+    """
     module = get(name)
-    trial: Trial = module.run(module.QUICK if quick else module.Config())
+    return changed(module.QUICK if quick else module.Config(), changes)
+
+
+def run(name: str, *, quick: bool = False, config: Any = None, **changes: Any) -> Trial:
+    """Run an experiment as `configuration` gives it, or with a `Config` of your own.
+
+    A `Config` is a frozen dataclass; `dataclasses.replace(experiments.get(name).Config(), seeds=8)` makes another.
+    Raises TrialError as `configuration` does, and for a config together with what would change it, or of another kind.
+    """
+    module = get(name)
+    if config is None:
+        config = configuration(name, quick=quick, **changes)
+    elif quick or changes or not isinstance(config, module.Config):
+        raise TrialError(f"give a Config of {name!r} alone, or quick= and the fields to change, got {config!r}")
+    trial: Trial = module.run(config)
     return trial

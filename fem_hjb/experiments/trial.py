@@ -6,10 +6,10 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_args, get_origin, get_type_hints
 
 import numpy as np
 import scipy
@@ -138,12 +138,52 @@ def conclude(
     )
 
 
-def save_trial(folder: str | Path, trial: Trial, figure: Figure) -> list[Path]:
-    """Write NAME.csv (the table), NAME.json (config, claims, versions, seconds) and NAME.png; all or nothing.
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A frozen `Config` with some of its fields replaced.
 
-    Raises OutputError if the folder cannot be written.
+    Raises TrialError for a field that it does not have, naming those it has and their values, and for a value that is
+    not of the field's type. Lists stand for tuples and integers for floats.
+
+    >>> from fem_hjb.experiments.iteration import QUICK
+    >>> changed(QUICK, {"paths": [50, 100], "reward": 2}).reward
+    2.0
     """
-    record = {
+    kinds = get_type_hints(type(config))
+    unknown = sorted(set(changes) - set(kinds))
+    if unknown:
+        known = ", ".join(f"{field.name}={getattr(config, field.name)!r}" for field in dataclasses.fields(config))
+        raise TrialError(f"the configuration has no {', '.join(unknown)}; it is {known}")
+    made = {}
+    for name, value in changes.items():
+        try:
+            made[name] = _of_kind(value, kinds[name])
+        except TypeError as cause:
+            raise TrialError(f"{name} must be of type {_words(kinds[name])}, got {value!r}") from cause
+    return dataclasses.replace(config, **made)
+
+
+def _of_kind(value: Any, kind: Any) -> Any:
+    """The value as one of this type (int, float, str, bool, tuples of them); TypeError if it is not."""
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        if not isinstance(value, tuple | list) or (kinds[-1] is not ... and len(value) != len(kinds)):
+            raise TypeError(kind)
+        each = (kinds[0],) * len(value) if kinds[-1] is ... else kinds
+        return tuple(_of_kind(entry, own) for entry, own in zip(value, each, strict=True))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(kind)
+    return value
+
+
+def _words(kind: Any) -> str:
+    return str(kind) if get_args(kind) else str(kind.__name__)
+
+
+def summary(trial: Trial) -> dict[str, Any]:
+    """Name, title, config, claims, seconds and versions, for a file."""
+    return {
         "experiment": trial.name,
         "title": trial.title,
         "config": dataclasses.asdict(trial.config),
@@ -154,14 +194,28 @@ def save_trial(folder: str | Path, trial: Trial, figure: Figure) -> list[Path]:
         "seconds": trial.seconds,
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
     }
+
+
+def save_trial(folder: str | Path, trial: Trial, figure: Figure) -> list[Path]:
+    """Write NAME.csv (the table), NAME.json (config, claims, versions, seconds) and NAME.png; all or nothing.
+
+    Raises OutputError if the folder cannot be written.
+    """
     with atomic_folder(folder) as part:
-        with (part / f"{trial.name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(trial.columns)
-            writer.writerows(trial.rows)
-        (part / f"{trial.name}.json").write_text(json.dumps(record, indent=2, default=_plain) + "\n", encoding="utf-8")
-        figure.savefig(part / f"{trial.name}.png", dpi=150)
-    return [Path(folder) / f"{trial.name}.{kind}" for kind in ("csv", "json", "png")]
+        names = write_trial(part, trial, figure)
+    return [Path(folder, name) for name in names]
+
+
+def write_trial(folder: Path, trial: Trial, figure: Figure) -> list[str]:
+    """Write the files of `save_trial` into a folder that exists, one after the other; their names."""
+    with (folder / f"{trial.name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(trial.columns)
+        writer.writerows(trial.rows)
+    text = json.dumps(summary(trial), indent=2, default=_plain)
+    (folder / f"{trial.name}.json").write_text(text + "\n", encoding="utf-8")
+    figure.savefig(folder / f"{trial.name}.png", dpi=150)
+    return [f"{trial.name}.{kind}" for kind in ("csv", "json", "png")]
 
 
 def _plain(given: Any) -> Any:

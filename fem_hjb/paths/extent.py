@@ -50,9 +50,9 @@ class Reach:
         return result
 
 
-def reach(problem: ControlProblem) -> Reach:
-    """Read off the law of X_t where it is known, else off simulated paths; the same on every call."""
-    rng = np.random.default_rng(0)
+def reach(problem: ControlProblem, seed: int = 0) -> Reach:
+    """Read off the law of X_t where it is known, else off simulated paths; the same seed gives the same."""
+    rng = np.random.default_rng(seed)
     if problem.marginal is not None:
         times = np.linspace(0.0, problem.horizon, _TIMES)
         samples = [problem.marginal(float(t)).sample(_SAMPLES, rng) for t in times]
@@ -96,6 +96,14 @@ class Truncation:
     box: Box
     excluded_mass: float
     samples: int
+
+
+def checked_box(problem: ControlProblem, box: Box) -> Box:
+    """A box that a user gave for a problem; DomainError if it is none, or of another dimension."""
+    if not isinstance(box, Box) or box.dim != problem.dim:
+        got = f"one of dimension {box.dim}" if isinstance(box, Box) else type(box).__name__
+        raise DomainError(f"box must be a Box of dimension {problem.dim}, got {got}")
+    return box
 
 
 def truncation_box(

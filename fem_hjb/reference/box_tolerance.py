@@ -8,14 +8,13 @@ not resolved, the time tolerance is divided, the box is widened.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
 
-from fem_hjb.paths.extent import box_of, reach
-from fem_hjb.problems.box import BoolArray, Box
+from fem_hjb.paths.extent import box_of, checked_box, reach
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
@@ -27,6 +26,7 @@ from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
+from fem_hjb.support.progress import Progress
 
 MAX_DOFS = {1: 4000, 2: 90_000, 3: 350_000}
 _SHARES = {"space": 0.4, "time": 0.2, "truncation": 0.2}  # of the tolerance, below which a part is left alone
@@ -49,10 +49,11 @@ def solve_to_tolerance(
     form: str | None,
     box: Box | None,
     max_dofs: int | None,
-    progress: Callable[[float], None] | None,
+    progress: Progress | None,
+    seed: int = 0,
 ) -> Solution:
-    """The loop over plans; see the module."""
-    solver = _Solver(problem, rtol, form, box, max_dofs)
+    """The loop over plans; see the module. seed : of the samples that say how far the process goes, and where it is."""
+    solver = _Solver(problem, rtol, form, box, max_dofs, seed)
     plan = replace(solver.resolved(solver.first()), rtol_time=_TIME * rtol)
     for k in range(_MOST_ROUNDS):
         if progress is not None:
@@ -77,10 +78,10 @@ def solve_to_tolerance(
     return replace(solution, error_estimate=combine(value, policy), stats=stats)
 
 
-def largest_norms_of(solution: Any) -> tuple[float, float]:
+def largest_norms_of(solution: Any, seed: int = 0) -> tuple[float, float]:
     """max over t of the norms of value and policy."""
     problem = solution.problem
-    points = law_points(problem)
+    points = law_points(problem, rng=seed)
     return _largest_norms(problem, points, [_evaluate(solution, t, x) for t, x, _ in _each(points)])
 
 
@@ -109,9 +110,7 @@ def _largest_norms(
 
 def _given(problem: ControlProblem, box: Box) -> Box:
     """The user's box, with the faces of problem.domain where it has some."""
-    if not isinstance(box, Box) or box.dim != problem.dim:
-        got = f"one of dimension {box.dim}" if isinstance(box, Box) else type(box).__name__
-        raise DomainError(f"box must be a Box of dimension {problem.dim}, got {got}")
+    checked_box(problem, box)
     if not box.bounded:
         raise DomainError(f"box must have finite faces, got {box}")
     domain = problem.domain
@@ -140,11 +139,11 @@ class _Solver:
     """Solves plans for one problem, each only once, compares what it got, and says what to try next."""
 
     def __init__(
-        self, problem: ControlProblem, rtol: float, form: str | None, box: Box | None, max_dofs: int | None
+        self, problem: ControlProblem, rtol: float, form: str | None, box: Box | None, max_dofs: int | None, seed: int
     ) -> None:
-        self.problem, self.rtol, self.form = problem, rtol, form
-        self.points = law_points(problem)
-        self.reach = reach(problem)
+        self.problem, self.rtol, self.form, self.seed = problem, rtol, form, seed
+        self.points = law_points(problem, rng=seed)
+        self.reach = reach(problem, seed)
         self.box = box_of(problem, self.reach, max(0.01 * rtol**2, 1e-22)) if box is None else _given(problem, box)
         self.given, self.max_dofs = box, max_dofs
         self.limit = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
@@ -213,7 +212,7 @@ class _Solver:
     def _warm_grids(self) -> tuple[FloatArray, ...]:
         """Those found for a temperature ten times as high."""
         hotter = replace(self.problem, temperature=10.0 * self.problem.temperature, exact=None)
-        warm = solve_to_tolerance(hotter, 1e-3, "value", self.given, self.max_dofs, None)
+        warm = solve_to_tolerance(hotter, 1e-3, "value", self.given, self.max_dofs, None, self.seed)
         return tuple(line.grid for line in spectral(warm).lines)
 
     def _refined(self, plan: Plan) -> Plan:
@@ -232,7 +231,7 @@ class _Solver:
         matters more than twice as much.
         """
         rtol = self.rtol
-        plans = perturbed(plan, self.box.where("natural") & self._movable())
+        plans = perturbed(plan, self.box.where("natural"))
         full = self._refined(plan).dofs > self.limit
         parts: dict[str, tuple[float, float]] = {}
         for name in ("space", "time", "truncation") if full else ("time", "space", "truncation"):
@@ -249,7 +248,7 @@ class _Solver:
                 enough = max(enough, 2.0 * max(parts["time"]))
             if name == "truncation" and full:
                 enough = max(enough, 2.0 * max(parts["space"]))
-            if size <= enough or (name == "truncation" and self.given is not None):
+            if size <= enough or (name == "truncation" and self._kept):
                 continue
             better = other
             if name == "space":
@@ -265,12 +264,12 @@ class _Solver:
                 return parts, better
         return parts, None
 
-    def _movable(self) -> BoolArray:
-        """(2, d): the faces that problem.domain does not fix."""
+    @property
+    def _kept(self) -> bool:
+        """Whether the user says where to truncate: by a box, or by finite natural faces of the domain."""
         domain = self.problem.domain
-        if domain is None:
-            return np.ones((2, self.problem.dim), dtype=np.bool_)
-        return ~np.isfinite(np.stack(domain.bounds))
+        cut = domain is not None and bool((domain.where("natural") & np.isfinite(domain.bounds)).any())
+        return cut or self.given is not None
 
     def rows(self, plan: Plan) -> list[tuple[FloatArray, FloatArray]]:
         """v and grad v at the points of comparison, for each time."""

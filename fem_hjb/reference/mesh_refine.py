@@ -11,30 +11,34 @@ which paths do not reach are left coarse, however fast f varies there. The cells
 theta of the sum of eta_c^2 are refined (Doerfler, SIAM J. Numer. Anal. 33, 1996).
 """
 
-import warnings
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal, final
+from typing import final
 
 import numpy as np
 import skfem
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from fem_hjb.paths.extent import truncation_box
+from fem_hjb.paths.extent import checked_box, truncation_box
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.mesh_solve import BoundaryValue, estimate_on_mesh, solve_on_mesh
-from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
+from fem_hjb.reference.mesh_boundary import Boundary, check_boundary
+from fem_hjb.reference.mesh_estimate import estimate_on_mesh
+from fem_hjb.reference.mesh_solve import solve_on_mesh
+from fem_hjb.reference.mesh_truncation import ends_early, unended, with_truncation
+from fem_hjb.reference.tolerance import checked_rtol, judged
+from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import element_named
 from fem_hjb.spaces.mesh import MeshBasis
-from fem_hjb.spaces.mesh_files import as_mesh
+from fem_hjb.spaces.mesh_files import AnyMesh, as_mesh
 from fem_hjb.spaces.meshes import box_mesh, check_mesh, mesh_kind
-from fem_hjb.stepping.esdirk import rtol_in_range
-from fem_hjb.support.checks import FloatArray, IntArray, positive_integer
-from fem_hjb.support.errors import ConvergenceError, DomainError, SpaceError
+from fem_hjb.support.checks import FloatArray, IntArray, Rng, as_seed, positive_integer
+from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
+from fem_hjb.support.progress import Progress, checked_progress, part_of
 
 SIMPLICES = ("line", "tri", "tet")
 START_CELLS = {1: 32, 2: 16, 3: 6}
@@ -44,6 +48,9 @@ _JUST_AFTER = 1 / 16  # of the horizon: instead of 0, where the initial law has 
 _TIME_SHARE = 0.1  # of the tolerance, which the part of time may take
 _LEAST_RTOL_TIME = 1e-13
 _MOST_PASSES = 30
+_FAR, _PASS = 0.1, 0.25  # shares of progress: of the solution without faces, and of each pass in what is left then
+_SOLVED = 0.3  # of a pass: the solution, the rest is its estimate
+_ALONE = 3.0  # times the other parts, which may be wrong by as much: a larger truncation is no matter of the mesh
 _PATHS = 20_000
 _BINS = {1: 256, 2: 64, 3: 24}  # per axis, of the histogram of simulated paths
 _SMOOTHING = 1.5  # bins
@@ -54,29 +61,30 @@ _SAMPLE_STEPS = 64
 
 def refine_on_mesh(
     problem: ControlProblem,
+    mesh: AnyMesh | None = None,
     *,
     rtol: float,
-    mesh: Any = None,
     element: str | None = None,
     cells: int | tuple[int, ...] | None = None,
     box: Box | None = None,
     max_dofs: int = 50_000,
-    boundary: Literal["natural"] | BoundaryValue = "natural",
-    truncation: tuple[float, float] = (0.0, 0.0),
-    progress: Callable[[ErrorEstimate, int], None] | None = None,
+    boundary: Boundary = "natural",
+    rng: Rng = 0,
+    progress: Progress | None = None,
 ) -> Solution:
     """Value and policy to a relative tolerance, on a mesh of lines, triangles or tetrahedra refined where needed.
 
     Parameters
     ----------
-    rtol : what the estimated errors of value and policy, see `ErrorEstimate`, shall both be below.
+    rtol : from 1e-10 to 0.1, what the estimated errors of value and policy, see `ErrorEstimate`, shall both be below.
     mesh : the first mesh, of scikit-fem or the path of a file. Otherwise `box`, by default problem.domain or one that
         paths hardly ever leave, is cut into `cells` per axis, by default 32, 16, 6 in one, two, three dimensions.
     element : "P1" to "P4" (tetrahedra: "P1", "P2"), "P2" if not given.
     max_dofs : no mesh with more unknowns is solved on; the estimates take up to 8 times as many.
     boundary : as in `solve_on_mesh`.
-    truncation : (value, policy), what the faces of the domain do, as in `estimate_on_mesh`.
-    progress : called with the estimate and the number of unknowns after each pass.
+    rng : as in `solve_on_mesh`.
+    progress : called with the fraction of the work done: as nobody knows how many passes it takes, each one counts as a
+        quarter of what is left.
 
     Returns
     -------
@@ -90,50 +98,75 @@ def refine_on_mesh(
     Raises
     ------
     SpaceError, DomainError : element, mesh or box do not fit the problem or each other, or the cells are no simplices.
-    ConvergenceError : rtol is not in [1e-13, 0.1], or the time stepping fails.
+    ConvergenceError : rtol is out of range, or the time stepping fails.
+    InfiniteValueError : the problem is linear-quadratic and its value infinite.
     """
-    rtol = rtol_in_range(rtol, "rtol")
+    if not isinstance(problem, ControlProblem):
+        raise ProblemError(f"refine_on_mesh needs a ControlProblem, got {type(problem).__name__}")
+    rtol, told, seed = checked_rtol(rtol), checked_progress(progress), as_seed(rng)
     max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
-    mesh, name = _first(problem, mesh, element, cells, box)
-    density = _Density(problem)
+    start, name = _first(problem, mesh, element, cells, box, seed)
+    check_boundary(problem, MeshBasis(start, name), boundary)
+    far = unended(problem, rtol, part_of(told, 0.0, _FAR), seed) if ends_early(problem) else None
+    solution, estimate, history = _refined(problem, start, name, boundary, far, rtol, max_dofs, told, seed)
+    if far is None:
+        estimate = with_truncation(estimate, solution, far, rtol, seed)
+        history[-1] |= estimate.as_dict()
+    if told is not None:
+        told(1.0)
+    return judged(solution, estimate, rtol, f"refine_on_mesh (max_dofs={max_dofs})", {"history": history})
+
+
+def _refined(
+    problem: ControlProblem,
+    mesh: skfem.Mesh,
+    element: str,
+    boundary: Boundary,
+    far: Solution | None,
+    rtol: float,
+    max_dofs: int,
+    progress: Progress | None,
+    seed: int,
+) -> tuple[Solution, ErrorEstimate, list[dict[str, float]]]:
+    """The last solution, its estimate (without truncation if `far` is None), and those of all passes."""
+    density = _Density(problem, seed)
     rtol_time = max(_LEAST_RTOL_TIME, _TIME_SHARE * rtol)
     history: list[dict[str, float]] = []
-    solution = solve_on_mesh(problem, mesh=mesh, element=name, rtol_time=rtol_time, boundary=boundary)
+    done = 0.0 if far is None else _FAR
     for _ in range(_MOST_PASSES):
-        estimate = estimate_on_mesh(solution, boundary=boundary, truncation=truncation, max_dofs=8 * max_dofs)
+        begun, done = done, done + _PASS * (1.0 - done)
+        solved = begun + _SOLVED * (done - begun)
+        solution = solve_on_mesh(
+            problem,
+            mesh,
+            element=element,
+            rtol_time=rtol_time,
+            boundary=boundary,
+            progress=part_of(progress, begun, solved),
+        )
+        told = part_of(progress, solved, done)
+        estimate = estimate_on_mesh(solution, boundary=boundary, max_dofs=8 * max_dofs, progress=told, seed=seed)
+        if far is not None:
+            estimate = with_truncation(estimate, solution, far, rtol, seed)
         stats = solution.stats
         history.append({"dofs": stats["dofs"], "cells": stats["cells"], "rtol_time": rtol_time, **estimate.as_dict()})
-        if progress is not None:
-            progress(estimate, stats["dofs"])
-        if estimate.met(rtol) or (estimate.limited_by == "truncation" and estimate.truncation >= rtol):
+        if estimate.met(rtol) or estimate.truncation > max(rtol, _ALONE * (estimate.space + estimate.time)):
             break
         tighten = _TIME_SHARE * rtol < estimate.time < np.inf and rtol_time > _LEAST_RTOL_TIME
         if tighten:
             rtol_time = max(_LEAST_RTOL_TIME, rtol_time / 16)
         if estimate.space > _TIME_SHARE * rtol and estimate.limited_by != "time":
             finer = refine(mesh, mark(policy_indicator(solution, density)))
-            if _unknowns(finer, name) > max_dofs:
+            if MeshBasis(finer, element).n_dofs > max_dofs:
                 break
             mesh = finer
         elif not tighten:
             break
-        solution = solve_on_mesh(problem, mesh=mesh, element=name, rtol_time=rtol_time, boundary=boundary)
-    met = estimate.met(rtol)
-    status = solution.status
-    if not met:
-        complaint = estimate.complaint(rtol, f"refine_on_mesh (max_dofs={max_dofs})")
-        warnings.warn(complaint, ToleranceWarning, stacklevel=2)
-        status = complaint if status == "ok" else f"{status}; {complaint}"
-    changes: dict[str, Any] = {
-        "status": status,
-        "error_estimate": estimate,
-        "stats": {**solution.stats, "history": history},
-    }
-    return replace(solution, **changes)
+    return solution, estimate, history
 
 
 def policy_indicator(
-    solution: Solution, density: "Callable[[float, FloatArray], FloatArray] | None" = None
+    solution: Solution, density: Callable[[float, FloatArray], FloatArray] | None = None
 ) -> FloatArray:
     """eta_c of every cell, (n_cells,), as in the module's docstring.
 
@@ -232,7 +265,12 @@ def refine(mesh: skfem.Mesh, cells: IntArray) -> skfem.Mesh:
 
 
 def _first(
-    problem: ControlProblem, mesh: Any, element: str | None, cells: int | tuple[int, ...] | None, box: Box | None
+    problem: ControlProblem,
+    mesh: AnyMesh | None,
+    element: str | None,
+    cells: int | tuple[int, ...] | None,
+    box: Box | None,
+    seed: int,
 ) -> tuple[skfem.Mesh, str]:
     """The first mesh and the element's name."""
     row = element_named("P2" if element is None else element)
@@ -243,15 +281,11 @@ def _first(
             raise DomainError("give mesh, or cells and box, not both")
         return as_mesh(mesh, problem), row.name
     kind = row.kind_in(problem.dim)
-    chosen = truncation_box(problem).box if box is None else box
+    chosen = truncation_box(problem, rng=seed).box if box is None else checked_box(problem, box)
     counts = START_CELLS[problem.dim] if cells is None else cells
     start = box_mesh(chosen, counts, kind)
     check_mesh(start, problem)
     return start, row.name
-
-
-def _unknowns(mesh: skfem.Mesh, element: str) -> int:
-    return MeshBasis(mesh, element).n_dofs
 
 
 def _times(problem: ControlProblem) -> FloatArray:
@@ -265,11 +299,11 @@ def _times(problem: ControlProblem) -> FloatArray:
 class _Density:
     """p_t(x): the problem's own, or a smoothed histogram of simulated paths, made once for the times of indicators."""
 
-    def __init__(self, problem: ControlProblem) -> None:
+    def __init__(self, problem: ControlProblem, seed: int = 0) -> None:
         self._marginal = problem.marginal
         if self._marginal is not None:
             return
-        paths = np.asarray(sample_paths(problem, n=_PATHS, steps=_SAMPLE_STEPS, rng=0).x)
+        paths = np.asarray(sample_paths(problem, n=_PATHS, steps=_SAMPLE_STEPS, rng=seed).x)
         steps = np.rint(_times(problem) / problem.horizon * _SAMPLE_STEPS).astype(np.int64)
         self._tables: dict[float, tuple[FloatArray, FloatArray, FloatArray] | None] = {}
         for t, k in zip(_times(problem).tolist(), steps, strict=True):

@@ -1,15 +1,15 @@
-r"""`solve`: value and policy of a control problem, to a tolerance or on a mesh.
+r"""`solve`: value and policy of a control problem on boxes, to a tolerance.
 
 A problem that falls apart into independent ones is solved as these (`blocks`), never as a whole; each on boxes, until
-its measured error meets the tolerance (`tolerance`).
+its measured error meets the tolerance (`box_tolerance`). Independent problems that are alike are solved once.
 """
+
+from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -17,52 +17,45 @@ from fem_hjb.problems.blocks import alike, independent_blocks, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_tolerance import largest_norms_of, solve_to_tolerance
-from fem_hjb.reference.mesh_refine import refine_on_mesh
-from fem_hjb.reference.mesh_solve import BoundaryValue, estimate_on_mesh, solve_on_mesh
-from fem_hjb.solutions.compare import compare
-from fem_hjb.solutions.estimate import PARTS, ErrorEstimate, ToleranceWarning
+from fem_hjb.reference.tolerance import checked_rtol, judged
+from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.support.checks import one_of, positive_integer
+from fem_hjb.support.checks import Rng, as_seed, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
+from fem_hjb.support.progress import Progress, checked_progress
 
-_AnySolution = TypeVar("_AnySolution", Solution, ProductSolution)
+Form = Literal["linear", "value"]
+Block = tuple[int, ...]
 
-DEFAULT_RTOL = 1e-4
-LEAST_RTOL = 1e-10
+_EACH = 0.7  # of the tolerance, to which each of several independent problems is solved
 
 
 def solve(
     problem: ControlProblem,
     *,
-    rtol: float | None = None,
-    form: Literal["linear", "value"] | None = None,
+    rtol: float = 1e-4,
+    form: Form | None = None,
     box: Box | None = None,
     max_dofs: int | None = None,
-    mesh: Any = None,
-    element: str | None = None,
-    cells: int | tuple[int, ...] | None = None,
-    steps: int | None = None,
-    rtol_time: float | None = None,
-    boundary: Literal["natural"] | BoundaryValue = "natural",
-    refine: bool = False,
-    progress: Callable[[float], None] | None = None,
+    rng: Rng = 0,
+    progress: Progress | None = None,
 ) -> Solution | ProductSolution:
-    """Value and policy of a problem, to a tolerance or on a mesh.
+    """Value and policy of a problem, to a tolerance.
 
-    With a tolerance (rtol alone, or with the arguments of the first group) everything is chosen here: box, cells,
-    degree, form of the equation, route in time; in any dimension, if the problem falls apart into independent ones of
-    dimension up to three. With arguments of the second group the problem is solved on that mesh; see
-    `mesh_reference.solve_on_mesh` for them. Then rtol asks for an estimate of the error, and with refine=True for a
-    mesh of simplices refined where the policy needs it (`refinement.refine_on_mesh`).
+    Everything else is chosen here: box, cells, degree, form of the equation, route in time; in any dimension, if the
+    problem falls apart into independent ones of dimension up to three. `solve_on_mesh` takes a mesh of yours,
+    `refine_on_mesh` refines one.
 
     Parameters
     ----------
-    rtol : relative error of value and policy, as `compare` measures it: 1e-4 if not given. From 1e-10 to 0.1.
+    rtol : relative error of value and policy, as `compare` measures it: from 1e-10 to 0.1.
     form : "linear" solves for f, "value" for v itself (by Newton's method, or explicitly where v is not stiff). By
         default the linear form where f keeps its relative accuracy in double precision, else the value form.
     box : the box to solve on, which is then kept, whatever its words say of faces that problem.domain does not have; by
         default one that holds the process up to a mass of rtol^2 / 100 on each side of each axis.
     max_dofs : unknowns in space that may be spent; 4000, 90 000, 350 000 in one, two, three dimensions.
+    rng : seed of what is random: the samples that say how far the process goes, and that stand for its law, where that
+        is not known, when errors are measured.
     progress : called with the fraction of the work done, as far as that is known.
 
     Returns
@@ -77,28 +70,15 @@ def solve(
         on any grid tried.
     InfiniteValueError : the problem is linear-quadratic and its value infinite.
     EllipticityError, ProblemError : a coefficient is not elliptic, or not finite, somewhere in the box.
-    DomainError : the box or mesh does not fit, or more than three coordinates hang together.
+    DomainError : the box does not fit, or more than three coordinates hang together.
     """
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"solve needs a ControlProblem, got {type(problem).__name__}")
-    if progress is not None and not callable(progress):
-        raise ConvergenceError(f"progress must be a callable or None, got {progress!r}")
-    tolerance = None if rtol is None else _checked(rtol)
-    on_mesh = {"mesh": mesh, "element": element, "cells": cells, "steps": steps, "rtol_time": rtol_time}
-    if refine or callable(boundary) or any(value is not None for value in on_mesh.values()):
-        given = [
-            name for name, value in (("form", form), ("max_dofs", None if refine else max_dofs)) if value is not None
-        ]
-        if given:
-            raise DomainError(f"{' and '.join(given)} cannot be asked for on a mesh; leave out what belongs to meshes")
-        return _solve_on_mesh(problem, tolerance, on_mesh, box, boundary, refine, max_dofs, progress)
-    if boundary != "natural":
-        raise DomainError(f"boundary must be 'natural' or a callable (t, x) -> v on the boundary, got {boundary!r}")
+    rtol, told, seed = checked_rtol(rtol), checked_progress(progress), as_seed(rng)
     if max_dofs is not None:
         max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
     if form is not None:
         one_of(form, "form", ("linear", "value"), ConvergenceError)
-    tolerance = DEFAULT_RTOL if tolerance is None else tolerance
     started = time.perf_counter()
     blocks = [tuple(range(problem.dim))] if box is not None else independent_blocks(problem)
     largest = max(map(len, blocks))
@@ -107,115 +87,69 @@ def solve(
             f"boxes go up to dimension 3, but {largest} coordinates of {problem.name!r} hang together; learn its value"
             " from paths instead"
         )
+    solution: Solution | ProductSolution
     if len(blocks) == 1:
-        return _finished(solve_to_tolerance(problem, tolerance, form, box, max_dofs, progress), tolerance, started)
-    parts: list[tuple[tuple[int, ...], Solution]] = []
-    for k, block in enumerate(blocks):
-        own = restrict(problem, block, len(blocks))
-        same = next((part for _, part in parts if alike(part.problem, own)), None)
-        part = solve_to_tolerance(own, 0.7 * tolerance, form, None, max_dofs, None) if same is None else same
-        parts.append((block, part))
-        if progress is not None:
-            progress((k + 1) / len(blocks))
-    return _finished(_product(problem, parts), tolerance, started)
-
-
-def _checked(rtol: float) -> float:
-    number = float(rtol) if isinstance(rtol, int | float | np.number) and not isinstance(rtol, bool) else math.nan
-    if not LEAST_RTOL <= number <= 0.1:
-        raise ConvergenceError(
-            f"rtol must be a number from {LEAST_RTOL:g}, what double precision allows, to 0.1, got {rtol!r}"
-        )
-    return number
-
-
-def _finished(solution: _AnySolution, rtol: float, started: float) -> _AnySolution:
-    """With the total of seconds, and a warning and a status that say so if the tolerance is not met."""
-    estimate = solution.error_estimate
+        solution = solve_to_tolerance(problem, rtol, form, box, max_dofs, told, seed)
+        estimate = solution.error_estimate
+    else:
+        distinct, which = _each(problem, blocks, _EACH * rtol, form, max_dofs, told, seed)
+        solution, estimate = _product(problem, blocks, distinct, which, seed)
     if estimate is None:
         raise ConvergenceError("a solution without an estimate")
-    changes: dict[str, Any] = {"stats": {**solution.stats, "seconds": time.perf_counter() - started}}
-    if not estimate.met(rtol):
-        complaint = estimate.complaint(rtol, f"solve({solution.problem.name!r})")
-        warnings.warn(complaint, ToleranceWarning, stacklevel=3)
-        changes["status"] = complaint if solution.status == "ok" else f"{solution.status}; {complaint}"
-    return replace(solution, **changes)
+    seconds = {"seconds": time.perf_counter() - started}
+    return judged(solution, estimate, rtol, f"solve({problem.name!r})", seconds)
 
 
-def _product(problem: ControlProblem, parts: list[tuple[tuple[int, ...], Solution]]) -> ProductSolution:
-    """Errors add up in squares for policies; those of values as if they all had one sign."""
+def _each(
+    problem: ControlProblem,
+    blocks: Sequence[Block],
+    rtol: float,
+    form: Form | None,
+    max_dofs: int | None,
+    progress: Progress | None,
+    seed: int,
+) -> tuple[list[Solution], list[int]]:
+    """The distinct solutions of independent problems, and which of them is that of each block."""
+    distinct: list[Solution] = []
+    which: list[int] = []
+    for k, block in enumerate(blocks):
+        own = restrict(problem, block, len(blocks))
+        known = next((i for i, solution in enumerate(distinct) if alike(solution.problem, own)), None)
+        if known is None:
+            known = len(distinct)
+            distinct.append(solve_to_tolerance(own, rtol, form, None, max_dofs, None, seed))
+        which.append(known)
+        if progress is not None:
+            progress((k + 1) / len(blocks))
+    return distinct, which
+
+
+def _product(
+    problem: ControlProblem, blocks: Sequence[Block], distinct: Sequence[Solution], which: Sequence[int], seed: int
+) -> tuple[ProductSolution, ErrorEstimate]:
+    """The whole of independent solutions; policy errors add up in squares, those of values as if of one sign."""
+    parts = tuple((block, distinct[i]) for block, i in zip(blocks, which, strict=True))
+    norms = [largest_norms_of(solution, seed) for solution in distinct]
+    sizes = np.array([norms[i] for i in which])
     estimates = [part.error_estimate for _, part in parts if part.error_estimate is not None]
-    once = {id(part): largest_norms_of(part) for part in {id(part): part for _, part in parts}.values()}
-    sizes = np.array([once[id(part)] for _, part in parts])
-    whole = np.maximum(
-        np.array(largest_norms_of(ProductSolution(problem=problem, parts=tuple(parts), status="ok"))), 1e-300
-    )
-    value = sum(e.value * s for e, s in zip(estimates, sizes[:, 0], strict=True)) / whole[0]
-    policy = math.sqrt(sum((e.policy * s) ** 2 for e, s in zip(estimates, sizes[:, 1], strict=True))) / whole[1]
+    whole = ProductSolution(problem=problem, parts=parts, status="ok")
+    scales = np.maximum(np.array(largest_norms_of(whole, seed)), 1e-300)
+    value = sum(e.value * s for e, s in zip(estimates, sizes[:, 0], strict=True)) / scales[0]
+    policy = math.sqrt(sum((e.policy * s) ** 2 for e, s in zip(estimates, sizes[:, 1], strict=True))) / scales[1]
     largest = max(max(e.value, e.policy) for e in estimates)
     scale = max(value, policy) / largest if largest > 0 else 0.0
     told = [part.status for _, part in parts if part.status != "ok"]
-    return ProductSolution(
+    product = ProductSolution(
         problem=problem,
-        parts=tuple(parts),
+        parts=parts,
         status="; ".join(told) if told else "ok",
         stats={
-            "form": ", ".join(dict.fromkeys(part.stats["form"] for _, part in parts)),
-            "route": ", ".join(dict.fromkeys(part.stats["route"] for _, part in parts)),
+            "form": ", ".join(dict.fromkeys(solution.stats["form"] for solution in distinct)),
+            "route": ", ".join(dict.fromkeys(solution.stats["route"] for solution in distinct)),
             "why": f"falls apart into {len(parts)} independent problems",
             "dofs": sum(part.stats["dofs"] for _, part in parts),
-            "solves": sum(part.stats["solves"] for part in {id(part): part for _, part in parts}.values()),
+            "solves": sum(solution.stats["solves"] for solution in distinct),
         },
-        error_estimate=ErrorEstimate(
-            value=float(value),
-            policy=float(policy),
-            **{name: scale * max(getattr(e, name) for e in estimates) for name in PARTS},
-        ),
     )
-
-
-def _solve_on_mesh(
-    problem: ControlProblem,
-    rtol: float | None,
-    given: dict[str, Any],
-    box: Box | None,
-    boundary: Literal["natural"] | BoundaryValue,
-    refine: bool,
-    max_dofs: int | None,
-    progress: Callable[[float], None] | None,
-) -> Solution:
-    if refine:
-        refused = [name for name in ("steps", "rtol_time") if given[name] is not None]
-        if refused or rtol is None:
-            raise DomainError(
-                f"refine=True needs rtol and chooses the time steps, got rtol={rtol!r}"
-                + (f" and {', '.join(refused)}" if refused else "")
-            )
-        chosen = {name: given[name] for name in ("mesh", "element", "cells")}
-        if max_dofs is not None:
-            chosen["max_dofs"] = max_dofs
-        return refine_on_mesh(problem, rtol=rtol, box=box, boundary=boundary, **chosen)
-    solution = solve_on_mesh(problem, box=box, boundary=boundary, progress=progress, **given)
-    if rtol is None:
-        return solution
-    started = time.perf_counter()
-    truncation = _truncation_of_mesh(problem, solution, rtol)
-    estimate = estimate_on_mesh(solution, boundary=boundary, truncation=truncation)
-    return _finished(replace(solution, error_estimate=estimate), rtol, started)
-
-
-def _truncation_of_mesh(problem: ControlProblem, solution: Solution, rtol: float) -> tuple[float, float]:
-    """What ending the process at the box around the mesh costs: spectral solutions on this box and on a large one."""
-    if problem.domain is not None and problem.domain.bounded:
-        return 0.0, 0.0
-    lower, upper = solution.space.spatial.box.bounds
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ToleranceWarning)
-        try:  # the natural condition of the mesh is reflection at its faces
-            ended = replace(problem, domain=Box(lower, upper), exact=None)
-        except ProblemError:  # much of the initial law lies outside
-            return math.inf, math.inf
-        near = solve_to_tolerance(ended, 0.1 * rtol, None, None, None, None)
-        far = solve_to_tolerance(problem, 0.1 * rtol, None, None, None, None)
-    row = compare({"near": near}, far, problem=problem).overall("near")
-    return row.value, row.policy
+    shares = {name: scale * max(getattr(e, name) for e in estimates) for name in PARTS}
+    return product, ErrorEstimate(value=float(value), policy=float(policy), **shares)

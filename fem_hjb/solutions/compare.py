@@ -221,7 +221,13 @@ def compare(
     return Comparison(rows=tuple(rows), points=chosen.description)
 
 
-def difference(solution: Solution, richer: Solution, *, undefined: bool = True) -> tuple[float, float]:
+def difference(
+    solution: Solution,
+    richer: Solution,
+    *,
+    undefined: bool = True,
+    rng: Rng = 0,
+) -> tuple[float, float]:
     """Relative difference (value, policy) of two solutions, in the norms of `ErrorEstimate` with `richer` as v.
 
     Points outside the mesh are left out. Those where f <= 0 in one of the two, so that there is no value, count as
@@ -234,10 +240,10 @@ def difference(solution: Solution, richer: Solution, *, undefined: bool = True) 
 
     mesh = from_callables(covered, lambda t, x: np.zeros(x.shape))
     try:
-        row = compare({"this": solution}, richer).overall("this")
+        row = compare({"this": solution}, richer, rng=rng).overall("this")
         lost = row.excluded
         if undefined and lost > 0.0:
-            lost -= compare({"mesh": mesh}, mesh, problem=richer.problem).overall("mesh").excluded
+            lost -= compare({"mesh": mesh}, mesh, problem=richer.problem, rng=rng).overall("mesh").excluded
     except ComparisonError:  # no value on more than half of the mass
         return math.inf, math.inf
     wrong = math.sqrt(lost) if undefined and lost > _ROUNDING else 0.0

@@ -20,6 +20,8 @@ from fem_hjb.spaces.meshes import DIMENSION, KINDS, SAME_POINT, check_cells, che
 from fem_hjb.support.checks import IntArray
 from fem_hjb.support.errors import DomainError
 
+AnyMesh = skfem.Mesh | str | os.PathLike[str]  # a mesh, or the path of a file with one
+
 # meshio's names, and its vertices (VTK's order) in scikit-fem's order.
 _FROM_MESHIO = {
     "line": ("line", [0, 1]),

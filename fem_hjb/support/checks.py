@@ -1,7 +1,7 @@
 """The checks every public boundary shares: shapes, finiteness, frozen arrays, random generators."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -96,6 +96,15 @@ def as_times(t: ArrayLike, horizon: float, name: str = "t", error: type[FemHjbEr
     return np.clip(times, 0.0, horizon)
 
 
+def as_seed(rng: Rng) -> int:
+    """A seed to begin from again and again: an int is it itself, a SeedSequence gives the same one on every call."""
+    return int(rng) if _is_seed(rng) else int(spawn_generators(rng, 1)[0].integers(2**63))
+
+
+def _is_seed(rng: Rng) -> TypeGuard[int]:
+    return isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0
+
+
 def spawn_generators(rng: Rng, count: int) -> list[np.random.Generator]:
     """`count` independent generators; an int or a SeedSequence gives the same ones on every call."""
     if isinstance(rng, np.random.Generator):
@@ -103,6 +112,6 @@ def spawn_generators(rng: Rng, count: int) -> list[np.random.Generator]:
     if isinstance(rng, np.random.SeedSequence):
         fresh = np.random.SeedSequence(rng.entropy, spawn_key=rng.spawn_key, pool_size=rng.pool_size)
         return [np.random.default_rng(seed) for seed in fresh.spawn(count)]
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
+    if not _is_seed(rng):
         raise MeasureError(f"rng must be a non-negative int, a numpy Generator or a SeedSequence, got {rng!r}")
     return [np.random.default_rng(seed) for seed in np.random.SeedSequence(int(rng)).spawn(count)]

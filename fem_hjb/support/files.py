@@ -3,8 +3,8 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fem_hjb.support.errors import OutputError
@@ -47,18 +47,22 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on leaving without an error its files appear in `path`, else in none.
 
-    `path` and its missing parents are created. A new folder appears by one rename; in one that exists the files are
-    replaced one by one, each atomically, and files of other names are left alone.
+    `path` and its missing parents are created; after an error those are gone again. A new folder appears by one rename;
+    in one that exists the files are replaced one by one, each atomically, and files of other names are left alone.
     """
-    target = Path(path)
+    target = Path(path).resolve()  # "." has no name
     if target.exists() and not target.is_dir():
-        raise OutputError(f"cannot write into {target}: it is a file, give the name of a folder")
+        raise OutputError(f"cannot write into {path}: it is a file, give the name of a folder")
+    if target.is_dir() and not os.access(target, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write into {path}: permission denied")
+    missing = [parent for parent in target.parents if not parent.exists()]
+    part = _beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = _beside(target)
         part.mkdir()
     except OSError as cause:
-        raise OutputError(f"cannot write into {target}: {cause}") from cause
+        _remove_empty(missing)
+        raise OutputError(f"cannot write into {path}: {cause}") from cause
     try:
         yield part
         if target.is_dir():
@@ -69,6 +73,14 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OutputError:
         raise
     except OSError as cause:
-        raise OutputError(f"cannot write into {target}: {cause}") from cause
+        raise OutputError(f"cannot write into {path}: {cause}") from cause
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        _remove_empty(missing)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that hold nothing, innermost first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

@@ -119,6 +119,61 @@ def test_command(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["experiment", "nothing"]).exit_code == 2
 
 
+def test_configurations_can_be_changed_field_by_field() -> None:
+    module = experiments.get("iteration")
+    config = experiments.configuration("iteration", quick=True, steps=7, paths=[50, 100], reward=2)
+    assert config == dataclasses.replace(module.QUICK, steps=7, paths=(50, 100), reward=2.0)
+    assert isinstance(config.reward, float)
+    assert experiments.configuration("iteration") == module.Config()
+    nested = experiments.configuration("coercivity", in_time=[[2, 3]])
+    assert nested.in_time == ((2, 3),)
+    for changes, message in (
+        ({"pats": 3}, r"has no pats; it is paths=\(.*seed=1, reward=5.0"),
+        ({"steps": 2.5}, "steps must be of type int, got 2.5"),
+        ({"steps": True}, "steps must be of type int, got True"),
+        ({"paths": 3}, r"paths must be of type tuple\[int, ...\], got 3"),
+        ({"paths": (3, "x")}, "paths must be of type"),
+        ({"reward": "much"}, "reward must be of type float, got 'much'"),
+    ):
+        with pytest.raises(TrialError, match=message):
+            experiments.configuration("iteration", **changes)
+    with pytest.raises(
+        TrialError, match=r"in_time must be of type tuple\[tuple\[int, int\], ...\], got \(\(1, 2, 3\),\)"
+    ):
+        experiments.configuration("coercivity", in_time=((1, 2, 3),))
+
+
+def test_an_experiment_runs_with_a_configuration_of_ones_own() -> None:
+    quick = experiments.get("coercivity").QUICK
+    narrow = dataclasses.replace(quick, half_width=3.0)
+    trial = experiments.run("coercivity", config=narrow)
+    assert trial.config is narrow
+    again = experiments.run("coercivity", quick=True, half_width=3.0)
+    assert again.config == narrow
+    assert again.rows == trial.rows
+    assert again.rows != experiments.run("coercivity", quick=True).rows
+    for more in ({"quick": True}, {"half_width": 2.0}):
+        with pytest.raises(TrialError, match="give a Config of 'coercivity' alone"):
+            experiments.run("coercivity", config=narrow, **more)
+    with pytest.raises(TrialError, match="give a Config of 'coercivity' alone"):
+        experiments.run("coercivity", config=experiments.get("iteration").QUICK)
+
+
+def test_command_with_fields_set_and_json(tmp_path: Path) -> None:
+    options = ["--quick", "--set", "half_width=3", "--set", "deltas=(0.0, 0.1)", "--json", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, ["experiment", "coercivity", *options])
+    found = json.loads(result.stdout)
+    assert result.exit_code == (0 if found["as_expected"] else 1)
+    assert found["config"]["half_width"] == 3.0
+    assert found["config"]["deltas"] == [0.0, 0.1]
+    assert {row["delta"] for row in found["rows"]} == {0.0, 0.1}
+    written = json.loads((tmp_path / "coercivity.json").read_text(encoding="utf-8"))
+    assert {key: found[key] for key in written} == written
+    assert found["files"] == [str(tmp_path / f"coercivity.{kind}") for kind in ("csv", "json", "png")]
+    listing = json.loads(CliRunner().invoke(app, ["experiment", "--json"]).stdout)
+    assert list(listing) == experiments.names()
+
+
 def test_command_fails_when_a_claim_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = experiments.get("coercivity")
     broken = small_trial(

@@ -15,11 +15,11 @@ from fem_hjb.problems.laws import PointMass
 from fem_hjb.reference.mesh_refine import mark, policy_indicator, refine, refine_on_mesh
 from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.solutions.compare import compare
-from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
+from fem_hjb.solutions.estimate import ToleranceWarning
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.meshes import box_mesh, check_mesh
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError, DomainError, SpaceError
+from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 
 KINDS = {1: "line", 2: "tri", 3: "tet"}
 
@@ -196,22 +196,34 @@ def test_adaptive_meshes_beat_uniform_ones_and_those_refined_elsewhere():
     ],
 )
 def test_tolerances_are_met(name: str, dim: int, rtol: float, keywords: Any):
-    seen: list[tuple[ErrorEstimate, int]] = []
+    seen: list[float] = []
     parameters = {key: keywords[key] for key in keywords if key in zoo.parameters(name)}
     rest = {key: keywords[key] for key in keywords if key not in parameters}
     problem = zoo.get(name, dim, **parameters)
-    solution = refine_on_mesh(problem, rtol=rtol, progress=lambda *now: seen.append(now), **rest)
+    solution = refine_on_mesh(problem, rtol=rtol, progress=seen.append, **rest)
     assert problem.exact is not None
     row = compare({"it": solution}, problem.exact, problem=problem).overall("it")
     assert max(row.value, row.policy) <= 1.5 * rtol
     estimate: Any = solution.error_estimate
     assert estimate.met(rtol)
     history = solution.stats["history"]
-    assert [(h["dofs"], h["policy"]) for h in history] == [(n, e.policy) for e, n in seen]
+    assert seen == sorted(seen)
+    assert 0.0 <= seen[0] < 0.1
+    assert seen[-1] == 1.0
+    assert len(seen) > 2 * len(history)
     assert history[-1]["dofs"] == solution.stats["dofs"]
     assert {k: history[-1][k] for k in estimate.as_dict()} == estimate.as_dict()
     assert max(history[0]["value"], history[0]["policy"]) > rtol
     assert history[0]["dofs"] < history[-1]["dofs"]
+
+
+def test_meshes_are_refined_from_the_cells_that_are_given():
+    solution = refine_on_mesh(zoo.get("mixture-diffusion", 1), rtol=3e-2, cells=8)
+    estimate: Any = solution.error_estimate
+    assert solution.stats["history"][0]["cells"] == 8
+    assert solution.method == "mesh"
+    assert estimate.met(3e-2)
+    assert len(solution.stats["history"]) >= 1
 
 
 def test_time_steps_follow_the_tolerance():
@@ -230,7 +242,7 @@ def test_what_could_not_be_met_is_said():
     estimate: Any = solution.error_estimate
     assert not estimate.met(1e-4)
     with pytest.warns(ToleranceWarning, match="limited by truncation: take a larger box"):
-        solution = refine_on_mesh(zoo.get("lq", 1), rtol=1e-2, truncation=(0.0, 0.02))
+        solution = refine_on_mesh(zoo.get("lq", 1), rtol=1e-2, box=Box([-2.1], [2.1]))
     assert len(solution.stats["history"]) < 6
 
 
@@ -249,6 +261,7 @@ def test_a_law_without_closed_form_and_an_absorbing_face():
     np.testing.assert_allclose(stopped.value(0.3, [[-0.7]]), -0.7, atol=1e-12)
 
 
+NOT_A_PROBLEM: Any = "lq"
 QUADS = skfem.MeshQuad.init_tensor(np.linspace(-5, 5, 9), np.linspace(-5, 5, 9))
 
 
@@ -266,7 +279,12 @@ QUADS = skfem.MeshQuad.init_tensor(np.linspace(-5, 5, 9), np.linspace(-5, 5, 9))
         (lambda: refine_on_mesh(zoo.get("lq", 2), rtol=0.1, mesh=QUADS), SpaceError, "not defined on a mesh of quad"),
         (lambda: refine_on_mesh(zoo.get("lq", 2), rtol=0.1, element="Q2"), SpaceError, "'P1' to 'P4', got 'Q2'"),
         (lambda: refine_on_mesh(zoo.get("lq", 1), rtol=0.1, element="hermite"), SpaceError, "got 'hermite'"),
-        (lambda: refine_on_mesh(zoo.get("lq", 1), rtol=0.0), ConvergenceError, "rtol must be a number between"),
+        (lambda: refine_on_mesh(zoo.get("lq", 1), rtol=0.0), ConvergenceError, "rtol must be a number from 1e-10"),
+        (
+            lambda: refine_on_mesh(NOT_A_PROBLEM, rtol=0.1),
+            ProblemError,
+            "refine_on_mesh needs a ControlProblem, got str",
+        ),
         (lambda: refine_on_mesh(zoo.get("lq", 1), rtol=0.1, max_dofs=0), SpaceError, "max_dofs must be a positive"),
         (
             lambda: refine_on_mesh(zoo.get("lq", 2), rtol=0.1, mesh=QUADS, cells=3),

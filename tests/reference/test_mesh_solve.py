@@ -12,8 +12,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.mesh_solve import estimate_on_mesh, solve_on_mesh
-from fem_hjb.solutions.compare import compare
+from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError, PositivityError, ProblemError, SpaceError
@@ -324,6 +323,13 @@ def test_an_undershoot_is_reported_and_kept():
     )
 
 
+def test_a_seed_changes_the_box_that_paths_are_to_stay_in():
+    boxes = [solve_on_mesh(LQ1, cells=8, rng=seed).space.spatial.box.bounds[0][0] for seed in (0, 0, 1)]
+    assert boxes[0] == boxes[1] == solve_on_mesh(LQ1, cells=8).space.spatial.box.bounds[0][0]
+    assert boxes[0] != boxes[2]
+    assert boxes[0] == pytest.approx(boxes[2], rel=0.1)
+
+
 def test_the_same_call_gives_the_same_bits():
     one, two = (solve_on_mesh(zoo.get("lq", 2), cells=8, rtol_time=1e-4) for _ in range(2))
     assert np.array_equal(one.coefficients, two.coefficients)
@@ -401,92 +407,6 @@ def test_the_exit_reward_is_the_value_on_absorbing_faces_and_lies_within_the_gau
         solve_on_mesh(beyond, cells=4)
 
 
-# Estimates
-
-
-def wide(problem: ControlProblem, deviations: float) -> Box | None:
-    """A box whose faces are as many standard deviations away, so that truncation is no part of the error."""
-    if problem.domain is not None:
-        return None
-    assert problem.marginal is not None
-    laws = [problem.marginal(t) for t in np.linspace(0, problem.horizon, 5)]
-    mean = np.array([law.expectation for law in laws])
-    reach = deviations * np.sqrt([np.diag(law.covariance) for law in laws])
-    return Box((mean - reach).min(axis=0), (mean + reach).max(axis=0))
-
-
-def true_errors(solution: Solution) -> tuple[float, float]:
-    """Value and policy, in the norms of estimates."""
-    assert solution.problem.exact is not None
-    row = compare({"it": solution}, solution.problem.exact, problem=solution.problem).overall("it")
-    return row.value, row.policy
-
-
-ESTIMATED: list[tuple[str, int, Any]] = [
-    *[("lq", 1, {"element": e, "cells": 40}) for e in ("P1", "P2", "P3", "P4", "hermite")],
-    *[("mixture-diffusion", 1, {"element": e, "cells": 48}) for e in ("P1", "P3")],
-    *[("brownian-mixture", 1, {"element": e, "cells": 96}) for e in ("P1", "P2", "P3")],
-    ("linear-ou", 1, {"element": "P2", "cells": 32}),
-    *[("reflected", 1, {"element": e, "cells": 32}) for e in ("P1", "P2", "P4")],
-    *[("lq", 2, {"element": e, "cells": n}) for e, n in (("P1", 24), ("P2", 12), ("P3", 10), ("Q2", 12))],
-    *[("reflected", 2, {"element": e, "cells": n}) for e, n in (("P1", 24), ("P2", 12), ("P4", 6), ("hermite", 8))],
-    ("reflected", 3, {"element": "P1", "cells": 6}),
-    # where time steps are the larger part
-    ("lq", 1, {"element": "P4", "cells": 96, "rtol_time": 1e-2}),
-    ("mixture-diffusion", 1, {"element": "P4", "cells": 96, "rtol_time": 1e-3}),
-    ("reflected", 1, {"element": "P4", "cells": 40, "steps": 6}),
-]
-
-
-@pytest.mark.parametrize(("name", "dim", "keywords"), ESTIMATED)
-def test_estimates_are_near_the_errors(name: str, dim: int, keywords: Any):
-    problem = zoo.get(name, dim)
-    deviations = {1: 8.0, 2: 6.0, 3: 5.0}[dim]
-    given = {"rtol_time": 1e-7 if dim == 1 else 1e-4, **keywords} if "steps" not in keywords else keywords
-    solution = solve_on_mesh(problem, box=wide(problem, deviations), **given)
-    estimate = estimate_on_mesh(solution)
-    assert estimate.limited_by == ("time" if keywords.get("rtol_time") or keywords.get("steps") else "space")
-    for true, estimated in zip(true_errors(solution), (estimate.value, estimate.policy), strict=True):
-        assert true <= 3 * estimated
-        assert estimated <= 30 * true
-
-
-@pytest.mark.parametrize(
-    ("dim", "element", "cells"),
-    [(1, "P2", 64), (2, "P2", 16), (2, "Q2", 12), (2, "P3", 8), (2, "hermite", 8), (3, "P2", 4)],
-)
-def test_estimates_from_poorer_classes_are_cautious(dim: int, element: str, cells: int):
-    solution = solve_on_mesh(zoo.get("reflected", dim), element=element, cells=cells, rtol_time=1e-4)
-    estimate = estimate_on_mesh(solution, max_dofs=solution.stats["dofs"])
-    for true, estimated in zip(true_errors(solution), (estimate.value, estimate.policy), strict=True):
-        assert true <= 3 * estimated
-        assert estimated <= 30 * true
-
-
-def test_what_the_faces_do_is_no_part_of_an_estimate_unless_given():
-    solution = solve_on_mesh(zoo.get("lq", 1), box=Box([-2.0], [2.0]), cells=64)
-    estimate = estimate_on_mesh(solution)
-    assert true_errors(solution)[1] > 30 * estimate.policy
-    told = estimate_on_mesh(solution, truncation=(0.02, 0.1))
-    assert told.limited_by == "truncation"
-    assert told.policy == pytest.approx(estimate.policy + 0.1)
-
-
-def test_estimates_need_the_boundary_that_was_used():
-    problem = zoo.get("lq", 1, cov=0.02)
-    assert problem.exact is not None
-    prescribed = solve_on_mesh(problem, box=Box([-1.0], [1.2]), cells=16, boundary=problem.exact.value)
-    estimate = estimate_on_mesh(prescribed, boundary=problem.exact.value)
-    assert max(true_errors(prescribed)) <= 3 * max(estimate.value, estimate.policy)
-    with pytest.raises(DomainError, match="made with a boundary that is prescribed, got one that is natural"):
-        estimate_on_mesh(prescribed)
-    with pytest.raises(DomainError, match="needs a solution of solve_on_mesh, got one by method 'fitted'"):
-        estimate_on_mesh(replace(prescribed, method="fitted"))
-    poor = solve_on_mesh(LQ1, element="P1", cells=8)
-    with pytest.raises(SpaceError, match="which has more than max_dofs=9; raise max_dofs"):
-        estimate_on_mesh(poor, max_dofs=9)
-
-
 # Bad input
 
 LINE = skfem.MeshLine(np.linspace(-5, 5, 21))
@@ -501,6 +421,7 @@ LINE = skfem.MeshLine(np.linspace(-5, 5, 21))
         (LQ1, {"element": "P7"}, SpaceError, "element must be one of .* got 'P7'"),
         (LQ1, {"mesh": LINE, "element": "Q2"}, SpaceError, "not defined on a mesh of line cells"),
         (LQ1, {"element": "Q2"}, SpaceError, "'Q2' is not defined in dimension 1"),
+        (LQ1, {"rtol": 0.5}, ConvergenceError, r"rtol must be a number from 1e-10, .* to 0.1, got 0.5"),
         (LQ1, {"steps": 0}, ConvergenceError, "steps must be a positive integer, got 0"),
         (LQ1, {"steps": 2.5}, ConvergenceError, "steps must be a positive integer, got 2.5"),
         (LQ1, {"steps": 8, "rtol_time": 1e-3}, ConvergenceError, "give steps or rtol_time, not both"),

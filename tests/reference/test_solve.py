@@ -22,6 +22,7 @@ from fem_hjb.support.errors import (
     DomainError,
     EllipticityError,
     InfiniteValueError,
+    MeasureError,
     ProblemError,
     SpaceError,
 )
@@ -196,37 +197,16 @@ def test_no_more_unknowns_are_spent_than_allowed():
     assert spent <= 40
 
 
-# On meshes
-
-
-def test_a_mesh_with_a_tolerance_gets_an_estimate():
-    wide = Box([-5.0], [5.0])
-    solution = solve(LQ, rtol=1e-2, cells=60, box=wide)
-    assert solution.method == "mesh"
-    assert solution.error_estimate.met(1e-2)
-    assert max(errors(solution)) < 1e-2
-    assert solve(LQ, cells=20, box=wide).error_estimate is None
-    with pytest.warns(ToleranceWarning, match="limited by space"):
-        rough = solve(LQ, rtol=1e-4, cells=12, box=wide)
-    assert "limited by space" in rough.status
-
-
-def test_an_estimate_on_a_mesh_sees_its_faces():
-    """Natural faces at two standard deviations and a bit spoil the policy by several per cent."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ToleranceWarning)
-        solution = solve(LQ, rtol=1e-2, cells=40, box=Box([-2.0], [2.0]))
-    assert errors(solution)[1] > 0.03
-    assert solution.error_estimate.limited_by == "truncation"
-    assert 0.2 * errors(solution)[1] < solution.error_estimate.policy < 5 * errors(solution)[1]
-
-
-def test_meshes_are_refined_on_request():
-    solution = solve(MIXTURE, rtol=3e-2, refine=True, cells=8)
-    assert solution.stats["history"][0]["cells"] == 8
-    assert solution.method == "mesh"
-    assert solution.error_estimate.met(3e-2)
-    assert len(solution.stats["history"]) >= 1
+def test_a_domain_that_cuts_the_process_off_is_kept_and_what_that_costs_is_told():
+    cut = replace(MIXTURE, domain=Box([-2.2], [2.2], boundary="natural"))
+    with pytest.warns(ToleranceWarning, match="limited by truncation"):
+        solution = solve(cut, rtol=1e-3)
+    assert isinstance(solution, Solution)
+    assert solution.space.spatial.box.bounds[1][0] == 2.2
+    for true, estimated in zip(
+        errors(solution), (solution.error_estimate.value, solution.error_estimate.policy), strict=True
+    ):
+        assert true / 3 < estimated < 3 * true
 
 
 # Bad input
@@ -252,7 +232,6 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "rtol nan": (LQ, {"rtol": np.nan}, ConvergenceError, "got nan"),
     "form": (LQ, {"form": "log"}, ConvergenceError, "form must be one of 'linear', 'value', got 'log'"),
     "progress": (LQ, {"progress": 3}, ConvergenceError, "progress must be a callable or None, got 3"),
-    "boundary": (LQ, {"boundary": "dirichlet"}, DomainError, "boundary must be 'natural' or a callable"),
     "max_dofs": (LQ, {"max_dofs": -1}, SpaceError, "max_dofs must be a positive integer, got -1"),
     "box of wrong dimension": (LQ, {"box": SQUARE}, DomainError, "a Box of dimension 1, got one of dimension 2"),
     "box that is none": (LQ, {"box": (0, 1)}, DomainError, "a Box of dimension 1, got tuple"),
@@ -270,17 +249,6 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         "the process ends at the faces of .* the box must have them too",
     ),
     "four coupled coordinates": (zoo.get("lq", 4), {}, DomainError, "4 coordinates of 'lq' hang together"),
-    "form on a mesh": (LQ, {"form": "value", "cells": 8}, DomainError, "form cannot be asked for on a mesh"),
-    "max_dofs on a mesh": (LQ, {"max_dofs": 9, "steps": 8}, DomainError, "max_dofs cannot be asked for on a mesh"),
-    "both on a mesh": (LQ, {"form": "linear", "max_dofs": 9, "cells": 8}, DomainError, "form and max_dofs cannot"),
-    "refine without rtol": (LQ, {"refine": True}, DomainError, "refine=True needs rtol .* got rtol=None"),
-    "refine with steps": (LQ, {"refine": True, "rtol": 1e-2, "steps": 8}, DomainError, "rtol=0.01 and steps"),
-    "refine with rtol_time": (
-        LQ,
-        {"refine": True, "rtol": 1e-2, "rtol_time": 1e-3},
-        DomainError,
-        "rtol=0.01 and rtol_time",
-    ),
     "drift not finite": (user(drift=broken), {"box": Box([-3.0], [3.0])}, ProblemError, r"drift\(t, x\) is not finite"),
     "reward not finite": (
         user(terminal_reward=lambda x: np.where(x[..., 0] > 1.5, np.inf, 0.0)),
@@ -333,6 +301,24 @@ def test_a_law_on_an_absorbing_face_is_refused_when_the_problem_is_made():
     problem = user(domain=Box([-1.0], [1.0], boundary="absorbing"), initial_law=Uniform(Box([-0.9], [0.9])))
     with pytest.raises(DomainError, match="box must have them too"):
         solve(problem, box=Box([-2.0], [2.0]))
+
+
+def test_a_seed_changes_the_samples_and_hardly_the_solution():
+    problem = zoo.get("double-well", 1)
+    usual, first, second, drawn = (
+        solve(problem, rtol=1e-3, **how) for how in ({}, {"rng": 0}, {"rng": 7}, {"rng": np.random.default_rng(3)})
+    )
+    boxes = [solution.space.spatial.box.bounds[0][0] for solution in (usual, first, second, drawn)]
+    assert boxes[0] == boxes[1]
+    assert len(set(boxes)) == 3
+    np.testing.assert_array_equal(usual.coefficients, first.coefficients)
+    x = np.linspace(-1.0, 1.0, 21)[:, None]
+    for other in (second, drawn):
+        np.testing.assert_allclose(other.value(0.0, x), usual.value(0.0, x), rtol=1e-3)
+    again = np.random.SeedSequence(5)
+    assert np.array_equal(*(solve(problem, rtol=1e-2, rng=again).coefficients for _ in range(2)))
+    with pytest.raises(MeasureError, match="rng must be a non-negative int"):
+        solve(problem, rng=-1)
 
 
 def test_the_same_call_gives_the_same_bits():

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fem_hjb import Box, LinearDrift, solve
+from fem_hjb import Box, LinearDrift, solve_on_mesh
 from fem_hjb.problems import zoo
 from fem_hjb.spaces import ELEMENTS
 
@@ -70,7 +70,9 @@ def slopes(name, dim, element):
     problem = zoo.get(name, dim=dim, **parameters)
     box = None if half is None else Box([-half] * dim, [half] * dim)
     sizes = SIZES[dim, element]
-    errors = [relative_errors(problem, solve(problem, cells=n, element=element, box=box, **TIME[dim])) for n in sizes]
+    errors = [
+        relative_errors(problem, solve_on_mesh(problem, cells=n, element=element, box=box, **TIME[dim])) for n in sizes
+    ]
     return -np.polyfit(np.log(sizes), np.log(errors), 1)[0]
 
 
@@ -97,7 +99,7 @@ def test_a_drift_that_is_wrong_by_a_per_mille_does_not_converge():
     exact = zoo.get("lq", dim=1)
     wrong = dataclasses.replace(exact, drift=LinearDrift([[-1.001]], [0.0]))
     errors = [
-        relative_errors(wrong, solve(wrong, cells=n, element="P3", box=Box([-6.0], [6.0]), steps=120))
+        relative_errors(wrong, solve_on_mesh(wrong, cells=n, element="P3", box=Box([-6.0], [6.0]), steps=120))
         for n in SIZES[1, "P3"]
     ]
     value, *_ = -np.polyfit(np.log(SIZES[1, "P3"]), np.log(errors), 1)[0]

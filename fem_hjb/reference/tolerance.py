@@ -1,0 +1,43 @@
+"""Tolerances that are asked for: which ones make sense, and what is said when one is not met."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
+from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.support.errors import ConvergenceError
+
+LEAST_RTOL, LARGEST_RTOL = 1e-10, 0.1
+
+_AnySolution = TypeVar("_AnySolution", bound=Solution | ProductSolution)
+
+
+def checked_rtol(rtol: Any, name: str = "rtol") -> float:
+    """A relative tolerance of value and policy; ConvergenceError if it is none or out of range."""
+    number = float(rtol) if isinstance(rtol, int | float | np.number) and not isinstance(rtol, bool) else math.nan
+    if not LEAST_RTOL <= number <= LARGEST_RTOL:
+        raise ConvergenceError(
+            f"{name} must be a number from {LEAST_RTOL:g}, what double precision allows, to {LARGEST_RTOL:g},"
+            f" got {rtol!r}"
+        )
+    return number
+
+
+def judged(
+    solution: _AnySolution, estimate: ErrorEstimate, rtol: float, who: str, stats: Mapping[str, Any]
+) -> _AnySolution:
+    """The solution with this estimate and more stats, and a warning and a status that say so if rtol is not met.
+
+    who : called what in the warning, which points to the caller of the caller.
+    """
+    status = solution.status
+    if not estimate.met(rtol):
+        complaint = estimate.complaint(rtol, who)
+        warnings.warn(complaint, ToleranceWarning, stacklevel=3)
+        status = complaint if status == "ok" else f"{status}; {complaint}"
+    return replace(solution, status=status, error_estimate=estimate, stats={**solution.stats, **stats})
