@@ -272,7 +272,9 @@ def test_the_weak_form_is_the_residual_form_integrated_by_parts(dim, delta, rewa
     assert abs(one.energy - two.energy).max() < 1e-14 * abs(one.energy).max()
     for name in ("increment", "corrected"):
         assert abs(assemble(problem, law, space, estimator=name, delta=delta).form - two.form).max() == 0
-    monkeypatch.setattr(forms, "row_divergence", lambda diffusion, x, spacing, bounds: np.zeros(x.shape))
+    monkeypatch.setattr(
+        "fem_hjb.learning.estimators.row_divergence", lambda diffusion, x, spacing, bounds: np.zeros(x.shape)
+    )
     assert abs(assemble(problem, law, space, estimator="weak", delta=delta).form - two.form).max() > 1e-3 * size
 
 

@@ -7,6 +7,7 @@ from fem_hjb.learning import forms
 from fem_hjb.learning.gram import Located, operator_rows
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.divergence import row_divergence
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import LinearDrift
@@ -335,7 +336,7 @@ def forms_under_the_density(divergence):
 
 def test_integration_by_parts_turns_the_residual_form_into_the_weak_one():
     """int p g (-L f) = int p (weak rows) g + 1/2 int p grad g' Lambda grad f, for a Lambda that varies."""
-    residual, weak = forms_under_the_density(lambda x: forms.row_divergence(diffusion, x, 0.1))
+    residual, weak = forms_under_the_density(lambda x: row_divergence(diffusion, x, 0.1))
     assert np.abs(weak - residual).max() < 1e-11 * np.abs(residual).max()
     _, without = forms_under_the_density(lambda x: 0.0)
     assert np.abs(without - residual).max() > 1e-2 * np.abs(residual).max()
@@ -343,7 +344,7 @@ def test_integration_by_parts_turns_the_residual_form_into_the_weak_one():
 
 def test_row_divergence_is_exact_on_quadratics_and_of_second_order():
     x = np.random.default_rng(0).uniform(-2, 2, (30, 2))
-    np.testing.assert_allclose(forms.row_divergence(diffusion, x, 0.3), diffusion_divergence(x), atol=1e-13)
+    np.testing.assert_allclose(row_divergence(diffusion, x, 0.3), diffusion_divergence(x), atol=1e-13)
 
     def waves(x):
         a, b = x[:, 0], x[:, 1]
@@ -355,7 +356,7 @@ def test_row_divergence_is_exact_on_quadratics_and_of_second_order():
     a, b = x.T
     exact = np.stack([np.cos(a + b) - 0.5 * np.sin(b), -0.5 * np.exp(a - b / 2)], axis=-1)
     steps = 0.1 / 2.0 ** np.arange(5)
-    errors = [np.abs(forms.row_divergence(waves, x, h) - exact).max() for h in steps]
+    errors = [np.abs(row_divergence(waves, x, h) - exact).max() for h in steps]
     assert slope(steps, errors) == pytest.approx(2, abs=0.02)
 
 
@@ -363,7 +364,7 @@ def test_the_current_of_a_reversible_process_vanishes_and_otherwise_is_its_rotat
     """Lambda = 1 + x^2 and b = x - x (1 + x^2)/2 leave the standard normal law invariant, without a current."""
     x = np.linspace(-3, 3, 25)[:, None]
     Lambda = (1 + x**2)[:, :, None]
-    divergence = forms.row_divergence(lambda x: (1 + x**2)[:, :, None], x, 0.1)
+    divergence = row_divergence(lambda x: (1 + x**2)[:, :, None], x, 0.1)
     current = forms.current_velocity(x - x * (1 + x**2) / 2, Lambda, divergence, -x)
     assert np.abs(current).max() < 1e-13
     # dX = (J - 1/2 Lambda) X dt + Lambda^{1/2} dB with J antisymmetric: invariant under N(0, 1), with the current J x
@@ -540,4 +541,4 @@ def test_the_divergence_next_to_a_face_looks_inside_only():
         return np.einsum("mi,ij->mij", 2 * x, np.eye(2))
 
     bounds = np.zeros(2), np.ones(2)
-    np.testing.assert_allclose(forms.row_divergence(diffusion, x, 1e-3, bounds), 2.0, rtol=1e-10)
+    np.testing.assert_allclose(row_divergence(diffusion, x, 1e-3, bounds), 2.0, rtol=1e-10)

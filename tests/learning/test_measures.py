@@ -227,11 +227,15 @@ def test_what_lies_outside_the_domain_is_left_out_and_not_renormalised():
     assert measure.weights.sum() == pytest.approx(inside * problem.horizon, rel=1e-9)
 
 
-def test_law_measure_computes_a_marginal_law_that_is_not_known():
+def test_law_measure_takes_a_marginal_law_that_the_problem_does_not_know():
     """Without the closed form the same measure comes out, score included, and the same Galerkin solution."""
     known = moving()
     space = wide_space(known, cells=24, half=5.0)
-    exact, computed = law_measure(known, space), law_measure(replace(known, marginal=None), space)
+    unknown = replace(known, marginal=None)
+    with pytest.raises(MeasureError, match=r"knows no law of X_t; compute one, .*marginal=fokker_planck.solve"):
+        law_measure(unknown, space)
+    exact = law_measure(known, space)
+    computed = law_measure(unknown, space, marginal=fokker_planck.solve(unknown, rtol=1e-6).marginal)
     assert exact.score is not None
     assert computed.score is not None
     np.testing.assert_array_equal(computed.x, exact.x)
@@ -247,7 +251,7 @@ def test_law_measure_computes_a_marginal_law_that_is_not_known():
 def test_law_measure_of_a_double_well_sees_its_stationary_law():
     problem = zoo.get("double-well", dim=1, kappa=1.0, horizon=6.0)
     space = Space(problem, cells=40, time_cells=3, box=Box([-2.5], [2.5]))
-    measure = law_measure(problem, space)
+    measure = law_measure(problem, space, marginal=fokker_planck.solve(problem, rtol=1e-6).marginal)
     x = np.linspace(-3.0, 3.0, 2001)
     stationary = np.exp(-2 * (x**2 - 1) ** 2)
     for power in (2, 4):

@@ -21,7 +21,6 @@ import pytest
 from distributed import Client, LocalCluster
 
 import fem_hjb as fh
-from fem_hjb.paths import tree_sum as reduction
 from fem_hjb.paths.tree_sum import tree_sum
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, MeasureError
@@ -162,7 +161,7 @@ def test_data_inside_the_task_are_refused_rather_than_sent_with_every_job(
 ) -> None:
     data = np.ones(200_000)
     assert tree_sum(lambda i: data[i], 3, lambda a, b: a + b, executor=processes) == 3.0
-    monkeypatch.setattr(reduction, "_PAYLOAD_BYTES", 1_000_000)
+    monkeypatch.setattr(sys.modules[tree_sum.__module__], "_PAYLOAD_BYTES", 1_000_000)
     with pytest.raises(MeasureError, match=r"takes 2 MB when pickled .* file_source"):
         tree_sum(lambda i: data[i], 3, lambda a, b: a + b, executor=processes)
 

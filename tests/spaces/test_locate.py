@@ -3,13 +3,13 @@
 import tracemalloc
 from pathlib import Path
 
-import fem_hjb.locate as locate
 import numpy as np
 import pytest
 import skfem
 from scipy.spatial import Delaunay
 
 from fem_hjb.problems.box import Box
+from fem_hjb.spaces import locate
 from fem_hjb.spaces.locate import REFERENCE_CORNERS, CellLocator, corner_jacobians
 from fem_hjb.spaces.mesh_files import load_mesh
 from fem_hjb.spaces.meshes import DIMENSION, KINDS, box_mesh, mesh_kind
