@@ -1,5 +1,7 @@
 """Trajectories of the uncontrolled, or of a controlled, process."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
