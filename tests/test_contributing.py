@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES += sorted(str(path.relative_to(ROOT)) for kind in ("docs/*.md", "notebooks/*.py") for path in ROOT.glob(kind))
 EXAMPLES = {
     part.splitlines()[0]: code
     for part in text("CONTRIBUTING.md").split("\n## ")[1:]
@@ -182,3 +185,16 @@ def test_the_changelog_says_where_names_have_moved() -> None:
                 assert not hasattr(fh, name)
         for path in re.findall(r"fh\.((?:\w+\.)*\w+)", new):
             attrgetter(path)(fh)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_and_files_that_the_pages_mention_exist(page: str) -> None:
+    for path in re.findall(r"\bfh\.((?:\w+\.)*\w+)", text(page)):
+        attrgetter(path)(fh)
+    for module, names in re.findall(r"^from (fem_hjb[\w.]*) import (.*)$", text(page), re.MULTILINE):
+        for name in names.split(", "):
+            assert hasattr(import_module(module), name), (module, name)
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text(page)):
+        assert ((ROOT / page).parent / link).exists(), link
+    for file in re.findall(r"`((?:fem_hjb|tests|docs|benchmarks|notebooks)/[\w./]*)`", text(page)):
+        assert (ROOT / file).exists(), file

@@ -60,7 +60,7 @@ def fit(
 
     Parameters
     ----------
-    data : `Paths`; a `PathSource` (`samples`: chunks of a file, or simulated again on every pass); or a `Measure`
+    data : `Paths`; a `PathSource` (`paths`: chunks of a file, or simulated again on every pass); or a `Measure`
         (`empirical_measure`, `law_measure`, `sampled_law_measure`).
     space : a `Space`; or "auto": `cross_validate` chooses among classes of growing size on a common box (see there),
         fitted without constraint, and the table of what was tried is `stats["tried"]`.
@@ -79,7 +79,7 @@ def fit(
         penalty asks for f_T in mean square only, which is more accurate for f in a coarse class, but leaves log f,
         hence policies near T, to chance where f_T is small: take "interpolated" where the policy matters.
     delta : weight of the Sobolev-weighted tests. Positive, B is bounded and not only coercive in the norm
-        E[f, f] = int E[f^2 + |grad f|_Lambda^2 + delta (d_t f)^2] + terms at 0 and T (see `assembly.System`); terms at
+        E[f, f] = int E[f^2 + |grad f|_Lambda^2 + delta (d_t f)^2] + terms at 0 and T (see `system.System`); terms at
         T which vanish at the solution are added. Not for the least-squares estimators "regression" and "residual".
     smoothing : in paths: on every space-time cell f is asked to be smooth with the weight of that many paths
         crossing it; smooth meaning a small time derivative and small second derivatives in space (first ones for

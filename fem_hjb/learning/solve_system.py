@@ -2,7 +2,7 @@ r"""The variational inequality for f under a measure: its solution in a class, f
 
 In a closed convex set F of a class of space-time functions find f in F with B[f, g - f] >= l(g - f) for all g in F;
 where F is the whole class that is B[f, g] = l(g). B and l are integrals against a measure (`estimators` says of what,
-`assembly` sums them up). Under trajectories this is the least-squares-like learning of f (arXiv 2509.02528); under the
+`system` sums them up). Under trajectories this is the least-squares-like learning of f (arXiv 2509.02528); under the
 law itself it is a Galerkin method. Both are solved by the code below.
 """
 

@@ -1,6 +1,6 @@
 r"""One problem on boxes, to a tolerance: plans are solved, judged by what their neighbours differ by, and refined.
 
-Each plan (`grids.Plan`) is solved by `box_solve`, and again with each of three things changed on its own: cells of
+Each plan (`box_grids.Plan`) is solved by `box_solve`, and again with each of three things changed on its own: cells of
 a higher degree, a smaller tolerance in time, a larger box. The differences, in the norms of `compare`, are the parts of
 the estimate: what is returned is the solution whose error they measure, not the richer ones they are measured with. As
 long as a part exceeds its share of the tolerance, what it stands for is refined: cells are halved where the policy is
