@@ -17,7 +17,8 @@ ORDER = {
     "stepping": "esdirk krylov lawson radau",
     "solutions": "density estimate norms solution compare files",
     "reference": (
-        "box_background box_grids box_operators mesh_operators box_newton fokker_planck box_solve box_tolerance "
+        "faces box_background box_grids box_operators box_cells mesh_operators box_newton box_solve box_tolerance "
+        "fokker_planck_start fokker_planck_box fokker_planck_automatic fokker_planck_mesh fokker_planck "
         "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
     ),
     "learning": (
