@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import solve_banded
 
-from fem_hjb.evaluation.control_error import control_error, objectives
+from fem_hjb.evaluation import control_error, objectives
 from fem_hjb.problems import zoo
 from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.solution import ProductSolution

@@ -15,15 +15,16 @@ ORDER = {
     "paths": "simulate tree_sum extent sources",
     "spaces": "axes line locate recovery meshes basis mesh_files features mesh spectral tensor space",
     "stepping": "esdirk krylov lawson radau",
-    "solutions": "density estimate solution compare files",
+    "solutions": "density estimate norms solution compare files",
     "reference": (
-        "box_background box_grids box_operators mesh_operators box_newton fokker_planck box_solve box_tolerance "
+        "faces box_background box_grids box_operators box_cells mesh_operators box_newton box_solve box_tolerance "
+        "fokker_planck_start fokker_planck_box fokker_planck_automatic fokker_planck_mesh fokker_planck "
         "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
     ),
     "learning": (
         "constraints forms inequality measures active_sets gram estimators system population solve_system fit"
     ),
-    "evaluation": "control_error",
+    "evaluation": "controlled_law expectation control_error objectives",
     "plotting": "pictures",
     "experiments": (
         "trial coercivity critical_radius harder_than_regression high_dimension iteration observation_times "

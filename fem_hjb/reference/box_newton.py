@@ -36,13 +36,13 @@ from typing import Any, final
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.linalg.lapack import dgbtrf, dgbtrs
 from scipy.sparse.linalg import LinearOperator, gmres, splu
 
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_operators import BoxOperators, Fields
+from fem_hjb.reference.faces import truncated
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.axes import apply_all, lagrange_weights
 from fem_hjb.spaces.line import LineBasis
@@ -250,11 +250,10 @@ def _faces(problem: ControlProblem, basis: SpectralBasis) -> tuple[FloatArray, F
     The weak Laplacian makes d w/dn = 0. Reflection is d (v0 + w)/dn = 0: so d_k v0 times the latter is added to it.
     """
     bounds, domain = np.stack(basis.box.bounds), problem.domain
-    cut: NDArray[np.bool_] = np.ones(bounds.shape, dtype=np.bool_)
+    cut = truncated(problem)
     if domain is not None:
         if domain.absorbing:
             raise DomainError("Newton's method on boxes does not stop processes at absorbing faces; solve on a mesh")
-        cut = domain.where("natural")
         own = np.stack(domain.bounds)
         if not np.allclose(bounds[~cut], own[~cut], rtol=0.0, atol=1e-9 * float(np.ptp(bounds, axis=0).max())):
             raise DomainError(

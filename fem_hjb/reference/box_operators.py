@@ -140,6 +140,11 @@ class BoxOperators:
                 result += factor * apply_axis(self.D[k], slopes[m], k)
         return result
 
+    def dense(self, fields: Fields) -> FloatArray:
+        """L as a dense matrix, in one dimension."""
+        half = np.broadcast_to(0.5 * fields.diffusion[0, 0], fields.rate.shape)
+        return np.asarray(fields.drift[0][:, None] * self.D[0] + half[:, None] * self.second[0] + np.diag(fields.rate))
+
     def _inward(self) -> BoolArray:
         """(2, d): the faces on which the drift of u points inwards everywhere, at a few times."""
         result: BoolArray = np.ones((2, self.dim), dtype=np.bool_)

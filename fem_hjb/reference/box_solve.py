@@ -23,11 +23,12 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
-from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.box_cells import Cells, March, reversed_grid
 from fem_hjb.reference.box_newton import solve_value
 from fem_hjb.reference.box_operators import BoxOperators, Fields, SeparableInverse, SeparableOperator
+from fem_hjb.reference.faces import absorbed_nodes, truncated
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.axes import apply_axis, apply_sum
 from fem_hjb.spaces.line import LineBasis
@@ -35,7 +36,7 @@ from fem_hjb.spaces.space import Space
 from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.stepping.esdirk import LinearSystem, Solve, esdirk
 from fem_hjb.stepping.krylov import rational_krylov
-from fem_hjb.stepping.lawson import LawsonStep, lawson
+from fem_hjb.stepping.lawson import lawson
 from fem_hjb.stepping.radau import radau
 from fem_hjb.support.checks import FloatArray, IntArray, one_of
 from fem_hjb.support.errors import ConvergenceError
@@ -45,20 +46,8 @@ _LAWSON_STEPS = 2000  # that stability may ask for, beyond which implicit steps 
 _DENSE = 400  # unknowns in one dimension up to which matrices are treated as dense
 _DEEPEST = 30.0  # -log u up to which the linear form keeps the relative accuracy of u
 _STAGES = 5
-_STRAIGHT = 10.0  # tolerances by which the trapezoidal rule may miss a step that a cubic follows without a check
-_MOST_PARTS = 7  # doublings of the parts a step is cut into
 _FREEZES = 24  # intervals of time over which the separable part is frozen
 _OUTPUT_CELLS = 64  # of the exponential route, where every time is as good as any other
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _March:
-    """u at the nodes of a time basis (rows, in increasing t), and counts."""
-
-    line: LineBasis
-    rows: FloatArray
-    counts: dict[str, Any]
 
 
 def solve_on_box(
@@ -76,7 +65,7 @@ def solve_on_box(
     counts of the route.
     """
     started = time.perf_counter()
-    operators = BoxOperators(problem, basis, gauge, truncated=_truncated(problem))
+    operators = BoxOperators(problem, basis, gauge, truncated=truncated(problem))
     chosen, why = (
         _route(operators, linear) if route is None else (one_of(route, "route", ROUTES, ConvergenceError), "asked for")
     )
@@ -150,27 +139,9 @@ def _route(operators: BoxOperators, linear: bool) -> tuple[str, str]:
     return "krylov", f"what is not separable is too stiff for explicit steps ({steps:.0f} of them)"
 
 
-def _truncated(problem: ControlProblem) -> BoolArray:
-    """(2, d): the faces at which the box ends but the process does not."""
-    if problem.domain is None:
-        return np.ones((2, problem.dim), dtype=np.bool_)
-    return problem.domain.where("natural")
-
-
 def _fixed(operators: BoxOperators) -> IntArray:
     """Unknowns at absorbing faces."""
-    domain = operators.problem.domain
-    nodes = operators.basis.nodes
-    mask = np.zeros(len(nodes), dtype=np.bool_)
-    if domain is not None:
-        lower, upper = domain.bounds
-        for k, (low, high) in enumerate(domain.faces):
-            reach = 1e-9 * (nodes[:, k].max() - nodes[:, k].min())
-            if low == "absorbing":
-                mask |= nodes[:, k] <= lower[k] + reach
-            if high == "absorbing":
-                mask |= nodes[:, k] >= upper[k] - reach
-    return np.flatnonzero(mask)
+    return np.flatnonzero(absorbed_nodes(operators.problem, operators.basis))
 
 
 def _prescribed(operators: BoxOperators, fixed: IntArray) -> Callable[[float], FloatArray]:
@@ -189,26 +160,19 @@ def _time(problem: ControlProblem, s: float) -> float:
     return float(min(max(problem.horizon - s, 0.0), problem.horizon))
 
 
-def _matrix(operators: BoxOperators, fields: Fields) -> FloatArray:
-    """L as a dense matrix, in one dimension."""
-    D, second = operators.D[0], operators.second[0]
-    half = np.broadcast_to(0.5 * fields.diffusion[0, 0], fields.rate.shape)
-    return np.asarray(fields.drift[0][:, None] * D + half[:, None] * second + np.diag(fields.rate))
-
-
-def _exponential(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> _March:
+def _exponential(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> March:
     _needs_linear(linear, "exponential")
     T = operators.problem.horizon
     line = LineBasis(np.linspace(0.0, T, _OUTPUT_CELLS + 1), "P4")
-    flow = scipy.linalg.expm(_matrix(operators, operators.fields(0.0)) * (T / (line.n_dofs - 1)))
+    flow = scipy.linalg.expm(operators.dense(operators.fields(0.0)) * (T / (line.n_dofs - 1)))
     rows = np.empty((line.n_dofs, u.size))
     rows[-1] = u
     for k in range(line.n_dofs - 2, -1, -1):
         rows[k] = flow @ rows[k + 1]
-    return _March(line, rows, {"steps": line.n_dofs - 1})
+    return March(line, rows, {"steps": line.n_dofs - 1})
 
 
-def _collocation(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> _March:
+def _collocation(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> March:
     _needs_linear(linear, "collocation")
     problem = operators.problem
     fixed = _fixed(operators)
@@ -217,7 +181,7 @@ def _collocation(operators: BoxOperators, u: FloatArray, rtol: float, linear: bo
     def matrix(s: float) -> FloatArray:
         fields = operators.fields(_time(problem, s))
         if cache[0] is not fields:
-            cache[:] = [fields, _matrix(operators, fields)]
+            cache[:] = [fields, operators.dense(fields)]
         return np.asarray(cache[1])
 
     steps = list(
@@ -234,18 +198,12 @@ def _collocation(operators: BoxOperators, u: FloatArray, rtol: float, linear: bo
         )
     )
     ends = np.array([0.0, *(step.t + step.h for step in steps)])
-    line = LineBasis(_reversed(ends, problem.horizon), "P4")
+    line = LineBasis(reversed_grid(ends, problem.horizon), "P4")
     rows = [steps[0].f0]
     for step in steps:
         rows += [step.dense(0.25), step.dense(0.5), step.dense(0.75), step.f1]
     counts = {"steps": len(steps), "rejected": sum(step.rejected for step in steps)}
-    return _March(line, np.array(rows[::-1]), counts)
-
-
-def _reversed(ends: FloatArray, horizon: float) -> FloatArray:
-    grid = horizon - ends[::-1]
-    grid[0], grid[-1] = 0.0, horizon
-    return np.asarray(grid)
+    return March(line, np.array(rows[::-1]), counts)
 
 
 @final
@@ -301,11 +259,11 @@ class _Split:
         return first + second + self._steering
 
 
-def _lawson(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> _March:
+def _lawson(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> March:
     problem = operators.problem
     split = _Split(operators, linear)
     scale = 0.0 if linear else max(operators.norm(problem.y(operators.basis.nodes)), problem.temperature)
-    cells = _Cells(operators.norm, 3.0 * rtol, scale)
+    cells = Cells(operators.norm, 3.0 * rtol, scale)
     counts = {"steps": 0, "rejected": 0, "evaluations": 0, "exponentials": 0, "limited_by_stability": 0}
     for step in lawson(
         split.separable,
@@ -326,75 +284,6 @@ def _lawson(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -
         counts["steps"] += 1
         counts["limited_by_stability"] += step.limited
     return cells.march(u, problem.horizon, counts)
-
-
-@final
-class _Cells:
-    """Steps joined into longer cells in time, as long as a cubic through both ends fits the states between."""
-
-    def __init__(self, norm: Callable[[FloatArray], float], tolerance: float, scale: float) -> None:
-        self._norm, self._tolerance, self._scale = norm, tolerance, scale
-        self._rows: list[FloatArray] = []
-        self._ends: list[float] = []
-        self._open: list[tuple[float, float, Any, Any]] = []
-
-    def add(self, step: LawsonStep, first: Any, last: Any) -> None:
-        """Join a step, or, if it is so long that a cubic does not follow u within it, keep it in parts of its own."""
-        parts = self._parts(step, first, last)
-        if parts > 1:
-            self._close()
-            h = step.h / parts
-            for k in range(parts):
-                inside = [step.dense((k + theta) / parts) for theta in (1 / 3, 2 / 3)]
-                end = step.dense((k + 1) / parts) if k + 1 < parts else last[0]
-                self._rows += [*inside, end]
-                self._ends.append(step.t + (k + 1) * h)
-            return
-        if self._open and not self._fits(step.t + step.h, last):
-            self._close()
-        self._open.append((step.t, step.h, first, last))
-
-    def _parts(self, step: LawsonStep, first: Any, last: Any) -> int:
-        """Into how many parts a step must be cut, by the error of the cubic through its ends in the middle."""
-        size = max(self._norm(last[0]), self._norm(first[0]), self._scale)
-        bent = self._norm(last[0] - first[0] - 0.5 * step.h * (first[1] + last[1]))
-        if bent <= _STRAIGHT * self._tolerance * size:
-            return 1
-        missed = self._norm(step.dense(0.5) - _hermite(0.5, step.h, first, last)) / (self._tolerance * size)
-        return 1 if missed <= 1 else 1 << min(int(np.ceil(np.log2(missed) / 4)) + 1, _MOST_PARTS)
-
-    def _fits(self, end: float, last: Any) -> bool:
-        begin, _, first, _ = self._open[0]
-        length = end - begin
-        size = max(self._norm(last[0]), self._scale)
-        middle = self._open[len(self._open) // 2 :][0]
-        at = middle[0] + middle[1]
-        guess = _hermite((at - begin) / length, length, first, last)
-        return self._norm(guess - middle[3][0]) <= self._tolerance * size
-
-    def _close(self) -> None:
-        if not self._open:
-            return
-        t, _, first, _ = self._open[0]
-        end, h, _, last = self._open[-1]
-        length = end + h - t
-        self._rows += [_hermite(theta, length, first, last) for theta in (1 / 3, 2 / 3)] + [last[0]]
-        self._ends.append(end + h)
-        self._open = []
-
-    def march(self, start: FloatArray, horizon: float, counts: dict[str, Any]) -> _March:
-        self._close()
-        rows = np.array([row.ravel() for row in [start, *self._rows]][::-1])
-        return _March(LineBasis(_reversed(np.array([0.0, *self._ends]), horizon), "P3"), rows, counts)
-
-
-def _hermite(theta: float, h: float, first: Any, last: Any) -> FloatArray:
-    rest = 1.0 - theta
-    return np.asarray(
-        rest**2 * (1 + 2 * theta) * first[0]
-        + theta**2 * (3 - 2 * theta) * last[0]
-        + h * theta * rest * (rest * first[1] - theta * last[1])
-    )
 
 
 @final
@@ -440,7 +329,7 @@ class _Stiffness:
         return self.operators.apply(self.fields, u.reshape(self.operators.shape)).ravel()
 
 
-def _krylov(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> _March:
+def _krylov(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> March:
     _needs_linear(linear, "krylov")
     system = _BoxSystem(operators)
     counts = {"steps": 0, "rejected": 0, "linear_solves": 0}
@@ -452,11 +341,11 @@ def _krylov(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -
         counts["steps"] += 1
         counts["rejected"] += step.rejected
         counts["linear_solves"] += step.solves
-    line = LineBasis(_reversed(np.array(ends), operators.problem.horizon), "P3")
-    return _March(line, np.array(rows[::-1]), {**counts, "iterations": operators.iterations})
+    line = LineBasis(reversed_grid(np.array(ends), operators.problem.horizon), "P3")
+    return March(line, np.array(rows[::-1]), {**counts, "iterations": operators.iterations})
 
 
-def _rational(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> _March:
+def _rational(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool) -> March:
     _needs_linear(linear, "rational-krylov")
     T = operators.problem.horizon
     fields = operators.fields(0.0)
@@ -475,7 +364,7 @@ def _rational(operators: BoxOperators, u: FloatArray, rtol: float, linear: bool)
         inner=operators.weights,
     )
     counts = {"steps": 0, "linear_solves": states.solves, "iterations": operators.iterations}
-    return _March(line, states.states.reshape(line.n_dofs, -1)[::-1].copy(), counts)
+    return March(line, states.states.reshape(line.n_dofs, -1)[::-1].copy(), counts)
 
 
 def _needs_linear(linear: bool, route: str) -> None:
@@ -483,7 +372,7 @@ def _needs_linear(linear: bool, route: str) -> None:
         raise ConvergenceError(f"the route {route!r} solves the linear form only; take 'lawson' or 'newton'")
 
 
-_MARCHES: dict[str, Callable[[BoxOperators, FloatArray, float, bool], _March]] = {
+_MARCHES: dict[str, Callable[[BoxOperators, FloatArray, float, bool], March]] = {
     "exponential": _exponential,
     "collocation": _collocation,
     "lawson": _lawson,

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.faces import absorbed_nodes, check_reflection
 from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.space import SplineBasis
 from fem_hjb.support.checks import FloatArray, IntArray
@@ -44,36 +44,12 @@ def check_boundary(problem: ControlProblem, basis: SpatialBasis, boundary: Any) 
             f"element {basis.element!r} takes no values on absorbing faces, as its coefficients there are slopes too;"
             " use a continuous element such as 'P2' or 'Q2'"
         )
-    _check_reflection(problem, basis)
+    check_reflection(problem, basis)
 
 
 def kind_of(boundary: Any) -> str:
     """ "prescribed" or "natural"."""
     return "prescribed" if callable(boundary) else "natural"
-
-
-def _check_reflection(problem: ControlProblem, basis: SpatialBasis) -> None:
-    """The natural condition <Lambda grad f, n> = 0 is reflection along n only where Lambda n is parallel to n."""
-    domain = problem.domain
-    if domain is None or problem.dim == 1:
-        return
-    for side, axis in np.argwhere(domain.where("reflecting")).tolist():
-        on_face = _on_face(basis, domain, side, axis)
-        for t in (0.0, 0.5 * problem.horizon, problem.horizon):
-            rows = problem.Lambda(t, basis.nodes[on_face])[:, axis]
-            if np.abs(np.delete(rows, axis, axis=1)).max() > 1e-10 * np.abs(rows).max():
-                raise DomainError(
-                    f"reflection along the normal needs a diffusion without off-diagonal entries in row {axis} on the"
-                    f" faces across axis {axis}: with others the weak form reflects along Lambda n instead; rotate the"
-                    " coordinates, or use a domain far from where the process goes, which does not reflect"
-                )
-
-
-def _on_face(basis: SpatialBasis, domain: Box, side: int, axis: int) -> BoolArray:
-    """Which nodes lie on the lower (side 0) or upper (side 1) face of the domain across an axis."""
-    lower, upper = basis.box.bounds
-    gap = np.abs(basis.nodes[:, axis] - domain.bounds[side][axis])
-    return np.asarray(gap < 1e-9 * (upper[axis] - lower[axis]))
 
 
 def prescribed(
@@ -85,8 +61,7 @@ def prescribed(
     domain = problem.domain
     if domain is None or not domain.absorbing:
         return np.empty(0, dtype=np.int64), None
-    faces = [_on_face(basis, domain, side, axis) for side, axis in np.argwhere(domain.where("absorbing")).tolist()]
-    return np.flatnonzero(np.logical_or.reduce(faces)), problem.exit_reward
+    return np.flatnonzero(absorbed_nodes(problem, basis)), problem.exit_reward
 
 
 def raised(gauged: Gauge, problem: ControlProblem, faces: FloatArray, instants: FloatArray) -> Gauge:

@@ -13,6 +13,7 @@ import numpy as np
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_tolerance import solve_to_tolerance
+from fem_hjb.reference.faces import truncated
 from fem_hjb.solutions.compare import compare
 from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.solutions.solution import Solution
@@ -24,7 +25,7 @@ _SHARE = 0.1  # of the tolerance, to which the spectral solution is made
 
 def ends_early(problem: ControlProblem) -> bool:
     """Whether a mesh has faces at which it ends and the process does not."""
-    return problem.domain is None or bool(problem.domain.where("natural").any())
+    return bool(truncated(problem).any())
 
 
 def unended(problem: ControlProblem, rtol: float, progress: Progress | None = None, seed: int = 0) -> Solution | None:

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 
-from fem_hjb.evaluation.control_error import control_error, objectives
+from fem_hjb.evaluation import control_error, objectives
 from fem_hjb.paths.simulate import Policy, sample_paths
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box

@@ -10,11 +10,14 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Law, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.reference import fokker_planck
+from fem_hjb.reference import fokker_planck_box, fokker_planck_start
 from fem_hjb.reference.box_operators import BoxOperators
 from fem_hjb.reference.fokker_planck import solve
+from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.solutions.density import DensityLaw
+from fem_hjb.spaces.axes import apply_sum
 from fem_hjb.spaces.meshes import box_mesh
+from fem_hjb.spaces.space import spatial_basis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 
@@ -98,7 +101,7 @@ def test_convergence_in_the_degree_is_spectral():
 
 def test_without_the_transpose_neither_density_nor_mass_is_right(monkeypatch):
     problem = zoo.get("lq", dim=1, mean=0.7, cov=0.2)
-    monkeypatch.setattr(fokker_planck, "_adjoint", lambda matrix, weights: matrix)
+    monkeypatch.setattr(fokker_planck_box, "_adjoint", lambda matrix, weights: matrix)
     solution = solve(problem, basis=spectral(-5.0, 6.0, 10, 10))
     assert error(solution, known(problem)) > 0.1
     assert solution.stats["mass"]["drift"] > 0.1
@@ -109,8 +112,8 @@ def test_without_the_transpose_neither_density_nor_mass_is_right(monkeypatch):
 def test_the_adjoint_is_one(dim):
     problem = zoo.get("lq", dim=dim)
     basis = spectral(-4.0, 5.0, 3, 6, dim)
-    adjoint = fokker_planck._Adjoint(
-        BoxOperators(problem, basis, fokker_planck._gauge(problem)), np.zeros(basis.n_dofs, dtype=np.bool_)
+    adjoint = fokker_planck_box._Adjoint(
+        BoxOperators(problem, basis, fokker_planck_start.no_gauge(problem)), np.zeros(basis.n_dofs, dtype=np.bool_)
     )
     operators = adjoint.operators
     u, q = np.random.default_rng(0).standard_normal((2, *basis.shape))
@@ -118,7 +121,7 @@ def test_the_adjoint_is_one(dim):
     left = (operators.weights * operators.apply(fields, u) * q).sum()
     assert abs(left - (operators.weights * u * adjoint.apply(0.3, q)).sum()) < 1e-10 * abs(left)
     frozen = adjoint.separable(0.3)
-    split = adjoint.remainder(0.3, q, frozen) + fokker_planck.apply_sum(frozen, q)
+    split = adjoint.remainder(0.3, q, frozen) + apply_sum(frozen, q)
     assert np.abs(split - adjoint.apply(0.3, q)).max() < 1e-10 * np.abs(split).max()
 
 
@@ -305,7 +308,7 @@ def test_order_on_triangles_where_drift_and_diffusion_are_not_separable():
 
 
 def test_iterative_solvers_conserve_mass_too(monkeypatch):
-    monkeypatch.setattr(fokker_planck.MeshOperators, "direct", property(lambda self: False))
+    monkeypatch.setattr(MeshOperators, "direct", property(lambda self: False))
     problem = zoo.get("lq", dim=2, horizon=0.1)
     mesh = box_mesh(Box([-4.0] * 2, [4.0] * 2), 12, "tri")
     solution = solve(problem, mesh=mesh, rtol=1e-4)
@@ -329,7 +332,7 @@ def test_a_point_start_in_a_linear_drift_is_exact_from_the_first():
     problem = zoo.get("lq", dim=1, cov=0.5)
     problem = replace(problem, initial_law=PointMass([0.8]), marginal=None)
     solution = solve(problem)
-    flow = fokker_planck._begin(problem, None).early
+    flow = fokker_planck_start.begin_of(problem, None).early
     A, T = -1.0, (1e-4, 0.01, 0.2, 1.0)
 
     def exact(t, x):
@@ -347,10 +350,10 @@ def test_a_point_start_in_a_linear_drift_is_exact_from_the_first():
 def test_a_point_start_in_a_nonlinear_drift_errs_by_the_third_power_of_its_first_time(monkeypatch):
     problem = replace(zoo.get("double-well", dim=1, kappa=1.0), initial_law=PointMass([0.5]))
     basis = SpectralBasis([SpectralLine(0.5 + np.sinh(np.linspace(-4.0, 4.0, 25)) / 11, 12)])
-    usual = fokker_planck._POINT[1]
+    usual = fokker_planck_start._POINT[1]
 
     def final(factor):
-        monkeypatch.setitem(fokker_planck._POINT, 1, factor * usual)
+        monkeypatch.setitem(fokker_planck_start._POINT, 1, factor * usual)
         return np.asarray(solve(problem, basis=basis, rtol=1e-10).law(1.0).values)
 
     best, factors = final(1 / 8), (1, 2, 4)
@@ -402,7 +405,7 @@ def test_samples_follow_the_density(dim):
     problem = zoo.get("mixture-diffusion", dim=dim)
     exact = problem.marginal(1.0)
     kind = {1: "line", 2: "tri"}[dim]
-    basis = fokker_planck.spatial_basis(box_mesh(Box([-4.0] * dim, [4.0] * dim), {1: 60, 2: 24}[dim], kind), "P2")
+    basis = spatial_basis(box_mesh(Box([-4.0] * dim, [4.0] * dim), {1: 60, 2: 24}[dim], kind), "P2")
     tensor = spectral(-4.0, 4.0, 6, 10, dim)
     for on in (basis, tensor):
         law = DensityLaw(on, np.exp(exact.logpdf(on.nodes)))

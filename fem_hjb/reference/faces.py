@@ -1,0 +1,69 @@
+"""Faces of a domain, of boxes and of meshes: one definition of which ones truncate, reflect or absorb."""
+
+import numpy as np
+
+from fem_hjb.problems.box import BoolArray
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.spaces.basis import SpatialBasis
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import DomainError
+
+_ON = 1e-9  # of the width of a basis: nodes this near to a face lie on it
+
+
+def truncated(problem: ControlProblem) -> BoolArray:
+    """(2, d): the lower and upper faces at which a box ends but the process does not."""
+    if problem.domain is None:
+        return np.ones((2, problem.dim), dtype=np.bool_)
+    return problem.domain.where("natural")
+
+
+def endless(problem: ControlProblem) -> BoolArray:
+    """(2, d): those of the truncated faces that lie at infinity, so that a box may put them anywhere."""
+    if problem.domain is None:
+        return truncated(problem)
+    return ~np.isfinite(np.asarray(problem.domain.bounds))
+
+
+def on_face(basis: SpatialBasis, axis: int, level: float) -> BoolArray:
+    """(n,): which nodes lie on the face x_axis = level."""
+    lower, upper = basis.box.bounds
+    return np.asarray(np.abs(basis.nodes[:, axis] - level) <= _ON * (upper[axis] - lower[axis]))
+
+
+def absorbed_nodes(problem: ControlProblem, basis: SpatialBasis) -> BoolArray:
+    """(n,): which nodes lie on absorbing faces."""
+    mask = np.zeros(len(basis.nodes), dtype=np.bool_)
+    domain = problem.domain
+    if domain is not None:
+        for side, axis in np.argwhere(domain.where("absorbing")):
+            mask |= on_face(basis, axis, domain.bounds[side][axis])
+    return mask
+
+
+def check_reflection(problem: ControlProblem, basis: SpatialBasis) -> None:
+    """The natural condition <Lambda grad f, n> = 0 is reflection along n only where Lambda n is parallel to n."""
+    domain = problem.domain
+    if domain is None or problem.dim == 1:
+        return
+    for side, axis in np.argwhere(domain.where("reflecting")).tolist():
+        here = basis.nodes[on_face(basis, axis, domain.bounds[side][axis])]
+        for t in (0.0, 0.5 * problem.horizon, problem.horizon):
+            rows = problem.Lambda(t, here)[:, axis]
+            if np.abs(np.delete(rows, axis, axis=1)).max() > 1e-10 * np.abs(rows).max():
+                raise DomainError(
+                    f"reflection along the normal needs a diffusion without off-diagonal entries in row {axis} on the"
+                    f" faces across axis {axis}: with others the weak form reflects along Lambda n instead; rotate the"
+                    " coordinates, or use a domain far from where the process goes, which does not reflect"
+                )
+
+
+def face_values(basis: SpatialBasis, rows: FloatArray) -> FloatArray:
+    """The largest |p| on each face (2, d) relative to the maximum of its time, of values (k, n) at the nodes."""
+    sizes = np.abs(rows).max(axis=1)
+    result = np.zeros((2, basis.dim))
+    for side, corner in enumerate(basis.box.bounds):
+        for k in range(basis.dim):
+            on = on_face(basis, k, corner[k])
+            result[side, k] = (np.abs(rows[:, on]).max(axis=1, initial=0.0) / sizes).max()
+    return result

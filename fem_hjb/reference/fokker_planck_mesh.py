@@ -1,0 +1,70 @@
+"""The Fokker-Planck equation on a mesh."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import numpy as np
+
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.faces import absorbed_nodes
+from fem_hjb.reference.fokker_planck_start import Begin, March, in_time, no_gauge
+from fem_hjb.reference.mesh_operators import MeshOperators
+from fem_hjb.spaces.basis import SpatialBasis
+from fem_hjb.stepping.esdirk import LinearSystem, Solve, esdirk
+from fem_hjb.support.checks import FloatArray, IntArray
+from fem_hjb.support.errors import DomainError
+
+
+@final
+class _Forward(LinearSystem):
+    """M p' = K(t)' p; p = 0 at the nodes of absorbing faces."""
+
+    def __init__(self, problem: ControlProblem, basis: SpatialBasis, p0: FloatArray, fixed: IntArray) -> None:
+        self.operators = MeshOperators(problem, basis, no_gauge(problem))
+        self.mass, self.factors, self.fixed = self.operators.M, self.operators.direct, fixed
+        self.weights = np.asarray(self.mass @ np.ones(basis.n_dofs))
+        self._unit = p0 / (self.weights @ p0)
+        self._last: tuple[Any, Any] = (None, None)
+
+    def stiffness(self, t: float) -> Any:
+        K = self.operators.K(t)
+        if K is not self._last[0]:
+            self._last = K, K.T.tocsr()  # of the same symmetric pattern as K
+        return self._last[1]
+
+    def solver(self, stiffness: Any, shift: float) -> Solve:
+        inner = self.operators.solver(stiffness, shift, self.fixed)
+        if self.fixed.size:
+            return inner
+
+        def solve_exactly_in_mass(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
+            """1' (M - shift K') p = 1' M p; what an iterative solver spoils of it, p_0 makes up for."""
+            p = inner(rhs, guess, rtol)
+            return np.asarray(p + (rhs.sum() - self.weights @ p) * self._unit)
+
+        return solve_exactly_in_mass
+
+
+def on_mesh(
+    problem: ControlProblem, basis: SpatialBasis, begin: Begin, rtol: float, tell: Callable[[float], None]
+) -> March:
+    p0 = basis.project(lambda x: np.exp(begin.law.logpdf(x)))
+    if not p0.any():
+        raise DomainError(f"no point of the mesh sees the initial law of {problem.name!r}; take smaller cells")
+    absorbed = absorbed_nodes(problem, basis)
+    p0[absorbed] = 0.0
+    fixed = np.flatnonzero(absorbed).astype(np.int64)
+    system = _Forward(problem, basis, p0, fixed)
+    rows, ends, rejected, T = [p0], [begin.time], 0, problem.horizon
+    for step in esdirk(system, p0, begin.time, T, rtol=rtol):
+        rows += [step.dense(1 / 3), step.dense(2 / 3), step.f1]
+        ends.append(step.t + step.h)
+        rejected += step.rejected
+        tell(min(1.0, ends[-1] / T))
+    counts = {
+        "route": "mesh",
+        "steps": len(ends) - 1,
+        "rejected": rejected,
+        "linear_solver": system.operators.linear_solver,
+    }
+    return March(basis, *in_time(rows, ends, T, "P3"), counts, system.weights)

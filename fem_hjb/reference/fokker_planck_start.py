@@ -1,0 +1,144 @@
+"""What Fokker-Planck equations start from: the steered process and its first law; and the rows of a solved one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import roots_hermitenorm
+
+from fem_hjb.problems.gauge import Gauge
+from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass, tensor_rule
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.spaces.basis import SpatialBasis
+from fem_hjb.spaces.line import LineBasis
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ProblemError, SpaceError
+
+Policy = Callable[[float, FloatArray], ArrayLike]
+
+_POINT = {1: 2e-3, 2: 4e-3, 3: 1e-2}  # t_0, in units of the time scale of the drift
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Begin:
+    """The time from which the law has a density, that law, and the laws before."""
+
+    time: float
+    law: Law
+    early: MarginalLaw | None = None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class March:
+    """p at the nodes of a time basis (rows, in increasing t)."""
+
+    basis: SpatialBasis
+    line: LineBasis
+    rows: FloatArray
+    counts: dict[str, Any]
+    weights: FloatArray  # of the dofs in the mass
+
+
+def steered(problem: ControlProblem, policy: Policy | None) -> ControlProblem:
+    """The same process, steered by the policy, with nothing to gain."""
+    drift = problem.drift
+    if policy is not None:
+        if not callable(policy):
+            raise ProblemError(f"policy must be a callable (t, x) or None, got {type(policy).__name__}")
+
+        def drift(t: ArrayLike, x: FloatArray) -> FloatArray:
+            return problem.b(t, x) + _steer(policy, t, x)
+
+    return replace(
+        problem,
+        drift=drift,
+        terminal_reward=lambda x: np.zeros(x.shape[:-1]),
+        running_reward=None,
+        exact=None,
+        marginal=None,
+    )
+
+
+def _steer(policy: Policy, t: ArrayLike, x: FloatArray) -> FloatArray:
+    """The policy at points x (..., d), for one time or, one after the other, several of them."""
+    if np.ndim(t) == 0:
+        result = np.asarray(policy(float(np.asarray(t)), x.reshape(-1, x.shape[-1])), dtype=np.float64)
+        if result.size != x.size:
+            raise ProblemError(
+                f"policy(t, x) returned shape {result.shape} for x of shape {(x.size // x.shape[-1], x.shape[-1])},"
+                " expected the same shape"
+            )
+        return result.reshape(x.shape)
+    times = np.broadcast_to(t, x.shape[:-1])
+    result = np.empty(x.shape)
+    for s in np.unique(times):
+        result[times == s] = _steer(policy, s, x[times == s])
+    return result
+
+
+def begin_of(problem: ControlProblem, basis: SpatialBasis | None) -> Begin:
+    """The law to start from; after a point, at a time at which a given basis resolves it."""
+    law, T = problem.initial_law, problem.horizon
+    if not isinstance(law, PointMass):
+        return Begin(0.0, law)
+    x0 = law.expectation
+    Lambda = np.linalg.eigvalsh(problem.Lambda(0.0, x0))
+    reach = 1e-3 * np.sqrt(Lambda[-1] * T)
+    steps = reach * np.eye(problem.dim)
+    jacobian = (problem.b(0.0, x0 + steps) - problem.b(0.0, x0 - steps)) / (2 * reach)
+    start = _POINT[problem.dim] / max(1.0 / T, float(np.linalg.norm(jacobian, 2)))
+    if basis is not None:
+        cell = basis.locate(x0[None])[0][0]
+        spacing = float(np.ptp(basis.nodes[basis.cell_dofs[cell]], axis=0).max()) / basis.degree
+        start = max(start, (3.0 * spacing) ** 2 / Lambda[0])
+        if cell < 0 or start > T / 2:
+            raise SpaceError(
+                f"the grid does not resolve a process that starts at {x0.tolist()}: "
+                + ("that lies outside" if cell < 0 else f"its law is as wide as 3 nodes only at t={start:.3g}")
+                + "; take smaller cells there, or leave basis= and mesh= to be chosen"
+            )
+
+    def early(t: float) -> Law:
+        return Gaussian(*_closure(problem, x0, t)) if t > 0 else law
+
+    return Begin(start, early(start), early)
+
+
+def _closure(problem: ControlProblem, x0: FloatArray, t: float) -> tuple[FloatArray, FloatArray]:
+    """Mean (d,) and covariance (d, d) at a small time t by the moment equations of the module: 8 Runge-Kutta steps."""
+    nodes, weights = roots_hermitenorm(5)
+    z, w = tensor_rule(nodes, weights / weights.sum(), problem.dim)
+
+    def slope(s: float, mean: FloatArray, cov: FloatArray) -> tuple[FloatArray, FloatArray]:
+        values, vectors = np.linalg.eigh(cov)
+        offsets = z @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+        b = problem.b(s, mean + offsets)
+        gain = np.einsum("n,ni,nj->ij", w, b, offsets)
+        return w @ b, np.tensordot(w, problem.Lambda(s, mean + offsets), 1) + gain + gain.T
+
+    mean, cov, h = x0, np.zeros((x0.size, x0.size)), t / 8
+    for s in h * np.arange(8):
+        k1 = slope(s, mean, cov)
+        k2 = slope(s + h / 2, mean + h / 2 * k1[0], cov + h / 2 * k1[1])
+        k3 = slope(s + h / 2, mean + h / 2 * k2[0], cov + h / 2 * k2[1])
+        k4 = slope(s + h, mean + h * k3[0], cov + h * k3[1])
+        mean, cov = (
+            old + h / 6 * (a + 2 * b + 2 * c + d) for old, a, b, c, d in zip((mean, cov), k1, k2, k3, k4, strict=True)
+        )
+    return mean, cov
+
+
+def no_gauge(problem: ControlProblem) -> Gauge:
+    return Gauge(temperature=problem.temperature, horizon=problem.horizon, terminal=0.0, running=0.0)
+
+
+def in_time(rows: list[FloatArray], ends: list[float], T: float, kind: str) -> tuple[LineBasis, FloatArray]:
+    """The time basis from 0 to T, and the rows: constant before the first end, where the law is a Gaussian."""
+    ends[-1] = T
+    if ends[0] > 0.0:
+        rows, ends = [rows[0]] * int(kind[1:]) + rows, [0.0, *ends]
+    return LineBasis(np.array(ends), kind), np.array(rows)
