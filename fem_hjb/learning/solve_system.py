@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
-from fem_hjb.learning import inequality
+from fem_hjb.learning import inequality, solvers
 from fem_hjb.learning.active_sets import Projector, solve_inequality
 from fem_hjb.learning.constraints import Constraint, LinearSet
 from fem_hjb.learning.estimators import ESTIMATORS
@@ -69,11 +69,11 @@ def solve_system(
         smoothing = default_smoothing(system.estimator, space)
     reduced = reduce_system(system, constraint=constraint, terminal=terminal, smoothing=smoothing, ridge=ridge)
     if method == "direct":
-        found = inequality.direct(reduced.inequality, reduced.solve_constrained)
+        found = solvers.direct(reduced.inequality, reduced.solve_constrained)
     elif method == "projected":
-        found = inequality.projected(reduced.inequality, tol=tol)
+        found = solvers.projected(reduced.inequality, tol=tol)
     else:
-        found = inequality.minimal_residual(reduced.inequality, tol=tol)
+        found = solvers.minimal_residual(reduced.inequality, tol=tol)
     coefficients = reduced.whole(found.coefficients)
     solved = time.perf_counter()
     of = inequality.diagnose(reduced.inequality) if figures else _UNKNOWN
