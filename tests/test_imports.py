@@ -21,8 +21,8 @@ ORDER = {
         "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
     ),
     "learning": (
-        "constraints factors forms inequality measures active_sets gram solvers estimators system population "
-        "solve_system fit"
+        "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "
+        "measures gram solvers estimators system population solve_system fit"
     ),
     "evaluation": "control_error",
     "plotting": "pictures",

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
 from fem_hjb.learning import inequality, solvers
-from fem_hjb.learning.active_sets import Projector, solve_inequality
-from fem_hjb.learning.constraints import Constraint, LinearSet
+from fem_hjb.learning.constrained_solve import Projector, solve_inequality
+from fem_hjb.learning.constraints import Constraint
 from fem_hjb.learning.estimators import ESTIMATORS
 from fem_hjb.learning.gram import Scatter, tensor_axes
 from fem_hjb.learning.inequality import VariationalInequality
+from fem_hjb.learning.linear_set import LinearSet
 from fem_hjb.learning.system import System
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.features import Dictionary
