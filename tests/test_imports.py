@@ -22,7 +22,7 @@ ORDER = {
     ),
     "learning": (
         "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "
-        "measures gram solvers estimators system population solve_system fit"
+        "measures gram solvers estimators system smoothing population solve_system fit"
     ),
     "evaluation": "control_error",
     "plotting": "pictures",
