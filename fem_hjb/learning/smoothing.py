@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from fem_hjb.learning.estimators import ESTIMATORS
 from fem_hjb.learning.gram import Scatter, tensor_axes
-from fem_hjb.spaces.features import Dictionary
+from fem_hjb.spaces.dictionary import Dictionary
 from fem_hjb.spaces.line import LineBasis, unit_gauss
 from fem_hjb.spaces.space import Space
 
