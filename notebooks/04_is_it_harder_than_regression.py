@@ -29,7 +29,8 @@ from scipy.linalg import solve_continuous_are
 
 import fem_hjb as fh
 from fem_hjb.learning.population import yardstick
-from fem_hjb.spaces.features import Envelope, HermiteCross
+from fem_hjb.spaces.dictionary import Envelope
+from fem_hjb.spaces.features import HermiteCross
 from fem_hjb.spaces.line import LineBasis
 
 # %% [markdown]

@@ -13,7 +13,7 @@ ORDER = {
     "support": "errors checks files objects progress",
     "problems": "divergence box laws problem blocks rewards closed_form linear manufactured gauge mixtures zoo",
     "paths": "simulate tree_sum extent sources",
-    "spaces": "axes line locate recovery meshes basis mesh_files features mesh spectral tensor space",
+    "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space",
     "stepping": "esdirk krylov lawson radau",
     "solutions": "density estimate norms solution compare files",
     "reference": (
@@ -22,7 +22,8 @@ ORDER = {
         "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
     ),
     "learning": (
-        "constraints forms inequality measures active_sets gram estimators system population solve_system fit"
+        "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "
+        "measures gram solvers estimators system smoothing population solve_system fit"
     ),
     "evaluation": "controlled_law expectation control_error objectives",
     "plotting": "pictures",

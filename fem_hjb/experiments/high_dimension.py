@@ -45,7 +45,8 @@ from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.solutions.compare import LawPoints, compare
 from fem_hjb.solutions.solution import Solution
-from fem_hjb.spaces.features import Envelope, HermiteCross
+from fem_hjb.spaces.dictionary import Envelope
+from fem_hjb.spaces.features import HermiteCross
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray

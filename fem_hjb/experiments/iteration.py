@@ -37,10 +37,12 @@ from scipy.linalg import eigh, eigvals, solve
 
 from fem_hjb.experiments.trial import Claim, Trial, conclude
 from fem_hjb.learning.constraints import Bounds
-from fem_hjb.learning.inequality import VariationalInequality, diagnose, direct
+from fem_hjb.learning.inequality import VariationalInequality, diagnose
 from fem_hjb.learning.measures import law_measure
 from fem_hjb.learning.population import Yardstick, yardstick
-from fem_hjb.learning.solve_system import ReducedSystem, default_smoothing, reduce_system
+from fem_hjb.learning.smoothing import default_smoothing
+from fem_hjb.learning.solve_system import ReducedSystem, reduce_system
+from fem_hjb.learning.solvers import direct
 from fem_hjb.learning.system import System, assemble, finish, sums_over
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.plotting.pictures import STYLES

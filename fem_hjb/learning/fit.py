@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fem_hjb.learning.constraints import Constraint
-from fem_hjb.learning.solve_system import METHODS, TERMINALS, default_smoothing, solve_system
+from fem_hjb.learning.smoothing import default_smoothing
+from fem_hjb.learning.solve_system import METHODS, TERMINALS, solve_system
 from fem_hjb.learning.system import Data, System, assemble
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.simulate import Paths

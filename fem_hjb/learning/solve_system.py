@@ -9,7 +9,6 @@ law itself it is a Galerkin method. Both are solved by the code below.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, final
 
 import numpy as np
@@ -17,17 +16,14 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
-from fem_hjb.learning import inequality
-from fem_hjb.learning.active_sets import Projector, solve_inequality
-from fem_hjb.learning.constraints import Constraint, LinearSet
-from fem_hjb.learning.estimators import ESTIMATORS
-from fem_hjb.learning.gram import Scatter, tensor_axes
+from fem_hjb.learning import inequality, solvers
+from fem_hjb.learning.constrained_solve import Projector, solve_inequality
+from fem_hjb.learning.constraints import Constraint
 from fem_hjb.learning.inequality import VariationalInequality
+from fem_hjb.learning.linear_set import LinearSet
+from fem_hjb.learning.smoothing import default_smoothing, is_dictionary, roughness
 from fem_hjb.learning.system import System
 from fem_hjb.solutions.solution import Solution
-from fem_hjb.spaces.features import Dictionary
-from fem_hjb.spaces.line import LineBasis, unit_gauss
-from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray, one_of
 from fem_hjb.support.errors import ConstraintError, ConvergenceError, MeasureError
 
@@ -36,12 +32,11 @@ TERMINALS = ("penalty", "interpolated")
 
 _EXACT = 1e-14  # what stands for 1/n where there are no paths but a law
 _SHIFT = 1e-13  # of the diagonal, so that a factorisation of a nearly singular Gram matrix runs through
-_SLOPE = 0.3
-_SMOOTHING = {True: 0.05, False: 0.3}  # by whether the noise vanishes at the solution
-_ROUGHER = 10.0  # first derivatives (C0 classes) need more weight than second ones
 _UNKNOWN = inequality.Diagnostics(
     **dict.fromkeys(("coercivity", "norm", "stability", "contraction", "gamma", "condition"), float("nan"))
 )
+_FOUND = ("iterations", "gamma", "predicted", "contraction", "converged", "residual")
+_FIGURES = ("condition", "coercivity", "norm", "stability")
 _ROUNDING = 1e-11  # mean squares below this share of a neighbour's are what rounding left of sums over samples
 _DEPENDENT = 1e-8  # squared sine, under the samples, of the angle between a function and those eliminated before it
 
@@ -64,16 +59,11 @@ def solve_system(
     """
     started = time.perf_counter()
     one_of(method, "method", METHODS, MeasureError)
-    problem, space = system.problem, system.space
+    space = system.space
     if smoothing is None:
         smoothing = default_smoothing(system.estimator, space)
     reduced = reduce_system(system, constraint=constraint, terminal=terminal, smoothing=smoothing, ridge=ridge)
-    if method == "direct":
-        found = inequality.direct(reduced.inequality, reduced.solve_constrained)
-    elif method == "projected":
-        found = inequality.projected(reduced.inequality, tol=tol)
-    else:
-        found = inequality.minimal_residual(reduced.inequality, tol=tol)
+    found = _solution(reduced, method, tol)
     coefficients = reduced.whole(found.coefficients)
     solved = time.perf_counter()
     of = inequality.diagnose(reduced.inequality) if figures else _UNKNOWN
@@ -81,7 +71,7 @@ def solve_system(
     f = space.evaluate(coefficients, system.probe_t, system.probe_x, outside="nan")
     weights = np.where(np.isfinite(f), system.probe_weights, 0.0)
     return Solution(
-        problem=problem,
+        problem=system.problem,
         space=space,
         coefficients=coefficients,
         gauge=system.gauge,
@@ -103,20 +93,19 @@ def solve_system(
             "pinned": int(reduced.pinned.size),
             "pinned_dofs": reduced.pinned,
             "nonpositive_mass": float(weights @ (f <= 0) / weights.sum()),
-            "iterations": found.iterations,
-            "gamma": found.gamma,
-            "predicted": found.predicted,
-            "contraction": found.contraction,
-            "converged": found.converged,
-            "residual": found.residual,
-            "condition": of.condition,
-            "coercivity": of.coercivity,
-            "norm": of.norm,
-            "stability": of.stability,
+            **{name: getattr(found, name) for name in _FOUND},
+            **{name: getattr(of, name) for name in _FIGURES},
             "best_contraction": of.contraction,
             "seconds": {"solve": solved - started, "diagnostics": time.perf_counter() - solved},
         },
     )
+
+
+def _solution(reduced: "ReducedSystem", method: str, tol: float) -> solvers.VariationalResult:
+    if method == "direct":
+        return solvers.direct(reduced.inequality, reduced.solve_constrained)
+    iterate = solvers.projected if method == "projected" else solvers.minimal_residual
+    return iterate(reduced.inequality, tol=tol)
 
 
 @final
@@ -152,22 +141,14 @@ def reduce_system(
 ) -> ReducedSystem:
     """What `solve_system` solves: smoothing and ridge added, known coefficients eliminated, the rest scaled."""
     one_of(terminal, "terminal", TERMINALS, MeasureError)
-    problem, space = system.problem, system.space
+    space = system.space
     per_path = 1.0 / system.paths if system.paths else _EXACT
     extension = sp.csr_matrix((space.n_dofs,) * 2)
     if smoothing:
         if is_dictionary(space):
             raise MeasureError("a dictionary has no cells on which f could be smooth: smoothing=0, and ridge= instead")
-        extension = smoothing * per_path * problem.horizon / space.time.n_cells * _roughness(space)
-    known = np.zeros(space.shape)
-    given = np.zeros(space.shape, dtype=np.bool_)
-    if terminal == "interpolated":
-        given[-1] = True
-        known[-1] = space.spatial.interpolate(system.gauge.terminal_u(problem, space.spatial.nodes))
-    if problem.domain is not None:
-        given[:, space.spatial.reflecting_dofs()] = True
-        known[:, space.spatial.reflecting_dofs()] = 0.0
-    coefficients, fixed = known.ravel(), given.ravel()
+        extension = smoothing * per_path * system.problem.horizon / space.time.n_cells * roughness(space)
+    coefficients, fixed = _known(system, terminal)
     if not smoothing:
         fixed = _undetermined(system.mass, fixed)
     free = np.flatnonzero(~fixed)
@@ -201,6 +182,20 @@ def reduce_system(
     )
 
 
+def _known(system: System, terminal: str) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Coefficients (N,) that terminal and reflecting faces give, 0 elsewhere, and which these are."""
+    problem, space = system.problem, system.space
+    known = np.zeros(space.shape)
+    given = np.zeros(space.shape, dtype=np.bool_)
+    if terminal == "interpolated":
+        given[-1] = True
+        known[-1] = space.spatial.interpolate(system.gauge.terminal_u(problem, space.spatial.nodes))
+    if problem.domain is not None:
+        given[:, space.spatial.reflecting_dofs()] = True
+        known[:, space.spatial.reflecting_dofs()] = 0.0
+    return known.ravel(), given.ravel()
+
+
 def _in_set(
     linear_set: LinearSet, form: sp.csr_matrix, energy: sp.csr_matrix, load: FloatArray, root: FloatArray
 ) -> tuple[Callable[[FloatArray], FloatArray], Callable[[Any, FloatArray], FloatArray]]:
@@ -223,65 +218,6 @@ def _in_set(
             ) from cause
 
     return project, solve
-
-
-def is_dictionary(space: Space) -> bool:
-    """Whether the class is one of features on all of R^d, without cells."""
-    return isinstance(space.spatial, Dictionary)
-
-
-def default_smoothing(estimator: str, space: Space) -> float:
-    """What `fit` takes for smoothing=None."""
-    if is_dictionary(space):
-        return 0.0
-    return _SMOOTHING[ESTIMATORS[estimator].exact] * (1.0 if space.smoothness else _ROUGHER)
-
-
-def _roughness(space: Space) -> sp.csr_matrix:
-    """sum over cells of int |D f|^2 + |d_tau f|^2, C1 classes: int |D^2 f|^2 + 0.3 |D f|^2 + |d_tau f|^2, in the
-    coordinates of the reference cell. The slope tempers linear extrapolation, which would take f below 0."""
-    axes = tensor_axes(space)
-    if axes is None or not space.smoothness:
-        return _slopes_on_cells(space)
-    matrices = [[_line_roughness(axis, order) for order in (0, 1, 2)] for axis in axes]
-    unit = np.eye(space.dim, dtype=np.int64)
-    curved = [(1.0, (0, *(i + j))) for i in unit for j in unit]
-    sloped = [(_SLOPE, (0, *i)) for i in unit]
-    changing = [(1.0, (1, *(0 * unit[0])))]
-    terms = (
-        factor * reduce(sp.kron, [own[order] for own, order in zip(matrices, orders, strict=True)])
-        for factor, orders in curved + sloped + changing
-    )
-    return sum(terms, sp.csr_matrix((space.n_dofs,) * 2)).tocsr()
-
-
-def _line_roughness(axis: LineBasis, order: int) -> sp.csr_matrix:
-    """sum over cells of the products of derivatives of this order in the coordinate of the unit cell."""
-    xi, weights = unit_gauss(2 * axis.degree)
-    cells = np.repeat(np.arange(axis.n_cells), xi.size)
-    rows = axis.tabulate(cells, np.tile(xi, axis.n_cells), order)[:, order] * axis.widths[cells, None] ** order
-    rows = rows.reshape(axis.n_cells, xi.size, -1)
-    local = np.einsum("cqi,q,cqj->cij", rows, weights, rows)
-    i = np.repeat(axis.cell_dofs, axis.local_size, axis=1).ravel()
-    j = np.tile(axis.cell_dofs, (1, axis.local_size)).ravel()
-    return sp.coo_matrix((local.ravel(), (i, j)), shape=(axis.n_dofs,) * 2).tocsr()
-
-
-def _slopes_on_cells(space: Space) -> sp.csr_matrix:
-    """int |D f|^2 + |d_tau f|^2 for elements on meshes."""
-    spatial, time = space.spatial, space.time
-    rule = spatial.quadrature(2 * spatial.degree)
-    rough = np.swapaxes(rule.dphi, 0, 1)
-    in_space = np.einsum("q,qik,qjk->ij", rule.weights, rough, rough)
-    plain = np.einsum("q,iq,jq->ij", rule.weights, rule.phi, rule.phi)
-    tau, weights = unit_gauss(2 * time.degree)
-    psi, rate = time.reference(tau), time.reference(tau, 1)
-    local = np.kron(np.einsum("q,qi,qj->ij", weights, psi, psi), in_space)
-    local += np.kron(np.einsum("q,qi,qj->ij", weights, rate, rate), plain)
-    scatter = Scatter(space)
-    data = np.zeros(scatter.data_size)
-    scatter.add(data, slice(None), np.broadcast_to(local, (space.n_cells, *local.shape)))
-    return scatter.matrix(data)
 
 
 def _largest_neighbour(mass: sp.csr_matrix, diagonal: FloatArray) -> FloatArray:

@@ -4,7 +4,8 @@
 """
 
 from fem_hjb.spaces.basis import ELEMENTS, Element, SpatialBasis
-from fem_hjb.spaces.features import Dictionary, Envelope, GaussianQuadratic, HermiteCross, RandomFourier, Union
+from fem_hjb.spaces.dictionary import Dictionary, Envelope, Union
+from fem_hjb.spaces.features import GaussianQuadratic, HermiteCross, RandomFourier
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.mesh_files import load_mesh

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import scipy.sparse as sp
@@ -84,55 +84,17 @@ class LineBasis:
             )
         if self.flat and not self.is_spline:
             raise SpaceError(f"flat=True is for B-splines, kinds 'B2' to 'B4', got kind {self.kind!r}; leave out flat=")
-        widths, m = np.diff(grid), grid.size - 1
-        node_widths = np.concatenate([widths[:1], (widths[:-1] + widths[1:]) / 2, widths[-1:]])
-        scale = extraction = None
         if self.kind == "hermite":
-            degree, smoothness, local, n_dofs, nodes, powers = 3, 1, 4, 2 * (m + 1), grid.copy(), _HERMITE
-            cell_dofs = 2 * np.arange(m)[:, None] + np.arange(4)
-            scale = np.ones((m, 4))
-            scale[:, 1], scale[:, 3] = widths / node_widths[:-1], widths / node_widths[1:]
-        elif self.is_spline:
-            degree = int(self.kind[1:])
-            smoothness, local, n_dofs = degree - 1, degree + 1, m + degree
-            cell_dofs = np.arange(m)[:, None] + np.arange(local)
-            knots = np.concatenate([np.repeat(grid[0], degree), grid, np.repeat(grid[-1], degree)])
-            nodes = np.lib.stride_tricks.sliding_window_view(knots[1:-1], degree).mean(axis=1)
-            nodes[0], nodes[-1] = grid[0], grid[-1]
-            powers, extraction = _bernstein(degree), _bezier_extraction(knots, degree)
-            if self.flat:
-                n_dofs -= 2
-                cell_dofs = np.clip(cell_dofs - 1, 0, n_dofs - 1)
-                nodes = np.delete(nodes, [1, -2] if n_dofs > 1 else [0, -1])
+            made = _hermite(grid)
         else:
             degree = int(self.kind[1:])
-            smoothness, local, n_dofs = 0, degree + 1, degree * m + 1
-            cell_dofs = degree * np.arange(m)[:, None] + np.arange(local)
-            reference = np.linspace(0.0, 1.0, local)
-            nodes = np.append((grid[:-1, None] + widths[:, None] * reference[:-1]).ravel(), grid[-1])
-            powers = np.linalg.inv(np.vander(reference, increasing=True))
-        put = object.__setattr__
-        for name, number in (
-            ("n_cells", m),
-            ("n_dofs", n_dofs),
-            ("local_size", local),
-            ("degree", degree),
-            ("smoothness", smoothness),
-        ):
-            put(self, name, number)
-        for name, array in (
-            ("grid", grid),
-            ("widths", widths),
-            ("node_widths", node_widths),
-            ("cell_dofs", cell_dofs.astype(np.int64)),
-            ("nodes", nodes),
-            ("_powers", powers),
-            ("scale", scale),
-            ("_extraction", extraction),
-        ):
-            if array is not None:
-                array.setflags(write=False)
-            put(self, name, array)
+            made = _splines(grid, degree, self.flat) if self.is_spline else _lagrange(grid, degree)
+        made |= {"grid": grid, "n_cells": grid.size - 1, "widths": np.diff(grid), "node_widths": _node_widths(grid)}
+        made["local_size"] = made["cell_dofs"].shape[1]
+        for name, value in {"scale": None, "_extraction": None, **made}.items():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+            object.__setattr__(self, name, value)
 
     @classmethod
     def uniform(cls, length: float, cells: int, kind: str) -> "LineBasis":
@@ -257,6 +219,45 @@ class LineBasis:
         points, weights = self.quadrature(2 * self.degree)
         values = self.design_matrix(points.ravel())
         return (values.T @ sp.diags(weights.ravel()) @ values).tocsc()
+
+
+def _node_widths(grid: FloatArray) -> FloatArray:
+    """Per grid point the mean width of the cells that meet there."""
+    widths = np.diff(grid)
+    return np.concatenate([widths[:1], (widths[:-1] + widths[1:]) / 2, widths[-1:]])
+
+
+def _hermite(grid: FloatArray) -> dict[str, Any]:
+    m, widths, node_widths = grid.size - 1, np.diff(grid), _node_widths(grid)
+    scale = np.ones((m, 4))
+    scale[:, 1], scale[:, 3] = widths / node_widths[:-1], widths / node_widths[1:]
+    cell_dofs = 2 * np.arange(m, dtype=np.int64)[:, None] + np.arange(4)
+    made = {"degree": 3, "smoothness": 1, "n_dofs": 2 * (m + 1), "nodes": grid.copy(), "_powers": _HERMITE}
+    return {**made, "cell_dofs": cell_dofs, "scale": scale}
+
+
+def _splines(grid: FloatArray, degree: int, flat: bool) -> dict[str, Any]:
+    m = grid.size - 1
+    n_dofs = m + degree
+    cell_dofs = np.arange(m, dtype=np.int64)[:, None] + np.arange(degree + 1)
+    knots = np.concatenate([np.repeat(grid[0], degree), grid, np.repeat(grid[-1], degree)])
+    nodes = np.lib.stride_tricks.sliding_window_view(knots[1:-1], degree).mean(axis=1)
+    nodes[0], nodes[-1] = grid[0], grid[-1]
+    if flat:
+        n_dofs -= 2
+        cell_dofs = np.clip(cell_dofs - 1, 0, n_dofs - 1)
+        nodes = np.delete(nodes, [1, -2] if n_dofs > 1 else [0, -1])
+    made = {"degree": degree, "smoothness": degree - 1, "n_dofs": n_dofs, "nodes": nodes, "cell_dofs": cell_dofs}
+    return {**made, "_powers": _bernstein(degree), "_extraction": _bezier_extraction(knots, degree)}
+
+
+def _lagrange(grid: FloatArray, degree: int) -> dict[str, Any]:
+    m = grid.size - 1
+    reference = np.linspace(0.0, 1.0, degree + 1)
+    nodes = np.append((grid[:-1, None] + np.diff(grid)[:, None] * reference[:-1]).ravel(), grid[-1])
+    cell_dofs = degree * np.arange(m, dtype=np.int64)[:, None] + np.arange(degree + 1)
+    made = {"degree": degree, "smoothness": 0, "n_dofs": degree * m + 1, "nodes": nodes, "cell_dofs": cell_dofs}
+    return {**made, "_powers": np.linalg.inv(np.vander(reference, increasing=True))}
 
 
 def _bernstein(degree: int) -> FloatArray:

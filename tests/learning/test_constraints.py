@@ -9,9 +9,10 @@ import scipy.sparse as sp
 import skfem
 
 import fem_hjb as fh
-from fem_hjb.learning import active_sets, constraints
-from fem_hjb.learning.active_sets import Projector, project, solve_inequality
-from fem_hjb.learning.constraints import Bounds, Convex, EnergyBall, LinearSet, Monotone
+from fem_hjb.learning import active_sets, constrained_solve, constraints, interior_point
+from fem_hjb.learning.constrained_solve import Projector, project, solve_inequality
+from fem_hjb.learning.constraints import Bounds, Convex, EnergyBall, Monotone
+from fem_hjb.learning.linear_set import LinearSet
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.tensor import SplineBasis
 from fem_hjb.support.errors import ConstraintError, ConvergenceError, SpaceError
@@ -305,7 +306,7 @@ def test_equal_rows_are_merged_with_the_tighter_bounds():
 
 @pytest.mark.parametrize("steps", [30, 0])
 def test_increasing_and_decreasing_leave_functions_of_time(steps, monkeypatch):
-    monkeypatch.setattr(active_sets, "_ACTIVE_STEPS", steps)
+    monkeypatch.setattr(constrained_solve, "_ACTIVE_STEPS", steps)
     space = class_of("hermite", 1, 5)
     linear_set = (Monotone(0) & Monotone(0, increasing=False)).on(space)
     assert (linear_set.lower == linear_set.upper).all()
@@ -337,7 +338,7 @@ def test_both_methods_agree_with_a_cone_solver_on_random_sets(seed, monkeypatch)
     linear_set, matrix, load = random_set(rng, int(rng.integers(3, 30)), int(rng.integers(2, 40)))
     expected = cone_programme(matrix, load, linear_set)
     for steps in (30, 0):
-        monkeypatch.setattr(active_sets, "_ACTIVE_STEPS", steps)
+        monkeypatch.setattr(constrained_solve, "_ACTIVE_STEPS", steps)
         result = solve_inequality(matrix, load, linear_set)
         assert np.abs(result.coefficients - expected).max() < 1e-8
         assert kkt_error(matrix, load, linear_set, result) < 1e-11
@@ -346,8 +347,8 @@ def test_both_methods_agree_with_a_cone_solver_on_random_sets(seed, monkeypatch)
 
 @pytest.mark.parametrize(("element", "dim", "cells"), [("hermite", 1, 8), ("hermite", 2, 3), ("P2", 2, 3)])
 def test_the_interior_point_alone_reaches_rounding(element, dim, cells, monkeypatch):
-    monkeypatch.setattr(active_sets, "_ACTIVE_STEPS", 0)
-    monkeypatch.setattr(active_sets, "_POLISH_STEPS", 0)
+    monkeypatch.setattr(constrained_solve, "_ACTIVE_STEPS", 0)
+    monkeypatch.setattr(interior_point, "_POLISH_STEPS", 0)
     space = class_of(element, dim, cells)
     metric, target = gram(space), wavy(space)
     some = Bounds(-0.3, 0.5) & Monotone(0)
@@ -368,8 +369,8 @@ def test_violations_at_rounding_level_do_not_survive_on_coefficients():
 
 
 def test_the_interior_point_meets_bounds_on_coefficients_exactly(monkeypatch):
-    monkeypatch.setattr(active_sets, "_ACTIVE_STEPS", 0)
-    monkeypatch.setattr(active_sets, "_POLISH_STEPS", 0)
+    monkeypatch.setattr(constrained_solve, "_ACTIVE_STEPS", 0)
+    monkeypatch.setattr(interior_point, "_POLISH_STEPS", 0)
     space = class_of("P1", 2, 6, time_degree=1)
     linear_set = Bounds(-0.3, 0.4).on(space)
     result = project(gram(space), wavy(space), linear_set)
@@ -396,7 +397,7 @@ def test_an_active_set_that_cycles_falls_back():
     linear_set = LinearSet(rows=np.eye(3), lower=np.zeros(3), upper=np.full(3, np.inf))
     plain = solve_inequality(matrix, np.ones(3), linear_set)
     assert plain.how == "active-set"
-    start = active_sets.InequalityResult(
+    start = constrained_solve.InequalityResult(
         coefficients=np.zeros(3),
         multipliers=np.zeros(3),
         radius_multiplier=0.0,
@@ -414,7 +415,7 @@ def test_an_active_set_that_cycles_falls_back():
 @pytest.mark.parametrize("steps", [30, 0])
 @pytest.mark.parametrize("seed", range(6))
 def test_nonsymmetric_inequalities_against_all_active_sets(seed, steps, monkeypatch):
-    monkeypatch.setattr(active_sets, "_ACTIVE_STEPS", steps)
+    monkeypatch.setattr(constrained_solve, "_ACTIVE_STEPS", steps)
     rng = np.random.default_rng(seed)
     n = 4
     root, skew = rng.standard_normal((2, n, n))

@@ -7,17 +7,10 @@ import pytest
 import scipy.sparse as sp
 from scipy.optimize import lsq_linear
 
-from fem_hjb.learning import inequality
-from fem_hjb.learning.inequality import (
-    Diagnostics,
-    VariationalInequality,
-    diagnose,
-    direct,
-    minimal_residual,
-    natural_residual,
-    projected,
-    status,
-)
+from fem_hjb.learning import factors as factorised
+from fem_hjb.learning import inequality, solvers
+from fem_hjb.learning.inequality import Diagnostics, VariationalInequality, diagnose, natural_residual, status
+from fem_hjb.learning.solvers import direct, minimal_residual, projected
 from fem_hjb.support.errors import ConvergenceError
 
 
@@ -257,7 +250,7 @@ def test_acceleration_saves_steps():
 
 
 def test_extrapolations_that_are_no_good_are_dropped(monkeypatch):
-    monkeypatch.setattr(inequality._Anderson, "next", misled)
+    monkeypatch.setattr(solvers._Anderson, "next", misled)
     problem = coercive(project=box(0.5), diagonal=True)
     plain, result = projected(problem, accelerate=False), projected(problem)
     assert result.converged
@@ -273,7 +266,7 @@ def misled(self, c, image):
 def test_extrapolation_minimises_the_step_in_the_energy_and_forgets_when_cleared():
     problem, rng = coercive(), np.random.default_rng(2)
     c, image, next_c, next_image = rng.standard_normal((4, problem.size))
-    mixing = inequality._Anderson(problem, 3)
+    mixing = solvers._Anderson(problem, 3)
     np.testing.assert_array_equal(mixing.next(c, image), image)
     assert not mixing.extrapolated
     step, change = next_image - next_c, (next_image - next_c) - (image - c)
@@ -380,18 +373,18 @@ def test_large_systems_are_solved_by_iterations_on_incomplete_factors(monkeypatc
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_factors_that_do_not_solve_make_way_for_better_ones(transposed, monkeypatch):
-    monkeypatch.setattr(inequality, "_DROP", 0.9)
-    monkeypatch.setattr(inequality, "_FILL", 1.0)
-    monkeypatch.setattr(inequality, "_KRYLOV", 2)
+    monkeypatch.setattr(factorised, "_DROP", 0.9)
+    monkeypatch.setattr(factorised, "_FILL", 1.0)
+    monkeypatch.setattr(factorised, "_KRYLOV", 2)
     matrix = coercive(100).form
-    factors, rhs = inequality._Factors(matrix, 0.01, 0), np.ones(100)
+    factors, rhs = factorised.Factors(matrix, 0.01, 0), np.ones(100)
     dense = matrix.toarray().T if transposed else matrix.toarray()
     np.testing.assert_allclose(dense @ factors.solve(rhs, transposed=transposed), rhs, atol=1e-10)
     assert factors.kind == "diagonal"
     # Pivots on the diagonal, where they are tiny, lose all accuracy.
     hard = np.random.default_rng(0).standard_normal((20, 20))
     np.fill_diagonal(hard, 1e-14)
-    factors, rhs = inequality._Factors(sp.csc_matrix(hard), 0.0, 400), np.arange(20.0)
+    factors, rhs = factorised.Factors(sp.csc_matrix(hard), 0.0, 400), np.arange(20.0)
     assert factors.kind == "diagonal"
     solution = factors.solve(rhs, transposed=transposed)
     np.testing.assert_allclose((hard.T if transposed else hard) @ solution, rhs, atol=1e-10)
@@ -413,7 +406,7 @@ FINE = {"coercivity": -0.9, "norm": 2.0, "stability": 2e-3, "contraction": 1.0, 
 )
 def test_status(change, words):
     text = status(Diagnostics(**FINE | change))
-    assert text == (words if words == "ok" else words + inequality.ADVICE)
+    assert text == (words if words == "ok" else words + factorised.ADVICE)
 
 
 def test_doubts_add_up():

@@ -15,8 +15,9 @@ from fem_hjb.problems.gauge import Gauge, constant_gauge
 from fem_hjb.problems.laws import Gaussian, GaussianMixture
 from fem_hjb.solutions.compare import compare
 from fem_hjb.solutions.solution import Solution
-from fem_hjb.spaces import features
-from fem_hjb.spaces.features import Dictionary, Envelope, GaussianQuadratic, HermiteCross, RandomFourier, Union
+from fem_hjb.spaces import dictionary as dictionaries
+from fem_hjb.spaces.dictionary import Dictionary, Envelope, Union
+from fem_hjb.spaces.features import GaussianQuadratic, HermiteCross, RandomFourier
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.errors import DomainError, MeasureError, SpaceError
@@ -139,7 +140,7 @@ def test_operator_rows_do_not_depend_on_how_points_are_chunked(name, monkeypatch
         coefficients = rng.standard_normal(shape), rng.standard_normal((*shape, 3)), rng.standard_normal((*shape, 3, 3))
         whole = operator(dictionary, x, *coefficients)
         with monkeypatch.context() as patched:
-            patched.setattr(features, "_CHUNK_DOUBLES", 7 * dictionary.n_dofs * 3)
+            patched.setattr(dictionaries, "_CHUNK_DOUBLES", 7 * dictionary.n_dofs * 3)
             np.testing.assert_allclose(operator(dictionary, x, *coefficients), whole, atol=1e-12 * np.abs(whole).max())
     assert operator(dictionary, x[:0], 1.0, np.ones(3), np.eye(3)).shape == (0, dictionary.n_dofs)
 
@@ -153,7 +154,7 @@ def test_operator_rows_in_twenty_dimensions_hold_no_hessians(name):
     rows = operator(dictionary, x, 1.0, drift, diffusion)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < rows.nbytes + 8 * 6 * features._CHUNK_DOUBLES < 8 * m * dictionary.n_dofs * 20 * 20
+    assert peak < rows.nbytes + 8 * 6 * dictionaries._CHUNK_DOUBLES < 8 * m * dictionary.n_dofs * 20 * 20
 
 
 # --------------------------------------------------------------------------------------------- each dictionary

@@ -1,0 +1,137 @@
+"""An interior point with predictor and corrector for linear inequalities: S. Mehrotra, SIAM J. Optim. 2 (1992) 575."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import final
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.sparse.linalg import splu
+
+from fem_hjb.learning.active_sets import ROUNDING, Iterate, System, active_set, magnitude
+from fem_hjb.support.checks import FloatArray
+
+_INTERIOR_STEPS = 100
+_POLISH_STEPS = 8
+_STAGNATION = 6  # interior-point steps without progress after which it is done
+_SOFTENING = 1e-13  # the same for the interior point
+
+
+@final
+class _Interior:
+    """The state of an interior point: M c + G' z + A_e' y = q, G c + w = h, A_e c = b_e, w z = 0, w > 0, z > 0.
+
+    G c <= h are the one-sided rows, upper bounds first; A_e are the rows with equal bounds.
+    """
+
+    def __init__(self, system: System, q: FloatArray) -> None:
+        rows, equal = system.rows, system.equal
+        self.system, self.q = system, q
+        self.above = np.flatnonzero(np.isfinite(system.upper) & ~equal)
+        self.below = np.flatnonzero(np.isfinite(system.lower) & ~equal)
+        self.g = sp.vstack([rows[self.above], -rows[self.below]], format="csr")
+        self.h = np.concatenate([system.upper[self.above], -system.lower[self.below]])
+        self.fixed, self.target = rows[np.flatnonzero(equal)], system.upper[equal]
+        self.mobility = np.concatenate([system.mobility[self.above], system.mobility[self.below]])
+        self.w, self.z = self.mobility, np.ones(self.h.size)
+        newton = self._newton()
+        self.c, self.y = newton(q + self.g.T @ (self.h / self.mobility), np.empty(0), self.target)[::2]
+        slack = self.h - self.g @ self.c
+        self.w = np.maximum(np.abs(slack), 0.1 * magnitude(slack))
+        self.z = self.w / self.mobility
+
+    @property
+    def tight(self) -> NDArray[np.bool_]:
+        """The rows whose multiplier is larger than their slack."""
+        return np.asarray(self.z * self.mobility > self.w)
+
+    def _newton(self) -> Callable[[FloatArray, FloatArray, FloatArray], tuple[FloatArray, FloatArray, FloatArray]]:
+        """(loads on c, on tight rows, on equal rows) -> (dc, dz of the tight rows, dy).
+
+        Tight rows stay in the system, as eliminating them would lose the matrix next to their weights z / w.
+        """
+        tight, n = self.tight, self.q.size
+        loose = self.g[np.flatnonzero(~tight)]
+        stiff = self.system.matrix + loose.T @ sp.diags((self.z / self.w)[~tight]) @ loose
+        border = sp.vstack([self.g[np.flatnonzero(tight)], self.fixed], format="csr")
+        ratio = np.concatenate([(self.w / self.z)[tight], np.zeros(self.target.size)])
+        mobility = np.concatenate([self.mobility[tight], self.system.mobility[self.system.equal]])
+        corner = sp.diags(-ratio - _SOFTENING * mobility)
+        saddle = sp.bmat([[stiff, border.T], [border, corner]], format="csc") if ratio.size else stiff.tocsc()
+        factor = splu(saddle)
+
+        def solve(*loads: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+            solution = factor.solve(np.concatenate(loads))
+            count = int(tight.sum())
+            return solution[:n], solution[n : n + count], solution[n + count :]
+
+        return solve
+
+    def iterate(self, iterations: int) -> Iterate:
+        """The state, with the bounds as active whose multiplier is larger than their slack."""
+        system, count = self.system, self.above.size
+        multipliers, sides = np.zeros(system.lower.size), np.zeros(system.lower.size, dtype=np.int8)
+        multipliers[self.above] = self.z[:count]
+        multipliers[self.below] -= self.z[count:]
+        multipliers[system.equal] = self.y
+        tight = self.tight
+        sides[self.above[tight[:count]]] = 1
+        sides[self.below[tight[count:]]] = -1
+        sides[system.equal] = 1
+        residual = system.residual(self.q, self.c, multipliers)
+        return Iterate(self.c, multipliers, sides, residual, iterations, "interior-point")
+
+    def advance(self) -> None:
+        """A predictor-corrector step."""
+        w, z, g = self.w, self.z, self.g
+        dual = self.system.matrix @ self.c - self.q + g.T @ z + self.fixed.T @ self.y
+        primal = g @ self.c + w - self.h
+        missing = self.target - self.fixed @ self.c
+        tight, newton = self.tight, self._newton()
+
+        def direction(complement: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+            """Towards w z = w z - complement, and no other residuals."""
+            shift = np.where(tight, 0.0, (z * primal - complement) / w)
+            dc, pressed, dy = newton(-dual - g.T @ shift, (complement / z - primal)[tight], missing)
+            move = g @ dc
+            dz = shift + z / w * move
+            dz[tight] = pressed
+            dw = -primal - move  # which cancels in tight rows
+            dw[tight] = ((-complement - w * dz) / z)[tight]
+            return dc, dy, dw, dz
+
+        def reach(dw: FloatArray, dz: FloatArray) -> float:
+            return float(min(np.min(-v[d < 0] / d[d < 0], initial=np.inf) for v, d in ((w, dw), (z, dz))))
+
+        _, _, dw, dz = direction(w * z)
+        length, gap = min(1.0, reach(dw, dz)), float(w @ z) / max(w.size, 1)
+        centring = (float((w + length * dw) @ (z + length * dz)) / w.size / gap) ** 3 if gap > 0 else 0.0
+        dc, dy, dw, dz = direction(w * z + dw * dz - centring * gap)
+        length = min(1.0, 0.995 * reach(dw, dz))
+        self.c, self.y = self.c + length * dc, self.y + length * dy
+        self.w, self.z = w + length * dw, z + length * dz
+
+
+def interior_point(system: System, q: FloatArray) -> Iterate | None:
+    """The best iterate of an interior point, finished by active-set steps where these reduce the residual."""
+    best: Iterate | None = None
+    # Iterates that overflow near a singular system have no residual below the best one's: nothing is lost silently.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        try:
+            state = _Interior(system, q)
+            for iteration in range(1, _INTERIOR_STEPS):
+                now = state.iterate(iteration)
+                if best is None or now.residual < best.residual:
+                    best = now
+                if best.residual < ROUNDING or iteration - best.iterations > _STAGNATION:
+                    break
+                state.advance()
+        except RuntimeError:  # SuperLU: exactly singular, at the start or where active slacks have become 0
+            pass
+    if best is None:
+        return None
+    polished = active_set(system, q, best.sides, best.c, _POLISH_STEPS)
+    if polished is not None and polished.residual < best.residual:
+        return replace(polished, iterations=best.iterations + polished.iterations, how="interior-point")
+    return best
