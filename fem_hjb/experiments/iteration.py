@@ -41,7 +41,7 @@ from fem_hjb.learning.inequality import VariationalInequality, diagnose, direct
 from fem_hjb.learning.measures import law_measure
 from fem_hjb.learning.population import Yardstick, yardstick
 from fem_hjb.learning.solve_system import ReducedSystem, default_smoothing, reduce_system
-from fem_hjb.learning.system import System, assemble, finish, sums_over
+from fem_hjb.learning.system import System, assemble
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.plotting.pictures import STYLES
 from fem_hjb.problems import zoo
@@ -278,7 +278,7 @@ def _raised(config: Config, sign: float) -> float:
     arguments: dict[str, Any] = {"estimator": "generator", "delta": config.deltas[-1]}
     gauge = assemble(problem, paths, space, **arguments).gauge
     given = replace(gauge, running=sign * gauge.running)
-    system = finish(sums_over(problem, paths, space, constants=given, **arguments))
+    system = assemble(problem, paths, space, constants=given, **arguments)
     return diagnose(_reduced(system).inequality).coercivity
 
 

@@ -78,17 +78,42 @@ def assemble(
 
     constants : a gauge other than the one the nodes of the space give. Raises as `fit` does.
     """
-    return finish(
-        sums_over(
-            problem,
-            data,
-            space,
-            estimator=estimator,
-            delta=delta,
-            outside=outside,
-            executor=executor,
-            constants=constants,
+    one_of(estimator, "estimator", tuple(ESTIMATORS), MeasureError)
+    one_of(outside, "outside", ("error", "drop"), MeasureError)
+    ESTIMATORS[estimator].check(space, delta)
+    if space.dim != problem.dim:
+        raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
+    if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
+        raise DomainError(
+            f"fit is for processes on R^d or reflected at all faces of a box, but the domain of {problem.name!r} is"
+            f" {problem.domain}; solve such a problem with `solve`"
         )
+    if constants is None:
+        constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
+    setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)
+    total = _total(setting, estimator, outside, data, executor)
+    scatter = Scatter(space)
+    form, mass, energy = total.interior.matrices(scatter)
+    terminal_form, terminal_mass, terminal_energy = total.terminal.matrices(scatter)
+    (initial,) = total.initial.matrices(scatter)
+    mass = mass + terminal_mass
+    return System(
+        problem=problem,
+        space=space,
+        gauge=constants,
+        estimator=estimator,
+        delta=delta,
+        kind=total.kind,
+        form=(form + terminal_form + total.pairs.matrix()).tocsr(),
+        mass=mass.tocsr(),
+        energy=(mass + energy + terminal_energy + initial).tocsr(),
+        load=total.interior.load() + total.terminal.load(),
+        paths=total.paths,
+        samples=int(total.samples[0]),
+        dropped=int(total.dropped.sum()),
+        probe_t=total.probes[0],
+        probe_x=total.probes[1],
+        probe_weights=total.probes[2],
     )
 
 
@@ -122,42 +147,9 @@ class Part:
         )
 
 
-@final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Sums:
-    """What one pass over a measure gives, before it is made into matrices."""
-
-    setting: Setting
-    estimator: str
-    total: Part
-
-
-def sums_over(
-    problem: ControlProblem,
-    data: Data,
-    space: Space,
-    *,
-    estimator: str,
-    delta: float = 0.0,
-    outside: str = "error",
-    executor: Executor | None = None,
-    constants: Gauge | None = None,
-) -> Sums:
-    """The sums of `assemble`, before they are made into matrices."""
-    one_of(estimator, "estimator", tuple(ESTIMATORS), MeasureError)
-    one_of(outside, "outside", ("error", "drop"), MeasureError)
-    row = ESTIMATORS[estimator]
-    row.check(space, delta)
-    if space.dim != problem.dim:
-        raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
-    if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
-        raise DomainError(
-            f"fit is for processes on R^d or reflected at all faces of a box, but the domain of {problem.name!r} is"
-            f" {problem.domain}; solve such a problem with `solve`"
-        )
-    if constants is None:
-        constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
-    setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)
+def _total(setting: Setting, estimator: str, outside: str, data: Data, executor: Executor | None) -> Part:
+    """The sums over all parts of the data."""
+    problem = setting.problem
     if isinstance(data, Measure):
         if data.dim != problem.dim:
             raise MeasureError(f"the measure is of dimension {data.dim}, the problem has dim={problem.dim}")
@@ -184,9 +176,9 @@ def sums_over(
     if isinstance(data, Measure):  # whose first part may be its first times only
         total = replace(total, probes=_probes(data))
     if (total.dropped == total.samples).any():
-        none = total.samples[total.dropped == total.samples].max()
-        raise MeasureError(f"all {none} samples lie outside {_where(space)}: this box or mesh does not fit them")
-    return Sums(setting=setting, estimator=estimator, total=total)
+        lost, where = total.samples[total.dropped == total.samples].max(), _where(setting.space)
+        raise MeasureError(f"all {lost} samples lie outside {where}: this box or mesh does not fit them")
+    return total
 
 
 def _piece(setting: Setting, estimator: str, outside: str, pieces: Sequence[Measure], i: int) -> Part:
@@ -375,31 +367,3 @@ def _terminal_slope(setting: Setting, x: FloatArray) -> FloatArray:
         change = setting.gauge.terminal_u(setting.problem, ahead) - setting.gauge.terminal_u(setting.problem, behind)
         columns.append(change / (ahead - behind)[:, j])
     return np.stack(columns, axis=1)
-
-
-def finish(sums: Sums) -> System:
-    """The matrices of what has been summed."""
-    setting, total = sums.setting, sums.total
-    scatter = Scatter(setting.space)
-    form, mass, energy = total.interior.matrices(scatter)
-    terminal_form, terminal_mass, terminal_energy = total.terminal.matrices(scatter)
-    (initial,) = total.initial.matrices(scatter)
-    mass = mass + terminal_mass
-    return System(
-        problem=setting.problem,
-        space=setting.space,
-        gauge=setting.gauge,
-        estimator=sums.estimator,
-        delta=setting.delta,
-        kind=total.kind,
-        form=(form + terminal_form + total.pairs.matrix()).tocsr(),
-        mass=mass.tocsr(),
-        energy=(mass + energy + terminal_energy + initial).tocsr(),
-        load=total.interior.load() + total.terminal.load(),
-        paths=total.paths,
-        samples=int(total.samples[0]),
-        dropped=int(total.dropped.sum()),
-        probe_t=total.probes[0],
-        probe_x=total.probes[1],
-        probe_weights=total.probes[2],
-    )

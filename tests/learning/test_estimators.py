@@ -10,7 +10,7 @@ import fem_hjb as fh
 from fem_hjb.learning import forms
 from fem_hjb.learning.estimators import ESTIMATORS, Setting
 from fem_hjb.learning.measures import Measure, empirical_measure, law_measure
-from fem_hjb.learning.system import assemble, finish, sums_over
+from fem_hjb.learning.system import assemble
 from fem_hjb.problems.gauge import constant_gauge
 from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.spaces.line import LineBasis
@@ -102,10 +102,8 @@ def bias_at_the_solution(estimator, steps, measure=step_measure):
     return [
         np.linalg.norm(
             values_at(
-                finish(
-                    sums_over(
-                        problem, measure(problem, space, K), space, estimator=estimator, outside="drop", constants=GAUGE
-                    )
+                assemble(
+                    problem, measure(problem, space, K), space, estimator=estimator, outside="drop", constants=GAUGE
                 ),
                 c,
             )
@@ -171,8 +169,8 @@ def noise(estimator, n, steps, seeds, problem=None, told=None, delta=0.0):
     squares = []
     for seed in range(seeds):
         paths = fh.sample_paths(problem, n=n, steps=steps, rng=100 * seed + n + steps)
-        given = sums_over(told, paths, space, estimator=estimator, constants=GAUGE, delta=delta)
-        squares.append(np.sum(values_at(finish(given), c) ** 2))
+        given = assemble(told, paths, space, estimator=estimator, constants=GAUGE, delta=delta)
+        squares.append(np.sum(values_at(given, c) ** 2))
     return np.sqrt(np.mean(squares))
 
 
@@ -213,10 +211,10 @@ def test_exact_estimators_find_the_solution_from_few_paths_where_the_diffusion_v
     paths = fh.sample_paths(problem, n=200, steps=16, rng=3)
     c = space.interpolate(solution).ravel()
     for delta in (0.0, 0.2)[: 1 + ESTIMATORS[estimator].weighted]:
-        system = finish(sums_over(problem, paths, space, estimator=estimator, constants=GAUGE, delta=delta))
+        system = assemble(problem, paths, space, estimator=estimator, constants=GAUGE, delta=delta)
         assert np.abs(values_at(system, c)).max() < 1e-8 * np.abs(system.load).max()
         wrong = dataclasses.replace(problem, diffusion=1.0)
-        told = finish(sums_over(wrong, paths, space, estimator=estimator, constants=GAUGE, delta=delta))
+        told = assemble(wrong, paths, space, estimator=estimator, constants=GAUGE, delta=delta)
         assert np.abs(values_at(told, c)).max() > 1e-3 * np.abs(system.load).max()
 
 

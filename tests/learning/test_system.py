@@ -11,7 +11,7 @@ import fem_hjb as fh
 from fem_hjb.learning import system as assembly
 from fem_hjb.learning.estimators import ESTIMATORS
 from fem_hjb.learning.measures import empirical_measure, law_measure
-from fem_hjb.learning.system import System, assemble, finish, sums_over
+from fem_hjb.learning.system import System, assemble
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source, simulated_source
 from fem_hjb.spaces.space import Space
@@ -289,9 +289,9 @@ def test_systems_in_one_class_have_one_gauge_and_may_be_given_another():
     own = assemble(problem, paths, space)
     assert own.gauge.running > 0
     other = dataclasses.replace(own.gauge, running=own.gauge.running + 0.4, terminal=own.gauge.terminal - 0.8)
-    shifted = finish(sums_over(problem, paths, space, estimator="generator", constants=other))
+    shifted = assemble(problem, paths, space, constants=other)
     np.testing.assert_allclose(shifted.load, np.e * own.load, rtol=1e-12, atol=1e-14)
-    values = own.mass - finish(sums_over(problem, paths, space, estimator="generator")).mass
+    values = own.mass - assemble(problem, paths, space).mass
     assert abs(values).max() == 0
     c = np.random.default_rng(0).standard_normal(space.n_dofs)
     measure = empirical_measure(problem, paths)
