@@ -21,7 +21,8 @@ ORDER = {
         "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
     ),
     "learning": (
-        "constraints forms inequality measures active_sets gram estimators system population solve_system fit"
+        "constraints forms inequality measures active_sets samples scatter moments gram estimators system population "
+        "solve_system fit"
     ),
     "evaluation": "control_error",
     "plotting": "pictures",

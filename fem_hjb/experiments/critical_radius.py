@@ -49,10 +49,10 @@ from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
 from fem_hjb.learning.constraints import EnergyBall
 from fem_hjb.learning.estimators import ESTIMATORS, Setting
 from fem_hjb.learning.forms import VALUE, Operator
-from fem_hjb.learning.gram import Located, operator_rows
 from fem_hjb.learning.inequality import direct
 from fem_hjb.learning.measures import empirical_measure, law_measure
 from fem_hjb.learning.population import yardstick
+from fem_hjb.learning.samples import Located, operator_rows
 from fem_hjb.learning.solve_system import reduce_system
 from fem_hjb.learning.system import System, assemble
 from fem_hjb.paths.simulate import Paths, sample_paths

@@ -23,8 +23,7 @@ from typing import final
 import numpy as np
 
 from fem_hjb.learning import forms
-from fem_hjb.learning.forms import VALUE, Operator, Product
-from fem_hjb.learning.gram import Load
+from fem_hjb.learning.forms import VALUE, Load, Operator, Pairing
 from fem_hjb.learning.measures import Measure
 from fem_hjb.paths.simulate import noise_factor
 from fem_hjb.problems.divergence import row_divergence
@@ -45,8 +44,8 @@ class Terms:
     """What an estimator integrates over int_0^T E[...] dt: products at the samples, products of a test at a sample
     with a trial at its successor, and tests times given numbers."""
 
-    here: Sequence[Product]
-    ahead: Sequence[Product] = ()
+    here: Sequence[Pairing]
+    ahead: Sequence[Pairing] = ()
     load: Sequence[Load] = ()
 
 

@@ -21,8 +21,9 @@ from fem_hjb.learning import inequality
 from fem_hjb.learning.active_sets import Projector, solve_inequality
 from fem_hjb.learning.constraints import Constraint, LinearSet
 from fem_hjb.learning.estimators import ESTIMATORS
-from fem_hjb.learning.gram import Scatter, tensor_axes
 from fem_hjb.learning.inequality import VariationalInequality
+from fem_hjb.learning.moments import tensor_axes
+from fem_hjb.learning.scatter import Scatter
 from fem_hjb.learning.system import System
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.features import Dictionary
@@ -279,9 +280,7 @@ def _slopes_on_cells(space: Space) -> sp.csr_matrix:
     local = np.kron(np.einsum("q,qi,qj->ij", weights, psi, psi), in_space)
     local += np.kron(np.einsum("q,qi,qj->ij", weights, rate, rate), plain)
     scatter = Scatter(space)
-    data = np.zeros(scatter.data_size)
-    scatter.add(data, slice(None), np.broadcast_to(local, (space.n_cells, *local.shape)))
-    return scatter.matrix(data)
+    return scatter.matrix(scatter.data(np.broadcast_to(local, (space.n_cells, *local.shape))))
 
 
 def _largest_neighbour(mass: sp.csr_matrix, diagonal: FloatArray) -> FloatArray:

@@ -1,6 +1,6 @@
 """The system B c = l of a class under a measure, with the Gram matrices by which it is judged, in one pass over it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from fem_hjb.learning import forms
 from fem_hjb.learning.estimators import ESTIMATORS, Setting, Terms
-from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Operator, Product
-from fem_hjb.learning.gram import GramSums, Load, Located, PairSums, Scatter, gram_sums, take
+from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Integrands, Load, Operator, Pairing
+from fem_hjb.learning.gram import gram_sums, pair_sums
 from fem_hjb.learning.measures import Measure, empirical_measure
+from fem_hjb.learning.samples import Located
+from fem_hjb.learning.scatter import GramSums, Scatter
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source
 from fem_hjb.paths.tree_sum import tree_sum
@@ -93,9 +95,9 @@ def assemble(
     setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)
     total = _total(setting, estimator, outside, data, executor)
     scatter = Scatter(space)
-    form, mass, energy = total.interior.matrices(scatter)
-    terminal_form, terminal_mass, terminal_energy = total.terminal.matrices(scatter)
-    (initial,) = total.initial.matrices(scatter)
+    form, mass, energy = total.grams["interior"].matrices(scatter)
+    terminal_form, terminal_mass, terminal_energy = total.grams["terminal"].matrices(scatter)
+    (initial,) = total.grams["initial"].matrices(scatter)
     mass = mass + terminal_mass
     return System(
         problem=problem,
@@ -104,10 +106,10 @@ def assemble(
         estimator=estimator,
         delta=delta,
         kind=total.kind,
-        form=(form + terminal_form + total.pairs.matrix()).tocsr(),
+        form=(form + terminal_form + total.pairs).tocsr(),
         mass=mass.tocsr(),
         energy=(mass + energy + terminal_energy + initial).tocsr(),
-        load=total.interior.load() + total.terminal.load(),
+        load=total.grams["interior"].load() + total.grams["terminal"].load(),
         paths=total.paths,
         samples=int(total.samples[0]),
         dropped=int(total.dropped.sum()),
@@ -119,35 +121,33 @@ def assemble(
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Part:
-    """What one pass over a part of a measure gives; parts add up. Without the problem, so that workers can send it.
+class ChunkSums:
+    """What one pass over a part of a measure gives; they add up. Without the problem, so that workers can send them.
 
     samples, dropped (3,) : how many there were, and how many of them outside: inside [0, T), at 0 and at T.
+    grams : "interior", "terminal" and "initial"; a part may have no ends.  pairs (N, N) : tests here, trials ahead.
     """
 
     kind: str
     paths: int
     samples: IntArray
     dropped: IntArray
-    interior: GramSums
-    pairs: PairSums
-    terminal: GramSums
-    initial: GramSums
+    grams: Mapping[str, GramSums]
+    pairs: sp.csr_matrix
     probes: tuple[FloatArray, FloatArray, FloatArray]
 
-    def __add__(self, other: "Part") -> "Part":
+    def __add__(self, other: "ChunkSums") -> "ChunkSums":
+        one, two = self.grams, other.grams
         return replace(
             self,
             samples=self.samples + other.samples,
             dropped=self.dropped + other.dropped,
-            interior=self.interior + other.interior,
+            grams={**one, **two, **{name: one[name] + two[name] for name in one.keys() & two.keys()}},
             pairs=self.pairs + other.pairs,
-            terminal=self.terminal + other.terminal,
-            initial=self.initial + other.initial,
         )
 
 
-def _total(setting: Setting, estimator: str, outside: str, data: Data, executor: Executor | None) -> Part:
+def _total(setting: Setting, estimator: str, outside: str, data: Data, executor: Executor | None) -> ChunkSums:
     """The sums over all parts of the data."""
     problem = setting.problem
     if isinstance(data, Measure):
@@ -168,7 +168,7 @@ def _total(setting: Setting, estimator: str, outside: str, data: Data, executor:
         task = partial(_chunk, setting, estimator, outside, source)
         count = source.chunk_count
     try:
-        total = tree_sum(task, count, Part.__add__, executor=executor)
+        total = tree_sum(task, count, ChunkSums.__add__, executor=executor)
     except MeasureError as error:  # the chunks of data in memory are ours: nobody else knows them by their numbers
         if isinstance(error.__cause__, FemHjbError) and not isinstance(data, PathSource):
             raise error.__cause__ from None
@@ -181,11 +181,11 @@ def _total(setting: Setting, estimator: str, outside: str, data: Data, executor:
     return total
 
 
-def _piece(setting: Setting, estimator: str, outside: str, pieces: Sequence[Measure], i: int) -> Part:
+def _piece(setting: Setting, estimator: str, outside: str, pieces: Sequence[Measure], i: int) -> ChunkSums:
     return _part(setting, estimator, outside, pieces[i], ends=pieces[i].kind == "empirical" or i == 0)
 
 
-def _chunk(setting: Setting, estimator: str, outside: str, source: PathSource, i: int) -> Part:
+def _chunk(setting: Setting, estimator: str, outside: str, source: PathSource, i: int) -> ChunkSums:
     measure = empirical_measure(setting.problem, source.chunk(i), n=source.n)
     return _part(setting, estimator, outside, measure)
 
@@ -222,24 +222,22 @@ def _is_path_by_path(measure: Measure) -> bool:
     return bool((times == times[0]).all() and (np.diff(times[0]) > 0).all())
 
 
-def _part(setting: Setting, estimator: str, outside: str, measure: Measure, *, ends: bool = True) -> Part:
+def _part(setting: Setting, estimator: str, outside: str, measure: Measure, *, ends: bool = True) -> ChunkSums:
     """One pass over a measure. ends : whether over its slices at 0 and T too."""
     terms = ESTIMATORS[estimator].terms(setting, measure)
     interior, pairs, dropped = _interior(setting, terms, measure, outside)
-    terminal = initial = gram_sums(setting.space)
+    grams = {"interior": interior}
     dropped_at_0 = dropped_at_T = 0
     if ends:
-        terminal, dropped_at_T = _terminal(setting, ESTIMATORS[estimator].weighted, measure, outside)
-        initial, dropped_at_0 = _initial(setting, measure, outside)
-    return Part(
+        grams["terminal"], dropped_at_T = _terminal(setting, ESTIMATORS[estimator].weighted, measure, outside)
+        grams["initial"], dropped_at_0 = _initial(setting, measure, outside)
+    return ChunkSums(
         kind=measure.kind,
         paths=measure.paths,
         samples=np.array([measure.t.size, ends * len(measure.initial_x), ends * len(measure.terminal_x)]),
         dropped=np.array([dropped, dropped_at_0, dropped_at_T]),
-        interior=interior,
+        grams=grams,
         pairs=pairs,
-        terminal=terminal,
-        initial=initial,
         probes=_probes(measure),
     )
 
@@ -250,7 +248,7 @@ def _probes(measure: Measure) -> tuple[FloatArray, FloatArray, FloatArray]:
     return measure.t[rows].copy(), measure.x[rows].copy(), measure.weights[rows].copy()
 
 
-def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) -> tuple[GramSums, PairSums, int]:
+def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) -> tuple[GramSums, sp.csr_matrix, int]:
     """int E[...] dt: the form, the mass and the energy; and the part of the form with successors."""
     space = setting.space
     here = Located.of(space, measure.t, measure.x)
@@ -259,7 +257,7 @@ def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) ->
     if terms.ahead and measure.next_t is not None and measure.next_x is not None:
         then = Located.of(space, measure.next_t, measure.next_x)
         missing = missing | (then.cells < 0)
-    energy: list[Product] = [(op, op) for op in forms.slopes(setting.factor(measure.t, measure.x))]
+    energy: list[Pairing] = [(op, op) for op in forms.slopes(setting.factor(measure.t, measure.x))]
     weight: float | FloatArray = setting.delta
     if not setting.delta and measure.next_t is not None:
         steps = measure.next_t - measure.t
@@ -267,23 +265,19 @@ def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) ->
         weight = float(steps[0]) if even else steps
     if np.ndim(weight) or weight:
         energy.append((RATE_OF_CHANGE, Operator(time=weight)))
-    products: list[Sequence[Product]] = [terms.here, [(VALUE, VALUE)], energy]
+    integrands = Integrands.of([terms.here, [(VALUE, VALUE)], energy], terms.load)
+    ahead, weights = Integrands.of([terms.ahead]), measure.weights
     inside = _inside(setting, measure.t, measure.x, missing, outside)
-    sums, pairs = gram_sums(space), PairSums(space)
-    weights, ahead, loads = measure.weights, terms.ahead, terms.load
     if inside.size < missing.size:
-        here, weights = here.take(inside), weights[inside]
-        products = [take(form, inside) for form in products]
-        ahead, then = take(ahead, inside), None if then is None else then.take(inside)
-        loads = [(test, target[inside]) for (test, _), (_, target) in zip(_self(loads, inside), loads, strict=True)]
-    sums.add(here, weights, products, loads)
-    if then is not None:
-        pairs.add(here, then, weights, ahead)
-    return sums, pairs, missing.size - inside.size
-
-
-def _self(loads: Sequence[Load], rows: IntArray) -> list[Product]:
-    return take([(test, test) for test, _ in loads], rows)
+        here, weights, integrands, ahead = (
+            here.take(inside),
+            weights[inside],
+            integrands.take(inside),
+            ahead.take(inside),
+        )
+        then = None if then is None else then.take(inside)
+    pairs = sp.csr_matrix((space.n_dofs,) * 2) if then is None else pair_sums(space, here, then, weights, ahead)
+    return gram_sums(space, here, weights, integrands), pairs, missing.size - inside.size
 
 
 def _inside(
@@ -318,9 +312,8 @@ def _slice(
 def _initial(setting: Setting, measure: Measure, outside: str) -> tuple[GramSums, int]:
     """E[f_0 g_0] and, with delta, delta/2 E[grad f_0' Lambda grad g_0]: the energy."""
     at, x, weights, dropped = _slice(setting, 0.0, measure.initial_x, measure.initial_weights, outside)
-    sums = gram_sums(setting.space)
-    sums.add(at, weights, [[(VALUE, VALUE), *_weighted_slopes(setting, 0.0, x)]])
-    return sums, dropped
+    integrands = Integrands.of([[(VALUE, VALUE), *_weighted_slopes(setting, 0.0, x)]])
+    return gram_sums(setting.space, at, weights, integrands), dropped
 
 
 def _terminal(setting: Setting, weighted: bool, measure: Measure, outside: str) -> tuple[GramSums, int]:
@@ -333,7 +326,7 @@ def _terminal(setting: Setting, weighted: bool, measure: Measure, outside: str) 
     horizon = problem.horizon
     at, x, weights, dropped = _slice(setting, horizon, measure.terminal_x, measure.terminal_weights, outside)
     target = setting.gauge.terminal_u(problem, x)
-    form: list[Product] = [(VALUE, VALUE)]
+    form: list[Pairing] = [(VALUE, VALUE)]
     loads: list[Load] = [(VALUE, target)]
     energy = _weighted_slopes(setting, horizon, x)
     if delta and weighted:
@@ -344,12 +337,11 @@ def _terminal(setting: Setting, weighted: bool, measure: Measure, outside: str) 
         loads.append((VALUE, np.asarray(-delta * rate * target)))
         pull = np.einsum("...ij,...j->...i", setting.diffusion(times, x), _terminal_slope(setting, x))
         loads.append((Operator(gradient=0.5 * delta * pull), np.ones(len(x))))
-    sums = gram_sums(setting.space)
-    sums.add(at, weights, [form, [(VALUE, VALUE)], energy], loads)
-    return sums, dropped
+    integrands = Integrands.of([form, [(VALUE, VALUE)], energy], loads)
+    return gram_sums(setting.space, at, weights, integrands), dropped
 
 
-def _weighted_slopes(setting: Setting, t: float, x: FloatArray) -> list[Product]:
+def _weighted_slopes(setting: Setting, t: float, x: FloatArray) -> list[Pairing]:
     """delta/2 grad f' Lambda grad g."""
     if not setting.delta:
         return []

@@ -117,17 +117,18 @@ def test_a_law_in_pieces_gives_the_same_system(estimator, times, monkeypatch):
         monkeypatch.undo()
 
 
-def test_a_chunk_that_is_all_outside_is_dropped_like_any_other(monkeypatch):
+@pytest.mark.parametrize("estimator", ["generator", "corrected"])
+def test_a_chunk_that_is_all_outside_is_dropped_like_any_other(estimator, monkeypatch):
     space = Space(LQ, cells=3, time_cells=1, box=box(1.0))
     x = np.full((8, 5, 1), 0.3)
     x[:4] = 5.0
     paths = Paths(t=np.linspace(0, 1, 5), x=x + 0.01 * np.arange(40).reshape(8, 5, 1))
-    whole = assemble(LQ, paths, space, outside="drop")
+    whole = assemble(LQ, paths, space, estimator=estimator, outside="drop")
     assert whole.dropped == 4 * (4 + 2)
     for chunk in (1, 2, 4):
-        same(assemble(LQ, array_source(paths, chunk=chunk), space, outside="drop"), whole)
+        same(assemble(LQ, array_source(paths, chunk=chunk), space, estimator=estimator, outside="drop"), whole)
     monkeypatch.setattr(assembly, "_SAMPLES", 8)
-    same(assemble(LQ, empirical_measure(LQ, paths), space, outside="drop"), whole)
+    same(assemble(LQ, empirical_measure(LQ, paths), space, estimator=estimator, outside="drop"), whole)
 
 
 @pytest.mark.parametrize("estimator", ["generator", "corrected"])
