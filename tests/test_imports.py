@@ -22,7 +22,7 @@ ORDER = {
     ),
     "learning": (
         "constraints forms inequality measures active_sets samples scatter moments gram estimators system population "
-        "solve_system fit"
+        "solve_system selection fit"
     ),
     "evaluation": "control_error",
     "plotting": "pictures",

@@ -228,7 +228,7 @@ def _noise(system: System, paths: Paths, c: FloatArray, shuffle: np.random.Gener
     """
     setting = Setting(problem=system.problem, space=system.space, gauge=system.gauge, delta=system.delta)
     measure = empirical_measure(system.problem, paths, n=1)
-    terms = ESTIMATORS[system.estimator].terms(setting, measure)
+    terms = system.estimator.terms(setting, measure)
     space, n = system.space, paths.n
     owners = np.repeat(np.arange(n)[:, None], paths.steps + 1, axis=1)
     if shuffle is not None:

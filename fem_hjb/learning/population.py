@@ -78,7 +78,7 @@ def yardstick(
     """The best approximation of the solution under a law, and distances to it.
 
     measure : a law (`law_measure`, `sampled_law_measure`).  exact : the solution; None: problem.exact.
-    norm : "energy", that of `assembly.System.energy` with this delta, or "mass", int E[f^2] dt + E[f_T^2].
+    norm : "energy", that of `system.System.energy` with this delta, or "mass", int E[f^2] dt + E[f_T^2].
 
     d_t f* is taken by central differences of the exact value in time, accurate to about 1e-9.
 

@@ -20,7 +20,7 @@ from scipy.sparse.linalg import splu
 from fem_hjb.learning import inequality
 from fem_hjb.learning.active_sets import Projector, solve_inequality
 from fem_hjb.learning.constraints import Constraint, LinearSet
-from fem_hjb.learning.estimators import ESTIMATORS
+from fem_hjb.learning.estimators import Estimator, find_estimator
 from fem_hjb.learning.inequality import VariationalInequality
 from fem_hjb.learning.moments import tensor_axes
 from fem_hjb.learning.scatter import Scatter
@@ -86,11 +86,11 @@ def solve_system(
         space=space,
         coefficients=coefficients,
         gauge=system.gauge,
-        method=system.estimator,
+        method=system.estimator.name,
         status="; ".join(messages) or "ok",
         stats={
             "measure": system.kind,
-            "estimator": system.estimator,
+            "estimator": system.estimator.name,
             "solver": method,
             "constraint": repr(constraint),
             "terminal": terminal,
@@ -231,11 +231,11 @@ def is_dictionary(space: Space) -> bool:
     return isinstance(space.spatial, Dictionary)
 
 
-def default_smoothing(estimator: str, space: Space) -> float:
+def default_smoothing(estimator: str | Estimator, space: Space) -> float:
     """What `fit` takes for smoothing=None."""
     if is_dictionary(space):
         return 0.0
-    return _SMOOTHING[ESTIMATORS[estimator].exact] * (1.0 if space.smoothness else _ROUGHER)
+    return _SMOOTHING[find_estimator(estimator).exact] * (1.0 if space.smoothness else _ROUGHER)
 
 
 def _roughness(space: Space) -> sp.csr_matrix:

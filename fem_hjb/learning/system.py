@@ -1,6 +1,17 @@
-"""The system B c = l of a class under a measure, with the Gram matrices by which it is judged, in one pass over it."""
+"""The system B c = l of a class under a measure, with the Gram matrices by which it is judged, in one pass over it.
 
-from collections.abc import Mapping, Sequence
+On the way from the data to the system there are five containers:
+
+    1. the data as given: `Paths`, a `PathSource` which hands them out in chunks, or a `Measure`;
+    2. `Measure`: one chunk as weighted points;
+    3. `Located` points, with the coefficients of what is summed over them, `Integrands` (made of `estimators.Terms`);
+    4. `ChunkSums`: arrays whose size does not depend on the number of points, and which add up over chunks;
+    5. `System`: sparse matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +22,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fem_hjb.learning import forms
-from fem_hjb.learning.estimators import ESTIMATORS, Setting, Terms
+from fem_hjb.learning.estimators import Estimator, Setting, Terms, find_estimator
 from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Integrands, Load, Operator, Pairing
 from fem_hjb.learning.gram import gram_sums, pair_sums
 from fem_hjb.learning.measures import Measure, empirical_measure
@@ -50,7 +61,7 @@ class System:
     problem: ControlProblem
     space: Space
     gauge: Gauge
-    estimator: str
+    estimator: Estimator
     delta: float
     kind: str
     form: sp.csr_matrix
@@ -70,7 +81,7 @@ def assemble(
     data: Data,
     space: Space,
     *,
-    estimator: str = "generator",
+    estimator: str | Estimator = "generator",
     delta: float = 0.0,
     outside: str = "error",
     executor: Executor | None = None,
@@ -80,9 +91,9 @@ def assemble(
 
     constants : a gauge other than the one the nodes of the space give. Raises as `fit` does.
     """
-    one_of(estimator, "estimator", tuple(ESTIMATORS), MeasureError)
+    row = find_estimator(estimator)
     one_of(outside, "outside", ("error", "drop"), MeasureError)
-    ESTIMATORS[estimator].check(space, delta)
+    row.check(space, delta)
     if space.dim != problem.dim:
         raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
     if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
@@ -93,7 +104,7 @@ def assemble(
     if constants is None:
         constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
     setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)
-    total = _total(setting, estimator, outside, data, executor)
+    total = _total(setting, row, outside, data, executor)
     scatter = Scatter(space)
     form, mass, energy = total.grams["interior"].matrices(scatter)
     terminal_form, terminal_mass, terminal_energy = total.grams["terminal"].matrices(scatter)
@@ -103,7 +114,7 @@ def assemble(
         problem=problem,
         space=space,
         gauge=constants,
-        estimator=estimator,
+        estimator=row,
         delta=delta,
         kind=total.kind,
         form=(form + terminal_form + total.pairs).tocsr(),
@@ -136,7 +147,7 @@ class ChunkSums:
     pairs: sp.csr_matrix
     probes: tuple[FloatArray, FloatArray, FloatArray]
 
-    def __add__(self, other: "ChunkSums") -> "ChunkSums":
+    def __add__(self, other: ChunkSums) -> ChunkSums:
         one, two = self.grams, other.grams
         return replace(
             self,
@@ -147,26 +158,10 @@ class ChunkSums:
         )
 
 
-def _total(setting: Setting, estimator: str, outside: str, data: Data, executor: Executor | None) -> ChunkSums:
+def _total(setting: Setting, row: Estimator, outside: str, data: Data, executor: Executor | None) -> ChunkSums:
     """The sums over all parts of the data."""
-    problem = setting.problem
-    if isinstance(data, Measure):
-        if data.dim != problem.dim:
-            raise MeasureError(f"the measure is of dimension {data.dim}, the problem has dim={problem.dim}")
-        pieces = _pieces(data)
-        task = partial(_piece, setting, estimator, outside, pieces)
-        count = len(pieces)
-    else:
-        source = data
-        if isinstance(data, Paths):
-            source = array_source(data, chunk=max(1, _SAMPLES // data.steps))
-        if not isinstance(source, PathSource):
-            raise MeasureError(
-                f"expected Paths, as sample_paths returns them, a PathSource or a Measure, got {type(data).__name__}"
-            )
-        source.check(problem)
-        task = partial(_chunk, setting, estimator, outside, source)
-        count = source.chunk_count
+    count, piece = _pieces(setting.problem, data)
+    task = partial(_chunk_sums, setting, row, outside, piece)
     try:
         total = tree_sum(task, count, ChunkSums.__add__, executor=executor)
     except MeasureError as error:  # the chunks of data in memory are ours: nobody else knows them by their numbers
@@ -181,16 +176,27 @@ def _total(setting: Setting, estimator: str, outside: str, data: Data, executor:
     return total
 
 
-def _piece(setting: Setting, estimator: str, outside: str, pieces: Sequence[Measure], i: int) -> ChunkSums:
-    return _part(setting, estimator, outside, pieces[i], ends=pieces[i].kind == "empirical" or i == 0)
+def _pieces(problem: ControlProblem, data: Data) -> tuple[int, Callable[[int], Measure]]:
+    """How many measures add up to the data, and the i-th of them."""
+    if isinstance(data, Measure):
+        if data.dim != problem.dim:
+            raise MeasureError(f"the measure is of dimension {data.dim}, the problem has dim={problem.dim}")
+        pieces = _cut(data)
+        return len(pieces), pieces.__getitem__
+    source = array_source(data, chunk=max(1, _SAMPLES // data.steps)) if isinstance(data, Paths) else data
+    if not isinstance(source, PathSource):
+        raise MeasureError(
+            f"expected Paths, as sample_paths returns them, a PathSource or a Measure, got {type(data).__name__}"
+        )
+    source.check(problem)
+    return source.chunk_count, partial(_measure_of_chunk, problem, source)
 
 
-def _chunk(setting: Setting, estimator: str, outside: str, source: PathSource, i: int) -> ChunkSums:
-    measure = empirical_measure(setting.problem, source.chunk(i), n=source.n)
-    return _part(setting, estimator, outside, measure)
+def _measure_of_chunk(problem: ControlProblem, source: PathSource, i: int) -> Measure:
+    return empirical_measure(problem, source.chunk(i), n=source.n)
 
 
-def _pieces(measure: Measure) -> list[Measure]:
+def _cut(measure: Measure) -> list[Measure]:
     """A measure as a sum of smaller ones: of whole paths; or of points of a law, with the slices at 0 and T in each."""
     m, paths = measure.t.size, len(measure.terminal_x)
     whole = measure.kind == "empirical"
@@ -222,14 +228,18 @@ def _is_path_by_path(measure: Measure) -> bool:
     return bool((times == times[0]).all() and (np.diff(times[0]) > 0).all())
 
 
-def _part(setting: Setting, estimator: str, outside: str, measure: Measure, *, ends: bool = True) -> ChunkSums:
-    """One pass over a measure. ends : whether over its slices at 0 and T too."""
-    terms = ESTIMATORS[estimator].terms(setting, measure)
+def _chunk_sums(setting: Setting, row: Estimator, outside: str, piece: Callable[[int], Measure], i: int) -> ChunkSums:
+    """One pass over a piece of the data. All pieces of a law have the same ends, which are counted once."""
+    measure = piece(i)
+    ends = measure.kind == "empirical" or i == 0
+    terms = row.terms(setting, measure)
+    if not isinstance(terms, Terms):
+        raise MeasureError(f"the terms of estimator {row.name!r} must be Terms, got {type(terms).__name__}")
     interior, pairs, dropped = _interior(setting, terms, measure, outside)
     grams = {"interior": interior}
     dropped_at_0 = dropped_at_T = 0
     if ends:
-        grams["terminal"], dropped_at_T = _terminal(setting, ESTIMATORS[estimator].weighted, measure, outside)
+        grams["terminal"], dropped_at_T = _terminal(setting, row.weighted, measure, outside)
         grams["initial"], dropped_at_0 = _initial(setting, measure, outside)
     return ChunkSums(
         kind=measure.kind,
