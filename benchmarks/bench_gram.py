@@ -36,9 +36,11 @@ import scipy.sparse as sp
 from rich.console import Console
 from rich.table import Table
 
-from fem_hjb.learning.forms import VALUE
-from fem_hjb.learning.gram import Located, Scatter, gram_sums, operator_rows
+from fem_hjb.learning.forms import VALUE, Integrands
+from fem_hjb.learning.gram import gram_sums
 from fem_hjb.learning.measures import empirical_measure
+from fem_hjb.learning.samples import Located, operator_rows
+from fem_hjb.learning.scatter import Scatter
 from fem_hjb.learning.system import assemble
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.simulate import sample_paths
@@ -100,9 +102,7 @@ def measure(case: Case) -> tuple[list[str], float, float]:
     estimator = "weak" if case.triangles else "generator"
 
     def ours() -> sp.csr_matrix:
-        sums = gram_sums(space)
-        sums.add(at, weights, [[(VALUE, VALUE)]])
-        return sums.matrices(Scatter(space))[0]
+        return gram_sums(space, at, weights, Integrands.of([[(VALUE, VALUE)]])).matrices(Scatter(space))[0]
 
     values = operator_rows(space, at, VALUE)
 

@@ -28,9 +28,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import fem_hjb as fh
-from fem_hjb.learning.fit import automatic_candidates
 from fem_hjb.learning.inequality import diagnose
 from fem_hjb.learning.population import split_error, yardstick
+from fem_hjb.learning.selection import automatic_candidates
 from fem_hjb.learning.solve_system import reduce_system
 from fem_hjb.learning.solvers import projected
 from fem_hjb.spaces.features import HermiteCross

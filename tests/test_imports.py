@@ -23,7 +23,8 @@ ORDER = {
     ),
     "learning": (
         "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "
-        "measures gram solvers estimators system smoothing population solve_system fit"
+        "measures samples scatter moments gram solvers estimators system smoothing population solve_system selection "
+        "fit"
     ),
     "evaluation": "controlled_law expectation control_error objectives",
     "plotting": "pictures",

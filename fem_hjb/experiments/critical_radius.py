@@ -49,9 +49,9 @@ from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
 from fem_hjb.learning.constraints import EnergyBall
 from fem_hjb.learning.estimators import ESTIMATORS, Setting
 from fem_hjb.learning.forms import VALUE, Operator
-from fem_hjb.learning.gram import Located, operator_rows
 from fem_hjb.learning.measures import empirical_measure, law_measure
 from fem_hjb.learning.population import yardstick
+from fem_hjb.learning.samples import Located, operator_rows
 from fem_hjb.learning.solve_system import reduce_system
 from fem_hjb.learning.solvers import direct
 from fem_hjb.learning.system import System, assemble
@@ -228,7 +228,7 @@ def _noise(system: System, paths: Paths, c: FloatArray, shuffle: np.random.Gener
     """
     setting = Setting(problem=system.problem, space=system.space, gauge=system.gauge, delta=system.delta)
     measure = empirical_measure(system.problem, paths, n=1)
-    terms = ESTIMATORS[system.estimator].terms(setting, measure)
+    terms = system.estimator.terms(setting, measure)
     space, n = system.space, paths.n
     owners = np.repeat(np.arange(n)[:, None], paths.steps + 1, axis=1)
     if shuffle is not None:

@@ -43,7 +43,7 @@ from fem_hjb.learning.population import Yardstick, yardstick
 from fem_hjb.learning.smoothing import default_smoothing
 from fem_hjb.learning.solve_system import ReducedSystem, reduce_system
 from fem_hjb.learning.solvers import direct
-from fem_hjb.learning.system import System, assemble, finish, sums_over
+from fem_hjb.learning.system import System, assemble
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.plotting.pictures import STYLES
 from fem_hjb.problems import zoo
@@ -280,7 +280,7 @@ def _raised(config: Config, sign: float) -> float:
     arguments: dict[str, Any] = {"estimator": "generator", "delta": config.deltas[-1]}
     gauge = assemble(problem, paths, space, **arguments).gauge
     given = replace(gauge, running=sign * gauge.running)
-    system = finish(sums_over(problem, paths, space, constants=given, **arguments))
+    system = assemble(problem, paths, space, constants=given, **arguments)
     return diagnose(_reduced(system).inequality).coercivity
 
 

@@ -1,10 +1,12 @@
 """Learning f from samples: measures, estimators, convex sets, and the variational inequality over them."""
 
 from fem_hjb.learning.constraints import Bounds, Convex, EnergyBall, Monotone
-from fem_hjb.learning.estimators import ESTIMATORS, Estimator
-from fem_hjb.learning.fit import Candidate, cross_validate, fit
+from fem_hjb.learning.estimators import ESTIMATORS, Estimator, Setting, Terms, register_estimator
+from fem_hjb.learning.fit import fit
+from fem_hjb.learning.forms import Operator
 from fem_hjb.learning.measures import Measure, empirical_measure, law_measure, sampled_law_measure
 from fem_hjb.learning.population import split_error, yardstick
+from fem_hjb.learning.selection import Candidate, Selection, cross_validate
 from fem_hjb.learning.solve_system import solve_system
 from fem_hjb.learning.system import System, assemble
 
@@ -17,12 +19,17 @@ __all__ = [
     "Estimator",
     "Measure",
     "Monotone",
+    "Operator",
+    "Selection",
+    "Setting",
     "System",
+    "Terms",
     "assemble",
     "cross_validate",
     "empirical_measure",
     "fit",
     "law_measure",
+    "register_estimator",
     "sampled_law_measure",
     "solve_system",
     "split_error",

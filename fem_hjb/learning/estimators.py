@@ -23,8 +23,7 @@ from typing import final
 import numpy as np
 
 from fem_hjb.learning import forms
-from fem_hjb.learning.forms import VALUE, Operator, Product
-from fem_hjb.learning.gram import Load
+from fem_hjb.learning.forms import VALUE, Load, Operator, Pairing
 from fem_hjb.learning.measures import Measure
 from fem_hjb.paths.simulate import noise_factor
 from fem_hjb.problems.divergence import row_divergence
@@ -32,7 +31,7 @@ from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.checks import FloatArray, one_of
 from fem_hjb.support.errors import MeasureError, SpaceError
 
 _WALL = 5.0  # standard deviations of a step from a reflecting face within which increments are not corrected
@@ -45,8 +44,8 @@ class Terms:
     """What an estimator integrates over int_0^T E[...] dt: products at the samples, products of a test at a sample
     with a trial at its successor, and tests times given numbers."""
 
-    here: Sequence[Product]
-    ahead: Sequence[Product] = ()
+    here: Sequence[Pairing]
+    ahead: Sequence[Pairing] = ()
     load: Sequence[Load] = ()
 
 
@@ -217,8 +216,9 @@ def _labels(of: Setting, at: Measure) -> FloatArray:
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Estimator:
-    """A row of `ESTIMATORS`.
+    """What is summed over the samples, and for which classes. `fit` takes your own, or its name once it is registered.
 
+    terms : (setting, measure) -> `Terms`, at every point of the measure, which may be any part of the data.
     smoothness : of the elements it allows, 1 for second derivatives.
     weighted : whether the tests g - delta d_t g make sense; not for least squares.
     exact : whether the noise vanishes at f*.
@@ -229,6 +229,14 @@ class Estimator:
     smoothness: int
     weighted: bool
     exact: bool
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or not callable(self.terms):
+            raise MeasureError(
+                f"an Estimator needs a name and a function terms, got name={self.name!r} and terms={self.terms!r}"
+            )
+        if self.smoothness not in (0, 1):
+            raise MeasureError(f"estimator {self.name!r}: smoothness must be 0 or 1, got {self.smoothness!r}")
 
     def check(self, space: Space, delta: float) -> None:
         """SpaceError if the class is not smooth enough, MeasureError for tests the estimator has not."""
@@ -243,16 +251,33 @@ class Estimator:
             raise MeasureError(f"estimator {self.name!r} is a least-squares problem without test functions: delta=0")
 
 
-ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
-    {
-        row.name: row
-        for row in (
-            Estimator(name="generator", terms=generator, smoothness=1, weighted=True, exact=True),
-            Estimator(name="weak", terms=weak, smoothness=0, weighted=True, exact=False),
-            Estimator(name="increment", terms=increment, smoothness=0, weighted=True, exact=False),
-            Estimator(name="corrected", terms=corrected, smoothness=0, weighted=True, exact=False),
-            Estimator(name="regression", terms=regression, smoothness=0, weighted=False, exact=False),
-            Estimator(name="residual", terms=residual, smoothness=1, weighted=False, exact=True),
-        )
-    }
-)
+_REGISTERED = {
+    row.name: row
+    for row in (
+        Estimator(name="generator", terms=generator, smoothness=1, weighted=True, exact=True),
+        Estimator(name="weak", terms=weak, smoothness=0, weighted=True, exact=False),
+        Estimator(name="increment", terms=increment, smoothness=0, weighted=True, exact=False),
+        Estimator(name="corrected", terms=corrected, smoothness=0, weighted=True, exact=False),
+        Estimator(name="regression", terms=regression, smoothness=0, weighted=False, exact=False),
+        Estimator(name="residual", terms=residual, smoothness=1, weighted=False, exact=True),
+    )
+}
+ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(_REGISTERED)
+"""All that are known by name; `register_estimator` adds to them."""
+
+
+def register_estimator(estimator: Estimator) -> Estimator:
+    """Make an estimator known by its name, and return it. Raises MeasureError if it is none, or its name is taken."""
+    if not isinstance(estimator, Estimator):
+        raise MeasureError(f"expected an Estimator, got {type(estimator).__name__}")
+    if estimator.name in _REGISTERED:
+        raise MeasureError(f"there is an estimator {estimator.name!r} already; give yours another name")
+    _REGISTERED[estimator.name] = estimator
+    return estimator
+
+
+def find_estimator(given: str | Estimator) -> Estimator:
+    """The estimator itself, or the one of this name. Raises MeasureError if there is none."""
+    if isinstance(given, Estimator):
+        return given
+    return ESTIMATORS[one_of(given, "estimator", tuple(ESTIMATORS), MeasureError)]

@@ -25,12 +25,13 @@ increment  -(f_{k+1} - f_k - grad f_k' M_k + dt/2 (rho_k f_k + rho_{k+1} f_{k+1}
 In each of them g may be replaced by g - delta d_t g, which makes B bounded, not only coercive, in a norm with d_t f.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 
-from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.checks import FloatArray, IntArray
 
 
 @final
@@ -49,11 +50,55 @@ class Operator:
     hessian: FloatArray | None = None
 
 
-Product = tuple[Operator, Operator]
+Pairing = tuple[Operator, Operator]
 """A test and a trial operator; in a form it stands for the integral of their product."""
+
+Load = tuple[Operator, FloatArray]
+"""A test operator and the numbers y (m,) it is integrated against."""
 
 VALUE = Operator(value=1.0)
 RATE_OF_CHANGE = Operator(time=1.0)
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Integrands:
+    """Forms, each a sum of pairings, and loads, at m points: what is to be summed over samples in one pass.
+
+    operators : all that occur, an operator that is used several times only once: its rows are formed once.
+    forms : per form, the numbers (test, trial) of its pairings.  loads : the number of the test, and y (m,).
+    """
+
+    operators: tuple[Operator, ...]
+    forms: tuple[tuple[tuple[int, int], ...], ...]
+    loads: tuple[tuple[int, FloatArray], ...]
+
+    @classmethod
+    def of(cls, forms: Sequence[Sequence[Pairing]], loads: Sequence[Load] = ()) -> "Integrands":
+        """Of forms and loads whose operators are objects; the same object is the same operator."""
+        used = [operator for form in forms for pairing in form for operator in pairing]
+        operators = tuple(dict.fromkeys(used + [test for test, _ in loads]))
+        number = {operator: k for k, operator in enumerate(operators)}
+        return cls(
+            operators=operators,
+            forms=tuple(tuple((number[test], number[trial]) for test, trial in form) for form in forms),
+            loads=tuple((number[test], target) for test, target in loads),
+        )
+
+    def take(self, rows: IntArray) -> "Integrands":
+        """The same at some of the points."""
+
+        def part(operator: Operator) -> Operator:
+            given = ((name, getattr(operator, name), constant) for name, constant in _CONSTANT.items())
+            return Operator(
+                **{name: v if v is None or np.ndim(v) == constant else v[rows] for name, v, constant in given}
+            )
+
+        operators = tuple(part(operator) for operator in self.operators)
+        return replace(self, operators=operators, loads=tuple((test, target[rows]) for test, target in self.loads))
+
+
+_CONSTANT = {"value": 0, "time": 0, "gradient": 1, "mixed": 1, "hessian": 2}  # dimensions of what is constant
 
 
 def residual(drift: FloatArray, diffusion: FloatArray, rate: FloatArray | float) -> Operator:
@@ -79,7 +124,7 @@ def slopes(factor: FloatArray) -> list[Operator]:
     return [Operator(gradient=np.ascontiguousarray(factor[..., k])) for k in range(factor.shape[-1])]
 
 
-def flux(factor: FloatArray, delta: float) -> list[Product]:
+def flux(factor: FloatArray, delta: float) -> list[Pairing]:
     """1/2 grad(g - delta d_t g)' Lambda grad f as products of tests and trials, factor as in `slopes`."""
     columns = [np.ascontiguousarray(factor[..., k]) for k in range(factor.shape[-1])]
     return [

@@ -24,9 +24,10 @@ from scipy.sparse.linalg import splu
 
 from fem_hjb.learning import forms
 from fem_hjb.learning.estimators import Setting
-from fem_hjb.learning.forms import VALUE, Operator
-from fem_hjb.learning.gram import Load, Located, chunks, gram_sums, operator_rows, take
+from fem_hjb.learning.forms import VALUE, Integrands, Load, Operator
+from fem_hjb.learning.gram import gram_sums
 from fem_hjb.learning.measures import Measure
+from fem_hjb.learning.samples import Located, chunks, operator_rows
 from fem_hjb.learning.system import assemble
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
@@ -92,15 +93,13 @@ def yardstick(
     estimator = "generator" if space.smoothness else "weak"
     system = assemble(problem, measure, space, estimator=estimator, delta=delta, outside="drop")
     setting = Setting(problem=problem, space=space, gauge=system.gauge, delta=delta)
-    parts = _parts(setting, truth, measure, norm)
+    terms = _norm_terms(setting, truth, measure, norm)
     load = np.zeros(space.n_dofs)
-    for at, weights, loads in parts:
-        sums = gram_sums(space)
-        sums.add(at, weights, [], loads)
-        load += sums.load()
+    for at, weights, loads in terms:
+        load += gram_sums(space, at, weights, Integrands.of([], loads)).load()
     matrix = system.energy if norm == "energy" else system.mass
     best = _solve(matrix, load)
-    square = sum(_squared_error(space, best, *part) for part in parts)
+    square = sum(_squared_error(space, best, *term) for term in terms)
     size = float(np.sqrt(best @ (matrix @ best) + square))
     return Yardstick(
         space=space,
@@ -112,11 +111,11 @@ def yardstick(
     )
 
 
-Part = tuple[Located, FloatArray, list[Load]]
-"""Points, weights, and pairs (D, D f*): the squared norm of f is the sum over parts of weights (D f)^2."""
+NormTerm = tuple[Located, FloatArray, list[Load]]
+"""Points, weights, and pairs (D, D f*): the squared norm of f is the sum over terms of weights (D f)^2."""
 
 
-def _parts(setting: Setting, truth: ValueFunction, measure: Measure, norm: str) -> list[Part]:
+def _norm_terms(setting: Setting, truth: ValueFunction, measure: Measure, norm: str) -> list[NormTerm]:
     problem, gauge, delta, energy = setting.problem, setting.gauge, setting.delta, norm == "energy"
     horizon, step = problem.horizon, _INSTANT * problem.horizon
 
@@ -145,7 +144,7 @@ def _parts(setting: Setting, truth: ValueFunction, measure: Measure, norm: str) 
             before, after = np.maximum(t - step, 0.0), np.minimum(t + step, horizon)
             root = np.sqrt(weight)
             interior.append((Operator(time=root), root * (f(after, x) - f(before, x)) / (after - before)))
-    result: list[Part] = [(at, weights, interior)]
+    result: list[NormTerm] = [(at, weights, interior)]
     ends = ((horizon, measure.terminal_x, measure.terminal_weights), (0.0, measure.initial_x, measure.initial_weights))
     for time, states, given in ends if energy else ends[:1]:
         at, t, x, weights = inside(np.full(len(states), time), states, given)
@@ -162,10 +161,10 @@ def _squared_error(space: Space, c: FloatArray, at: Located, weights: FloatArray
     for rows in chunks(np.arange(weights.size), 8 * space.local_size * (1 + space.dim)):
         here = at.take(rows)
         local = c[space.cell_dofs(here.cells)]
-        operators = take([(operator, operator) for operator, _ in loads], rows)
-        for (operator, _), (_, target) in zip(operators, loads, strict=True):
-            values = np.einsum("ml,ml->m", operator_rows(space, here, operator), local)
-            total += float(weights[rows] @ (values - target[rows]) ** 2)
+        part = Integrands.of([], loads).take(rows)
+        for test, target in part.loads:
+            values = np.einsum("ml,ml->m", operator_rows(space, here, part.operators[test]), local)
+            total += float(weights[rows] @ (values - target) ** 2)
     return total
 
 

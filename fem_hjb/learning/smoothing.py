@@ -5,8 +5,9 @@ from functools import reduce
 import numpy as np
 import scipy.sparse as sp
 
-from fem_hjb.learning.estimators import ESTIMATORS
-from fem_hjb.learning.gram import Scatter, tensor_axes
+from fem_hjb.learning.estimators import Estimator, find_estimator
+from fem_hjb.learning.moments import tensor_axes
+from fem_hjb.learning.scatter import Scatter
 from fem_hjb.spaces.dictionary import Dictionary
 from fem_hjb.spaces.line import LineBasis, unit_gauss
 from fem_hjb.spaces.space import Space
@@ -21,11 +22,11 @@ def is_dictionary(space: Space) -> bool:
     return isinstance(space.spatial, Dictionary)
 
 
-def default_smoothing(estimator: str, space: Space) -> float:
+def default_smoothing(estimator: str | Estimator, space: Space) -> float:
     """What `fit` takes for smoothing=None."""
     if is_dictionary(space):
         return 0.0
-    return _SMOOTHING[ESTIMATORS[estimator].exact] * (1.0 if space.smoothness else _ROUGHER)
+    return _SMOOTHING[find_estimator(estimator).exact] * (1.0 if space.smoothness else _ROUGHER)
 
 
 def roughness(space: Space) -> sp.csr_matrix:
@@ -70,6 +71,4 @@ def _slopes_on_cells(space: Space) -> sp.csr_matrix:
     local = np.kron(np.einsum("q,qi,qj->ij", weights, psi, psi), in_space)
     local += np.kron(np.einsum("q,qi,qj->ij", weights, rate, rate), plain)
     scatter = Scatter(space)
-    data = np.zeros(scatter.data_size)
-    scatter.add(data, slice(None), np.broadcast_to(local, (space.n_cells, *local.shape)))
-    return scatter.matrix(data)
+    return scatter.matrix(scatter.data(np.broadcast_to(local, (space.n_cells, *local.shape))))

@@ -75,11 +75,11 @@ def solve_system(
         space=space,
         coefficients=coefficients,
         gauge=system.gauge,
-        method=system.estimator,
+        method=system.estimator.name,
         status="; ".join(messages) or "ok",
         stats={
             "measure": system.kind,
-            "estimator": system.estimator,
+            "estimator": system.estimator.name,
             "solver": method,
             "constraint": repr(constraint),
             "terminal": terminal,

@@ -1,6 +1,17 @@
-"""The system B c = l of a class under a measure, with the Gram matrices by which it is judged, in one pass over it."""
+"""The system B c = l of a class under a measure, with the Gram matrices by which it is judged, in one pass over it.
 
-from collections.abc import Sequence
+On the way from the data to the system there are five containers:
+
+    1. the data as given: `Paths`, a `PathSource` which hands them out in chunks, or a `Measure`;
+    2. `Measure`: one chunk as weighted points;
+    3. `Located` points, with the coefficients of what is summed over them, `Integrands` (made of `estimators.Terms`);
+    4. `ChunkSums`: arrays whose size does not depend on the number of points, and which add up over chunks;
+    5. `System`: sparse matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,10 +22,12 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fem_hjb.learning import forms
-from fem_hjb.learning.estimators import ESTIMATORS, Setting, Terms
-from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Operator, Product
-from fem_hjb.learning.gram import GramSums, Load, Located, PairSums, Scatter, gram_sums, take
+from fem_hjb.learning.estimators import Estimator, Setting, Terms, find_estimator
+from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Integrands, Load, Operator, Pairing
+from fem_hjb.learning.gram import gram_sums, pair_sums
 from fem_hjb.learning.measures import Measure, empirical_measure
+from fem_hjb.learning.samples import Located
+from fem_hjb.learning.scatter import GramSums, Scatter
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source
 from fem_hjb.paths.tree_sum import tree_sum
@@ -48,7 +61,7 @@ class System:
     problem: ControlProblem
     space: Space
     gauge: Gauge
-    estimator: str
+    estimator: Estimator
     delta: float
     kind: str
     form: sp.csr_matrix
@@ -68,7 +81,7 @@ def assemble(
     data: Data,
     space: Space,
     *,
-    estimator: str = "generator",
+    estimator: str | Estimator = "generator",
     delta: float = 0.0,
     outside: str = "error",
     executor: Executor | None = None,
@@ -78,75 +91,8 @@ def assemble(
 
     constants : a gauge other than the one the nodes of the space give. Raises as `fit` does.
     """
-    return finish(
-        sums_over(
-            problem,
-            data,
-            space,
-            estimator=estimator,
-            delta=delta,
-            outside=outside,
-            executor=executor,
-            constants=constants,
-        )
-    )
-
-
-@final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Part:
-    """What one pass over a part of a measure gives; parts add up. Without the problem, so that workers can send it.
-
-    samples, dropped (3,) : how many there were, and how many of them outside: inside [0, T), at 0 and at T.
-    """
-
-    kind: str
-    paths: int
-    samples: IntArray
-    dropped: IntArray
-    interior: GramSums
-    pairs: PairSums
-    terminal: GramSums
-    initial: GramSums
-    probes: tuple[FloatArray, FloatArray, FloatArray]
-
-    def __add__(self, other: "Part") -> "Part":
-        return replace(
-            self,
-            samples=self.samples + other.samples,
-            dropped=self.dropped + other.dropped,
-            interior=self.interior + other.interior,
-            pairs=self.pairs + other.pairs,
-            terminal=self.terminal + other.terminal,
-            initial=self.initial + other.initial,
-        )
-
-
-@final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Sums:
-    """What one pass over a measure gives, before it is made into matrices."""
-
-    setting: Setting
-    estimator: str
-    total: Part
-
-
-def sums_over(
-    problem: ControlProblem,
-    data: Data,
-    space: Space,
-    *,
-    estimator: str,
-    delta: float = 0.0,
-    outside: str = "error",
-    executor: Executor | None = None,
-    constants: Gauge | None = None,
-) -> Sums:
-    """The sums of `assemble`, before they are made into matrices."""
-    one_of(estimator, "estimator", tuple(ESTIMATORS), MeasureError)
+    row = find_estimator(estimator)
     one_of(outside, "outside", ("error", "drop"), MeasureError)
-    row = ESTIMATORS[estimator]
     row.check(space, delta)
     if space.dim != problem.dim:
         raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
@@ -158,25 +104,66 @@ def sums_over(
     if constants is None:
         constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
     setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)
-    if isinstance(data, Measure):
-        if data.dim != problem.dim:
-            raise MeasureError(f"the measure is of dimension {data.dim}, the problem has dim={problem.dim}")
-        pieces = _pieces(data)
-        task = partial(_piece, setting, estimator, outside, pieces)
-        count = len(pieces)
-    else:
-        source = data
-        if isinstance(data, Paths):
-            source = array_source(data, chunk=max(1, _SAMPLES // data.steps))
-        if not isinstance(source, PathSource):
-            raise MeasureError(
-                f"expected Paths, as sample_paths returns them, a PathSource or a Measure, got {type(data).__name__}"
-            )
-        source.check(problem)
-        task = partial(_chunk, setting, estimator, outside, source)
-        count = source.chunk_count
+    total = _total(setting, row, outside, data, executor)
+    scatter = Scatter(space)
+    form, mass, energy = total.grams["interior"].matrices(scatter)
+    terminal_form, terminal_mass, terminal_energy = total.grams["terminal"].matrices(scatter)
+    (initial,) = total.grams["initial"].matrices(scatter)
+    mass = mass + terminal_mass
+    return System(
+        problem=problem,
+        space=space,
+        gauge=constants,
+        estimator=row,
+        delta=delta,
+        kind=total.kind,
+        form=(form + terminal_form + total.pairs).tocsr(),
+        mass=mass.tocsr(),
+        energy=(mass + energy + terminal_energy + initial).tocsr(),
+        load=total.grams["interior"].load() + total.grams["terminal"].load(),
+        paths=total.paths,
+        samples=int(total.samples[0]),
+        dropped=int(total.dropped.sum()),
+        probe_t=total.probes[0],
+        probe_x=total.probes[1],
+        probe_weights=total.probes[2],
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ChunkSums:
+    """What one pass over a part of a measure gives; they add up. Without the problem, so that workers can send them.
+
+    samples, dropped (3,) : how many there were, and how many of them outside: inside [0, T), at 0 and at T.
+    grams : "interior", "terminal" and "initial"; a part may have no ends.  pairs (N, N) : tests here, trials ahead.
+    """
+
+    kind: str
+    paths: int
+    samples: IntArray
+    dropped: IntArray
+    grams: Mapping[str, GramSums]
+    pairs: sp.csr_matrix
+    probes: tuple[FloatArray, FloatArray, FloatArray]
+
+    def __add__(self, other: ChunkSums) -> ChunkSums:
+        one, two = self.grams, other.grams
+        return replace(
+            self,
+            samples=self.samples + other.samples,
+            dropped=self.dropped + other.dropped,
+            grams={**one, **two, **{name: one[name] + two[name] for name in one.keys() & two.keys()}},
+            pairs=self.pairs + other.pairs,
+        )
+
+
+def _total(setting: Setting, row: Estimator, outside: str, data: Data, executor: Executor | None) -> ChunkSums:
+    """The sums over all parts of the data."""
+    count, piece = _pieces(setting.problem, data)
+    task = partial(_chunk_sums, setting, row, outside, piece)
     try:
-        total = tree_sum(task, count, Part.__add__, executor=executor)
+        total = tree_sum(task, count, ChunkSums.__add__, executor=executor)
     except MeasureError as error:  # the chunks of data in memory are ours: nobody else knows them by their numbers
         if isinstance(error.__cause__, FemHjbError) and not isinstance(data, PathSource):
             raise error.__cause__ from None
@@ -184,21 +171,32 @@ def sums_over(
     if isinstance(data, Measure):  # whose first part may be its first times only
         total = replace(total, probes=_probes(data))
     if (total.dropped == total.samples).any():
-        none = total.samples[total.dropped == total.samples].max()
-        raise MeasureError(f"all {none} samples lie outside {_where(space)}: this box or mesh does not fit them")
-    return Sums(setting=setting, estimator=estimator, total=total)
+        lost, where = total.samples[total.dropped == total.samples].max(), _where(setting.space)
+        raise MeasureError(f"all {lost} samples lie outside {where}: this box or mesh does not fit them")
+    return total
 
 
-def _piece(setting: Setting, estimator: str, outside: str, pieces: Sequence[Measure], i: int) -> Part:
-    return _part(setting, estimator, outside, pieces[i], ends=pieces[i].kind == "empirical" or i == 0)
+def _pieces(problem: ControlProblem, data: Data) -> tuple[int, Callable[[int], Measure]]:
+    """How many measures add up to the data, and the i-th of them."""
+    if isinstance(data, Measure):
+        if data.dim != problem.dim:
+            raise MeasureError(f"the measure is of dimension {data.dim}, the problem has dim={problem.dim}")
+        pieces = _cut(data)
+        return len(pieces), pieces.__getitem__
+    source = array_source(data, chunk=max(1, _SAMPLES // data.steps)) if isinstance(data, Paths) else data
+    if not isinstance(source, PathSource):
+        raise MeasureError(
+            f"expected Paths, as sample_paths returns them, a PathSource or a Measure, got {type(data).__name__}"
+        )
+    source.check(problem)
+    return source.chunk_count, partial(_measure_of_chunk, problem, source)
 
 
-def _chunk(setting: Setting, estimator: str, outside: str, source: PathSource, i: int) -> Part:
-    measure = empirical_measure(setting.problem, source.chunk(i), n=source.n)
-    return _part(setting, estimator, outside, measure)
+def _measure_of_chunk(problem: ControlProblem, source: PathSource, i: int) -> Measure:
+    return empirical_measure(problem, source.chunk(i), n=source.n)
 
 
-def _pieces(measure: Measure) -> list[Measure]:
+def _cut(measure: Measure) -> list[Measure]:
     """A measure as a sum of smaller ones: of whole paths; or of points of a law, with the slices at 0 and T in each."""
     m, paths = measure.t.size, len(measure.terminal_x)
     whole = measure.kind == "empirical"
@@ -230,24 +228,26 @@ def _is_path_by_path(measure: Measure) -> bool:
     return bool((times == times[0]).all() and (np.diff(times[0]) > 0).all())
 
 
-def _part(setting: Setting, estimator: str, outside: str, measure: Measure, *, ends: bool = True) -> Part:
-    """One pass over a measure. ends : whether over its slices at 0 and T too."""
-    terms = ESTIMATORS[estimator].terms(setting, measure)
+def _chunk_sums(setting: Setting, row: Estimator, outside: str, piece: Callable[[int], Measure], i: int) -> ChunkSums:
+    """One pass over a piece of the data. All pieces of a law have the same ends, which are counted once."""
+    measure = piece(i)
+    ends = measure.kind == "empirical" or i == 0
+    terms = row.terms(setting, measure)
+    if not isinstance(terms, Terms):
+        raise MeasureError(f"the terms of estimator {row.name!r} must be Terms, got {type(terms).__name__}")
     interior, pairs, dropped = _interior(setting, terms, measure, outside)
-    terminal = initial = gram_sums(setting.space)
+    grams = {"interior": interior}
     dropped_at_0 = dropped_at_T = 0
     if ends:
-        terminal, dropped_at_T = _terminal(setting, ESTIMATORS[estimator].weighted, measure, outside)
-        initial, dropped_at_0 = _initial(setting, measure, outside)
-    return Part(
+        grams["terminal"], dropped_at_T = _terminal(setting, row.weighted, measure, outside)
+        grams["initial"], dropped_at_0 = _initial(setting, measure, outside)
+    return ChunkSums(
         kind=measure.kind,
         paths=measure.paths,
         samples=np.array([measure.t.size, ends * len(measure.initial_x), ends * len(measure.terminal_x)]),
         dropped=np.array([dropped, dropped_at_0, dropped_at_T]),
-        interior=interior,
+        grams=grams,
         pairs=pairs,
-        terminal=terminal,
-        initial=initial,
         probes=_probes(measure),
     )
 
@@ -258,7 +258,7 @@ def _probes(measure: Measure) -> tuple[FloatArray, FloatArray, FloatArray]:
     return measure.t[rows].copy(), measure.x[rows].copy(), measure.weights[rows].copy()
 
 
-def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) -> tuple[GramSums, PairSums, int]:
+def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) -> tuple[GramSums, sp.csr_matrix, int]:
     """int E[...] dt: the form, the mass and the energy; and the part of the form with successors."""
     space = setting.space
     here = Located.of(space, measure.t, measure.x)
@@ -267,7 +267,7 @@ def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) ->
     if terms.ahead and measure.next_t is not None and measure.next_x is not None:
         then = Located.of(space, measure.next_t, measure.next_x)
         missing = missing | (then.cells < 0)
-    energy: list[Product] = [(op, op) for op in forms.slopes(setting.factor(measure.t, measure.x))]
+    energy: list[Pairing] = [(op, op) for op in forms.slopes(setting.factor(measure.t, measure.x))]
     weight: float | FloatArray = setting.delta
     if not setting.delta and measure.next_t is not None:
         steps = measure.next_t - measure.t
@@ -275,23 +275,19 @@ def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) ->
         weight = float(steps[0]) if even else steps
     if np.ndim(weight) or weight:
         energy.append((RATE_OF_CHANGE, Operator(time=weight)))
-    products: list[Sequence[Product]] = [terms.here, [(VALUE, VALUE)], energy]
+    integrands = Integrands.of([terms.here, [(VALUE, VALUE)], energy], terms.load)
+    ahead, weights = Integrands.of([terms.ahead]), measure.weights
     inside = _inside(setting, measure.t, measure.x, missing, outside)
-    sums, pairs = gram_sums(space), PairSums(space)
-    weights, ahead, loads = measure.weights, terms.ahead, terms.load
     if inside.size < missing.size:
-        here, weights = here.take(inside), weights[inside]
-        products = [take(form, inside) for form in products]
-        ahead, then = take(ahead, inside), None if then is None else then.take(inside)
-        loads = [(test, target[inside]) for (test, _), (_, target) in zip(_self(loads, inside), loads, strict=True)]
-    sums.add(here, weights, products, loads)
-    if then is not None:
-        pairs.add(here, then, weights, ahead)
-    return sums, pairs, missing.size - inside.size
-
-
-def _self(loads: Sequence[Load], rows: IntArray) -> list[Product]:
-    return take([(test, test) for test, _ in loads], rows)
+        here, weights, integrands, ahead = (
+            here.take(inside),
+            weights[inside],
+            integrands.take(inside),
+            ahead.take(inside),
+        )
+        then = None if then is None else then.take(inside)
+    pairs = sp.csr_matrix((space.n_dofs,) * 2) if then is None else pair_sums(space, here, then, weights, ahead)
+    return gram_sums(space, here, weights, integrands), pairs, missing.size - inside.size
 
 
 def _inside(
@@ -326,9 +322,8 @@ def _slice(
 def _initial(setting: Setting, measure: Measure, outside: str) -> tuple[GramSums, int]:
     """E[f_0 g_0] and, with delta, delta/2 E[grad f_0' Lambda grad g_0]: the energy."""
     at, x, weights, dropped = _slice(setting, 0.0, measure.initial_x, measure.initial_weights, outside)
-    sums = gram_sums(setting.space)
-    sums.add(at, weights, [[(VALUE, VALUE), *_weighted_slopes(setting, 0.0, x)]])
-    return sums, dropped
+    integrands = Integrands.of([[(VALUE, VALUE), *_weighted_slopes(setting, 0.0, x)]])
+    return gram_sums(setting.space, at, weights, integrands), dropped
 
 
 def _terminal(setting: Setting, weighted: bool, measure: Measure, outside: str) -> tuple[GramSums, int]:
@@ -341,7 +336,7 @@ def _terminal(setting: Setting, weighted: bool, measure: Measure, outside: str) 
     horizon = problem.horizon
     at, x, weights, dropped = _slice(setting, horizon, measure.terminal_x, measure.terminal_weights, outside)
     target = setting.gauge.terminal_u(problem, x)
-    form: list[Product] = [(VALUE, VALUE)]
+    form: list[Pairing] = [(VALUE, VALUE)]
     loads: list[Load] = [(VALUE, target)]
     energy = _weighted_slopes(setting, horizon, x)
     if delta and weighted:
@@ -352,12 +347,11 @@ def _terminal(setting: Setting, weighted: bool, measure: Measure, outside: str) 
         loads.append((VALUE, np.asarray(-delta * rate * target)))
         pull = np.einsum("...ij,...j->...i", setting.diffusion(times, x), _terminal_slope(setting, x))
         loads.append((Operator(gradient=0.5 * delta * pull), np.ones(len(x))))
-    sums = gram_sums(setting.space)
-    sums.add(at, weights, [form, [(VALUE, VALUE)], energy], loads)
-    return sums, dropped
+    integrands = Integrands.of([form, [(VALUE, VALUE)], energy], loads)
+    return gram_sums(setting.space, at, weights, integrands), dropped
 
 
-def _weighted_slopes(setting: Setting, t: float, x: FloatArray) -> list[Product]:
+def _weighted_slopes(setting: Setting, t: float, x: FloatArray) -> list[Pairing]:
     """delta/2 grad f' Lambda grad g."""
     if not setting.delta:
         return []
@@ -375,31 +369,3 @@ def _terminal_slope(setting: Setting, x: FloatArray) -> FloatArray:
         change = setting.gauge.terminal_u(setting.problem, ahead) - setting.gauge.terminal_u(setting.problem, behind)
         columns.append(change / (ahead - behind)[:, j])
     return np.stack(columns, axis=1)
-
-
-def finish(sums: Sums) -> System:
-    """The matrices of what has been summed."""
-    setting, total = sums.setting, sums.total
-    scatter = Scatter(setting.space)
-    form, mass, energy = total.interior.matrices(scatter)
-    terminal_form, terminal_mass, terminal_energy = total.terminal.matrices(scatter)
-    (initial,) = total.initial.matrices(scatter)
-    mass = mass + terminal_mass
-    return System(
-        problem=setting.problem,
-        space=setting.space,
-        gauge=setting.gauge,
-        estimator=sums.estimator,
-        delta=setting.delta,
-        kind=total.kind,
-        form=(form + terminal_form + total.pairs.matrix()).tocsr(),
-        mass=mass.tocsr(),
-        energy=(mass + energy + terminal_energy + initial).tocsr(),
-        load=total.interior.load() + total.terminal.load(),
-        paths=total.paths,
-        samples=int(total.samples[0]),
-        dropped=int(total.dropped.sum()),
-        probe_t=total.probes[0],
-        probe_x=total.probes[1],
-        probe_weights=total.probes[2],
-    )

@@ -30,7 +30,7 @@ from fem_hjb.support.errors import ComparisonError, MeasureError
 from fem_hjb.support.files import atomic_file
 
 Batched = Callable[[Any, Any], Any]
-Candidate = ValueFunction | tuple[Batched, Batched]
+Contender = ValueFunction | tuple[Batched, Batched]
 
 COLUMNS = ("value", "value_h1", "policy", "excluded")
 _DEFAULT_TIMES = 9
@@ -164,8 +164,8 @@ def _text(number: float) -> str:
 
 
 def compare(
-    candidates: Mapping[str, Candidate],
-    reference: Candidate,
+    candidates: Mapping[str, Contender],
+    reference: Contender,
     *,
     problem: ControlProblem | None = None,
     times: ArrayLike | None = None,

@@ -7,10 +7,11 @@ import pytest
 import scipy.linalg
 
 import fem_hjb as fh
+from fem_hjb.learning import estimators as registry
 from fem_hjb.learning import forms
 from fem_hjb.learning.estimators import ESTIMATORS, Setting
 from fem_hjb.learning.measures import Measure, empirical_measure, law_measure
-from fem_hjb.learning.system import assemble, finish, sums_over
+from fem_hjb.learning.system import assemble
 from fem_hjb.problems.gauge import constant_gauge
 from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.spaces.line import LineBasis
@@ -102,10 +103,8 @@ def bias_at_the_solution(estimator, steps, measure=step_measure):
     return [
         np.linalg.norm(
             values_at(
-                finish(
-                    sums_over(
-                        problem, measure(problem, space, K), space, estimator=estimator, outside="drop", constants=GAUGE
-                    )
+                assemble(
+                    problem, measure(problem, space, K), space, estimator=estimator, outside="drop", constants=GAUGE
                 ),
                 c,
             )
@@ -171,8 +170,8 @@ def noise(estimator, n, steps, seeds, problem=None, told=None, delta=0.0):
     squares = []
     for seed in range(seeds):
         paths = fh.sample_paths(problem, n=n, steps=steps, rng=100 * seed + n + steps)
-        given = sums_over(told, paths, space, estimator=estimator, constants=GAUGE, delta=delta)
-        squares.append(np.sum(values_at(finish(given), c) ** 2))
+        given = assemble(told, paths, space, estimator=estimator, constants=GAUGE, delta=delta)
+        squares.append(np.sum(values_at(given, c) ** 2))
     return np.sqrt(np.mean(squares))
 
 
@@ -213,10 +212,10 @@ def test_exact_estimators_find_the_solution_from_few_paths_where_the_diffusion_v
     paths = fh.sample_paths(problem, n=200, steps=16, rng=3)
     c = space.interpolate(solution).ravel()
     for delta in (0.0, 0.2)[: 1 + ESTIMATORS[estimator].weighted]:
-        system = finish(sums_over(problem, paths, space, estimator=estimator, constants=GAUGE, delta=delta))
+        system = assemble(problem, paths, space, estimator=estimator, constants=GAUGE, delta=delta)
         assert np.abs(values_at(system, c)).max() < 1e-8 * np.abs(system.load).max()
         wrong = dataclasses.replace(problem, diffusion=1.0)
-        told = finish(sums_over(wrong, paths, space, estimator=estimator, constants=GAUGE, delta=delta))
+        told = assemble(wrong, paths, space, estimator=estimator, constants=GAUGE, delta=delta)
         assert np.abs(values_at(told, c)).max() > 1e-3 * np.abs(system.load).max()
 
 
@@ -512,3 +511,87 @@ def test_splines_in_time_serve_every_estimator():
     law = law_measure(LQ, space)
     for estimator in ESTIMATORS:
         assert error_of(fh.fit(LQ, law, space, estimator=estimator)) < 0.01
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Your own, from outside the package
+
+SHARE = 0.3
+
+
+def blend(of, at):
+    """(1 - s) x generator + s x least squares of the residual: R f (g + s (R g - g))."""
+    b, Lambda, rho = of.problem.b(at.t, at.x), of.diffusion(at.t, at.x), of.rate(at.t, at.x)
+    residual = fh.learning.Operator(value=-rho, time=-1.0, gradient=-b, hessian=-0.5 * Lambda)
+    test = fh.learning.Operator(
+        value=1 - SHARE - SHARE * rho, time=-SHARE, gradient=-SHARE * b, hessian=-0.5 * SHARE * Lambda
+    )
+    return fh.learning.Terms(here=[(test, residual)])
+
+
+BLEND = fh.learning.Estimator(name="blend", terms=blend, smoothness=1, weighted=False, exact=True)
+
+
+@pytest.fixture
+def registered():
+    yield fh.learning.register_estimator(BLEND)
+    del registry._REGISTERED["blend"]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_an_estimator_of_your_own_finds_the_solution_its_class_holds(by_name, registered):
+    """f = 4 + x^2 + T - t, exactly, from few paths; with a wrong equation it does not."""
+    problem = fh.ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=fh.LinearDrift([[0.0]], [0.0]),
+        diffusion=1.0,
+        terminal_reward=lambda x: np.log(4 + x[..., 0] ** 2),
+        initial_law=fh.Gaussian([0.0], 0.25),
+    )
+    space = Space(problem, cells=3, time_cells=2, box=box(6.0))
+    paths = fh.sample_paths(problem, n=300, steps=16, rng=1)
+    x = np.linspace(-1.5, 1.5, 31)[:, None]
+    given = "blend" if by_name else BLEND
+    found = fh.fit(problem, paths, space, estimator=given, smoothing=0)
+    assert np.abs(found.value(0.3, x) - np.log(4 + x[:, 0] ** 2 + 0.7)).max() < 1e-8
+    assert (found.stats["estimator"], found.method) == ("blend", "blend")
+    wrong = dataclasses.replace(problem, diffusion=1.5)
+    other = fh.fit(wrong, paths, space, estimator=given, smoothing=0)
+    assert np.abs(other.value(0.3, x) - found.value(0.3, x)).max() > 0.02
+
+
+def test_its_form_is_what_it_says_and_it_serves_all_that_takes_an_estimator(registered):
+    space = Space(LQ, cells=4, time_cells=2, box=box(4.5))
+    paths = fh.sample_paths(LQ, n=400, steps=8, rng=0)
+    one, two, both = (
+        assemble(LQ, paths, space, estimator=e, outside="drop") for e in ("generator", "residual", "blend")
+    )
+    expected = (1 - SHARE) * one.form + SHARE * two.form
+    assert abs(both.form - expected).max() < 1e-12 * abs(expected).max()
+    assert abs(both.form - one.form).max() > 1e-3 * abs(expected).max()
+    np.testing.assert_array_equal(both.load, one.load)
+    judged = fh.learning.cross_validate(LQ, paths, [fh.learning.Candidate(space=space)], estimator=BLEND)
+    assert judged.table[0]["smoothing"] == 0.05
+    with pytest.raises(SpaceError, match="'blend' needs a C1 class"):
+        fh.fit(LQ, paths, Space(LQ, cells=4, time_cells=2, element="P2", box=box(4.5)), estimator="blend")
+
+
+def test_what_is_no_estimator_is_refused(registered):
+    with pytest.raises(MeasureError, match="there is an estimator 'blend' already; give yours another name"):
+        fh.learning.register_estimator(BLEND)
+    with pytest.raises(MeasureError, match="there is an estimator 'generator' already"):
+        fh.learning.register_estimator(dataclasses.replace(BLEND, name="generator"))
+    with pytest.raises(MeasureError, match="expected an Estimator, got function"):
+        fh.learning.register_estimator(blend)
+    with pytest.raises(MeasureError, match="needs a name and a function terms, got name='' and"):
+        dataclasses.replace(BLEND, name="")
+    with pytest.raises(MeasureError, match=r"needs a name and a function terms, .*terms=3"):
+        dataclasses.replace(BLEND, terms=3)
+    with pytest.raises(MeasureError, match="'blend': smoothness must be 0 or 1, got 2"):
+        dataclasses.replace(BLEND, smoothness=2)
+    with pytest.raises(MeasureError, match="the terms of estimator 'blend' must be Terms, got list"):
+        assemble(LQ, PATHS, SPACE, estimator=dataclasses.replace(BLEND, terms=lambda of, at: []))
+    with pytest.raises(MeasureError, match=r"estimator must be one of 'generator', .*'blend'.*got 'blended'"):
+        assemble(LQ, PATHS, SPACE, estimator="blended")

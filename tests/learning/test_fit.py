@@ -7,8 +7,8 @@ import pytest
 
 import fem_hjb as fh
 from fem_hjb.learning import Candidate
-from fem_hjb.learning import fit as learning
-from fem_hjb.learning.fit import automatic_candidates, fold_sources
+from fem_hjb.learning import selection as selecting
+from fem_hjb.learning.selection import automatic_candidates, fold_sources
 from fem_hjb.support.errors import ConstraintError, ConvergenceError, MeasureError, PositivityError
 
 LQ = fh.zoo.get("lq", dim=1)
@@ -231,7 +231,7 @@ def test_the_rules_of_one_and_of_two_standard_errors(residual, labels, chosen, m
         worse = np.array([residual, labels])[:, None] + spread if small else np.zeros((2, 5))
         return 10.0 + worse, "ok"
 
-    monkeypatch.setattr(learning, "_risks", risks)
+    monkeypatch.setattr(selecting, "_risks", risks)
     selection = fh.learning.cross_validate(LQ, PATHS, ladder((1, 2), (3, 6)))
     assert [row["chosen"] for row in selection.table].index(True) == chosen
     assert selection.table[0]["residual error"] == pytest.approx(1.0)
@@ -242,7 +242,7 @@ def test_a_candidate_in_doubt_is_the_last_resort(monkeypatch):
         small = candidate.space.spatial.n_cells == 2
         return np.full((2, 5), 1.0 if small else 0.0), "ok" if small else "unstable (smallest singular value 1e-5)"
 
-    monkeypatch.setattr(learning, "_risks", risks)
+    monkeypatch.setattr(selecting, "_risks", risks)
     assert fh.learning.cross_validate(LQ, PATHS, ladder((1, 2), (3, 6))).best.space.spatial.n_cells == 2
     assert fh.learning.cross_validate(LQ, PATHS, ladder((3, 6))).best.space.spatial.n_cells == 6
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fem_hjb.learning import forms
-from fem_hjb.learning.gram import Located, operator_rows
+from fem_hjb.learning.samples import Located, operator_rows
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.divergence import row_divergence

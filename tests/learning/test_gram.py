@@ -6,18 +6,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from fem_hjb.learning import gram
-from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Operator, residual
-from fem_hjb.learning.gram import (
-    CellSums,
-    Located,
-    PairSums,
-    Scatter,
-    TensorSums,
-    gram_sums,
-    operator_rows,
-    tensor_axes,
-)
+from fem_hjb.learning import samples, scatter
+from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Integrands, Operator, residual
+from fem_hjb.learning.gram import cell_sums, gram_sums, pair_sums
+from fem_hjb.learning.moments import legendre_table, tensor_axes, tensor_sums
+from fem_hjb.learning.samples import Located, operator_rows
+from fem_hjb.learning.scatter import Scatter
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.spaces.features import HermiteCross, RandomFourier
@@ -173,17 +167,16 @@ def random_case(space, m, seed=0):
 
 
 def summed(engine, space, t, x, weights, products, loads=()):
-    sums = engine(space)
-    sums.add(Located.of(space, t, x), weights, products, loads)
-    return sums
+    return engine(space, Located.of(space, t, x), weights, Integrands.of(products, loads))
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_sums_are_products_of_design_matrices(name):
     space = SPACES[name]()
     t, x, weights, products, loads = random_case(space, 300 if space.local_size < 100 else 120)
-    engines = [TensorSums, CellSums] if name in TENSOR else [CellSums]
-    assert type(gram_sums(space)) is engines[0]
+    engines = [tensor_sums, cell_sums] if name in TENSOR else [cell_sums]
+    chosen = summed(gram_sums, space, t, x, weights, products, loads)
+    assert type(chosen) is type(summed(engines[0], space, t, x, weights, products, loads))
     for engine in engines:
         sums = summed(engine, space, t, x, weights, products, loads)
         for ours, form in zip(sums.matrices(Scatter(space)), products, strict=True):
@@ -206,13 +199,13 @@ def test_rows_of_an_operator_at_points(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("engine", [TensorSums, CellSums])
+@pytest.mark.parametrize("engine", [tensor_sums, cell_sums])
 def test_each_coefficient_of_an_operator_matters_for_tests_and_for_trials(name, engine):
     """One at a time, against an operator with all of them; constant coefficients like equal ones at all points."""
     space = SPACES[name]()
-    if engine is TensorSums and name in MESHES:
+    if engine is tensor_sums and name in MESHES:
         with pytest.raises(MeasureError, match="is no tensor product of piecewise polynomials"):
-            engine(space)
+            engine(space, None, None, None)
         return
     m, rng = 80, np.random.default_rng(2)
     t, x = points(space, m, rng)
@@ -237,7 +230,7 @@ def test_operators_with_nothing_in_them_sum_to_nothing(name):
     t, x, weights, products, _ = random_case(space, 40)
     nothing, one = Operator(gradient=np.zeros(space.dim), mixed=np.zeros((40, space.dim))), products[0][0][0]
     given = [[(Operator(), one)], [(one, nothing)], [], [(one, one), (nothing, one)]]
-    found = summed(lambda s: gram_sums(s), space, t, x, weights, given, [(nothing, weights)])
+    found = summed(gram_sums, space, t, x, weights, given, [(nothing, weights)])
     matrices = found.matrices(Scatter(space))
     assert [matrix.nnz for matrix in matrices[:3]] == [0, 0, 0]
     close(matrices[3], explicit(space, t, x, weights, given[3]))
@@ -260,8 +253,8 @@ def test_zeros_in_constant_coefficients_change_nothing(name):
 
 
 ENGINES = [
-    *((name, engine) for name in SMALL if name in TENSOR for engine in (TensorSums, CellSums)),
-    (SMALL[-1], CellSums),
+    *((name, engine) for name in SMALL if name in TENSOR for engine in (tensor_sums, cell_sums)),
+    (SMALL[-1], cell_sums),
 ]
 
 
@@ -270,24 +263,15 @@ def test_sums_of_parts_add_up(name, engine):
     space = SPACES[name]()
     t, x, weights, products, loads = random_case(space, 200)
     whole = summed(engine, space, t, x, weights, products, loads)
-    at, parts = Located.of(space, t, x), []
-    streamed = engine(space)
-    for rows in (np.arange(50), np.arange(50, 51), np.arange(51, 200)):
-        own = [gram.take(form, rows) for form in products]
-        own_loads = [(gram.take([(op, op)], rows)[0][0], target[rows]) for op, target in loads]
-        parts.append(engine(space))
-        for sums in (parts[-1], streamed):
-            sums.add(at.take(rows), weights[rows], own, own_loads)
-    scatter = Scatter(space)
-    for together in (
-        (parts[0] + parts[1]) + parts[2],
-        (engine(space) + parts[0] + engine(space)) + (parts[1] + parts[2]),
-        streamed,
-    ):
-        for ours, expected in zip(together.matrices(scatter), whole.matrices(scatter), strict=True):
+    at, integrands, parts = Located.of(space, t, x), Integrands.of(products, loads), []
+    for rows in (np.arange(50), np.arange(50, 51), np.arange(51, 200), np.arange(0)):
+        parts.append(engine(space, at.take(rows), weights[rows], integrands.take(rows)))
+    pattern = Scatter(space)
+    for together in ((parts[0] + parts[1]) + parts[2], (parts[3] + parts[0] + parts[3]) + (parts[1] + parts[2])):
+        for ours, expected in zip(together.matrices(pattern), whole.matrices(pattern), strict=True):
             close(ours, expected)
         close(together.load(), whole.load())
-    assert abs(parts[0].matrices(scatter)[0] - whole.matrices(scatter)[0]).max() > 1e-3  # adding did not change it
+    assert abs(parts[0].matrices(pattern)[0] - whole.matrices(pattern)[0]).max() > 1e-3  # adding did not change it
 
 
 @pytest.mark.parametrize(("name", "engine"), ENGINES)
@@ -296,14 +280,14 @@ def test_sums_do_not_depend_on_how_they_are_streamed(name, engine, block, double
     space = SPACES[name]()
     case = random_case(space, 250)
     expected = summed(engine, space, *case)
-    monkeypatch.setattr(gram, "_BLOCK", block)
-    monkeypatch.setattr(gram, "_CHUNK_DOUBLES", doubles)
-    monkeypatch.setattr(gram, "_LOCAL_DOUBLES", local)
+    monkeypatch.setattr(samples, "_BLOCK", block)
+    monkeypatch.setattr(samples, "_CHUNK_DOUBLES", doubles)
+    monkeypatch.setattr(scatter, "_LOCAL_DOUBLES", local)
     found = summed(engine, space, *case)
     for ours, other in zip(found.matrices(Scatter(space)), expected.matrices(Scatter(space)), strict=True):
         close(ours, other)
     close(found.load(), expected.load())
-    assert len(list(gram.chunks(np.arange(1000), 16))) == -(-1000 // max(block, doubles // 16))
+    assert len(list(samples.chunks(np.arange(1000), 16))) == -(-1000 // max(block, doubles // 16))
 
 
 @pytest.mark.parametrize(("name", "engine"), ENGINES)
@@ -317,26 +301,24 @@ def test_the_same_samples_give_the_same_bits(name, engine):
     np.testing.assert_array_equal(one.load(), two.load())
 
 
-@pytest.mark.parametrize("engine", [TensorSums, CellSums])
+@pytest.mark.parametrize("engine", [tensor_sums, cell_sums])
 def test_samples_of_another_structure_are_refused(engine):
     space = SPACES["hermite x P2, 1-D"]()
     t, x, weights, products, loads = random_case(space, 20)
-    at = Located.of(space, t, x)
-    sums = summed(engine, space, t, x, weights, products, loads)
-    with pytest.raises(MeasureError, match="operators of the same structure"):
-        sums.add(at, weights, products[:1], loads)
+    sums, fewer = (summed(engine, space, t, x, weights, forms, loads) for forms in (products, products[:1]))
+    with pytest.raises(MeasureError, match=r"only sums of the same forms .* operators are of other structure"):
+        sums + fewer
 
 
 def test_tensor_sums_refuse_another_constant_and_take_a_one_for_a_varying_coefficient():
     space = SPACES["hermite x P2, 1-D"]()
     t, x, weights, _, _ = random_case(space, 20)
-    at = Located.of(space, t, x)
     sums = {
-        name: summed(TensorSums, space, t, x, weights, [[(VALUE, Operator(value=value))]])
+        name: summed(tensor_sums, space, t, x, weights, [[(VALUE, Operator(value=value))]])
         for name, value in (("varying", weights), ("two", 2.0), ("one", 1.0))
     }
-    with pytest.raises(MeasureError, match="operators of the same structure"):
-        sums["two"].add(at, weights, [[(VALUE, VALUE)]])
+    with pytest.raises(MeasureError, match="operators are of other structure"):
+        sums["two"] + sums["one"]
     with pytest.raises(MeasureError, match="only sums of the same forms"):
         sums["varying"] + sums["two"]
     (together,) = (sums["varying"] + sums["one"]).matrices(Scatter(space))
@@ -381,18 +363,15 @@ def test_sums_over_pairs_are_products_of_design_matrices(name, held, monkeypatch
     space = SPACES[name]()
     here, then, weights, products = pair_case(space, 150)
     if held:
-        monkeypatch.setattr(gram, "_LOCAL_DOUBLES", held * space.local_size**2)
-        monkeypatch.setattr(gram, "_CHUNK_DOUBLES", 64 * 8 * space.local_size)
-    sums = PairSums(space)
-    assert sums.matrix().nnz == 0
-    sums.add(Located.of(space, *here), Located.of(space, *then), weights, products)
+        monkeypatch.setattr(scatter, "_LOCAL_DOUBLES", held * space.local_size**2)
+        monkeypatch.setattr(samples, "_CHUNK_DOUBLES", 64 * 8 * space.local_size)
     expected = explicit_pairs(space, here, then, weights, products)
-    close(sums.matrix(), expected)
-    close((sums + sums).matrix(), 2 * expected)
-    close(sums.matrix(), expected)
-    assert (sums + PairSums(space)).matrix().nnz == sums.matrix().nnz
-    sums.add(Located.of(space, *here), Located.of(space, *then), weights, products)
-    close(sums.matrix(), 2 * expected)
+    for forms in ([products], [[product] for product in products]):
+        found = pair_sums(space, Located.of(space, *here), Located.of(space, *then), weights, Integrands.of(forms))
+        close(found, expected)
+    none, integrands = np.arange(0), Integrands.of([products])
+    nowhere = Located.of(space, *here).take(none)
+    assert pair_sums(space, nowhere, nowhere, weights[none], integrands.take(none)).nnz == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -402,21 +381,22 @@ def test_sums_over_pairs_are_products_of_design_matrices(name, held, monkeypatch
 @pytest.mark.parametrize("name", SMALL)
 def test_scatter_adds_local_matrices(name):
     space = SPACES[name]()
-    rng, scatter = np.random.default_rng(4), Scatter(space)
+    rng, pattern = np.random.default_rng(4), Scatter(space)
     local = rng.standard_normal((space.n_cells, space.local_size, space.local_size))
     local[0] = 0.0
     expected, dofs = np.zeros((space.n_dofs,) * 2), space.cell_dofs()
     np.add.at(expected, (dofs[:, :, None], dofs[:, None, :]), local)
-    data = np.zeros(scatter.data_size)
     half = space.n_cells // 2
+    data = pattern.no_data()
     for cells in (slice(half, None), slice(0, half)):
-        scatter.add(data, cells, local[cells])
-    matrix = scatter.matrix(data)
+        data += pattern.data(local[cells], cells)
+    np.testing.assert_array_equal(data, pattern.data(local))
+    matrix = pattern.matrix(data)
     np.testing.assert_allclose(matrix.toarray(), expected, atol=1e-13)
     assert matrix.has_sorted_indices
     assert (matrix.data != 0).all()
     assert matrix.nnz == np.count_nonzero(expected)  # what is in the first cell alone is not stored
-    assert scatter.matrix(np.ones(scatter.data_size)).nnz == scatter.data_size  # nor does it disturb the pattern
+    assert pattern.matrix(np.ones(data.size)).nnz == data.size  # nor does it disturb the pattern
 
 
 @pytest.mark.parametrize(
@@ -429,14 +409,14 @@ def test_run_products_sum_over_consecutive_rows(counts):
     left, right = rng.standard_normal((sum(counts), 2)), rng.standard_normal((sum(counts), 4))
     ends = np.cumsum(counts)
     expected = [left[e - n : e].T @ right[e - n : e] for n, e in zip(counts, ends, strict=True)]
-    np.testing.assert_allclose(gram.run_products(np.array(counts), left, right), expected, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(samples.run_products(np.array(counts), left, right), expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", ["even", "uneven", "one cell", "many cells"])
 @pytest.mark.parametrize(("block", "doubles"), [(1, 16), (4, 1000), (64, 1 << 21)])
 def test_run_products_of_sorted_samples_are_the_blocks_of_a_sparse_product(kind, block, doubles, monkeypatch):
-    monkeypatch.setattr(gram, "_BLOCK", block)
-    monkeypatch.setattr(gram, "_CHUNK_DOUBLES", doubles)
+    monkeypatch.setattr(samples, "_BLOCK", block)
+    monkeypatch.setattr(samples, "_CHUNK_DOUBLES", doubles)
     rng = np.random.default_rng(11)
     cells, n_cells = {
         "even": (rng.integers(0, 37, 4000), 37),
@@ -449,9 +429,9 @@ def test_run_products_of_sorted_samples_are_the_blocks_of_a_sparse_product(kind,
     }[kind]
     left, right = rng.standard_normal((cells.size, 3)), rng.standard_normal((cells.size, 5))
     result, pieces = np.zeros((n_cells, 3, 5)), []
-    for rows in gram.chunks(gram.sorted_order(cells, n_cells), 16):
-        starts, counts = gram.runs(cells[rows])
-        result[cells[rows][starts]] += gram.run_products(counts, left[rows], right[rows])
+    for rows in samples.chunks(samples.sorted_order(cells, n_cells), 16):
+        starts, counts = samples.runs(cells[rows])
+        result[cells[rows][starts]] += samples.run_products(counts, left[rows], right[rows])
         pieces.append(rows)
     assert np.array_equal(np.sort(np.concatenate(pieces)), np.arange(cells.size))
     expected = np.zeros_like(result)
@@ -463,29 +443,35 @@ def test_run_products_of_sorted_samples_are_the_blocks_of_a_sparse_product(kind,
 @pytest.mark.parametrize("bound", [10, 1 << 16, (1 << 16) + 1, 1 << 40])
 def test_sorted_order_keeps_equal_keys_in_order_up_to_the_largest_key(bound):
     keys = np.array([bound - 1, 3, 0, 3, bound - 1, 3, 0])
-    assert gram.sorted_order(keys, bound).tolist() == [2, 6, 1, 3, 5, 0, 4]
+    assert samples.sorted_order(keys, bound).tolist() == [2, 6, 1, 3, 5, 0, 4]
 
 
 def test_runs_of_equal_neighbours():
-    starts, counts = gram.runs(np.array([4, 4, 7, 9, 9, 9]))
+    starts, counts = samples.runs(np.array([4, 4, 7, 9, 9, 9]))
     assert starts.tolist() == [0, 2, 3]
     assert counts.tolist() == [2, 1, 3]
 
 
 def test_legendre_tables_are_orthogonal_and_end_at_one():
     xi, weights = np.polynomial.legendre.leggauss(9)
-    table = gram.legendre_table((xi + 1) / 2, 9)
+    table = legendre_table((xi + 1) / 2, 9)
     np.testing.assert_allclose(table.T @ (table * weights[:, None]), np.diag(2 / (2 * np.arange(9) + 1)), atol=1e-14)
-    np.testing.assert_allclose(gram.legendre_table(np.ones(1), 9), 1.0, rtol=1e-14)
-    assert gram.legendre_table(np.full(3, 0.3), 1).tolist() == [[1.0]] * 3
+    np.testing.assert_allclose(legendre_table(np.ones(1), 9), 1.0, rtol=1e-14)
+    assert legendre_table(np.full(3, 0.3), 1).tolist() == [[1.0]] * 3
 
 
 def test_operators_at_some_of_the_points_stay_shared():
     rng = np.random.default_rng(5)
     one = Operator(value=rng.standard_normal(6), time=2.0, gradient=np.ones(2), hessian=rng.standard_normal((6, 2, 2)))
-    rows = np.array([4, 0])
-    (first, second), (third, _) = gram.take([(one, one), (one, VALUE)], rows)
-    assert first is second is third
+    rows, y = np.array([4, 0]), np.arange(6.0)
+    integrands = Integrands.of([[(one, one), (one, VALUE)], []], [(VALUE, y), (one, y)])
+    assert integrands.operators == (one, VALUE)
+    assert (integrands.forms, [test for test, _ in integrands.loads]) == ((((0, 0), (0, 1)), ()), [1, 0])
+    part = integrands.take(rows)
+    assert part.forms == integrands.forms
+    assert [(test, target.tolist()) for test, target in part.loads] == [(1, [4.0, 0.0]), (0, [4.0, 0.0])]
+    first, second = part.operators
+    assert second.value == 1.0
     np.testing.assert_array_equal(first.value, one.value[rows])
     np.testing.assert_array_equal(first.hessian, one.hessian[rows])
     assert (first.time, first.gradient.tolist(), first.mixed) == (2.0, [1.0, 1.0], None)
@@ -494,15 +480,15 @@ def test_operators_at_some_of_the_points_stay_shared():
 @pytest.mark.parametrize("name", ["hermite x P2, 1-D", "P3 on triangles"])
 def test_memory_does_not_grow_with_the_number_of_samples(name, monkeypatch):
     """Of one call: what it holds beside its arguments is a permutation of the samples, not their rows."""
-    monkeypatch.setattr(gram, "_CHUNK_DOUBLES", 1 << 15)
+    monkeypatch.setattr(samples, "_CHUNK_DOUBLES", 1 << 15)
     space = SPACES[name]()
     rng, peaks = np.random.default_rng(6), []
     for m in (20_000, 80_000):
         t, x = points(space, m, rng)
         at, weights = Located.of(space, t, x), np.ones(m)
-        sums = gram_sums(space)
+        integrands = Integrands.of([[(VALUE, Operator(gradient=x))]], [(VALUE, weights)])
         tracemalloc.start()
-        sums.add(at, weights, [[(VALUE, Operator(gradient=x))]], [(VALUE, weights)])
+        gram_sums(space, at, weights, integrands)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     rows_of_all = 8 * 60_000 * space.local_size

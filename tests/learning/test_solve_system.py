@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fem_hjb as fh
-from fem_hjb.learning import gram
+from fem_hjb.learning import samples, scatter
 from fem_hjb.learning import system as assembly
 from fem_hjb.learning.estimators import ESTIMATORS
 from fem_hjb.support.errors import ConvergenceError, MeasureError, SpaceError
@@ -196,8 +196,8 @@ def test_streaming_in_small_chunks_changes_nothing(estimator, monkeypatch):
     space = fh.Space(LQ, cells=6, time_cells=3, box=fh.Box([-3.0], [3.0]))
     paths = fh.sample_paths(LQ, n=2000, steps=12, rng=0)
     whole = fh.fit(LQ, paths, space, estimator=estimator, outside="drop")
-    monkeypatch.setattr(gram, "_CHUNK_DOUBLES", 1 << 13)
-    monkeypatch.setattr(gram, "_LOCAL_DOUBLES", 1 << 9)
+    monkeypatch.setattr(samples, "_CHUNK_DOUBLES", 1 << 13)
+    monkeypatch.setattr(scatter, "_LOCAL_DOUBLES", 1 << 9)
     monkeypatch.setattr(assembly, "_SAMPLES", 1 << 10)
     pieces = fh.fit(LQ, paths, space, estimator=estimator, outside="drop")
     np.testing.assert_allclose(pieces.coefficients, whole.coefficients, rtol=0, atol=1e-9)

@@ -11,7 +11,7 @@ import fem_hjb as fh
 from fem_hjb.learning import system as assembly
 from fem_hjb.learning.estimators import ESTIMATORS
 from fem_hjb.learning.measures import empirical_measure, law_measure
-from fem_hjb.learning.system import System, assemble, finish, sums_over
+from fem_hjb.learning.system import System, assemble
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source, simulated_source
 from fem_hjb.spaces.space import Space
@@ -117,17 +117,18 @@ def test_a_law_in_pieces_gives_the_same_system(estimator, times, monkeypatch):
         monkeypatch.undo()
 
 
-def test_a_chunk_that_is_all_outside_is_dropped_like_any_other(monkeypatch):
+@pytest.mark.parametrize("estimator", ["generator", "corrected"])
+def test_a_chunk_that_is_all_outside_is_dropped_like_any_other(estimator, monkeypatch):
     space = Space(LQ, cells=3, time_cells=1, box=box(1.0))
     x = np.full((8, 5, 1), 0.3)
     x[:4] = 5.0
     paths = Paths(t=np.linspace(0, 1, 5), x=x + 0.01 * np.arange(40).reshape(8, 5, 1))
-    whole = assemble(LQ, paths, space, outside="drop")
+    whole = assemble(LQ, paths, space, estimator=estimator, outside="drop")
     assert whole.dropped == 4 * (4 + 2)
     for chunk in (1, 2, 4):
-        same(assemble(LQ, array_source(paths, chunk=chunk), space, outside="drop"), whole)
+        same(assemble(LQ, array_source(paths, chunk=chunk), space, estimator=estimator, outside="drop"), whole)
     monkeypatch.setattr(assembly, "_SAMPLES", 8)
-    same(assemble(LQ, empirical_measure(LQ, paths), space, outside="drop"), whole)
+    same(assemble(LQ, empirical_measure(LQ, paths), space, estimator=estimator, outside="drop"), whole)
 
 
 @pytest.mark.parametrize("estimator", ["generator", "corrected"])
@@ -289,9 +290,9 @@ def test_systems_in_one_class_have_one_gauge_and_may_be_given_another():
     own = assemble(problem, paths, space)
     assert own.gauge.running > 0
     other = dataclasses.replace(own.gauge, running=own.gauge.running + 0.4, terminal=own.gauge.terminal - 0.8)
-    shifted = finish(sums_over(problem, paths, space, estimator="generator", constants=other))
+    shifted = assemble(problem, paths, space, constants=other)
     np.testing.assert_allclose(shifted.load, np.e * own.load, rtol=1e-12, atol=1e-14)
-    values = own.mass - finish(sums_over(problem, paths, space, estimator="generator")).mass
+    values = own.mass - assemble(problem, paths, space).mass
     assert abs(values).max() == 0
     c = np.random.default_rng(0).standard_normal(space.n_dofs)
     measure = empirical_measure(problem, paths)
