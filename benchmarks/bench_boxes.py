@@ -66,8 +66,8 @@ from fem_hjb.reference.box_grids import spectral
 from fem_hjb.reference.box_solve import solve_on_box
 from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.reference.solve import solve
-from fem_hjb.solutions.compare import law_points
 from fem_hjb.solutions.estimate import ToleranceWarning
+from fem_hjb.solutions.norms import law_points
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray

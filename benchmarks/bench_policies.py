@@ -31,7 +31,7 @@ from rich.table import Table
 
 import fem_hjb as fh
 from fem_hjb.learning.population import yardstick
-from fem_hjb.solutions.compare import law_points
+from fem_hjb.solutions.norms import law_points
 
 CASES = (  # q, element, time cells, cells, estimator, terminal
     (1e-3, "hermite", 4, 8, "generator", "penalty"),

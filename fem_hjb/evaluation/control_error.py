@@ -18,6 +18,8 @@ the others. No importance sampling is involved, so no variance of its weights ei
 Source: Domingo-Enrich et al., arXiv 2312.02027, section 4 and appendix F; Nuesken and Richter, arXiv 2005.05409.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import final
 

@@ -1,5 +1,7 @@
 r"""What a control earns: its reward in continuous time and by an Euler scheme, against the best one."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import final
 

@@ -43,7 +43,8 @@ from fem_hjb.plotting.pictures import STYLES, ticks_at
 from fem_hjb.problems import zoo
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
-from fem_hjb.solutions.compare import LawPoints, compare
+from fem_hjb.solutions.compare import compare
+from fem_hjb.solutions.norms import LawPoints
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.dictionary import Envelope
 from fem_hjb.spaces.features import HermiteCross

@@ -20,8 +20,8 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
 from fem_hjb.reference.box_grids import RICHER, Plan, first_grids, halved, perturbed, spectral, unresolved
 from fem_hjb.reference.box_solve import solve_on_box
-from fem_hjb.solutions.compare import LawPoints, law_points
 from fem_hjb.solutions.estimate import combine
+from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.support.checks import FloatArray
@@ -82,30 +82,13 @@ def largest_norms_of(solution: Any, seed: int = 0) -> tuple[float, float]:
     """max over t of the norms of value and policy."""
     problem = solution.problem
     points = law_points(problem, rng=seed)
-    return _largest_norms(problem, points, [_evaluate(solution, t, x) for t, x, _ in _each(points)])
-
-
-def _each(points: LawPoints) -> list[tuple[float, FloatArray, FloatArray]]:
-    return [(float(t), x, w) for t, (x, w) in zip(points.times, points.rules, strict=True)]
+    return largest_norms(problem, points, [_evaluate(solution, t, x) for t, x, _ in points])
 
 
 def _evaluate(solution: Any, t: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
     """v (n,) and grad v (n, d); nan outside the box and where f <= 0."""
     how = {"outside": "nan", "nonpositive": "nan"}
     return solution.value(t, x, **how), solution.gradient(t, x, **how)
-
-
-def _largest_norms(
-    problem: ControlProblem, points: LawPoints, rows: list[tuple[FloatArray, FloatArray]]
-) -> tuple[float, float]:
-    """max over t of the L2(p_t) norm of v, and of Lambda grad v / alpha in the norm of Lambda^{-1}; nan left out."""
-    value = policy = 0.0
-    for (t, x, w), (v, slope) in zip(_each(points), rows, strict=True):
-        known = np.isfinite(v) & np.isfinite(slope).all(axis=1)
-        size = np.einsum("ni,nij,nj->n", slope[known], problem.Lambda(t, x[known]), slope[known])
-        value = max(value, math.sqrt(w[known] @ v[known] ** 2))
-        policy = max(policy, math.sqrt(w[known] @ size) / problem.temperature)
-    return value, policy
 
 
 def _given(problem: ControlProblem, box: Box) -> Box:
@@ -274,12 +257,12 @@ class _Solver:
     def rows(self, plan: Plan) -> list[tuple[FloatArray, FloatArray]]:
         """v and grad v at the points of comparison, for each time."""
         if plan not in self._rows:
-            self._rows[plan] = [_evaluate(self(plan), t, x) for t, x, _ in _each(self.points)]
+            self._rows[plan] = [_evaluate(self(plan), t, x) for t, x, _ in self.points]
         return self._rows[plan]
 
     def sizes(self, plan: Plan) -> tuple[float, float]:
         """max over t of the norms of value and policy."""
-        return _largest_norms(self.problem, self.points, self.rows(plan))
+        return largest_norms(self.problem, self.points, self.rows(plan))
 
     def difference(self, plan: Plan, other: Plan) -> tuple[float, float]:
         """Relative differences of values and policies; what has no value although in the box counts as all wrong."""
@@ -287,13 +270,13 @@ class _Solver:
             return math.inf, math.inf
         mine, theirs = self.rows(plan), self.rows(other)
         box, lost, kept = plan.box, 0.0, []
-        for (_, x, w), (v, slope), (v_other, slope_other) in zip(_each(self.points), mine, theirs, strict=True):
+        for (_, x, w), (v, slope), (v_other, slope_other) in zip(self.points, mine, theirs, strict=True):
             gap, slope_gap = v - v_other, slope - slope_other
             unknown = ~(np.isfinite(gap) & np.isfinite(slope_gap).all(axis=1))
             lost = max(lost, float(w[unknown & box.contains(x)].sum()))
             kept.append((np.where(unknown, np.nan, gap), slope_gap))
         sizes = self.sizes(other)
-        errors = _largest_norms(self.problem, self.points, kept)
+        errors = largest_norms(self.problem, self.points, kept)
         wrong = math.sqrt(lost) if lost > 1e-15 else 0.0
         value, policy = (e / s if s > 0 else (0.0 if e == 0 else math.inf) for e, s in zip(errors, sizes, strict=True))
         return math.hypot(value, wrong), math.hypot(policy, wrong)

@@ -12,31 +12,29 @@ the largest over the times, that is  max_t ||error_t|| / max_t ||reference_t||. 
 alpha/2 E int |pi_h - pi|^2 dt is the reward lost by following pi_h (arXiv 2509.02528).
 """
 
+from __future__ import annotations
+
 import csv
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
+from fem_hjb.solutions.norms import LawPoints, l2_norm, law_points, policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.support.checks import FloatArray, Rng, as_times, positive_integer
-from fem_hjb.support.errors import ComparisonError, MeasureError
+from fem_hjb.support.checks import FloatArray, Rng
+from fem_hjb.support.errors import ComparisonError
 from fem_hjb.support.files import atomic_file
 
 Batched = Callable[[Any, Any], Any]
 Contender = ValueFunction | tuple[Batched, Batched]
 
 COLUMNS = ("value", "value_h1", "policy", "excluded")
-_DEFAULT_TIMES = 9
-_DEFAULT_ORDER = {1: 64, 2: 32, 3: 16}  # Gauss points per coordinate of a known law
-_SIMULATED = 4096  # points per time when the law is not known, or in more than three dimensions
-_MAX_STEPS = 1024
 _ROUNDING = 1e-14  # of a sum of masses
 
 
@@ -171,7 +169,7 @@ def compare(
     times: ArrayLike | None = None,
     order: int | None = None,
     rng: Rng = 0,
-    points: "LawPoints | None" = None,
+    points: LawPoints | None = None,
 ) -> Comparison:
     """Relative errors of each candidate against the reference, at each time and overall (norms: see the module).
 
@@ -206,11 +204,10 @@ def compare(
     chosen = law_points(problem, times=times, order=order, rng=rng) if points is None else points
     grid = chosen.times
     sums: dict[str, list[_Norms]] = {name: [] for name in judged}
-    for t, (x, weights) in zip(grid.tolist(), chosen.rules, strict=True):
-        metric: FloatArray = np.asarray(np.linalg.inv(problem.Lambda(t, x)), dtype=np.float64)
+    for t, x, weights in chosen:
         exact = _evaluate(truth, "reference", problem, t, x)
         for name, candidate in judged.items():
-            norms = _norms(_evaluate(candidate, name, problem, t, x), exact, weights, metric)
+            norms = _norms(_evaluate(candidate, name, problem, t, x), exact, problem, t, x, weights)
             if norms.excluded > 0.5:
                 raise ComparisonError(
                     f"candidate {name!r} or the reference has no value on {norms.excluded:.0%} of the mass at t={t:g}"
@@ -278,65 +275,6 @@ def _wrap(given: Any, name: str, problem: ControlProblem) -> ValueFunction:
     return given
 
 
-def _times(times: ArrayLike | None, problem: ControlProblem) -> FloatArray:
-    if times is None:
-        return np.linspace(0.0, problem.horizon, _DEFAULT_TIMES)
-    grid = as_times(np.atleast_1d(np.asarray(times, dtype=np.float64)), problem.horizon, "times")
-    if grid.ndim != 1 or grid.size == 0:
-        raise MeasureError(f"times must be a number or a one-dimensional array of times, got shape {grid.shape}")
-    return grid
-
-
-Rule = tuple[FloatArray, FloatArray]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class LawPoints:
-    """Times (k,), for each of them points (n, d) and weights (n,) of p_t, and in words what they are."""
-
-    times: FloatArray
-    rules: Sequence[Rule]
-    description: str
-
-
-def law_points(
-    problem: ControlProblem, *, times: ArrayLike | None = None, order: int | None = None, rng: Rng = 0
-) -> LawPoints:
-    """Where `compare` compares: times, order and rng are its own."""
-    grid = _times(times, problem)
-    return LawPoints(grid, *_rules(problem, grid, order, rng))
-
-
-def _rules(problem: ControlProblem, grid: FloatArray, order: int | None, rng: Rng) -> tuple[Sequence[Rule], str]:
-    """Points (n, d) and weights (n,) of p_t for each time, and a description."""
-    if problem.marginal is not None and problem.dim <= 3:
-        per_axis = _DEFAULT_ORDER[problem.dim] if order is None else positive_integer(order, "order", MeasureError)
-        laws = [problem.marginal(t) for t in grid.tolist()]
-        return [law.quadrature(per_axis) for law in laws], f"Gauss quadrature of p_t, {per_axis} points per coordinate"
-    if order is not None:
-        raise MeasureError(
-            "order is the number of Gauss points of a known law p_t in at most three dimensions; this problem"
-            f" has dim={problem.dim} and {'a' if problem.marginal else 'no'} known law: leave order=None"
-        )
-    steps, index = _path_grid(grid / problem.horizon)
-    paths = sample_paths(problem, n=_SIMULATED, steps=steps, rng=rng)
-    weights = np.full(_SIMULATED, 1.0 / _SIMULATED)
-    return [(np.asarray(paths.x)[:, k], weights) for k in index], f"p_t from {_SIMULATED} simulated paths"
-
-
-def _path_grid(fractions: FloatArray) -> tuple[int, list[int]]:
-    """The smallest number of steps >= 64 whose grid of [0, 1] contains the fractions, and their places in it."""
-    for steps in range(64, _MAX_STEPS + 1):
-        index = np.rint(fractions * steps)
-        if np.abs(index / steps - fractions).max() < 1e-9:
-            return steps, [int(k) for k in index]
-    raise MeasureError(
-        f"the law p_t of this problem is simulated, so times must lie on a grid of at most {_MAX_STEPS} equal steps of"
-        " the horizon; give rounder times"
-    )
-
-
 @final
 @dataclass(frozen=True, eq=False)
 class _Values:
@@ -345,6 +283,10 @@ class _Values:
     value: FloatArray
     gradient: FloatArray | None
     policy: FloatArray | None
+
+    @property
+    def columns(self) -> tuple[FloatArray, FloatArray | None, FloatArray | None]:
+        return self.value[:, None], self.gradient, self.policy
 
 
 def _evaluate(of: ValueFunction, name: str, problem: ControlProblem, t: float, x: FloatArray) -> _Values:
@@ -394,24 +336,23 @@ class _Norms:
     excluded: float
 
 
-def _norms(candidate: _Values, exact: _Values, weights: FloatArray, metric: FloatArray) -> _Norms:
-    pairs = [
-        (candidate.value[:, None], exact.value[:, None], None),
-        (candidate.gradient, exact.gradient, None),
-        (candidate.policy, exact.policy, metric),
-    ]
-    known = [array for mine, theirs, _ in pairs for array in (mine, theirs) if array is not None]
+def _norms(
+    candidate: _Values, exact: _Values, problem: ControlProblem, t: float, x: FloatArray, w: FloatArray
+) -> _Norms:
+    pairs = list(zip(candidate.columns, exact.columns, strict=True))
+    known = [array for pair in pairs for array in pair if array is not None]
     kept = np.logical_and.reduce([np.isfinite(array).all(axis=-1) for array in known])
+    law = problem, t, x[kept], w[kept]
+    errors = _three(law, [None if a is None or b is None else a[kept] - b[kept] for a, b in pairs])
+    return _Norms(errors, _three(law, [None if b is None else b[kept] for _, b in pairs]), float(w[~kept].sum()))
 
-    def norm(rows: FloatArray, metric: FloatArray | None) -> float:
-        squares = (rows**2).sum(axis=-1) if metric is None else np.einsum("ni,nij,nj->n", rows, metric[kept], rows)
-        return float(np.sqrt(weights[kept] @ squares))
 
-    errors = [np.nan if a is None or b is None else norm(a[kept] - b[kept], m) for a, b, m in pairs]
-    sizes = [np.nan if b is None else norm(b[kept], m) for _, b, m in pairs]
-    for norms in (errors, sizes):
-        norms[1] = float(np.hypot(norms[0], norms[1]))
-    return _Norms(np.array(errors), np.array(sizes), float(weights[~kept].sum()))
+def _three(law: tuple[ControlProblem, float, FloatArray, FloatArray], columns: list[FloatArray | None]) -> FloatArray:
+    """Norms (3,) of value in L2 and H1, and of the policy; nan for what is not known."""
+    problem, t, x, w = law
+    value, slope = (np.nan if rows is None else l2_norm(w, (rows**2).sum(axis=-1)) for rows in columns[:2])
+    policy = np.nan if columns[2] is None else l2_norm(w, policy_squares(problem, t, x, columns[2]))
+    return np.array([value, np.hypot(value, slope), policy])
 
 
 def _rows(name: str, grid: FloatArray, norms: list[_Norms]) -> list[Row]:

@@ -1,5 +1,7 @@
 """The result of every solver: f on a space-time class, and through it value, gradient and policy anywhere."""
 
+from __future__ import annotations
+
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -63,7 +65,7 @@ class Solution:
     error_estimate: ErrorEstimate | None = None
     floor: float = 0.0
     _grid: FloatArray = field(init=False, repr=False)
-    _recovered: "_RecoveredGradients | None" = field(init=False, repr=False, default=None)
+    _recovered: _RecoveredGradients | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         problem, space = self.problem, self.space
@@ -92,7 +94,7 @@ class Solution:
         """The lowest value of the gauged f at the nodes of space and time; it must be positive."""
         return float(self.stats["min_f"])
 
-    def with_floor(self, floor: float) -> "Solution":
+    def with_floor(self, floor: float) -> Solution:
         """The same solution with max(f, floor) for f, which has a value everywhere, and no policy below the floor.
 
         A remedy for a learned f that is not positive where hardly a sample goes (`stats["nonpositive_mass"]`), explicit

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.problems.laws import Gaussian, PointMass
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.solutions.compare import Comparison, compare, from_callables, law_points
+from fem_hjb.solutions.compare import Comparison, compare, from_callables
+from fem_hjb.solutions.norms import law_points
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ComparisonError, DomainError, MeasureError, OutputError
 
