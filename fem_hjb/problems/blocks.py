@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass, Uniform
+from fem_hjb.problems.probing import instants
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ProblemError
@@ -26,7 +27,6 @@ Reward = Callable[[FloatArray], ArrayLike]
 
 _SPLITTABLE = (Gaussian, GaussianMixture, PointMass, Uniform)
 _PROBES = 24
-_TIMES = (0.0, 0.382, 0.786, 1.0)
 _RELATIVE = 1e-11  # change that counts as rounding
 
 
@@ -39,8 +39,7 @@ def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
         return [tuple(range(d))]
     x, y = _probes(problem, 0), _probes(problem, 1)
     linked = np.zeros((d, d), dtype=np.bool_)
-    for t in np.array(_TIMES) * problem.horizon:
-        t = float(t)
+    for t in instants(problem.horizon):
         base = problem.b(t, x), problem.Lambda(t, x)
         linked |= (np.abs(base[1]) > _RELATIVE * np.abs(base[1]).max()).any(axis=0)
         for j in range(d):
@@ -50,7 +49,7 @@ def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
             noise = np.abs(problem.Lambda(t, moved) - base[1]) > _RELATIVE * np.abs(base[1]).max()
             linked[:, j] |= noise.any(axis=(0, 2))
     groups = _components(linked)
-    for function in (problem.y, *(_at(problem, float(t)) for t in np.array(_TIMES) * problem.horizon)):
+    for function in (problem.y, *(_at(problem, t) for t in instants(problem.horizon))):
         linked |= _coupling(function, x, y, groups, d)
     return _components(linked)
 
@@ -138,8 +137,8 @@ def alike(one: ControlProblem, other: ControlProblem) -> bool:
     if not np.array_equal(x, _probes(other, 0)):
         return False
     pairs = [(one.y(x), other.y(x))]
-    for t in np.array(_TIMES) * one.horizon:
-        pairs += [(getattr(one, name)(float(t), x), getattr(other, name)(float(t), x)) for name in ("b", "Lambda", "r")]
+    for t in instants(one.horizon):
+        pairs += [(getattr(one, name)(t, x), getattr(other, name)(t, x)) for name in ("b", "Lambda", "r")]
     return all(bool((np.abs(a - b) <= 1e-13 * np.abs(a).max()).all()) for a, b in pairs)
 
 

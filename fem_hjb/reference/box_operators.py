@@ -23,6 +23,7 @@ from scipy.sparse.linalg import LinearOperator, gmres
 
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Background
+from fem_hjb.problems.probing import instants, looks_steady
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.axes import apply_all, apply_axis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
@@ -30,7 +31,6 @@ from fem_hjb.stepping.esdirk import Solve
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError, EllipticityError
 
-_TIMES = np.array([0.0, 0.382, 0.786, 1.0])  # fractions of the horizon at which coefficients are compared
 _CONDITION = 1e7  # of eigenvectors, beyond which only the self-adjoint part of an operator is diagonalised
 _RESTART, _RESTARTS = 40, 10
 
@@ -86,7 +86,8 @@ class BoxOperators:
         self._mixed: dict[tuple[int, int], FloatArray | None] = dict.fromkeys(combinations(range(self.dim), 2))
         if truncated is not None:
             self._open(truncated & self._inward())
-        self.autonomous = self._looks_autonomous()
+        x = basis.nodes[:: max(1, len(basis.nodes) // 61)]
+        self.autonomous = looks_steady(lambda t: _parts(self._evaluate(t, x)), problem.horizon)
 
     def fields(self, t: float) -> Fields:
         """The coefficients at time t; the last ones are kept, and all times are one if nothing depends on time."""
@@ -111,16 +112,6 @@ class BoxOperators:
         if diffusion is None:
             diffusion = Lambda[0] if (Lambda == Lambda[0]).all() else np.moveaxis(Lambda, 0, -1).reshape(d, d, *shape)
         return Fields(np.ascontiguousarray(b.T).reshape(d, *shape), rate.reshape(shape), diffusion)
-
-    def _looks_autonomous(self) -> bool:
-        x = self.basis.nodes[:: max(1, len(self.basis.nodes) // 61)]
-        samples = [self._evaluate(float(t), x) for t in _TIMES * self.problem.horizon]
-        scale = [max(float(np.abs(part).max()), 1e-300) for part in _parts(samples[0])]
-        return all(
-            float(np.abs(a - b).max()) <= 1e-14 * size
-            for later in samples[1:]
-            for a, b, size in zip(_parts(samples[0]), _parts(later), scale, strict=True)
-        )
 
     def apply(self, fields: Fields, u: FloatArray) -> FloatArray:
         """L u, shape (*shape)."""
@@ -149,11 +140,11 @@ class BoxOperators:
         """(2, d): the faces on which the drift of u points inwards everywhere, at a few times."""
         result: BoolArray = np.ones((2, self.dim), dtype=np.bool_)
         bounds = np.stack(self.basis.box.bounds)
-        for t in _TIMES * self.problem.horizon:
+        for t in instants(self.problem.horizon):
             for k in range(self.dim):
                 for side in range(2):
                     x = self.basis.nodes[self.basis.nodes[:, k] == bounds[side, k]]
-                    drift = self._evaluate(float(t), x).drift[k]
+                    drift = self._evaluate(t, x).drift[k]
                     result[side, k] &= bool((drift >= 0).all() if side == 0 else (drift <= 0).all())
         return result
 

@@ -24,6 +24,7 @@ from scipy.sparse.linalg import LinearOperator, bicgstab, splu
 
 from fem_hjb.problems.divergence import row_divergence
 from fem_hjb.problems.gauge import Gauge
+from fem_hjb.problems.probing import looks_steady
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.spaces.space import SpatialBasis
 from fem_hjb.stepping.esdirk import Solve
@@ -76,7 +77,10 @@ class MeshOperators:
 
         self.M = self._matrix(self._assemble(self._reaction_table, [self._det[None, :, c] for c in self._chunks]))
         self._diagonal = np.flatnonzero(self._indices == np.repeat(np.arange(basis.n_dofs), np.diff(self._indptr)))
-        self.autonomous = self._looks_autonomous()
+        x = self._points[0][:, :: max(1, self._points[0].shape[1] // 64)].T
+        self.autonomous = looks_steady(
+            lambda t: (problem.b(t, x), problem.Lambda(t, x), problem.r(t, x)), problem.horizon
+        )
         self.iterations = self.factorisations = 0
         self._last: dict[str, list[FloatArray]] = {}
         self._parts: dict[str, FloatArray] = {}
@@ -278,15 +282,6 @@ class MeshOperators:
     def _widths(self) -> FloatArray:
         lower, upper = self.basis.box.bounds
         return upper - lower
-
-    def _looks_autonomous(self) -> bool:
-        x = self._points[0][:, :: max(1, self._points[0].shape[1] // 64)].T
-        problem = self.problem
-        samples = [
-            (problem.b(t, x), problem.Lambda(t, x), problem.r(t, x))
-            for t in np.array([0.0, 0.382, 0.786, 1.0]) * problem.horizon
-        ]
-        return all(np.array_equal(a, b) for later in samples[1:] for a, b in zip(samples[0], later, strict=True))
 
 
 def _cells_last(values: FloatArray, q: int) -> FloatArray:
