@@ -42,11 +42,12 @@ from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import FloatArray, Rng, frozen_array, one_of, positive_integer
 from fem_hjb.support.errors import DomainError, MeasureError
+from fem_hjb.support.objects import Plain
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ControlError:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ControlError(Plain):
     """The squared error of a control, averaged over a law of paths and over time; see the module.
 
     value : (1/T) int_0^T profile dt;  standard_error : 0 unless it was sampled;  how : in words.

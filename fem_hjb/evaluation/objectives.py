@@ -27,14 +27,15 @@ from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import FloatArray, Rng, positive_integer, spawn_generators
 from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.objects import Plain
 
 _CHUNK = 4096  # paths simulated at a time
 _FINER = 4  # times the Euler steps, for continuous time by simulation
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Objectives:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Objectives(Plain):
     """Rewards J, to be maximised; the literature's costs are their negatives.
 
     exact : J(pi) of the process in continuous time;  euler : the same of its Euler scheme, `steps` steps, integrals as

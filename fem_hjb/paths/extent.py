@@ -99,10 +99,12 @@ class Truncation:
 
 
 def checked_box(problem: ControlProblem, box: Box) -> Box:
-    """A box that a user gave for a problem; DomainError if it is none, or of another dimension."""
+    """A box that a user gave for a problem; DomainError if it is none, of another dimension, or has no end."""
     if not isinstance(box, Box) or box.dim != problem.dim:
         got = f"one of dimension {box.dim}" if isinstance(box, Box) else type(box).__name__
         raise DomainError(f"box must be a Box of dimension {problem.dim}, got {got}")
+    if not box.bounded:
+        raise DomainError(f"box must have finite faces, got {box}")
     return box
 
 
@@ -158,3 +160,16 @@ def truncation_box(
         box = replace(domain, lower=bounds[0], upper=bounds[1])
     outside = ~box.contains(sample_paths(problem, n=n, steps=steps, rng=for_mass).x)
     return Truncation(box=box, excluded_mass=float(outside.mean(axis=0).max()), samples=n)
+
+
+def window(problem: ControlProblem) -> Box:
+    """Where to look: the reflecting domain, or mean +- 3 standard deviations of X_0, X_{T/2} and X_T.
+
+    Where the law of X_t is not known, simulated paths tell where it has all but a thousandth of its mass on each side.
+    """
+    if problem.domain is not None or problem.marginal is None:
+        return truncation_box(problem, quantile=1e-3, margin=0.0, n=4096).box
+    laws = [problem.marginal(t) for t in (0.0, problem.horizon / 2, problem.horizon)]
+    means = np.array([law.expectation for law in laws])
+    spread = 3.0 * np.array([np.sqrt(np.diag(law.covariance)) for law in laws])
+    return Box((means - spread).min(axis=0), (means + spread).max(axis=0))

@@ -14,6 +14,7 @@ from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.support.checks import FloatArray, Rng, frozen_array, one_of, positive_integer, spawn_generators
 from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError
+from fem_hjb.support.objects import Plain
 
 Policy = Callable[[ArrayLike, FloatArray], ArrayLike]
 Step = Callable[[float, FloatArray, np.random.Generator], FloatArray]
@@ -25,8 +26,8 @@ _EXPLODED = 1e30  # beyond it a cubic drift still evaluates without overflow, so
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Paths:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Paths(Plain):
     """n trajectories observed at the same K+1 times: t (K+1,) increasing from 0, x (n, K+1, d); read-only.
 
     >>> Paths(t=np.array([0.0, 1.0]), x=np.zeros((3, 2, 1)), scheme="recorded").steps

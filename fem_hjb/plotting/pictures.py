@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from fem_hjb.paths.extent import truncation_box
+from fem_hjb.paths.extent import window
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.compare import COLUMNS, Comparison
@@ -57,21 +57,6 @@ def _problem_of(of: ValueFunction, problem: ControlProblem | None) -> ControlPro
     if not isinstance(found, ControlProblem):
         raise ProblemError(f"{type(of).__name__} does not carry its problem; give problem=...")
     return found
-
-
-def window(problem: ControlProblem) -> Box:
-    """Where to look: the reflecting domain, or mean +- 3 standard deviations of X_0, X_{T/2} and X_T.
-
-    Where the law of X_t is not known, simulated paths tell where it has all but a thousandth of its mass on each side.
-    """
-    if problem.domain is not None:
-        return truncation_box(problem, quantile=1e-3, margin=0.0, n=4096).box
-    if problem.marginal is None:
-        return truncation_box(problem, quantile=1e-3, margin=0.0, n=4096).box
-    laws = [problem.marginal(t) for t in (0.0, problem.horizon / 2, problem.horizon)]
-    means = np.array([law.expectation for law in laws])
-    spread = 3.0 * np.array([np.sqrt(np.diag(law.covariance)) for law in laws])
-    return Box((means - spread).min(axis=0), (means + spread).max(axis=0))
 
 
 def _value(of: ValueFunction, t: float, x: FloatArray) -> FloatArray:

@@ -20,6 +20,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
 from fem_hjb.reference.box_grids import RICHER, Plan, first_grids, halved, perturbed, spectral, unresolved
 from fem_hjb.reference.box_solve import solve_on_box
+from fem_hjb.reference.faces import check_faces, truncated
 from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
@@ -94,16 +95,8 @@ def _evaluate(solution: Any, t: float, x: FloatArray) -> tuple[FloatArray, Float
 def _given(problem: ControlProblem, box: Box) -> Box:
     """The user's box, with the faces of problem.domain where it has some."""
     checked_box(problem, box)
-    if not box.bounded:
-        raise DomainError(f"box must have finite faces, got {box}")
+    check_faces(problem, box, ~truncated(problem))
     domain = problem.domain
-    if domain is not None:
-        for bound, own, side in zip(box.bounds, domain.bounds, range(2), strict=True):
-            kept = ~domain.where("natural")[side]
-            if (np.abs(bound - own)[kept] > 1e-9 * (box.bounds[1] - box.bounds[0])[kept]).any():
-                raise DomainError(
-                    f"the process ends at the faces of {domain}, so the box must have them too, got {box}"
-                )
     samples = problem.initial_law.sample(4096, np.random.default_rng(0))
     outside = 1.0 - float(box.contains(samples).mean())
     if outside > _UNCOVERED:

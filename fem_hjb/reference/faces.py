@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fem_hjb.problems.box import BoolArray
+from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.support.checks import FloatArray
@@ -23,6 +23,16 @@ def endless(problem: ControlProblem) -> BoolArray:
     if problem.domain is None:
         return truncated(problem)
     return ~np.isfinite(np.asarray(problem.domain.bounds))
+
+
+def check_faces(problem: ControlProblem, box: Box, kept: BoolArray) -> None:
+    """DomainError unless a box has those faces (2, d) of problem.domain that are to be kept."""
+    domain = problem.domain
+    if domain is None:
+        return
+    own, needed = np.stack(box.bounds), np.stack(domain.bounds)
+    if (np.abs(own - needed)[kept] > _ON * np.broadcast_to(np.ptp(own, axis=0), own.shape)[kept]).any():
+        raise DomainError(f"the process lives in {domain}, so the box must have its faces too, got {box}")
 
 
 def on_face(basis: SpatialBasis, axis: int, level: float) -> BoolArray:

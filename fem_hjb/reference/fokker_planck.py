@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.faces import check_reflection, endless, face_values
+from fem_hjb.reference.faces import check_faces, check_reflection, endless, face_values
 from fem_hjb.reference.fokker_planck_automatic import on_automatic_box, tails_of
 from fem_hjb.reference.fokker_planck_box import on_box
 from fem_hjb.reference.fokker_planck_mesh import on_mesh
@@ -46,6 +46,7 @@ from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.stepping.esdirk import rtol_in_range
 from fem_hjb.support.checks import FloatArray, as_times, frozen_array
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
+from fem_hjb.support.objects import Plain
 
 Policy = Callable[[float, FloatArray], ArrayLike]
 _RTOL = {1: 1e-8, 2: 1e-7, 3: 1e-5}
@@ -53,8 +54,8 @@ _CONSERVED = 1e-10
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DensitySolution:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class DensitySolution(Plain):
     """p_t(x) on [0, T] x domain, as `solve` returns it.
 
     problem : whose process it is;  space : a time basis times a basis in space.
@@ -71,17 +72,16 @@ class DensitySolution:
 
     problem: ControlProblem
     space: Space
-    coefficients: ArrayLike
+    coefficients: FloatArray
     status: str
     stats: Mapping[str, Any] = field(default_factory=dict)
     start: float = 0.0
     early: MarginalLaw | None = None
-    _grid: FloatArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         grid = frozen_array(self.coefficients, "the coefficients of a density", self.space.shape, ConvergenceError)
-        for name, value in (("coefficients", grid), ("_grid", grid), ("stats", MappingProxyType(dict(self.stats)))):
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "coefficients", grid)
+        object.__setattr__(self, "stats", MappingProxyType(dict(self.stats)))
 
     def law(self, t: float) -> Law:
         """The law of X_t: a `DensityLaw`; before `start` a Gaussian, and the point itself at t = 0.
@@ -95,7 +95,7 @@ class DensitySolution:
             return self.early(float(when))
         cells, tau = self.space.time.locate(when[None])
         psi = self.space.time.tabulate(cells, tau, 0)[0, 0]
-        return DensityLaw(self.space.spatial, psi @ self._grid[self.space.time.cell_dofs[cells[0]]])
+        return DensityLaw(self.space.spatial, psi @ self.coefficients[self.space.time.cell_dofs[cells[0]]])
 
     @property
     def marginal(self) -> MarginalLaw:
@@ -179,14 +179,7 @@ def _fitting(basis: SpectralBasis, problem: ControlProblem) -> SpectralBasis:
     if not isinstance(basis, SpectralBasis) or basis.dim != problem.dim:
         got = f"one of dimension {basis.dim}" if isinstance(basis, SpectralBasis) else type(basis).__name__
         raise SpaceError(f"basis must be a SpectralBasis of dimension {problem.dim}, got {got}; for others give mesh=")
-    domain = problem.domain
-    if domain is not None:
-        own, needed = np.asarray(basis.box.bounds), np.asarray(domain.bounds)
-        if (np.abs(own - needed) > 1e-9 * np.ptp(own, axis=0))[np.isfinite(needed)].any():
-            raise DomainError(
-                f"the process of {problem.name!r} lives in a box with corners {needed.tolist()}, the basis has corners"
-                f" {own.tolist()}"
-            )
+    check_faces(problem, basis.box, ~endless(problem))
     return basis
 
 

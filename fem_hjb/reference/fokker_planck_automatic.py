@@ -6,16 +6,15 @@ from typing import final
 
 import numpy as np
 
-from fem_hjb.paths.extent import truncation_box
+from fem_hjb.paths.extent import checked_box, truncation_box
 from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.laws import Law
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.reference.faces import endless, face_values
+from fem_hjb.reference.faces import check_faces, endless, face_values
 from fem_hjb.reference.fokker_planck_box import on_box
 from fem_hjb.reference.fokker_planck_start import Begin, March, begin_of
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import DomainError
 
 _DEGREE, _CELLS, _MOST_NODES = {1: 16, 2: 12, 3: 10}, {1: 6, 2: 5, 3: 4}, {1: 769, 2: 193, 3: 81}
 _GRADED = 0.3  # of the half-width of a box: where cells begin to grow towards truncated faces
@@ -124,13 +123,7 @@ def _box(problem: ControlProblem, box: Box | None) -> Box:
     if box is None:
         gaussian = isinstance(problem.drift, LinearDrift)  # tails: start with 8 standard deviations
         return truncation_box(problem, margin=0.6 if gaussian else 0.3).box
-    if not isinstance(box, Box) or box.dim != problem.dim or not box.bounded:
-        raise DomainError(f"box must be a Box of dimension {problem.dim} with finite faces, got {box!r}")
-    domain = problem.domain
-    if domain is not None:
-        needed = np.asarray(domain.bounds)
-        if (np.asarray(box.bounds) != needed)[np.isfinite(needed)].any():
-            raise DomainError(f"the process of {problem.name!r} lives in {domain}, got {box}; leave out box=")
+    check_faces(problem, checked_box(problem, box), ~endless(problem))
     return box
 
 

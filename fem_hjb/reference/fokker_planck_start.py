@@ -15,6 +15,7 @@ from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ProblemError, SpaceError
+from fem_hjb.support.objects import Plain
 
 Policy = Callable[[float, FloatArray], ArrayLike]
 
@@ -45,22 +46,32 @@ class March:
 
 def steered(problem: ControlProblem, policy: Policy | None) -> ControlProblem:
     """The same process, steered by the policy, with nothing to gain."""
-    drift = problem.drift
-    if policy is not None:
-        if not callable(policy):
-            raise ProblemError(f"policy must be a callable (t, x) or None, got {type(policy).__name__}")
-
-        def drift(t: ArrayLike, x: FloatArray) -> FloatArray:
-            return problem.b(t, x) + _steer(policy, t, x)
-
+    if policy is not None and not callable(policy):
+        raise ProblemError(f"policy must be a callable (t, x) or None, got {type(policy).__name__}")
     return replace(
         problem,
-        drift=drift,
-        terminal_reward=lambda x: np.zeros(x.shape[:-1]),
+        drift=problem.drift if policy is None else _Steered(problem=problem, policy=policy),
+        terminal_reward=_nothing,
         running_reward=None,
         exact=None,
         marginal=None,
     )
+
+
+def _nothing(x: FloatArray) -> FloatArray:
+    return np.zeros(x.shape[:-1])
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class _Steered(Plain):
+    """b + pi."""
+
+    problem: ControlProblem
+    policy: Policy
+
+    def __call__(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        return self.problem.b(t, x) + _steer(self.policy, t, x)
 
 
 def _steer(policy: Policy, t: ArrayLike, x: FloatArray) -> FloatArray:
@@ -102,10 +113,20 @@ def begin_of(problem: ControlProblem, basis: SpatialBasis | None) -> Begin:
                 + "; take smaller cells there, or leave basis= and mesh= to be chosen"
             )
 
-    def early(t: float) -> Law:
-        return Gaussian(*_closure(problem, x0, t)) if t > 0 else law
-
+    early = _Early(problem=problem)
     return Begin(start, early(start), early)
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class _Early(Plain):
+    """The laws of a process soon after it starts at a point."""
+
+    problem: ControlProblem
+
+    def __call__(self, t: float) -> Law:
+        law = self.problem.initial_law
+        return Gaussian(*_closure(self.problem, law.expectation, t)) if t > 0 else law
 
 
 def _closure(problem: ControlProblem, x0: FloatArray, t: float) -> tuple[FloatArray, FloatArray]:

@@ -30,6 +30,7 @@ from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import FloatArray, Rng
 from fem_hjb.support.errors import ComparisonError
 from fem_hjb.support.files import atomic_file
+from fem_hjb.support.objects import Plain
 
 Batched = Callable[[Any, Any], Any]
 Contender = ValueFunction | tuple[Batched, Batched]
@@ -85,8 +86,8 @@ class Row:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Comparison:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Comparison(Plain):
     """The result of `compare`: rows per candidate and time, then overall; prints as a table of the overall errors."""
 
     rows: tuple[Row, ...]

@@ -17,7 +17,7 @@ _NEGLIGIBLE = 1e-15  # of the maximum of the density: left out of quadrature rul
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DensityLaw(Law):
     """The law whose density is a function of a continuous basis in space: values p at the dofs, (n_dofs,).
 

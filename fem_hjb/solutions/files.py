@@ -45,12 +45,12 @@ def save_solution(path: FilePath, solution: Solution | ProductSolution) -> None:
         text, arrays = _pack(solution)
         _write(path, _SOLUTION, text, arrays)
         return
-    distinct = list({id(part): part for _, part in solution.parts}.values())
+    distinct = list(dict.fromkeys(part for _, part in solution.parts))
     packed = [_pack(part) for part in distinct]
     text = {
         **_outline(solution),
         "parts": [text for text, _ in packed],
-        "blocks": [[list(index), [part is own for own in distinct].index(True)] for index, part in solution.parts],
+        "blocks": [[list(index), distinct.index(part)] for index, part in solution.parts],
     }
     arrays = {f"part_{k}_{name}": array for k, (_, own) in enumerate(packed) for name, array in own.items()}
     _write(path, _SOLUTION, text, arrays)

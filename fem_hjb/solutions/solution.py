@@ -20,14 +20,15 @@ from fem_hjb.spaces.recovery import GradientRecovery
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray, as_points, one_of, positive_number
 from fem_hjb.support.errors import PositivityError, SpaceError
+from fem_hjb.support.objects import Plain
 
 _CACHE_BYTES = 1 << 28  # of recovered nodal gradients, at least one time cell's
 _NEGLIGIBLE = 1e-13  # of a time function: zero up to rounding
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Solution:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Solution(Plain):
     r"""The solution of a control problem as a function of a space-time class, dense in time.
 
     u = sum C[k, j] psi_k(t) phi_j(x) is what its gauge says (`problems.gauge`): f = exp(v / alpha) up to the constants
@@ -187,8 +188,8 @@ class Solution:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ProductSolution:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ProductSolution(Plain):
     """Independent problems side by side: v_t(x) = sum_k v^k_t(x_k), so that f is the product of theirs.
 
     parts : the coordinates of each factor, which together are all of them, and its `Solution`. Methods and attributes
@@ -261,6 +262,10 @@ class _RecoveredGradients:
         self._cache: OrderedDict[int, FloatArray] = OrderedDict()
         needed = basis.nodes.nbytes
         self._capacity = max(space.time.local_size, _CACHE_BYTES // needed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is computed again when needed."""
+        return {**self.__dict__, "_recovery": None, "_cache": OrderedDict()}
 
     def _nodal(self, time_dof: int) -> FloatArray:
         """Gradients (n_nodes, d) of log f at a time node; nan on patches with a node where f <= 0."""

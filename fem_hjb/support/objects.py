@@ -1,9 +1,11 @@
 """What objects that hold arrays share: a short `repr`, and arrays that stay read-only when copied or unpickled."""
 
+import copyreg
 import textwrap
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,15 @@ import numpy as np
 _LINES = 5
 _WIDTH = 98
 _ENTRIES = 9  # arrays with more of them are described, not listed
+
+
+def read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    """A view of a mapping through which nobody writes."""
+    return MappingProxyType(mapping)
+
+
+# Python neither pickles nor deep-copies such views by itself.
+copyreg.pickle(MappingProxyType, lambda view: (read_only, (dict(view),)))
 
 
 class Plain:

@@ -246,7 +246,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         zoo.get("reflected", 1),
         {"box": Box([0.1], [0.9])},
         DomainError,
-        "the process ends at the faces of .* the box must have them too",
+        "the process lives in .* the box must have its faces too",
     ),
     "four coupled coordinates": (zoo.get("lq", 4), {}, DomainError, "4 coordinates of 'lq' hang together"),
     "drift not finite": (user(drift=broken), {"box": Box([-3.0], [3.0])}, ProblemError, r"drift\(t, x\) is not finite"),
@@ -299,7 +299,7 @@ def test_a_law_on_an_absorbing_face_is_refused_when_the_problem_is_made():
     with pytest.raises(ProblemError, match="of the initial law lies outside the domain"):
         user(domain=Box([-1.0], [1.0], boundary="absorbing"), initial_law=Gaussian([0.0], 4.0))
     problem = user(domain=Box([-1.0], [1.0], boundary="absorbing"), initial_law=Uniform(Box([-0.9], [0.9])))
-    with pytest.raises(DomainError, match="box must have them too"):
+    with pytest.raises(DomainError, match="box must have its faces too"):
         solve(problem, box=Box([-2.0], [2.0]))
 
 
