@@ -1,9 +1,10 @@
 """Learning f from samples: measures, estimators, convex sets, and the variational inequality over them."""
 
-from fem_hjb.learning.constraints import Bounds, Convex, EnergyBall, Monotone
+from fem_hjb.learning.constraints import Bounds, Constraint, Convex, EnergyBall, Monotone
 from fem_hjb.learning.estimators import ESTIMATORS, Estimator, Setting, Terms, register_estimator
 from fem_hjb.learning.fit import fit
 from fem_hjb.learning.forms import Operator
+from fem_hjb.learning.linear_set import LinearSet
 from fem_hjb.learning.measures import Measure, empirical_measure, law_measure, sampled_law_measure
 from fem_hjb.learning.population import split_error, yardstick
 from fem_hjb.learning.selection import Candidate, Selection, cross_validate
@@ -14,9 +15,11 @@ __all__ = [
     "ESTIMATORS",
     "Bounds",
     "Candidate",
+    "Constraint",
     "Convex",
     "EnergyBall",
     "Estimator",
+    "LinearSet",
     "Measure",
     "Monotone",
     "Operator",

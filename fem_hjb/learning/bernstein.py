@@ -59,7 +59,9 @@ def _unit_rows(rows: sp.csr_matrix) -> sp.csr_matrix:
 def first_of_equal(rows: sp.csr_matrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of the distinct rows, in their order, and for every row the position of its like among them."""
     probes = np.cos(np.outer(np.arange(1, rows.shape[1] + 1), np.sqrt([2.0, 3.0, 5.0])))
-    keys = np.rint(1e8 * (rows @ probes)).astype(np.int64)
+    size = abs(rows.copy()).max(axis=1).toarray()  # abs itself would sort the entries of rows
+    size[size == 0] = 1.0
+    keys = np.rint(1e8 * np.hstack([rows @ probes / size, np.log(size)])).astype(np.int64)
     _, first, like = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     position = np.empty_like(order)

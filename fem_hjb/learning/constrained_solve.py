@@ -50,11 +50,6 @@ class InequalityResult:
     how: Literal["active-set", "interior-point"]
     residual: float
 
-    @property
-    def active_count(self) -> int:
-        """How many bounds are active."""
-        return int(np.count_nonzero(self.active))
-
 
 def _refuse_empty(system: System) -> None:
     """ConstraintError if no c satisfies the rows: the least sum of violations, by a linear programme."""
@@ -236,8 +231,3 @@ class Projector:
     def __call__(self, target: ArrayLike) -> InequalityResult:
         """The projection of coefficients z (N,)."""
         return self._engine.solve(self._metric @ self._engine.set.coefficients(target))
-
-
-def project(metric: Any, target: ArrayLike, linear_set: LinearSet) -> InequalityResult:
-    """The projection of coefficients z (N,) on a set in the metric E; `Projector` is faster for many of them."""
-    return Projector(metric, linear_set)(target)

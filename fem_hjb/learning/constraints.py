@@ -22,16 +22,36 @@ from fem_hjb.support.errors import ConstraintError, SpaceError
 
 
 class Constraint(ABC):
-    """A closed convex set of functions; `a & b` is the intersection."""
+    """A closed convex set of functions; `a & b` is the intersection.
+
+    Subclass it for a set of your own, which `fit(constraint=...)` and `&` then take like those below: say in `on` which
+    rows of the coefficients have which bounds. The gauged f is what is constrained.
+    """
 
     @abstractmethod
     def on(self, space: Space) -> LinearSet:
-        """The coefficients of functions of the class that satisfy the constraint on all of [0, T] x domain."""
+        """The coefficients of functions of the class that satisfy the constraint on all of [0, T] x domain.
+
+        Returns a `LinearSet` with one column per coefficient of the class, `space.n_dofs`, numbered as `Space` says.
+        Rows with equal bounds are equations. Raise ConstraintError where the class cannot have such a set.
+        """
 
     def __and__(self, other: "Constraint") -> "Intersection":
         if not isinstance(other, Constraint):
             return NotImplemented
         return Intersection(self, other)
+
+
+def set_on(constraint: Constraint, space: Space) -> LinearSet:
+    """constraint.on(space), or ConstraintError, which names the constraint's class, if that is no set of the class."""
+    found = constraint.on(space)
+    if isinstance(found, LinearSet) and found.size == space.n_dofs:
+        return found
+    got = f"one of {found.size}" if isinstance(found, LinearSet) else type(found).__name__
+    raise ConstraintError(
+        f"{type(constraint).__name__}.on(space) must return a LinearSet of {space.n_dofs} coefficients, as the space"
+        f" has, got {got}"
+    )
 
 
 @final
@@ -166,7 +186,7 @@ class Intersection(Constraint):
         object.__setattr__(self, "parts", tuple(flat))
 
     def on(self, space: Space) -> LinearSet:
-        sets = sorted((part.on(space) for part in self.parts), key=lambda s: s.inverse is None)
+        sets = sorted((set_on(part, space) for part in self.parts), key=lambda s: s.inverse is None)
         stacked = sp.vstack([s.rows for s in sets], format="csr")
         distinct, like = first_of_equal(stacked)
         lower, upper = np.full(distinct.size, -np.inf), np.full(distinct.size, np.inf)

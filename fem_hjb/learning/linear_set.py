@@ -69,28 +69,25 @@ class LinearSet:
 
     def __post_init__(self) -> None:
         rows = sp.csr_matrix(self.rows, dtype=np.float64)
-        bounds = [real_array(value, name, ConstraintError).copy() for name, value in self._bounds()]
-        for (name, _), bound in zip(self._bounds(), bounds, strict=True):
+        object.__setattr__(self, "rows", rows)
+        for name in ("lower", "upper"):
+            bound = real_array(getattr(self, name), name, ConstraintError).copy()
             if bound.shape != rows.shape[:1] or np.isnan(bound).any():
                 raise ConstraintError(
                     f"{name} must be one number per row, shape ({rows.shape[0]},) without nan, got shape {bound.shape}"
                     f" with {int(np.isnan(bound).sum())} nan"
                 )
             bound.setflags(write=False)
-        crossed = np.flatnonzero((bounds[0] > bounds[1]) | (bounds[0] == np.inf) | (bounds[1] == -np.inf))
+            object.__setattr__(self, name, bound)
+        crossed = np.flatnonzero((self.lower > self.upper) | (self.lower == np.inf) | (self.upper == -np.inf))
         if crossed.size:
             i = crossed[0]
             raise ConstraintError(
                 f"the set is empty: {crossed.size} of {rows.shape[0]} rows have no number between their bounds, the"
-                f" first one, row {i}, lower {bounds[0][i]:g} and upper {bounds[1][i]:g}; widen the bounds"
+                f" first one, row {i}, lower {self.lower[i]:g} and upper {self.upper[i]:g}; widen the bounds"
             )
         if self.radius is not None:
             positive_number(self.radius, "radius", ConstraintError)
-        for name, value in (("rows", rows), ("lower", bounds[0]), ("upper", bounds[1])):
-            object.__setattr__(self, name, value)
-
-    def _bounds(self) -> tuple[tuple[str, FloatArray], tuple[str, FloatArray]]:
-        return ("lower", self.lower), ("upper", self.upper)
 
     @property
     def size(self) -> int:

@@ -18,7 +18,7 @@ from scipy.sparse.linalg import splu
 
 from fem_hjb.learning import inequality, solvers
 from fem_hjb.learning.constrained_solve import Projector, solve_inequality
-from fem_hjb.learning.constraints import Constraint
+from fem_hjb.learning.constraints import Constraint, set_on
 from fem_hjb.learning.inequality import VariationalInequality
 from fem_hjb.learning.linear_set import LinearSet
 from fem_hjb.learning.smoothing import default_smoothing, is_dictionary, roughness
@@ -168,7 +168,7 @@ def reduce_system(
     energy = energy + _SHIFT * sp.diags(_largest_neighbour(energy, energy.diagonal()))
     project = solve_constrained = None
     if constraint is not None:
-        linear_set = constraint.on(space).restricted(free, coefficients[fixed])
+        linear_set = set_on(constraint, space).restricted(free, coefficients[fixed])
         project, solve_constrained = _in_set(linear_set, form, energy, load, root)
     pinned = np.flatnonzero(fixed | (system.mass.diagonal() < extension.diagonal()))
     pinned.setflags(write=False)

@@ -15,6 +15,7 @@ from fem_hjb.problems.box import Box
 from fem_hjb.spaces.meshes import DIMENSION
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import SpaceError
+from fem_hjb.support.objects import Plain, brief, short_repr
 
 Tables = tuple[FloatArray, ...]
 
@@ -152,7 +153,7 @@ class CellRule:
         return self.functions
 
 
-class SpatialBasis(ABC):
+class SpatialBasis(Plain, ABC):
     """A finite-element basis on a domain in R^d. Points are rows; a function is a vector of n_dofs coefficients.
 
     dim, n_dofs, n_cells, local_size l, cell_dofs (n_cells, l), degree, smoothness (how many derivatives are
@@ -172,6 +173,10 @@ class SpatialBasis(ABC):
     kind: str
     box: Box
     nodes: FloatArray
+
+    def __repr__(self) -> str:
+        names = ("element", "dim", "kind", "n_cells", "n_dofs", "box")
+        return short_repr(self, {name: brief(getattr(self, name)) for name in names})
 
     @abstractmethod
     def locate(self, x: FloatArray) -> tuple[IntArray, FloatArray]:

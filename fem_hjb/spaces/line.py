@@ -14,6 +14,7 @@ from scipy.special import comb, roots_legendre
 
 from fem_hjb.support.checks import FloatArray, IntArray, one_of, positive_integer, positive_number
 from fem_hjb.support.errors import SpaceError
+from fem_hjb.support.objects import Plain
 
 LINE_KINDS = ("P1", "P2", "P3", "P4", "hermite", "B2", "B3", "B4")
 
@@ -24,8 +25,8 @@ _END_POINTS = 6
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LineBasis:
+@dataclass(frozen=True, eq=False, repr=False)
+class LineBasis(Plain):
     r"""Piecewise polynomials on grid[0] < grid[1] < ... < grid[m], in local coordinates xi = (s - grid[c]) / width[c].
 
     kind "P1".."P4": continuous Lagrange elements on equispaced local nodes; the coefficients are the values at

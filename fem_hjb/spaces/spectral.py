@@ -17,6 +17,7 @@ from fem_hjb.spaces.basis import ELEMENTS, CellRule, ReferenceFunctions, Spatial
 from fem_hjb.spaces.line import LineBasis, row_products, unit_gauss
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer, real_array
 from fem_hjb.support.errors import SpaceError
+from fem_hjb.support.objects import Plain
 
 MAX_DEGREE = 32
 
@@ -52,8 +53,8 @@ def _conservative(matrix: FloatArray) -> FloatArray:
 
 
 @final
-@dataclass(frozen=True, eq=False, init=False)
-class SpectralLine:
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class SpectralLine(Plain):
     r"""Continuous piecewise polynomials of degree p on grid[0] < ... < grid[m], by their values at n = m p + 1 nodes.
 
     The nodes are the Gauss-Lobatto-Legendre points of each cell, from left to right; neighbours share the one between

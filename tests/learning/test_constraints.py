@@ -10,9 +10,11 @@ import skfem
 
 import fem_hjb as fh
 from fem_hjb.learning import active_sets, constrained_solve, constraints, interior_point
-from fem_hjb.learning.constrained_solve import Projector, project, solve_inequality
-from fem_hjb.learning.constraints import Bounds, Convex, EnergyBall, Monotone
+from fem_hjb.learning.constrained_solve import Projector, solve_inequality
+from fem_hjb.learning.constraints import Bounds, Constraint, Convex, EnergyBall, Monotone
+from fem_hjb.learning.inequality import natural_residual
 from fem_hjb.learning.linear_set import LinearSet
+from fem_hjb.learning.solve_system import reduce_system
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.tensor import SplineBasis
 from fem_hjb.support.errors import ConstraintError, ConvergenceError, SpaceError
@@ -34,6 +36,11 @@ CLASSES = [
     ("P2", 3, 1),
 ]
 SMOOTH = [case for case in CLASSES if case[0] in ("hermite", "B2", "B3")]
+
+
+def project(metric, target, linear_set):
+    """The projection of coefficients on a set in the metric E."""
+    return Projector(metric, linear_set)(target)
 
 
 def class_of(element, dim, cells, **options):
@@ -159,7 +166,7 @@ def test_positive_bases_are_bounded_by_their_own_coefficients_exactly(element, t
     assert (linear_set.rows != sp.identity(space.n_dofs)).nnz == 0
     result = project(gram(space), wavy(space), linear_set)
     assert linear_set.violation(result.coefficients) == 0.0
-    assert result.active_count > 0
+    assert np.count_nonzero(result.active) > 0
 
 
 @pytest.mark.parametrize(("element", "dim", "cells"), CLASSES)
@@ -208,7 +215,7 @@ def test_functions_in_the_set_are_left_alone():
     everything = (Bounds(0.0, 1.0) & Monotone(0)).on(space)
     result = project(gram(space), c, everything)
     assert np.abs(result.coefficients - c).max() < 1e-13
-    assert result.active_count == 0
+    assert np.count_nonzero(result.active) == 0
     assert np.abs(result.multipliers).max() == 0.0
 
 
@@ -329,7 +336,7 @@ def test_projections_agree_with_a_cone_solver(element, dim, cells, constraint):
     assert distance(metric, result.coefficients, cone_programme(metric, metric @ target, linear_set)) < 1e-8
     assert result.residual < 1e-12
     assert kkt_error(metric, metric @ target, linear_set, result) < 1e-12
-    assert 0 < result.active_count < linear_set.lower.size
+    assert 0 < np.count_nonzero(result.active) < linear_set.lower.size
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -623,6 +630,105 @@ def test_a_ball_allows_only_zeros_to_be_fixed():
     assert ball.restricted(free, [0.0]).radius == 1.0
     with pytest.raises(ConstraintError, match="other than 0"):
         ball.restricted(free, [0.1])
+
+
+# A set of one's own
+
+
+def values_at(space, t, x):
+    """The values at m points (t, x) as rows (m, N) of the coefficients."""
+    table = space.tabulate(t, x, 0)
+    ct, cx = np.divmod(table.cells, space.spatial.n_cells)
+    dofs = space.time.cell_dofs[ct][:, :, None] * space.spatial.n_dofs + space.spatial.cell_dofs[cx][:, None, :]
+    rows = np.repeat(np.arange(len(x)), table.values.shape[1])
+    return sp.csr_matrix((table.values.ravel(), (rows, dofs.ravel())), shape=(len(x), space.n_dofs))
+
+
+class Obstacle(Constraint):
+    """f(t, x) <= ceiling(t, x) at given points, and f(0, .) with a given mean over some of them."""
+
+    def __init__(self, t, x, ceiling, mean=None):
+        self.t, self.x, self.ceiling, self.mean = t, x, ceiling, mean
+
+    def on(self, space):
+        rows, upper = values_at(space, self.t, self.x), self.ceiling(self.t, self.x[:, 0])
+        lower = np.full(upper.shape, -np.inf)
+        if self.mean is not None:
+            mean = np.ones(len(self.x)) / len(self.x) @ values_at(space, 0.0 * self.t, self.x)
+            rows, upper, lower = sp.vstack([rows, mean]), np.append(upper, self.mean), np.append(lower, self.mean)
+        return LinearSet(rows=rows, lower=lower, upper=upper)
+
+
+def ceiling(t, x):
+    return 0.55 + 0.2 * t + 0.05 * x
+
+
+LQ = fh.zoo.get("lq", dim=1)
+LQ_SPACE = fh.Space(LQ, cells=6, time_cells=3, box=fh.Box([-3.0], [3.0]))
+POINTS = np.repeat(np.linspace(0.0, 1.0, 6), 9), np.tile(np.linspace(-2.0, 2.0, 9), 6)[:, None]
+
+
+@pytest.mark.parametrize("mean", [None, 0.3])
+@pytest.mark.parametrize("other", [None, Bounds(0.0)])
+@pytest.mark.parametrize("method", ["direct", "projected"])
+def test_a_set_of_ones_own_is_fitted_in_and_certified(mean, other, method):
+    """The constraint holds and binds, and the natural residual is that of the solution."""
+    t, x = POINTS
+    own = Obstacle(t, x, ceiling, mean)
+    constraint = own if other is None else own & other
+    data = fh.law_measure(LQ, LQ_SPACE)
+    how = {"estimator": "weak", "delta": 0.2, "method": method}
+    free, learned = (fh.fit(LQ, data, LQ_SPACE, constraint=each, **how) for each in (None, constraint))
+    assert learned.status == "ok"
+    assert learned.stats["residual"] < 1e-8
+    assert own.on(LQ_SPACE).violation(learned.coefficients) < 1e-9
+    gap = ceiling(t, x[:, 0]) - LQ_SPACE.evaluate(learned.coefficients, t, x)
+    assert gap.min() > -1e-9
+    assert (np.abs(gap) < 1e-8).sum() > 2  # the obstacle is touched
+    assert (ceiling(t, x[:, 0]) < LQ_SPACE.evaluate(free.coefficients, t, x)).any()
+    if mean is not None:
+        assert LQ_SPACE.evaluate(learned.coefficients, 0.0, x).mean() == pytest.approx(mean, abs=1e-9)
+    system = fh.learning.assemble(LQ, data, LQ_SPACE, estimator="weak", delta=0.2)
+    reduced = reduce_system(system, constraint=constraint, smoothing=learned.stats["smoothing"])
+    z = reduced.root * np.ravel(learned.coefficients)[reduced.free]
+    assert natural_residual(reduced.inequality, z) < 1e-8
+    unconstrained = reduced.root * np.ravel(free.coefficients)[reduced.free]
+    assert natural_residual(reduced.inequality, unconstrained) > 1e-3
+
+
+class Answers(Constraint):
+    def __init__(self, answer):
+        self.answer = answer
+
+    def on(self, space):
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (None, "got NoneType"),
+        (np.eye(3), "got ndarray"),
+        (LinearSet(rows=np.eye(2), lower=[0.0, 0.0], upper=[1.0, 1.0]), "got one of 2"),
+    ],
+)
+def test_what_is_no_set_of_the_class_is_refused_by_name(answer, got):
+    message = rf"Answers.on\(space\) must return a LinearSet of {LQ_SPACE.n_dofs} coefficients.*{got}"
+    for constraint in (Answers(answer), Answers(answer) & Bounds(0.0)):
+        with pytest.raises(ConstraintError, match=message):
+            fh.fit(LQ, fh.law_measure(LQ, LQ_SPACE), LQ_SPACE, constraint=constraint)
+
+
+def test_rows_of_any_size_are_merged_only_if_they_are_equal():
+    """Rows of a user may be tiny, or multiples of each other."""
+    space = class_of("P1", 1, 4)
+    unit = sp.identity(space.n_dofs, format="csr")
+    rows = sp.vstack([1e-12 * unit, unit, 2.0 * unit, 1e-12 * unit])
+    m = rows.shape[0]
+    own = Answers(LinearSet(rows=rows, lower=np.zeros(m), upper=np.arange(m) + 1.0))
+    merged = (own & own).on(space)
+    assert merged.rows.shape == (3 * space.n_dofs, space.n_dofs)
+    np.testing.assert_array_equal(merged.upper, np.arange(3 * space.n_dofs) + 1.0)
 
 
 # What is refused
