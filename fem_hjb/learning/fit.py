@@ -48,7 +48,7 @@ def fit(
 
     Parameters
     ----------
-    data : `Paths`; a `PathSource` (`paths.sources`: chunks of a file, or simulated again on every pass); or a `Measure`
+    data : `Paths`; a `PathSource` (`paths`: chunks of a file, or simulated again on every pass); or a `Measure`
         (`empirical_measure`, `law_measure`, `sampled_law_measure`).
     space : a `Space`; or "auto": `cross_validate` chooses among classes of growing size on a common box (see there),
         fitted without constraint, and the table of what was tried is `stats["tried"]`.

@@ -1,5 +1,7 @@
 """Measures on space-time, population or empirical: weighted points."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import final
 

@@ -14,6 +14,8 @@ the error f_hat - f* is the sum of the four. f_best - f* is orthogonal to F, so 
 which is how distances are computed here: differences of coefficients, and one integral.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import final
 

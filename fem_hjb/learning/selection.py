@@ -23,12 +23,9 @@ from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
 
-CRITERIA = ("residual", "labels")
-
-_JUDGE = {
-    "residual": ESTIMATORS["residual"],
-    "labels": ESTIMATORS["regression"],
-}  # estimators whose forms are the risks
+# By criterion the estimator whose form is the risk.
+_JUDGE = {"residual": ESTIMATORS["residual"], "labels": ESTIMATORS["regression"]}
+CRITERIA = tuple(_JUDGE)
 _LADDER = {  # (time cells, cells per axis) of the classes tried by dimension
     1: ((2, 4), (3, 6), (4, 8), (6, 12), (8, 16), (12, 24)),
     2: ((2, 3), (2, 4), (3, 6), (4, 8), (6, 12)),

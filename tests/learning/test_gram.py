@@ -390,7 +390,7 @@ def test_scatter_adds_local_matrices(name):
     data = pattern.no_data()
     for cells in (slice(half, None), slice(0, half)):
         data += pattern.data(local[cells], cells)
-    np.testing.assert_array_equal(data, pattern.data(local))
+    np.testing.assert_allclose(data, pattern.data(local), rtol=1e-13, atol=1e-13)
     matrix = pattern.matrix(data)
     np.testing.assert_allclose(matrix.toarray(), expected, atol=1e-13)
     assert matrix.has_sorted_indices
