@@ -106,6 +106,25 @@ def test_tests_stand_where_their_folder_does() -> None:
     assert mirrored <= set(ORDER)
 
 
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """From the first statement after the docstring to the end."""
+    first = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (function.end_lineno or 0) - first[0].lineno + 1 if first else 0
+
+
+def test_modules_and_functions_are_short() -> None:
+    sources = {path.relative_to(PACKAGE): path.read_text(encoding="utf-8") for path in PACKAGE.glob("**/*.py")}
+    assert [str(path) for path, text in sources.items() if text.count("\n") > 450] == []
+    functions = [
+        (str(path), node.name, body_lines(node))
+        for path, text in sources.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert len(functions) > 500
+    assert [found for found in functions if found[2] > 50] == []
+
+
 def test_nobody_imports_a_module_that_reconfigures_jax() -> None:
     names = [path.name for path in PACKAGE.glob("**/*.py") if "skfem.autodiff" in path.read_text(encoding="utf-8")]
     assert names == []
