@@ -379,11 +379,9 @@ def test_a_terminal_condition_that_is_interpolated(estimator):
     assert error_of(found) < 0.06
 
 
-@pytest.mark.parametrize("terminal", ["penalty", "interpolated"])
-@pytest.mark.parametrize("estimator", EXACT)
-def test_the_solution_is_found_if_the_class_holds_it_whatever_the_terminal_condition(estimator, terminal):
-    """r = 0 and y = log(4 + x^2): f = 4 + x^2 + T - t for Brownian motion, gauged by its constants."""
-    problem = fh.ControlProblem(
+def brownian():
+    """r = 0 and y = log(4 + x^2): f = 4 + x^2 + T - t."""
+    return fh.ControlProblem(
         dim=1,
         horizon=1.0,
         temperature=1.0,
@@ -392,6 +390,13 @@ def test_the_solution_is_found_if_the_class_holds_it_whatever_the_terminal_condi
         terminal_reward=lambda x: np.log(4 + x[..., 0] ** 2),
         initial_law=fh.Gaussian([0.0], 0.25),
     )
+
+
+@pytest.mark.parametrize("terminal", ["penalty", "interpolated"])
+@pytest.mark.parametrize("estimator", EXACT)
+def test_the_solution_is_found_if_the_class_holds_it_whatever_the_terminal_condition(estimator, terminal):
+    """r = 0 and y = log(4 + x^2): f = 4 + x^2 + T - t for Brownian motion, gauged by its constants."""
+    problem = brownian()
     assert problem.running_reward is None
     space = Space(problem, cells=3, time_cells=2, box=box(6.0))
     paths = fh.sample_paths(problem, n=300, steps=16, rng=1)
@@ -541,15 +546,7 @@ def registered():
 @pytest.mark.parametrize("by_name", [False, True])
 def test_an_estimator_of_your_own_finds_the_solution_its_class_holds(by_name, registered):
     """f = 4 + x^2 + T - t, exactly, from few paths; with a wrong equation it does not."""
-    problem = fh.ControlProblem(
-        dim=1,
-        horizon=1.0,
-        temperature=1.0,
-        drift=fh.LinearDrift([[0.0]], [0.0]),
-        diffusion=1.0,
-        terminal_reward=lambda x: np.log(4 + x[..., 0] ** 2),
-        initial_law=fh.Gaussian([0.0], 0.25),
-    )
+    problem = brownian()
     space = Space(problem, cells=3, time_cells=2, box=box(6.0))
     paths = fh.sample_paths(problem, n=300, steps=16, rng=1)
     x = np.linspace(-1.5, 1.5, 31)[:, None]
