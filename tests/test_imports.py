@@ -13,7 +13,7 @@ ORDER = {
     "support": "errors checks files objects progress",
     "problems": "divergence box laws problem probing blocks rewards closed_form linear manufactured gauge mixtures zoo",
     "paths": "simulate tree_sum extent sources",
-    "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space",
+    "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
     "stepping": "esdirk krylov lawson radau",
     "solutions": "density estimate norms solution compare files",
     "reference": (

@@ -38,6 +38,19 @@ class Reach:
         reach = self.scale * float(norm.isf(mass)) ** self.power
         return (self.median - reach[0]).min(axis=0), (self.median + reach[1]).max(axis=0)
 
+    def density(self, axis: int, x: FloatArray, first: float = 0.0, last: float = 1.0) -> FloatArray:
+        """The density along an axis relative to its peak, at its largest over these fractions of the horizon; (n,)."""
+        most = len(self.median) - 1
+        low, high = int(np.floor(first * most)), int(np.ceil(last * most))
+        result = np.zeros(x.shape)
+        for k in range(min(low, most - 1), max(high, 1) + 1):
+            offset = x - self.median[k, axis]
+            side = (offset > 0).astype(np.int64)
+            scale, power = self.scale[side, k, axis], self.power[side, k, axis]
+            zeta = np.where(scale > 0, np.abs(offset) / np.where(scale > 0, scale, 1.0), np.inf) ** (1.0 / power)
+            result = np.maximum(result, np.exp(-0.5 * np.minimum(zeta, 60.0) ** 2))
+        return result
+
     def weight(self, axis: int, x: FloatArray) -> FloatArray:
         """The root of the density along an axis, relative to its peak, at its largest over the times; (n,)."""
         result = np.zeros(x.shape)

@@ -1,16 +1,37 @@
 """Polynomials through points on a line, and products of matrices along the axes of a tensor grid."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import final
 
 import numpy as np
 
 from fem_hjb.support.checks import FloatArray
+
+_BLOCK = 32  # rows
+_NEGLIGIBLE = 1e-17  # of the largest entry
+_WORTH = 0.6  # of the dense work, below which blocks are taken
 
 
 def lagrange_weights(nodes: FloatArray, at: float) -> FloatArray:
     """Values at `at` of the Lagrange polynomials of these nodes."""
     gaps = nodes[:, None] - nodes[None, :] + np.eye(nodes.size)
     return np.asarray(np.prod((at - nodes[None, :] + np.eye(nodes.size) * (1 - at + nodes)) / gaps, axis=1))
+
+
+def barycentric_rows(nodes: FloatArray, at: FloatArray) -> FloatArray:
+    """Values (k, n) at points (k,) of the Lagrange polynomials of nodes (n,), stable for many nodes of Chebyshev type."""
+    if nodes.size == 1:
+        return np.ones((at.size, 1))
+    scaled = 4.0 * (nodes[:, None] - nodes) / np.ptp(nodes) + np.eye(nodes.size)
+    weights = 1.0 / scaled.prod(axis=1)
+    gaps = at[:, None] - nodes
+    hit = gaps == 0.0
+    quotients = weights / np.where(hit, 1.0, gaps)
+    rows = quotients / quotients.sum(axis=1, keepdims=True)
+    on_node = hit.any(axis=1)
+    rows[on_node] = hit[on_node]
+    return np.asarray(rows)
 
 
 def differentiation_matrix(nodes: FloatArray) -> FloatArray:
@@ -28,8 +49,61 @@ def tensor_points(arrays: Sequence[FloatArray]) -> FloatArray:
     return np.stack([grid.ravel() for grid in np.meshgrid(*arrays, indexing="ij")], axis=-1)
 
 
-def apply_axis(matrix: FloatArray, u: FloatArray, axis: int) -> FloatArray:
+@final
+class BlockMatrix:
+    """A square matrix (n, n) as dense blocks of rows, each over the columns in which it is not negligible.
+
+    Made for 1-D operators on elements, which are banded, and for their exponentials over short times, which nearly are.
+    """
+
+    def __init__(self, matrix: FloatArray) -> None:
+        self.shape = matrix.shape
+        large = np.abs(matrix) > _NEGLIGIBLE * np.abs(matrix).max()
+        ends = np.linspace(0, len(matrix), max(round(len(matrix) / _BLOCK), 1) + 1).astype(np.int64)
+        self.blocks: list[tuple[slice, slice, FloatArray, FloatArray]] = []
+        for first, last in pairwise(ends.tolist()):
+            used = np.flatnonzero(large[first:last].any(axis=0))
+            columns = slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(0, 1)
+            block = np.ascontiguousarray(matrix[first:last, columns])
+            self.blocks.append((slice(first, last), columns, block, np.ascontiguousarray(block.T)))
+
+    @property
+    def work(self) -> int:
+        """Entries that are multiplied with."""
+        return sum(block.size for _, _, block, _ in self.blocks)
+
+    def along(self, u: FloatArray, axis: int) -> FloatArray:
+        """Applied along one axis of u."""
+        result = np.empty(u.shape)
+        if axis == u.ndim - 1:
+            flat, out = u.reshape(-1, u.shape[-1]), result.reshape(-1, u.shape[-1])
+            for rows, columns, _, transposed in self.blocks:
+                out[:, rows] = flat[:, columns] @ transposed
+            return result
+        flat, out = (part.reshape(*u.shape[: axis + 1], -1) for part in (u, result))
+        for rows, columns, block, _ in self.blocks:
+            if axis == 0:
+                np.matmul(block, flat[columns], out=out[rows])
+            else:
+                out[..., rows, :] = np.matmul(block, flat[..., columns, :])
+        return result
+
+
+AxisMatrix = FloatArray | BlockMatrix
+
+
+def in_blocks(matrix: FloatArray) -> AxisMatrix:
+    """The matrix as a `BlockMatrix` where that saves work."""
+    if len(matrix) < 2 * _BLOCK:
+        return matrix
+    blocks = BlockMatrix(matrix)
+    return blocks if blocks.work < _WORTH * matrix.size else matrix
+
+
+def apply_axis(matrix: AxisMatrix, u: FloatArray, axis: int) -> FloatArray:
     """`matrix` (m, n_axis) applied along one axis of u (n_1, ..., n_d), by one GEMM or a batch of them."""
+    if isinstance(matrix, BlockMatrix):
+        return matrix.along(u, axis)
     if axis == u.ndim - 1:
         return np.asarray(u @ matrix.T)
     shape = (*u.shape[:axis], matrix.shape[0], *u.shape[axis + 1 :])
@@ -38,13 +112,13 @@ def apply_axis(matrix: FloatArray, u: FloatArray, axis: int) -> FloatArray:
     return np.asarray(np.matmul(matrix, u.reshape(*u.shape[: axis + 1], -1)).reshape(shape))
 
 
-def apply_all(matrices: Sequence[FloatArray], u: FloatArray) -> FloatArray:
+def apply_all(matrices: Sequence[AxisMatrix], u: FloatArray) -> FloatArray:
     """The tensor product of one matrix for each axis, applied to u (n_1, ..., n_d)."""
     for axis, matrix in enumerate(matrices):
         u = apply_axis(matrix, u, axis)
     return u
 
 
-def apply_sum(matrices: Sequence[FloatArray], u: FloatArray) -> FloatArray:
+def apply_sum(matrices: Sequence[AxisMatrix], u: FloatArray) -> FloatArray:
     """S u for the sum S over the axes of one matrix along each, u of shape (n_1, ..., n_d)."""
     return np.asarray(sum(apply_axis(matrix, u, axis) for axis, matrix in enumerate(matrices)))

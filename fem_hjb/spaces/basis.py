@@ -189,6 +189,10 @@ class SpatialBasis(Plain, ABC):
         (values (n, l), gradients (n, l, d), Hessians (n, l, d, d))[:order + 1]; order 2 needs smoothness 1.
         """
 
+    def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
+        """Functions with coefficients local (n, l) on the given cells, at points: sums of what `tabulate` has."""
+        return tuple(np.einsum("nl,nl...->n...", local, table) for table in self.tabulate(cells, xi, order))
+
     def operator_rows(
         self,
         cells: IntArray,

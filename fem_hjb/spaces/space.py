@@ -16,6 +16,7 @@ from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.mesh_files import as_mesh
 from fem_hjb.spaces.meshes import box_mesh
+from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.spaces.tensor import HermiteBasis, SplineBasis, tensor_grids
 from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, one_of, positive_integer
 from fem_hjb.support.errors import DomainError, SpaceError
@@ -81,6 +82,21 @@ def _describe_outside(outside: NDArray[np.bool_], x: FloatArray, box: Box) -> st
         f" the mesh of bounding box {lower.tolist()} to {upper.tolist()}; enlarge the box or the mesh,"
         " or pass outside='nan' to get nan at these points"
     )
+
+
+def broadcast_points(
+    t: ArrayLike, x: ArrayLike, horizon: float, dim: int
+) -> tuple[FloatArray, FloatArray, tuple[int, ...]]:
+    """Checked times (a scalar stays one), points broadcast to (*S, d), and the common shape S."""
+    times, points = as_times(t, horizon), as_points(x, dim)
+    try:
+        shape = np.broadcast_shapes(times.shape, points.shape[:-1])
+    except ValueError as cause:
+        raise DomainError(
+            f"t of shape {times.shape} does not broadcast against x of shape {points.shape};"
+            f" t must be a number or have shape {points.shape[:-1]}"
+        ) from cause
+    return times, np.broadcast_to(points, (*shape, dim)), shape
 
 
 @final
@@ -214,8 +230,15 @@ class Space:
     def product(cls, time: LineBasis, spatial: SpatialBasis, *, excluded_mass: float | None = None) -> "Space":
         """The product of a given time basis, starting at 0, and a given basis in space.
 
-        In time "P1".."P4" with any basis in space, or "B2".."B4" with a smooth one.
+        In time "P1".."P4" with any basis in space, "B2".."B4" with a smooth one, "hermite" with spectral elements.
         """
+        if isinstance(time, LineBasis) and time.bounds[0] != 0.0:
+            raise SpaceError(f"the time basis must be on a grid that starts at 0, got one from {time.bounds[0]:g}")
+        return cls.from_(time, spatial, excluded_mass=excluded_mass)
+
+    @classmethod
+    def from_(cls, time: LineBasis, spatial: SpatialBasis, *, excluded_mass: float | None = None) -> "Space":
+        """The same, from whatever time on: a part of a `PanelSpace`."""
         space = cls.__new__(cls)
         space._set(time, spatial, excluded_mass)
         return space
@@ -226,12 +249,13 @@ class Space:
                 "a Space is the product of a LineBasis and a SpatialBasis,"
                 f" got {type(time).__name__} and {type(spatial).__name__}"
             )
-        if time.kind == "hermite" or time.flat or time.bounds[0] != 0.0:
+        cubic = time.kind == "hermite" and isinstance(spatial, SpectralBasis)
+        if (time.kind == "hermite" and not cubic) or time.flat:
             raise SpaceError(
-                "the time basis must be P1..P4 or B2..B4, not flat, on a grid that starts at 0,"
-                f" got {'flat ' if time.flat else ''}{time.kind!r} from {time.bounds[0]:g}"
+                "the time basis must be P1..P4 or B2..B4, not flat, or hermite with spectral elements in space,"
+                f" got {'flat ' if time.flat else ''}{time.kind!r}"
             )
-        if time.smoothness and not spatial.smoothness:
+        if time.smoothness and not spatial.smoothness and not cubic:
             raise SpaceError(
                 f"B-splines in time need a smooth element in space, such as 'hermite' or 'B3', got {spatial.element!r}:"
                 " gradients on continuous elements are recovered at time nodes; leave out time_smooth="
@@ -377,9 +401,11 @@ class Space:
         for start in range(0, inside.size, size):
             chunk = inside[start : start + size]
             c = cells[chunk]
-            tables = self.spatial.tabulate(c, xi[chunk], order)
+            moving = "time" in names
+            still = self.spatial.contract(local(chunk, c, False), c, xi[chunk], order) if set(names) != {"time"} else ()
+            changes = self.spatial.contract(local(chunk, c, True), c, xi[chunk], 0) if moving else ()
             for name, result in zip(names, results, strict=True):
-                result[chunk] = np.einsum("ml,ml...->m...", local(chunk, c, name == "time"), tables[_ORDER[name]])
+                result[chunk] = changes[0] if name == "time" else still[_ORDER[name]]
         return [result.reshape(shape + result.shape[1:]) for result in results]
 
     def _local_coefficients(
@@ -410,15 +436,7 @@ class Space:
 
     def broadcast(self, t: ArrayLike, x: ArrayLike) -> tuple[FloatArray, FloatArray, tuple[int, ...]]:
         """Checked times (a scalar stays one), points broadcast to (*S, d), and the common shape S."""
-        times, points = as_times(t, self.horizon), as_points(x, self.dim)
-        try:
-            shape = np.broadcast_shapes(times.shape, points.shape[:-1])
-        except ValueError as cause:
-            raise DomainError(
-                f"t of shape {times.shape} does not broadcast against x of shape {points.shape};"
-                f" t must be a number or have shape {points.shape[:-1]}"
-            ) from cause
-        return times, np.broadcast_to(points, (*shape, self.dim)), shape
+        return broadcast_points(t, x, self.horizon, self.dim)
 
     def locate_inside(self, x: FloatArray, shape: tuple[int, ...], outside: str) -> tuple[IntArray, FloatArray]:
         """Cells and reference coordinates of points (n, d); DomainError if outside="error" and some are outside."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import final
 
 import numpy as np
@@ -37,12 +38,17 @@ def gll(p: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """
     if positive_integer(p, "the degree of GLL elements", SpaceError) > MAX_DEGREE:
         raise SpaceError(f"the degree of GLL elements must be at most {MAX_DEGREE}, got {p}; use more cells instead")
+    return _gll(int(p))
+
+
+@cache
+def _gll(p: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     inner = roots_jacobi(p - 1, 1.0, 1.0)[0] if p > 1 else np.empty(0)
     points = np.concatenate([[-1.0], inner, [1.0]])
-    legendre = eval_legendre(int(p), points)
+    legendre = eval_legendre(p, points)
     gaps = points[:, None] - points + np.eye(p + 1)
     D = _conservative(legendre[:, None] / (legendre * gaps))
-    return points, 2.0 / (p * (p + 1) * legendre**2), D
+    return frozen(points), frozen(2.0 / (p * (p + 1) * legendre**2)), frozen(D)
 
 
 def _conservative(matrix: FloatArray) -> FloatArray:
@@ -169,6 +175,15 @@ class SpectralLine(Plain):
             result[:, 1] = result[:, 0] @ self._D / self.widths[cells, None]
         return result
 
+    def rows(self, x: ArrayLike) -> FloatArray:
+        """The values (k, n) of all basis functions at points x (k,); beyond the ends those of the end cells go on."""
+        points = np.asarray(x, dtype=np.float64)
+        cells = np.clip(np.searchsorted(self.grid, points, side="right") - 1, 0, self.n_cells - 1)
+        result = np.zeros((points.size, self.n))
+        local = self.reference((points - self.grid[cells]) / self.widths[cells])
+        np.put_along_axis(result, self.cell_dofs[cells], local, axis=1)
+        return result
+
     def mass(self) -> FloatArray:
         """The consistent mass matrix (n, n): the L2 products of the basis functions."""
         xi, weights = unit_gauss(2 * self.degree)
@@ -244,6 +259,25 @@ class SpectralBasis(SpatialBasis):
         for k, table in enumerate(tables):
             gradients[k] = row_products([*values[:k], table[:, 1], *values[k + 1 :]])
         return row_products(values), np.moveaxis(gradients, 0, -1)
+
+    def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
+        """Axis by axis, which never makes the table of all local functions."""
+        self._check_order(order)
+        index = np.unravel_index(cells, self._counts)
+        tables = [line.tabulate(c, xi[:, k], order) for k, (line, c) in enumerate(zip(self.lines, index, strict=True))]
+        array = local.reshape(len(cells), *[line.degree + 1 for line in self.lines])
+        parts = {(): array}
+        for k in range(self.dim - 1, -1, -1):
+            parts = {
+                (m, *slot): np.matmul(part, tables[k][:, m].reshape(len(cells), *[1] * (k - 1), -1, 1))[..., 0]
+                if k
+                else np.einsum("ni,ni->n", part, tables[k][:, m])
+                for slot, part in parts.items()
+                for m in range(order + 1 - sum(slot))
+            }
+        unit = np.eye(self.dim, dtype=np.int64).tolist()
+        values = parts[(0,) * self.dim]
+        return (values, np.stack([parts[tuple(e)] for e in unit], axis=-1)) if order else (values,)
 
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)

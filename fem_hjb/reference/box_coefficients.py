@@ -1,0 +1,215 @@
+r"""Coefficients of the equation on a box: counted, told where they jump in time, and tabulated in time on a grid.
+
+In the value form v = v0 + w, v0 the background of a gauge, and in the linear one f = exp(v0 / alpha) u,
+
+    d_s w = <b + Lambda grad v0 / alpha, grad w> + 1/2 Tr(Lambda Hess w) + alpha rate + <Lambda grad w, grad w> / 2 alpha,
+    d_s u = <b + Lambda grad v0 / alpha, grad u> + 1/2 Tr(Lambda Hess u) + rate u,                            s = T - t.
+
+A user's callables are called at a few times of each panel of time only, and are interpolated between them by
+polynomials. How many times are needed is seen at points drawn from where the process goes, at times in between.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fem_hjb.problems.gauge import Background
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.spaces.axes import barycentric_rows
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import EllipticityError
+
+_CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
+_SCAN = 256  # intervals of time that are looked at for jumps
+_SCAN_POINTS = 24
+_MOST_JUMPS = 32
+_STEEP = 8.0  # times the median change: an interval that is looked at closely
+_HALVINGS = 44
+_COUNTS = (2, 3, 4, 5, 7, 9, 11, 13, 17)  # times of a table
+_EDGE = 1e-9  # of a panel: where its ends are looked at, so that jumps there are seen from inside
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Fields:
+    """Coefficients at points: drift (d, n), reward (n,), and Lambda (d, d, n) where it is not constant, else (d, d).
+
+    drift is that of w or u, b + Lambda grad v0 / alpha; reward is alpha rate in the value form, rate in the linear one.
+    """
+
+    drift: FloatArray
+    reward: FloatArray
+    diffusion: FloatArray
+
+    def stacked(self) -> FloatArray:
+        """(m, n): drift, reward, and the upper triangle of Lambda if it varies."""
+        d = len(self.drift)
+        upper = [self.diffusion[i, j][None] for i in range(d) for j in range(i, d)] if self.diffusion.ndim > 2 else []
+        return np.concatenate([self.drift, self.reward[None], *upper])
+
+
+@final
+class Coefficients:
+    """What a problem and a background give, and what that cost: calls, points, seconds of the user's callables."""
+
+    def __init__(self, problem: ControlProblem, background: Background, linear: bool) -> None:
+        self.problem, self.background, self.linear = problem, background, linear
+        self.dim = problem.dim
+        self.constant = problem.constant_diffusion
+        self.calls = self.points = 0
+        self.seconds = 0.0
+        self.names = ["drift"] * self.dim + ["reward"]
+        if self.constant is None:
+            self.names += ["diffusion"] * (self.dim * (self.dim + 1) // 2)
+
+    def at(self, t: float, x: FloatArray) -> FloatArray:
+        """(m, n), as `Fields.stacked`, at points x (n, d)."""
+        result = np.empty((len(self.names), len(x)))
+        for first in range(0, len(x), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            b, r, Lambda = self._call(t, x[part])
+            result[:, part] = self._fields(t, x[part], b, r, Lambda).stacked()
+        return result
+
+    def over(self, times: FloatArray, x: FloatArray) -> FloatArray:
+        """(k, m, n) at times (k,), each at all points, which are few: the callables are called once."""
+        b, r, Lambda = self._call(*_all_times(times, x))
+        rows = zip(times.tolist(), b, r, Lambda, strict=True)
+        return np.stack([self._fields(t, x, *parts).stacked() for t, *parts in rows])
+
+    def _call(self, t: ArrayLike, x: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Drift, running reward and Lambda as the user gives them."""
+        begun = time.process_time()
+        result = self.problem.b(t, x), self.problem.r(t, x), self.problem.Lambda(t, x)
+        self.seconds += time.process_time() - begun
+        self.calls += 1
+        self.points += x.size // self.dim
+        return result
+
+    def _fields(self, t: float, x: FloatArray, b: FloatArray, r: FloatArray, Lambda: FloatArray) -> Fields:
+        problem, background = self.problem, self.background
+        if self.constant is None:
+            check_elliptic(Lambda, x, t)
+        rate = background.rate(t, x, r, b, Lambda)
+        slope = background.guess_gradient(t, x)
+        if slope.any():
+            pushed = slope @ self.constant if self.constant is not None else np.einsum("nij,nj->ni", Lambda, slope)
+            b = b + pushed / background.temperature
+        if not self.linear:
+            rate = problem.temperature * rate
+        diffusion = np.moveaxis(Lambda, 0, -1) if self.constant is None else self.constant
+        return Fields(b.T, rate, diffusion)
+
+    def jumps(self, x: FloatArray) -> list[float]:
+        """The times at which a coefficient jumps, seen at points x (n, d) at 257 times; narrower windows are missed."""
+        points = x[:: max(1, len(x) // _SCAN_POINTS)]
+        T = self.problem.horizon
+
+        def rows(times: FloatArray) -> FloatArray:
+            b, r, Lambda = self._call(*_all_times(times, points))
+            parts = [np.swapaxes(b, 1, 2), r[:, None]]
+            if self.constant is None:
+                parts.append(np.swapaxes(Lambda.reshape(*r.shape, -1), 1, 2))
+            return np.concatenate(parts, axis=1)
+
+        grid = T * np.linspace(_EDGE, 1.0 - _EDGE, _SCAN + 1)
+        values = rows(grid)
+        scale = np.maximum(np.abs(values).max(axis=(0, 2)), 1e-300)[:, None]
+        change = (np.abs(np.diff(values, axis=0)) / scale).max(axis=(1, 2))
+        steep = np.flatnonzero(change > _STEEP * np.median(change) + 1e-10)
+        steep = steep[np.argsort(-change[steep])][:_MOST_JUMPS]
+        low, high, before, after = grid[steep], grid[steep + 1], values[steep], values[steep + 1]
+        size = change[steep]
+        for _ in range(_HALVINGS):
+            if not low.size:
+                break
+            middle = (low + high) / 2
+            between = rows(middle)
+            left = (np.abs(between - before) / scale).max(axis=(1, 2))
+            right = (np.abs(after - between) / scale).max(axis=(1, 2))
+            keep = np.maximum(left, right) > 0.75 * size
+            first = (left >= right)[:, None, None]
+            low, high = np.where(left >= right, low, middle), np.where(left >= right, middle, high)
+            before, after = np.where(first, before, between), np.where(first, between, after)
+            low, high, before, after, size = (part[keep] for part in (low, high, before, after, size))
+        return np.unique(((low + high) / 2).round(15)).tolist()
+
+
+def _all_times(times: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Times (k, n) and points (k, n, d): each time with each point."""
+    return np.repeat(times[:, None], len(x), axis=1), np.broadcast_to(x, (len(times), *x.shape))
+
+
+def check_elliptic(Lambda: FloatArray, x: FloatArray, t: float) -> None:
+    """EllipticityError that says where, and which eigenvalue, unless all of Lambda (n, d, d) are positive definite."""
+    lowest = np.linalg.eigvalsh(Lambda)[:, 0]
+    if (lowest <= 0).any():
+        i = int(lowest.argmin())
+        raise EllipticityError(
+            f"the diffusion is not positive definite at {int((lowest <= 0).sum())} of {len(x)} nodes of the box, worst"
+            f" at t={t:.6g}, x={x[i].tolist()}, where its smallest eigenvalue is {lowest[i]:.3g}; take a box without"
+            " these points, or make the diffusion elliptic there"
+        )
+
+
+@final
+class Table:
+    """Fields (m, *shape) on a grid at q times of [s0, s1], and the polynomial through them."""
+
+    def __init__(self, s0: float, s1: float, values: FloatArray) -> None:
+        self.s0, self.s1, self.values = s0, s1, values
+        self.nodes = lobatto(len(values))
+        self._flat = values.reshape(len(values), -1)
+
+    def at(self, s: float) -> FloatArray:
+        """(m, *shape) at time to go s."""
+        if len(self.nodes) == 1:
+            return np.asarray(self.values[0])
+        weights = barycentric_rows(self.nodes, np.array([(s - self.s0) / (self.s1 - self.s0)]))[0]
+        return np.asarray(weights @ self._flat).reshape(self.values.shape[1:])
+
+
+def lobatto(count: int) -> FloatArray:
+    """The extrema of a Chebyshev polynomial on [0, 1], or the middle for one."""
+    if count == 1:
+        return np.array([0.5])
+    return np.asarray((1 - np.cos(np.pi * np.arange(count) / (count - 1))) / 2)
+
+
+def times_needed(
+    coefficients: Coefficients, s0: float, s1: float, x: FloatArray, rtol: float, floors: Sequence[float]
+) -> int | None:
+    """How many times a table on [s0, s1] needs, by what it misses at points x between its times; None: too many.
+
+    floors (m,) : sizes below which each field does not count.
+    """
+    T = coefficients.problem.horizon
+    most = lobatto(_COUNTS[-1])
+    off = np.sort(np.concatenate([[_EDGE, 1 - _EDGE], (most[1:] + most[:-1]) / 2]))
+    values = coefficients.over(T - inside(s0, s1, off), x)
+    size = np.maximum(np.sqrt((values**2).mean(axis=(0, 2))), np.asarray(floors))
+    names = np.array(coefficients.names)
+    for name in set(coefficients.names):  # components of one field are of one size
+        size[names == name] = size[names == name].max()
+
+    def missed(predicted: FloatArray) -> float:
+        return float((np.sqrt(((predicted - values) ** 2).mean(axis=2)) / size).max())
+
+    if missed(values.mean(axis=0, keepdims=True)) < 1e-13:
+        return 1
+    fine = coefficients.over(T - inside(s0, s1, most), x)
+    for count in _COUNTS:
+        nodes = lobatto(count)
+        own = np.tensordot(barycentric_rows(most, nodes), fine, 1)
+        if missed(np.tensordot(barycentric_rows(nodes, off), own, 1)) < rtol:
+            return count
+    return None
+
+
+def inside(s0: float, s1: float, fractions: FloatArray) -> FloatArray:
+    """Times at these fractions of [s0, s1], a little inside at its ends."""
+    return np.asarray(s0 + (s1 - s0) * np.clip(fractions, _EDGE, 1 - _EDGE))

@@ -1,0 +1,121 @@
+"""Grids along the axes of a box: where cells are small is decided by what is seen of the gradient, cell by cell."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from fem_hjb.paths.extent import Reach
+from fem_hjb.problems.box import BoolArray, Box
+from fem_hjb.reference.box_panel import Grid
+from fem_hjb.spaces.spectral import SpectralLine, gll
+from fem_hjb.support.checks import FloatArray
+
+_FIRST_CELLS = 6
+_SINH = 2.0  # of the grading of a first grid
+_FLOOR = 1e-3  # of its peak: the least weight that a density has in a grid's indicators
+_SHRINK, _STRETCH = 0.35, 2.0  # by which cells may change at once
+_RATIO = 3.0  # of the widths of neighbours
+_MARGIN = 0.8  # of what is allowed, that is aimed at
+_FINEST = 1e-12  # of the width of a box: no cell is smaller
+
+
+def first_edges(box: Box, reach: Reach, kept: BoolArray) -> list[FloatArray]:
+    """Edges of cells for each axis: small in the middle of the law, equal where both faces are kept (2, d)."""
+    edges = []
+    for k, (low, high) in enumerate(zip(*box.bounds, strict=True)):
+        unit = np.linspace(-1.0, 1.0, _FIRST_CELLS + 1)
+        if kept[:, k].all():
+            edges.append(low + (high - low) * (unit + 1) / 2)
+            continue
+        middle = float(np.clip(np.median(reach.median[:, k]), low + 0.2 * (high - low), high - 0.2 * (high - low)))
+        stretched = np.sinh(_SINH * unit) / np.sinh(_SINH)
+        edges.append(middle + np.where(unit < 0, middle - low, high - middle) * stretched)
+    return edges
+
+
+def make_grid(edges: Sequence[FloatArray], degree: int, reaches: Sequence[Reach], first: float, last: float) -> Grid:
+    """Spectral elements on these edges, weighted by the marginals over these fractions of the horizon."""
+    lines = tuple(SpectralLine(part, degree) for part in edges)
+    masses = []
+    for k, line in enumerate(lines):
+        density = np.max([reach.density(k, line.nodes, first, last) for reach in reaches], axis=0)
+        mass = density * line.weights
+        if not mass.any():  # no node sees the law: all of them do
+            mass = line.weights
+        masses.append(np.asarray(mass / mass.sum()))
+    return Grid(lines, tuple(masses))
+
+
+@cache
+def _modes(p: int) -> FloatArray:
+    """Rows that take nodal values of a cell to its four highest Legendre coefficients, as root mean squares."""
+    inverse = np.linalg.inv(np.polynomial.legendre.legvander(gll(p)[0], p))[-4:]
+    return np.asarray(inverse / np.sqrt(2 * np.arange(p - 3, p + 1) + 1)[:, None])
+
+
+def unresolved(grid: Grid, gradient: Sequence[FloatArray]) -> list[FloatArray]:
+    """For each axis (cells,): the norm of what its cells do not resolve of a gradient, under the law of the grid.
+
+    Legendre coefficients decay geometrically in a cell; with t1 the norm of the two highest and t2 that of the two
+    before, t1 (t1 / t2) is what the next two would be.
+    """
+    result = []
+    for k, (line, mass) in enumerate(zip(grid.lines, grid.masses, strict=True)):
+        density = mass / line.weights
+        floor = np.maximum(density, _FLOOR * density.max())
+        held = floor[line.cell_dofs].max(axis=1) * line.widths
+        held = held / held.sum() if held.sum() > 1 else held
+        tails = np.zeros((line.n_cells, 2))
+        for part in gradient:
+            local = np.moveaxis(part, k, 0).reshape(line.n, -1)[line.cell_dofs]
+            modes = np.matmul(_modes(line.degree), local) ** 2
+            for j in range(grid.dim - 1, -1, -1):
+                if j != k:
+                    modes = modes.reshape(*modes.shape[:2], -1, len(grid.masses[j])) @ grid.masses[j]
+            modes = modes.reshape(line.n_cells, 4)
+            tails += np.stack([modes[:, 2:].sum(axis=1), modes[:, :2].sum(axis=1)], axis=1)
+        ratio = np.minimum(tails[:, 0] / np.maximum(tails[:, 1], 1e-300), 1.0)
+        result.append(np.sqrt(tails[:, 0] * ratio * held))
+    return result
+
+
+def regraded(line: SpectralLine, found: FloatArray, allowed: float) -> FloatArray:
+    """New edges of cells that share what is allowed: each as large as what was found (cells,) lets it be.
+
+    What a cell of width h does not resolve is taken to go as h^(p+1).
+    """
+    share = _MARGIN * allowed / np.sqrt(line.n_cells)
+    factor = (share / np.maximum(found, 1e-300)) ** (1.0 / (line.degree + 1))
+    wanted = line.widths * np.clip(factor, _SHRINK, _STRETCH)
+    wanted = np.maximum(wanted, _FINEST * (line.grid[-1] - line.grid[0]))
+    # neighbours may differ by _RATIO only: the smaller one decides
+    slope = np.arange(wanted.size) * np.log(_RATIO)
+    logs = np.log(wanted)
+    logs = np.minimum.accumulate(logs - slope) + slope
+    logs = (np.minimum.accumulate((logs + slope)[::-1]))[::-1] - slope
+    parts = line.widths / np.exp(logs)
+    total = np.concatenate([[0.0], np.cumsum(parts)])
+    cells = max(int(np.ceil(total[-1] - 1e-6)), 2)
+    edges = np.interp(np.linspace(0.0, total[-1], cells + 1), total, line.grid)
+    edges[0], edges[-1] = line.grid[0], line.grid[-1]
+    return np.asarray(edges)
+
+
+def widened(edges: Sequence[FloatArray], moving: BoolArray, share: float) -> list[FloatArray]:
+    """One more cell of this share of the width beyond each of the faces (2, d) that may move."""
+    result = []
+    for k, part in enumerate(edges):
+        by = share * (part[-1] - part[0])
+        low = [part[0] - by] if moving[0, k] else []
+        high = [part[-1] + by] if moving[1, k] else []
+        result.append(np.concatenate([low, part, high]))
+    return result
+
+
+def transfer(u: FloatArray, old: Grid, new: Grid) -> FloatArray:
+    """The function on another grid, by its own polynomials."""
+    for k, (before, after) in enumerate(zip(old.lines, new.lines, strict=True)):
+        if before is not after:
+            u = np.moveaxis(np.tensordot(before.rows(after.nodes), u, (1, k)), 0, k)
+    return np.ascontiguousarray(u)

@@ -1,0 +1,217 @@
+r"""The equation of a box on one panel of time, on one grid: the separable part and the rest, as `panel_lawson` asks.
+
+On a tensor grid of spectral elements, D_k the averaged derivative along axis k and D2_k the weak Laplacian,
+
+    S = sum_k  [ b_k(x_k) D_k + lambda_k(x_k) D2_k / 2 (+ rate_k(x_k)) ]
+
+takes the averages of the coefficients over the other axes in the middle of the panel. The rest is what they leave, and
+in the value form the quadratic term <Lambda grad w, grad w> / (2 alpha); see `box_coefficients` for the equations.
+
+Faces of a truncation are open where the drift points inwards on all of them: nothing diffuses across, the rows of D2_k
+are zero there. That makes no boundary layer, and is stable as nothing comes from outside. Elsewhere faces have the
+natural condition d w/dn = 0. On absorbing faces values are prescribed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations
+from typing import final
+
+import numpy as np
+
+from fem_hjb.problems.box import BoolArray
+from fem_hjb.reference.box_coefficients import Table
+from fem_hjb.spaces.axes import AxisMatrix, apply_axis, in_blocks, tensor_points
+from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
+from fem_hjb.support.checks import FloatArray
+
+_STEEPEST = 4.0  # standard deviations between the middle of a box and its faces, of the weight of separable averages
+_DIFFUSIVE = 0.6  # of its maximum over the other axes: the least diffusion of the separable part, for stability
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A tensor grid and, per axis, the weights (n_k,) of a probability along it: products of the law's marginals."""
+
+    lines: tuple[SpectralLine, ...]
+    masses: tuple[FloatArray, ...]
+
+    @property
+    def dim(self) -> int:
+        return len(self.lines)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(line.n for line in self.lines)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def nodes(self) -> FloatArray:
+        """(n, d)."""
+        return tensor_points([line.nodes for line in self.lines])
+
+    def basis(self) -> SpectralBasis:
+        return SpectralBasis(self.lines)
+
+    def mean(self, values: FloatArray) -> float:
+        """Of values (*shape) under the weights."""
+        return float(reduce(lambda array, w: w @ array.reshape(len(w), -1), self.masses, values).item())
+
+    def along(self, values: FloatArray, axis: int) -> FloatArray:
+        """Values (n_axis,) along an axis, to be broadcast."""
+        return values.reshape([-1 if k == axis else 1 for k in range(self.dim)])
+
+
+@final
+class Operators:
+    """S and N of a panel, norms, and what is prescribed.
+
+    table : drift (d fields), reward, and the upper triangle of Lambda if it varies, on the grid.
+    constant : Lambda if it does not vary.
+    truncated : (2, d), the faces at which the box ends but the process does not.
+    """
+
+    def __init__(
+        self, grid: Grid, table: Table, constant: FloatArray | None, truncated: BoolArray, alpha: float, linear: bool
+    ) -> None:
+        self.grid, self.table, self.constant, self.alpha, self.linear = grid, table, constant, alpha, linear
+        d = grid.dim
+        self.D: list[AxisMatrix] = [in_blocks(line.derivative) for line in grid.lines]
+        open_ = truncated & self._inward()
+        self.inner = [np.ones(n) for n in grid.shape]
+        for k in range(d):
+            self.inner[k][[0, -1]] = np.where(open_[:, k], 0.0, 1.0)
+        second = [inner[:, None] * line.laplacian for inner, line in zip(self.inner, grid.lines, strict=True)]
+        self.second: list[AxisMatrix] = [in_blocks(matrix) for matrix in second]
+        self._averages = [_broad(line) for line in grid.lines]
+        self._pairs = list(combinations(range(d), 2))
+        self._upper = {(i, j): d + 1 + n for n, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
+        self._freeze(second)
+
+    def _inward(self) -> BoolArray:
+        """(2, d): the faces on which the drift points inwards everywhere, at all times of the table."""
+        d = self.grid.dim
+        result = np.ones((2, d), dtype=np.bool_)
+        for k in range(d):
+            faces = np.moveaxis(self.table.values[:, k], k + 1, 0)
+            result[:, k] = (faces[0] >= 0).all(), (faces[-1] <= 0).all()
+        return result
+
+    def _freeze(self, second: Sequence[FloatArray]) -> None:
+        """Make S, and take it out of the table."""
+        grid, d, values = self.grid, self.grid.dim, self.table.values
+        middle = values[len(values) // 2].copy()
+        self.separable: list[FloatArray] = []
+        self._taken: list[FloatArray] = []  # of the diagonal of Lambda
+        for k in range(d):
+            drift = self._main_effect(middle[k], k)
+            diffusion = self._frozen_diffusion(middle, k)
+            S = drift[:, None] * grid.lines[k].derivative + 0.5 * diffusion[:, None] * second[k]
+            values[:, k] -= grid.along(drift, k)
+            if self.constant is None:
+                values[:, self._upper[k, k]] -= grid.along(diffusion, k)
+            if self.linear:
+                rate = self._main_effect(middle[d], k)
+                S = S + np.diag(rate)
+                middle[d] -= grid.along(rate, k)  # so that constants go to one axis only
+                values[:, d] -= grid.along(rate, k)
+            self.separable.append(S)
+            self._taken.append(diffusion)
+
+    def _frozen_diffusion(self, middle: FloatArray, k: int) -> FloatArray:
+        """(n_k,)."""
+        if self.constant is not None:
+            return np.full(self.grid.shape[k], self.constant[k, k])
+        part = middle[self._upper[k, k]]
+        others = tuple(i for i in range(self.grid.dim) if i != k)
+        return np.maximum(self._main_effect(part, k), _DIFFUSIVE * part.max(axis=others))
+
+    def _main_effect(self, values: FloatArray, axis: int) -> FloatArray:
+        others = [w for k, w in enumerate(self._averages) if k != axis]
+        moved = np.moveaxis(values, axis, -1)
+        return np.asarray(reduce(lambda array, w: np.tensordot(w, array, (0, 0)), others, moved))
+
+    def gradient(self, u: FloatArray) -> list[FloatArray]:
+        """The derivatives along the axes."""
+        return [apply_axis(D, u, k) for k, D in enumerate(self.D)]
+
+    def remainder(self, s: float, u: FloatArray) -> FloatArray:
+        """N(s, u)."""
+        fields, slopes = self.table.at(s), self.gradient(u)
+        if self.linear:
+            result = fields[self.grid.dim] * u
+            for b, slope in zip(fields, slopes, strict=False):
+                result += b * slope
+        else:
+            result = self._steered(fields, slopes)
+        self._second_order(fields, u, slopes, result)
+        return result
+
+    def _steered(self, fields: FloatArray, slopes: list[FloatArray]) -> FloatArray:
+        """alpha rate + <b + Lambda grad w / (2 alpha), grad w>."""
+        d = self.grid.dim
+        result = fields[d].copy()
+        buffer = np.empty_like(result)
+        for k, slope in enumerate(slopes):
+            if self.constant is not None:
+                np.multiply(slope, self.constant[k, k] / (2 * self.alpha), out=buffer)
+                for m in range(k + 1, d):
+                    if self.constant[k, m]:
+                        buffer += (self.constant[k, m] / self.alpha) * slopes[m]
+            else:
+                np.multiply(self._varying(fields, k, k), slope, out=buffer)
+                buffer *= 0.5
+                for m in range(k + 1, d):
+                    buffer += self._varying(fields, k, m) * slopes[m]
+                buffer /= self.alpha
+            buffer += fields[k]
+            buffer *= slope
+            result += buffer
+        return result
+
+    def _varying(self, fields: FloatArray, k: int, m: int) -> FloatArray:
+        """Lambda_km, what was taken out of it put back."""
+        part = fields[self._upper[k, m]]
+        return part + self.grid.along(self._taken[k], k) if k == m else part
+
+    def _second_order(self, fields: FloatArray, u: FloatArray, slopes: list[FloatArray], result: FloatArray) -> None:
+        """Add what S leaves of 1/2 Tr(Lambda Hess u)."""
+        grid = self.grid
+        for k, m in self._pairs:
+            if self.constant is None or self.constant[k, m]:
+                factor = self.constant[k, m] if self.constant is not None else fields[self._upper[k, m]]
+                mixed = apply_axis(self.D[k], slopes[m], k)
+                mixed *= grid.along(self.inner[k], k) * grid.along(self.inner[m], m)
+                mixed *= factor
+                result += mixed
+        if self.constant is None:
+            for k in range(grid.dim):
+                result += 0.5 * fields[self._upper[k, k]] * apply_axis(self.second[k], u, k)
+
+    def policy_square(self, s: float, slopes: Sequence[FloatArray]) -> float:
+        """The mean of grad' Lambda grad under the weights of the grid."""
+        grid = self.grid
+        if self.constant is not None:
+            total = sum(self.constant[k, k] * grid.mean(slope * slope) for k, slope in enumerate(slopes))
+            pairs = sum(self.constant[k, m] * grid.mean(slopes[k] * slopes[m]) for k, m in self._pairs)
+            return max(float(total + 2 * pairs), 0.0)
+        fields = self.table.at(s)
+        density = sum(self._varying(fields, k, k) * slope * slope for k, slope in enumerate(slopes))
+        density = density + sum(2 * self._varying(fields, k, m) * slopes[k] * slopes[m] for k, m in self._pairs)
+        return max(grid.mean(density), 0.0)
+
+    def sizes(self, s: float, u: FloatArray) -> tuple[float, float]:
+        """The norms of u and, in the metric of Lambda, of its gradient."""
+        return float(np.sqrt(self.grid.mean(u * u))), float(np.sqrt(self.policy_square(s, self.gradient(u))))
+
+
+def _broad(line: SpectralLine) -> FloatArray:
+    """Weights of the averages that make up the separable part: a Gaussian, of a quarter of the half-width."""
+    low, high = line.bounds
+    weights = line.weights * np.exp(-0.5 * (_STEEPEST * (2.0 * line.nodes - low - high) / (high - low)) ** 2)
+    return np.asarray(weights / weights.sum())
