@@ -162,7 +162,9 @@ class _Marcher:
             u = equation.start(grid.nodes).reshape(grid.shape)
             slopes = [np.moveaxis(np.tensordot(line.derivative, u, (1, k)), 0, k) for k, line in enumerate(grid.lines)]
             found = unresolved(grid, slopes)
-            allowed = self.tol.space * max(self._total_slope(grid, slopes), 1e-300)
+            value, *whole = self._whole(grid, self.T, u, slopes)
+            self.size_v = grid.mean(value**2) ** 0.5
+            allowed = self.tol.space * max(sum(grid.mean(part * part) for part in whole) ** 0.5, 1e-300)
             if all(np.sqrt((part**2).sum()) <= allowed for part in found):
                 return grid
             new = [regraded(line, part, allowed) for line, part in zip(grid.lines, found, strict=True)]
@@ -177,14 +179,14 @@ class _Marcher:
                 edges = new
         return best
 
-    def _total_slope(self, grid: Grid, slopes: Sequence[FloatArray]) -> float:
-        """The norm of the gradient of v at T."""
-        total = self.equation.gauge.guess_gradient(self.T, grid.nodes)
+    def _whole(self, grid: Grid, t: float, u: FloatArray, slopes: Sequence[FloatArray]) -> list[FloatArray]:
+        """v and grad v, or u and grad u in the linear form."""
         if self.equation.linear:
-            return float(np.sqrt(sum(grid.mean(part * part) for part in slopes)))
-        return float(
-            np.sqrt(sum(grid.mean((part + total[:, k].reshape(grid.shape)) ** 2) for k, part in enumerate(slopes)))
-        )
+            return [u, *slopes]
+        gauge, x = self.equation.gauge, grid.nodes
+        gradient = gauge.guess_gradient(t, x)
+        whole = [slope + gradient[:, k].reshape(grid.shape) for k, slope in enumerate(slopes)]
+        return [u + gauge.guess(t, x).reshape(grid.shape), *whole]
 
     def _table(self, grid: Grid, s0: float, s1: float) -> tuple[float, Table]:
         """The table of a panel, shortened until the most times allowed are enough."""
@@ -296,16 +298,11 @@ class _Marcher:
 
     def _sizes(self, operators: Operators, s: float, u: FloatArray) -> None:
         """Norms of the value and of its gradient, the largest so far."""
-        grid, gauge, t = operators.grid, self.equation.gauge, self.T - s
-        if self.equation.linear:
-            value, slope = operators.sizes(s, u)
-        else:
-            x = grid.nodes
-            gradient = gauge.guess_gradient(t, x)
-            slopes = [g + gradient[:, k].reshape(grid.shape) for k, g in enumerate(operators.gradient(u))]
-            value = float(np.sqrt(grid.mean((u + gauge.guess(t, x).reshape(grid.shape)) ** 2)))
-            slope = float(np.sqrt(operators.policy_square(s, slopes)))
-        self.size_v, self.size_g = max(self.size_v, value), max(self.size_g, slope)
+        value, *slopes = self._whole(operators.grid, self.T - s, u, operators.gradient(u))
+        self._larger(operators.grid, value, float(np.sqrt(operators.policy_square(s, slopes))))
+
+    def _larger(self, grid: Grid, value: FloatArray, slope: float) -> None:
+        self.size_v, self.size_g = max(self.size_v, grid.mean(value**2) ** 0.5), max(self.size_g, slope)
 
     def _relative(self, operators: Operators, error: FloatArray) -> float:
         value, slope = operators.sizes(operators.table.s0, error)

@@ -28,10 +28,9 @@ def barycentric_rows(nodes: FloatArray, at: FloatArray) -> FloatArray:
     gaps = at[:, None] - nodes
     hit = gaps == 0.0
     quotients = weights / np.where(hit, 1.0, gaps)
-    rows = quotients / quotients.sum(axis=1, keepdims=True)
     on_node = hit.any(axis=1)
-    rows[on_node] = hit[on_node]
-    return np.asarray(rows)
+    quotients[on_node] = hit[on_node]
+    return np.asarray(quotients / quotients.sum(axis=1, keepdims=True))
 
 
 def differentiation_matrix(nodes: FloatArray) -> FloatArray:

@@ -199,8 +199,7 @@ def _missed(panel: LawsonPanel, before: Step | None, step: Step, k1: FloatArray,
         )
     length = before.h + step.h
     guess = hermite(before.h / length, length, before.u0, before.slope0, step.u1, step.slope1)
-    share = max(before.h, step.h) ** 4 / (16 * before.h**2 * step.h**2)
-    return share * panel.size(guess - step.u0)
+    return (step.h / before.h) ** 2 / 16 * panel.size(guess - step.u0)
 
 
 def hermite(
