@@ -1,5 +1,6 @@
 """How far the process goes: boxes that hold it, by quantiles of samples or by tails extrapolated from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -51,29 +52,65 @@ class Reach:
             result = np.maximum(result, np.exp(-0.5 * np.minimum(zeta, 60.0) ** 2))
         return result
 
-    def weight(self, axis: int, x: FloatArray) -> FloatArray:
-        """The root of the density along an axis, relative to its peak, at its largest over the times; (n,)."""
-        result = np.zeros(x.shape)
-        for k in range(len(self.median)):
-            offset = x - self.median[k, axis]
-            side = (offset > 0).astype(np.int64)
-            scale, power = self.scale[side, k, axis], self.power[side, k, axis]
-            zeta = np.where(scale > 0, np.abs(offset) / np.where(scale > 0, scale, 1.0), np.inf) ** (1.0 / power)
-            result = np.maximum(result, np.exp(-0.25 * np.minimum(zeta, 60.0) ** 2))
-        return result
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LawSample:
+    """Where the process goes, uncontrolled (P) and optimally controlled (P*).
+
+    times (k,); x (k, n, d), draws of X_t under P; paths (k, m, d), whole trajectories under P, whose weights
+    exp(tilt - v_0 / alpha), with tilt (m,) = (y(X_T) + int r dt) / alpha, make them trajectories under P*.
+    """
+
+    times: FloatArray
+    x: FloatArray
+    paths: FloatArray
+    tilt: FloatArray
+
+    def nearest(self, t: float) -> int:
+        """The place of the time next to t."""
+        return int(np.abs(self.times - t).argmin())
+
+    def optimal(self, logf: FloatArray | None = None) -> tuple[FloatArray, float]:
+        """The weights (m,) of the paths under P*, of sum 1, and how many draws they are worth.
+
+        logf (m,) : v_0 / alpha at the starts; without it their law is tilted, too.
+        """
+        logs = self.tilt if logf is None else self.tilt - logf
+        weights = np.exp(logs - logs.max())
+        weights /= weights.sum()
+        return weights, float(1.0 / (weights**2).sum())
 
 
-def reach(problem: ControlProblem, seed: int = 0) -> Reach:
-    """Read off the law of X_t where it is known, else off simulated paths; the same seed gives the same."""
+def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
+    """Draws at nine times: from the law of X_t where it is known, else of simulated paths; the same seed, the same."""
     rng = np.random.default_rng(seed)
+    times = np.linspace(0.0, problem.horizon, _TIMES)
+    found = sample_paths(problem, n=_SAMPLES, steps=_STEPS, rng=rng).x
+    paths = np.moveaxis(found[:, :: _STEPS // (_TIMES - 1)], 1, 0)
+    reward = problem.y(found[:, -1])
+    if problem.running_reward is not None:
+        every = np.broadcast_to(np.linspace(0.0, problem.horizon, _STEPS + 1), found.shape[:2])
+        reward = reward + np.trapezoid(problem.r(every, found), dx=problem.horizon / _STEPS, axis=1)
+    x = paths
     if problem.marginal is not None:
-        times = np.linspace(0.0, problem.horizon, _TIMES)
-        samples = [problem.marginal(float(t)).sample(_SAMPLES, rng) for t in times]
-    else:
-        x = sample_paths(problem, n=_SAMPLES, steps=_STEPS, rng=rng).x
-        samples = [x[:, k] for k in range(0, _STEPS + 1, _STEPS // (_TIMES - 1))]
+        x = np.stack([problem.marginal(float(t)).sample(_SAMPLES, rng) for t in times])
+    return LawSample(times=times, x=x, paths=paths, tilt=reward / problem.temperature)
+
+
+def reach_of(x: FloatArray, weights: FloatArray | None = None) -> Reach:
+    """Read off draws x (k, n, d) at k times, of equal weights or of weights (n,)."""
     levels = norm.cdf([-_FAR, -1.0, 0.0, 1.0, _FAR])
-    q = np.stack([np.quantile(x, levels, axis=0) for x in samples], axis=1)  # (5, k, d)
+    if weights is None:
+        q = np.quantile(x, levels, axis=1)  # (5, k, d)
+    else:
+        order = np.argsort(x, axis=1)
+        ranks = np.cumsum(weights[order], axis=1) - 0.5 * weights[order]
+        ordered = np.take_along_axis(x, order, axis=1)
+        q = np.empty((levels.size, len(x), x.shape[2]))
+        for k in range(len(x)):
+            for axis in range(x.shape[2]):
+                q[:, k, axis] = np.interp(levels, ranks[k, :, axis], ordered[k, :, axis])
     scale = np.stack([q[2] - q[1], q[3] - q[2]])
     far = np.stack([q[2] - q[0], q[4] - q[2]])
     ratio = far / np.where(scale > 0, scale, 1.0)
@@ -81,9 +118,10 @@ def reach(problem: ControlProblem, seed: int = 0) -> Reach:
     return Reach(median=q[2], scale=scale, power=np.where(scale > 0, power, 1.0))
 
 
-def box_of(problem: ControlProblem, found: Reach, mass: float) -> Box:
-    """The box outside which this mass lies on each side of each axis; faces of problem.domain stay where they are."""
-    lower, upper = found.bounds(mass)
+def box_of(problem: ControlProblem, found: Sequence[Reach], mass: float) -> Box:
+    """The box outside which this mass of each law lies on each side of each axis; faces of a domain stay."""
+    corners = np.array([each.bounds(mass) for each in found])
+    lower, upper = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
     domain = problem.domain
     if domain is None:
         return Box(lower, upper, boundary="natural")

@@ -2,8 +2,8 @@ r"""Coefficients of the equation on a box: counted, told where they jump in time
 
 In the value form v = v0 + w, v0 the background of a gauge, and in the linear one f = exp(v0 / alpha) u,
 
-    d_s w = <b + Lambda grad v0 / alpha, grad w> + 1/2 Tr(Lambda Hess w) + alpha rate + <Lambda grad w, grad w> / 2 alpha,
-    d_s u = <b + Lambda grad v0 / alpha, grad u> + 1/2 Tr(Lambda Hess u) + rate u,                            s = T - t.
+    d_s w = <b + Lambda grad v0 / alpha, grad w> + 1/2 Tr(Lambda Hess w) + alpha rate + grad w' Lambda grad w / 2 alpha,
+    d_s u = <b + Lambda grad v0 / alpha, grad u> + 1/2 Tr(Lambda Hess u) + rate u,         s = T - t.
 
 A user's callables are called at a few times of each panel of time only, and are interpolated between them by
 polynomials. How many times are needed is seen at points drawn from where the process goes, at times in between.

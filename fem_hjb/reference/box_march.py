@@ -5,22 +5,18 @@ degree, steps twice as long, a wider box - so that the difference is the error o
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
 
-from fem_hjb.paths.extent import Reach
-from fem_hjb.problems.box import BoolArray, Box
-from fem_hjb.problems.gauge import Gauge, QuadraticGauge
-from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
-from fem_hjb.reference.box_grading import first_edges, make_grid, regraded, transfer, unresolved, widened
-from fem_hjb.reference.box_panel import Grid, Operators
+from fem_hjb.reference.box_grading import first_edges, make_grid, regraded, transfer, unresolved
+from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space
-from fem_hjb.stepping.panel_lawson import LawsonPanel, Step, march, replay
+from fem_hjb.stepping.panel_lawson import LawsonPanel, Step, hermite, march
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
@@ -35,28 +31,8 @@ _SHORTEST = 1e-11  # of the horizon
 
 @final
 @dataclass(frozen=True, eq=False)
-class Equation:
-    """What is solved: the problem, what is taken out, where, and where the process goes."""
-
-    problem: ControlProblem
-    gauge: Gauge | QuadraticGauge
-    linear: bool
-    box: Box
-    truncated: BoolArray
-    reaches: tuple[Reach, ...]
-    jumps: tuple[float, ...]
-
-    def start(self, x: FloatArray) -> FloatArray:
-        """w or u at T."""
-        problem = self.problem
-        values = problem.y(x) - self.gauge.guess(problem.horizon, x)
-        return np.exp(values / problem.temperature) if self.linear else values
-
-
-@final
-@dataclass(frozen=True, eq=False)
 class Tolerances:
-    """time : of a step, relative;  dense : of what is between its ends;  space : of the gradient that is not resolved."""
+    """time : of a step;  dense : between its ends;  space : of what is not resolved of the gradient; all relative."""
 
     time: float
     dense: float
@@ -68,49 +44,71 @@ class Tolerances:
 
 @final
 @dataclass(frozen=True, eq=False)
-class PanelPlan:
-    """[s0, s1], edges of the cells of each axis, lengths of the steps, and times of the table."""
+class PanelRun:
+    """One panel of a run: what was solved there, the times to go at the ends of its steps, and u and u' there."""
 
-    s0: float
-    s1: float
-    edges: tuple[FloatArray, ...]
-    lengths: tuple[float, ...]
-    times: int
+    operators: Operators
+    lawson: LawsonPanel
+    ends: FloatArray
+    states: list[FloatArray]
+
+    @property
+    def grid(self) -> Grid:
+        return self.operators.grid
+
+    @property
+    def edges(self) -> list[FloatArray]:
+        """Of the cells of each axis."""
+        return [line.grid for line in self.grid.lines]
+
+    def at(self, s: float) -> FloatArray:
+        """u at a time to go."""
+        k = int(np.clip(np.searchsorted(self.ends, s) - 1, 0, len(self.ends) - 2))
+        h = self.ends[k + 1] - self.ends[k]
+        return hermite((s - self.ends[k]) / h, h, *self.states[2 * k : 2 * k + 4])
 
 
 @final
 @dataclass(eq=False)
 class Run:
-    """What a run leaves: panels in increasing time to go, with states; and what it cost."""
+    """What a run leaves: its panels in increasing time to go, what it cost, and the norms of value and gradient."""
 
     equation: Equation
-    degree: int
-    plans: list[PanelPlan] = field(default_factory=list)
-    grids: list[Grid] = field(default_factory=list)
-    ends: list[FloatArray] = field(default_factory=list)  # s at the ends of the steps
-    states: list[list[FloatArray]] = field(default_factory=list)  # u and u' there, one after the other
-    tables: list[FloatArray] = field(default_factory=list)
+    panels: list[PanelRun] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     sizes: tuple[float, float] = (0.0, 0.0)
     resolved: bool = True
     complaint: str = ""
 
-    def add(self, panel: LawsonPanel) -> None:
-        for name, number in panel.counts.items():
-            self.counts[name] = self.counts.get(name, 0) + number
+    def keep(self, operators: Operators, lawson: LawsonPanel, steps: Sequence[Step], s1: float) -> None:
+        """Add a panel that ends at s1."""
+        ends = np.array([steps[0].s, *(step.s + step.h for step in steps)])
+        ends[-1] = s1
+        states = [steps[0].u0, steps[0].slope0, *(w for step in steps for w in (step.u1, step.slope1))]
+        self.panels.append(PanelRun(operators, lawson, ends, states))
+
+    @property
+    def dofs(self) -> int:
+        """The most unknowns in space."""
+        return max(panel.grid.size for panel in self.panels)
 
     def space(self) -> tuple[PanelSpace, FloatArray]:
         """As functions of t: the space, and coefficients (n_dofs,)."""
         T = self.equation.problem.horizon
-        panels, parts = [], []
-        for grid, ends, states in zip(self.grids[::-1], self.ends[::-1], self.states[::-1], strict=True):
-            times = T - ends[::-1]
-            times[0] = 0.0 if ends is self.ends[-1] else panels[-1].time.bounds[1]
+        panels: list[Space] = []
+        parts = []
+        for panel in self.panels[::-1]:
+            times = T - panel.ends[::-1]
+            times[0] = panels[-1].time.bounds[1] if panels else 0.0
+            times[-1] = T if panel is self.panels[0] else times[-1]
             line = LineBasis(times, "hermite")
-            values = np.stack([u.ravel() for u in states[::2]][::-1])
-            slopes = -np.stack([u.ravel() for u in states[1::2]][::-1]) * line.node_widths[:, None]
-            panels.append(Space.from_(line, grid.basis()))
-            parts.append(np.stack([values, slopes], axis=1).reshape(-1))
+            rows = np.empty((line.n_dofs, panel.grid.size))
+            for row, u in zip(rows[::2], panel.states[-2::-2], strict=True):
+                row[:] = u.ravel()
+            for row, slope, width in zip(rows[1::2], panel.states[::-2], line.node_widths, strict=True):
+                np.multiply(slope.ravel(), -width, out=row)
+            panels.append(Space.from_(line, panel.grid.basis()))
+            parts.append(rows.reshape(-1))
         return PanelSpace(tuple(panels)), np.concatenate(parts)
 
 
@@ -128,7 +126,7 @@ class _Marcher:
     ) -> None:
         self.equation, self.coefficients, self.tol, self.tell = equation, coefficients, tolerances, tell
         self.T = equation.problem.horizon
-        self.result = Run(equation, tolerances.degree)
+        self.result = Run(equation)
         self.rng = np.random.default_rng(0)
         corners = np.concatenate([self.T * _EDGES, self.T - np.asarray(equation.jumps)])
         self.corners = np.unique(corners[(corners >= 0) & (corners <= self.T)])
@@ -232,15 +230,7 @@ class _Marcher:
         for attempt in range(_REDONE + 1):
             grid = self._grid(edges, s0, end)
             end, table = self._table(grid, s0, end)
-            times = len(table.nodes)
-            operators = Operators(
-                grid,
-                table,
-                self.coefficients.constant,
-                self.equation.truncated,
-                self.equation.problem.temperature,
-                self.equation.linear,
-            )
+            operators = Operators.of(self.equation, grid, table)
             u = self._initial(state, grid)
             panel = LawsonPanel(operators.separable, operators.remainder, lambda e, o=operators: self._relative(o, e))
             self._sizes(operators, s0, u)
@@ -256,7 +246,8 @@ class _Marcher:
             worst = np.split(found.max(axis=0), cells)
             new = [regraded(line, part, allowed) for line, part in zip(grid.lines, worst, strict=True)]
             excess = max(float(np.sqrt((part**2).sum())) for part in worst)
-            self.result.add(panel)
+            for name, number in panel.counts.items():
+                self.result.counts[name] = self.result.counts.get(name, 0) + number
             if excess <= _TOLERATED * allowed or attempt == _REDONE:
                 break
             finer = [
@@ -270,26 +261,13 @@ class _Marcher:
         if excess > _TOLERATED * allowed:
             self.result.resolved = False
         self.h = last.h
-        self._keep(
-            grid,
-            steps,
-            PanelPlan(s0, end, tuple(line.grid for line in grid.lines), tuple(s.h for s in steps), times),
-            table,
-        )
+        self.result.keep(operators, panel, steps, end)
         return end, (grid, last.u1), new
 
     def _initial(self, state: tuple[Grid, FloatArray], grid: Grid) -> FloatArray:
-        if not self.result.plans:
+        if not self.result.panels:
             return self.equation.start(grid.nodes).reshape(grid.shape)
         return transfer(state[1], state[0], grid)
-
-    def _keep(self, grid: Grid, steps: list[Step], plan: PanelPlan, table: Table) -> None:
-        result = self.result
-        result.plans.append(plan)
-        result.grids.append(grid)
-        result.ends.append(np.array([plan.s0, *(step.s + step.h for step in steps)]))
-        result.ends[-1][-1] = plan.s1
-        result.states.append([steps[0].u0, steps[0].slope0, *(w for step in steps for w in (step.u1, step.slope1))])
 
     def _first_step(self, operators: Operators, u: FloatArray, length: float) -> float:
         speed = operators.sizes(0.0, operators.remainder(0.0, u))

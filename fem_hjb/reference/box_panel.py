@@ -20,7 +20,10 @@ from typing import final
 
 import numpy as np
 
-from fem_hjb.problems.box import BoolArray
+from fem_hjb.paths.extent import Reach
+from fem_hjb.problems.box import BoolArray, Box
+from fem_hjb.problems.gauge import Gauge, QuadraticGauge
+from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Table
 from fem_hjb.spaces.axes import AxisMatrix, apply_axis, in_blocks, tensor_points
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
@@ -68,6 +71,26 @@ class Grid:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """What is solved: the problem, what is taken out, where, and where the process goes."""
+
+    problem: ControlProblem
+    gauge: Gauge | QuadraticGauge
+    linear: bool
+    box: Box
+    truncated: BoolArray
+    reaches: tuple[Reach, ...]
+    jumps: tuple[float, ...]
+
+    def start(self, x: FloatArray) -> FloatArray:
+        """w or u at T."""
+        problem = self.problem
+        values = problem.y(x) - self.gauge.guess(problem.horizon, x)
+        return np.exp(values / problem.temperature) if self.linear else values
+
+
+@final
 class Operators:
     """S and N of a panel, norms, and what is prescribed.
 
@@ -93,6 +116,21 @@ class Operators:
         self._upper = {(i, j): d + 1 + n for n, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
         self._freeze(second)
 
+    @classmethod
+    def of(cls, equation: Equation, grid: Grid, table: Table) -> "Operators":
+        """Those of an equation."""
+        problem = equation.problem
+        constant = problem.constant_diffusion
+        return cls(grid, table, constant, equation.truncated, problem.temperature, equation.linear)
+
+    def coefficients(self) -> FloatArray:
+        """The table as it was before S was taken out."""
+        values = self.table.values.copy()
+        for k, taken in enumerate(self._taken_of):
+            for place, part in taken.items():
+                values[:, place] += self.grid.along(part, k)
+        return values
+
     def _inward(self) -> BoolArray:
         """(2, d): the faces on which the drift points inwards everywhere, at all times of the table."""
         d = self.grid.dim
@@ -108,20 +146,24 @@ class Operators:
         middle = values[len(values) // 2].copy()
         self.separable: list[FloatArray] = []
         self._taken: list[FloatArray] = []  # of the diagonal of Lambda
+        self._taken_of: list[dict[int, FloatArray]] = []  # of each field
         for k in range(d):
             drift = self._main_effect(middle[k], k)
             diffusion = self._frozen_diffusion(middle, k)
             S = drift[:, None] * grid.lines[k].derivative + 0.5 * diffusion[:, None] * second[k]
-            values[:, k] -= grid.along(drift, k)
+            taken = {k: drift}
             if self.constant is None:
-                values[:, self._upper[k, k]] -= grid.along(diffusion, k)
+                taken[self._upper[k, k]] = diffusion
             if self.linear:
                 rate = self._main_effect(middle[d], k)
                 S = S + np.diag(rate)
                 middle[d] -= grid.along(rate, k)  # so that constants go to one axis only
-                values[:, d] -= grid.along(rate, k)
+                taken[d] = rate
+            for place, part in taken.items():
+                values[:, place] -= grid.along(part, k)
             self.separable.append(S)
             self._taken.append(diffusion)
+            self._taken_of.append(taken)
 
     def _frozen_diffusion(self, middle: FloatArray, k: int) -> FloatArray:
         """(n_k,)."""

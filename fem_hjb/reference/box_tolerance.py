@@ -1,25 +1,23 @@
-r"""One problem on boxes, to a tolerance: plans are solved, judged by what their neighbours differ by, and refined.
+r"""One problem on boxes, to a tolerance: a run is judged by what it differs by from coarser ones, and done again if need be.
 
-Each plan (`box_grids.Plan`) is solved by `box_solve`, and again with each of three things changed on its own: cells of
-a higher degree, a smaller tolerance in time, a larger box. The differences, in the norms of `compare`, are the parts of
-the estimate: what is returned is the solution whose error they measure, not the richer ones they are measured with. As
-long as a part exceeds its share of the tolerance, what it stands for is refined: cells are halved where the policy is
-not resolved, the time tolerance is divided, the box is widened.
+A run (`box_march`) resolves gradient and steps to tolerances of its own; a judge (`box_judge`) measures what that is
+worth. Parts that exceed their share of the tolerance are asked for more accurately in the next run.
 """
 
-import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 
-from fem_hjb.paths.extent import box_of, checked_box, reach
+from fem_hjb.paths.extent import LawSample, Reach, box_of, checked_box, reach_of, sample_law
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, constant_gauge
+from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, ValueGauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
-from fem_hjb.reference.box_grids import RICHER, Plan, first_grids, halved, perturbed, spectral, unresolved
-from fem_hjb.reference.box_solve import solve_on_box
+from fem_hjb.reference.box_coefficients import Coefficients
+from fem_hjb.reference.box_judge import Judge, Parts
+from fem_hjb.reference.box_march import Run, Tolerances, solve_panels
+from fem_hjb.reference.box_panel import Equation
 from fem_hjb.reference.faces import check_faces, truncated
 from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.norms import largest_norms, law_points
@@ -29,18 +27,14 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
 from fem_hjb.support.progress import Progress
 
-MAX_DOFS = {1: 4000, 2: 90_000, 3: 350_000}
-_SHARES = {"space": 0.4, "time": 0.2, "truncation": 0.2}  # of the tolerance, below which a part is left alone
-_MOST_ROUNDS = 40
-_MOST_DEGREE = 16
-_LEAST_RTOL_TIME = 1e-13
-_WARM = 1.0  # temperature below which a failed solve is begun again from the grid of one ten times as hot
-_TAIL = 20.0  # of the tolerance: unresolved parts of the policy, relative
-_TIME = 0.02  # of the tolerance, per step
-_FLAT = 0.1  # |log u| up to which the linear form is used on a truncated box, where nodes lie far out in the tails
-_DEEPEST = 60.0  # the same on a bounded domain
-_DENSE = 500  # unknowns of the linear form in one dimension, whose matrices are dense
+MAX_DOFS = {1: 20_000, 2: 400_000, 3: 1_000_000}
+_SHARES = {"space": 0.6, "time": 0.3, "truncation": 0.3}  # of the tolerance
+_ROUNDS = 5
+_TIME, _DENSE, _SPACE, _TABLE, _MASS = 0.02, 0.2, 1.0, 0.3, 0.1  # of the tolerance; the mass, of its square
+_LEAST = 1e-13
+_WORTH = 100.0  # draws, that the law under control is read off
 _ROUNDING = 3e-13  # relative: the least error that is admitted
+_SHALLOW = 3.0  # |log u| up to which the linear form is used on a bounded domain, where it is all separable
 _UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
 
 
@@ -53,30 +47,154 @@ def solve_to_tolerance(
     progress: Progress | None,
     seed: int = 0,
 ) -> Solution:
-    """The loop over plans; see the module. seed : of the samples that say how far the process goes, and where it is."""
-    solver = _Solver(problem, rtol, form, box, max_dofs, seed)
-    plan = replace(solver.resolved(solver.first()), rtol_time=_TIME * rtol)
-    for k in range(_MOST_ROUNDS):
-        if progress is not None:
-            progress(k / _MOST_ROUNDS)
-        plan = solver.resolved(plan)
-        parts, better = solver.judged(plan)
-        if better is None:
+    """Runs until the estimate meets the tolerance, or nothing more can be done; see the module."""
+    told = (lambda _: None) if progress is None else progress
+    search = _Search(problem, rtol, form, box, max_dofs, seed)
+    best: _Judged | None = None
+    for k in range(_ROUNDS):
+        found = search.run(lambda part, k=k: told((k + 0.7 * part) / _ROUNDS))
+        if best is None or found.error <= best.error:
+            best = found
+        if found.error <= rtol or not search.tightened(found):
             break
-        plan, judged = better, plan
-    else:
-        plan = judged
-    solution = solver(plan)
-    if solution is None:
-        raise ConvergenceError(f"no solution of {problem.name!r}: {solver.failure}")
-    if progress is not None:
-        progress(1.0)
-    rounding = solver.rounding(plan)
-    value, policy = ({name: part[i] for name, part in parts.items()} for i in range(2))
-    value["space"] += rounding
-    policy["space"] += rounding
-    stats = {**solution.stats, "gauge": solver.why, "solves": solver.count}
-    return replace(solution, error_estimate=combine(value, policy), stats=stats)
+    if best is None:
+        raise ConvergenceError(f"no solution of {problem.name!r}")
+    told(1.0)
+    return search.solution(best)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    run: Run
+    parts: Parts
+    draws: float
+    tolerances: Tolerances
+
+    @property
+    def error(self) -> float:
+        """The larger of the totals of value and policy."""
+        return max(sum(part[i] for part in self.parts.values()) for i in range(2))
+
+
+@final
+class _Search:
+    """What is known of a problem, what was asked for last, and what to ask for next."""
+
+    def __init__(
+        self, problem: ControlProblem, rtol: float, form: str | None, box: Box | None, max_dofs: int | None, seed: int
+    ) -> None:
+        self.problem, self.rtol, self.seed, self.given = problem, rtol, seed, box
+        self.sample = sample_law(problem, seed)
+        self.reaches = reaches_of(self.sample)
+        self.mass = max(_MASS * rtol**2, 1e-22)
+        self.most = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
+        self.box = box_of(problem, self.reaches, self.mass) if box is None else _given(problem, box)
+        self.gauge, self.linear, self.why = choose_form(problem, self.box, form)
+        self.coefficients = Coefficients(problem, self.gauge, self.linear)
+        self.jumps = tuple(self.coefficients.jumps(np.concatenate([self.sample.x[0][:12], self.sample.x[-1][:12]])))
+        self.tolerances = Tolerances(
+            time=max(_TIME * rtol, _LEAST),
+            dense=_DENSE * rtol,
+            space=_SPACE * rtol,
+            table=_TABLE * rtol,
+            degree=_degree(problem.dim, rtol),
+            most=self.most,
+        )
+        self.count = 0
+
+    def run(self, tell: Progress) -> _Judged:
+        equation = Equation(
+            self.problem,
+            self.gauge,
+            self.linear,
+            self.box,
+            truncated(self.problem),
+            self.reaches,
+            self.jumps,
+        )
+        run = solve_panels(equation, self.coefficients, self.tolerances, tell)
+        judge = Judge(run, self.sample, self.seed)
+        parts = judge.parts(self.coefficients)
+        self.count += 1 + len(parts)
+        return _Judged(run, parts, judge.draws, self.tolerances)
+
+    def tightened(self, found: _Judged) -> bool:
+        """Ask for more where the parts exceed their shares; False if nothing more can be asked for."""
+        t, rtol = self.tolerances, self.rtol
+        excess = {name: max(part) / (_SHARES[name] * rtol) for name, part in found.parts.items()}
+        changes: dict[str, Any] = {}
+        if excess["time"] > 1:
+            factor = max(0.5 / min(excess["time"], 1e9) ** 1.25, 1e-3)
+            changes |= {"time": max(t.time * factor, _LEAST), "dense": t.dense * max(factor, 0.05)}
+        if excess["space"] > 1 and found.run.resolved:
+            changes["space"] = t.space * float(np.clip(0.4 / excess["space"], 0.02, 0.5))
+            changes["table"] = t.table * 0.3
+        if excess.get("truncation", 0.0) > 1 and self.given is None and self.mass > 1e-30:
+            self.mass *= float(np.clip(excess["truncation"] ** -3.0, 1e-8, 1e-2))
+            self.box = box_of(self.problem, self.reaches, self.mass)
+        elif not changes:
+            return False
+        self.tolerances = replace(t, **changes)
+        return True
+
+    def solution(self, best: _Judged) -> Solution:
+        """What is handed out."""
+        run, c = best.run, self.coefficients
+        space, rows = run.space()
+        rounding = _ROUNDING * (1.0 + 0.1 * _finest(run))
+        value, policy = ({name: part[i] for name, part in best.parts.items()} for i in range(2))
+        value["space"] += rounding
+        policy["space"] += rounding
+        bad = int((rows <= 0).sum()) if self.linear else 0
+        stats = {
+            "form": "linear" if self.linear else "value",
+            "route": "lawson",
+            "why": self.why,
+            "gauge": self.why,
+            "dofs": run.dofs,
+            "shape": run.panels[0].grid.shape,
+            "degree": self.tolerances.degree,
+            "panels": len(run.panels),
+            **run.counts,
+            "solves": self.count,
+            "calls": c.calls,
+            "points": c.points,
+            "seconds_in_callables": c.seconds,
+            "draws_under_control": best.draws,
+        }
+        return Solution(
+            problem=self.problem,
+            space=space,
+            coefficients=rows,
+            gauge=self.gauge if self.linear else ValueGauge(background=self.gauge),
+            method="box",
+            status="ok" if not bad else f"u is not positive at {bad} of {rows.size} nodes of space and time",
+            stats=stats,
+            error_estimate=combine(value, policy),
+        )
+
+
+def _degree(dim: int, rtol: float) -> int:
+    if dim == 3:
+        return 6 if rtol >= 3e-3 else 8 if rtol >= 1e-4 else 12
+    return 12 if rtol >= 1e-6 else 16
+
+
+def _finest(run: Run) -> float:
+    """Half a sixteenth of a box over the finest spacing of nodes."""
+    return max(
+        float(np.ptp(line.grid) / 16.0 / np.diff(line.nodes).min()) for panel in run.panels for line in panel.grid.lines
+    )
+
+
+def reaches_of(sample: LawSample) -> tuple[Reach, ...]:
+    """How far the process goes, and how far it goes under control if the sample is worth it."""
+    weights, draws = sample.optimal()
+    found = [reach_of(sample.x)]
+    if draws >= _WORTH:
+        found.append(reach_of(sample.paths, weights))
+    return tuple(found)
 
 
 def largest_norms_of(solution: Any, seed: int = 0) -> tuple[float, float]:
@@ -110,178 +228,7 @@ def _given(problem: ControlProblem, box: Box) -> Box:
     return Box(*box.bounds, boundary=domain.boundary, exit_reward=domain.exit_reward)
 
 
-@final
-class _Solver:
-    """Solves plans for one problem, each only once, compares what it got, and says what to try next."""
-
-    def __init__(
-        self, problem: ControlProblem, rtol: float, form: str | None, box: Box | None, max_dofs: int | None, seed: int
-    ) -> None:
-        self.problem, self.rtol, self.form, self.seed = problem, rtol, form, seed
-        self.points = law_points(problem, rng=seed)
-        self.reach = reach(problem, seed)
-        self.box = box_of(problem, self.reach, max(0.01 * rtol**2, 1e-22)) if box is None else _given(problem, box)
-        self.given, self.max_dofs = box, max_dofs
-        self.limit = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
-        self.tail = _TAIL * rtol
-        self.count, self.failure = 0, ""
-        self._choose(form)
-
-    def _choose(self, form: str | None) -> None:
-        self.gauge, self.linear, self.why = _choose(self.problem, self.box, form)
-        if self.linear and self.problem.dim == 1 and self.max_dofs is None:
-            self.limit = min(self.limit, _DENSE)
-        self._solutions: dict[Plan, Solution | None] = {}
-        self._rows: dict[Plan, list[tuple[FloatArray, FloatArray]]] = {}
-
-    def __call__(self, plan: Plan) -> Solution | None:
-        """The solution; None if there is none on this grid."""
-        if plan not in self._solutions:
-            self.count += 1
-            try:
-                self._solutions[plan] = solve_on_box(
-                    self.problem, plan.basis(), self.gauge, rtol_time=plan.rtol_time, linear=self.linear
-                )
-            except ConvergenceError as failure:
-                self._solutions[plan], self.failure = None, str(failure)
-        return self._solutions[plan]
-
-    def first(self) -> Plan:
-        """Where the search begins: a grid that knows the coefficients, or of two cells per axis; coarse steps."""
-        degree = 8 if self.rtol >= 1e-4 else 10 if self.rtol >= 1e-6 else 12
-        rtol_time = min(1e-3, 100.0 * _TIME * self.rtol)
-        grids = first_grids(self.problem, self.gauge, self.box, self.reach, degree)
-        plan = Plan(grids=grids, degree=degree, rtol_time=rtol_time)
-        if plan.dofs > self.limit:
-            plan = replace(plan, grids=tuple(grid[[0, -1]] for grid in grids))
-        if plan.dofs > self.limit:
-            raise ConvergenceError(
-                f"max_dofs={self.limit} is less than one cell of degree {degree} per axis has, {plan.dofs}; allow more"
-            )
-        return plan
-
-    def resolved(self, plan: Plan) -> Plan:
-        """The plan with cells halved until the policy is resolved, or as many as are allowed."""
-        warmed = False
-        for _ in range(_MOST_ROUNDS):
-            if self(plan) is not None:
-                finer = self._refined(plan)
-                if not plan.dofs < finer.dofs <= self.limit:
-                    break
-                plan = finer
-            elif not warmed and self.problem.temperature < _WARM and not self.linear:
-                warmed, plan = True, replace(plan, grids=self._warm_grids())
-            elif self.form is None and not self.linear and self.problem.dim > 1:
-                failure = self.failure
-                self._choose("linear")
-                self.why = f"{self.why}; the value form failed: {failure}"
-            else:
-                finer = halved(plan, [np.ones(len(grid) - 1, dtype=np.bool_) for grid in plan.grids])
-                if finer.dofs > self.limit:
-                    raise ConvergenceError(
-                        f"no solution of {self.problem.name!r} on {plan.dofs} nodes, and max_dofs={self.limit} allows"
-                        f" no more: {self.failure}"
-                    )
-                plan = finer
-        return plan
-
-    def _warm_grids(self) -> tuple[FloatArray, ...]:
-        """Those found for a temperature ten times as high."""
-        hotter = replace(self.problem, temperature=10.0 * self.problem.temperature, exact=None)
-        warm = solve_to_tolerance(hotter, 1e-3, "value", self.given, self.max_dofs, None, self.seed)
-        return tuple(line.grid for line in spectral(warm).lines)
-
-    def _refined(self, plan: Plan) -> Plan:
-        """The plan with the cells halved in which the policy is not resolved."""
-        solution = self(plan)
-        if solution is None:
-            return plan
-        threshold = self.tail * self.sizes(plan)[1] * self.problem.temperature
-        return halved(plan, unresolved(solution, self.reach, threshold))
-
-    def judged(self, plan: Plan) -> tuple[dict[str, tuple[float, float]], Plan | None]:
-        """The parts of the error as far as they have been found, and a better plan, None if this one is good enough.
-
-        Steps differ from run to run, so differences below twice the part of time are nothing else. Where nothing more
-        can be done about space, time need not be more accurate than a third of it, and the box is left alone until it
-        matters more than twice as much.
-        """
-        rtol = self.rtol
-        plans = perturbed(plan, self.box.where("natural"))
-        full = self._refined(plan).dofs > self.limit
-        parts: dict[str, tuple[float, float]] = {}
-        for name in ("space", "time", "truncation") if full else ("time", "space", "truncation"):
-            if name not in plans:
-                continue
-            other = plans[name]
-            parts[name] = self.difference(plan, other)
-            size = max(parts[name])
-            others = max((max(part) for part in parts.values()), default=0.0)
-            enough = _SHARES[name] * rtol
-            if name == "time" and full:
-                enough = max(enough, others / 3.0)
-            elif name != "time" and "time" in parts:
-                enough = max(enough, 2.0 * max(parts["time"]))
-            if name == "truncation" and full:
-                enough = max(enough, 2.0 * max(parts["space"]))
-            if size <= enough or (name == "truncation" and self._kept):
-                continue
-            better = other
-            if name == "space":
-                if full:
-                    continue
-                self.tail *= min(max(0.3 * _SHARES[name] * rtol / size, 0.01), 0.3)
-                better = self._refined(plan)
-                if better.dofs <= plan.dofs:
-                    better = replace(plan, degree=plan.degree + RICHER)
-            if better.dofs <= self.limit and better.degree <= _MOST_DEGREE and better.rtol_time >= _LEAST_RTOL_TIME:
-                for rest in plans.keys() - parts.keys():
-                    parts[rest] = (math.inf, math.inf)  # seen only if rounds run out
-                return parts, better
-        return parts, None
-
-    @property
-    def _kept(self) -> bool:
-        """Whether the user says where to truncate: by a box, or by finite natural faces of the domain."""
-        domain = self.problem.domain
-        cut = domain is not None and bool((domain.where("natural") & np.isfinite(domain.bounds)).any())
-        return cut or self.given is not None
-
-    def rows(self, plan: Plan) -> list[tuple[FloatArray, FloatArray]]:
-        """v and grad v at the points of comparison, for each time."""
-        if plan not in self._rows:
-            self._rows[plan] = [_evaluate(self(plan), t, x) for t, x, _ in self.points]
-        return self._rows[plan]
-
-    def sizes(self, plan: Plan) -> tuple[float, float]:
-        """max over t of the norms of value and policy."""
-        return largest_norms(self.problem, self.points, self.rows(plan))
-
-    def difference(self, plan: Plan, other: Plan) -> tuple[float, float]:
-        """Relative differences of values and policies; what has no value although in the box counts as all wrong."""
-        if self(other) is None or self(plan) is None:
-            return math.inf, math.inf
-        mine, theirs = self.rows(plan), self.rows(other)
-        box, lost, kept = plan.box, 0.0, []
-        for (_, x, w), (v, slope), (v_other, slope_other) in zip(self.points, mine, theirs, strict=True):
-            gap, slope_gap = v - v_other, slope - slope_other
-            unknown = ~(np.isfinite(gap) & np.isfinite(slope_gap).all(axis=1))
-            lost = max(lost, float(w[unknown & box.contains(x)].sum()))
-            kept.append((np.where(unknown, np.nan, gap), slope_gap))
-        sizes = self.sizes(other)
-        errors = largest_norms(self.problem, self.points, kept)
-        wrong = math.sqrt(lost) if lost > 1e-15 else 0.0
-        value, policy = (e / s if s > 0 else (0.0 if e == 0 else math.inf) for e, s in zip(errors, sizes, strict=True))
-        return math.hypot(value, wrong), math.hypot(policy, wrong)
-
-    def rounding(self, plan: Plan) -> float:
-        """What double precision leaves of the policy: eps, amplified by the differentiation."""
-        finest = min(float(np.diff(line.nodes).min()) for line in plan.basis().lines)
-        reach = float(np.ptp(plan.grids[0])) / 16.0
-        return _ROUNDING * max(1.0, reach / finest * 0.1)
-
-
-def _choose(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge | QuadraticGauge, bool, str]:
+def choose_form(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge | QuadraticGauge, bool, str]:
     """The background, whether the linear form is used, and why."""
     lower, upper = box.bounds
     lines = [np.linspace(a, b, 9 if problem.dim == 3 else 33) for a, b in zip(lower, upper, strict=True)]
@@ -300,8 +247,7 @@ def _choose(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge 
     weight = 3.0 if absorbing or form == "linear" else 1.0
     best = min(range(len(candidates)), key=lambda k: weight * spreads[k][0] + spreads[k][1])
     above, below = spreads[best]
-    deepest = _FLAT if truncated else _DEEPEST
-    fits = max(below, above) <= deepest
+    fits = not truncated and max(below, above) <= _SHALLOW
     name = "a quadratic" if isinstance(candidates[best], QuadraticGauge) else "constants"
     why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
     if absorbing and form == "value":

@@ -20,7 +20,7 @@ def lagrange_weights(nodes: FloatArray, at: float) -> FloatArray:
 
 
 def barycentric_rows(nodes: FloatArray, at: FloatArray) -> FloatArray:
-    """Values (k, n) at points (k,) of the Lagrange polynomials of nodes (n,), stable for many nodes of Chebyshev type."""
+    """Values (k, n) at points (k,) of the Lagrange polynomials of nodes (n,), stable for Chebyshev ones."""
     if nodes.size == 1:
         return np.ones((at.size, 1))
     scaled = 4.0 * (nodes[:, None] - nodes) / np.ptp(nodes) + np.eye(nodes.size)

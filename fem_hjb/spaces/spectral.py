@@ -266,18 +266,7 @@ class SpectralBasis(SpatialBasis):
         index = np.unravel_index(cells, self._counts)
         tables = [line.tabulate(c, xi[:, k], order) for k, (line, c) in enumerate(zip(self.lines, index, strict=True))]
         array = local.reshape(len(cells), *[line.degree + 1 for line in self.lines])
-        parts = {(): array}
-        for k in range(self.dim - 1, -1, -1):
-            parts = {
-                (m, *slot): np.matmul(part, tables[k][:, m].reshape(len(cells), *[1] * (k - 1), -1, 1))[..., 0]
-                if k
-                else np.einsum("ni,ni->n", part, tables[k][:, m])
-                for slot, part in parts.items()
-                for m in range(order + 1 - sum(slot))
-            }
-        unit = np.eye(self.dim, dtype=np.int64).tolist()
-        values = parts[(0,) * self.dim]
-        return (values, np.stack([parts[tuple(e)] for e in unit], axis=-1)) if order else (values,)
+        return contract_axes(array, tables)
 
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)
@@ -319,3 +308,23 @@ class SpectralBasis(SpatialBasis):
             solved = scipy.linalg.solve(line.mass(), moved.reshape(line.n, -1), assume_a="pos")
             array = np.moveaxis(solved.reshape(moved.shape), 0, k)
         return np.ascontiguousarray(array).ravel()
+
+
+def contract_axes(local: FloatArray, tables: Sequence[FloatArray]) -> Tables:
+    """Sums over local functions that are products over axes: values (n,), and gradients (n, d) if there are tables.
+
+    local (n, l_1, ..., l_d);  tables, per axis (n, 1 or 2, l_k): values and perhaps derivatives.
+    """
+    d, order = len(tables), tables[0].shape[1] - 1
+    parts = {(): local}
+    for k in range(d - 1, -1, -1):
+        parts = {
+            (m, *slot): np.matmul(part, tables[k][:, m].reshape(len(local), *[1] * (k - 1), -1, 1))[..., 0]
+            if k
+            else np.einsum("ni,ni->n", part, tables[k][:, m])
+            for slot, part in parts.items()
+            for m in range(order + 1 - sum(slot))
+        }
+    values = parts[(0,) * d]
+    unit = np.eye(d, dtype=np.int64).tolist()
+    return (values, np.stack([parts[tuple(e)] for e in unit], axis=-1)) if order else (values,)

@@ -1,0 +1,178 @@
+r"""How wrong a run is: its plan followed again with one thing changed, and the differences under two laws.
+
+Followed again are: steps twice as long (whose error is about 16 times that of the run's own steps), and with these
+longer steps, which cost half as much, elements of two degrees less and a wider box. What the runs differ by at draws of
+X_t, uncontrolled and optimally controlled, relative to the largest norms over time, is the error.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+
+from fem_hjb.paths.extent import LawSample
+from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto
+from fem_hjb.reference.box_grading import make_grid, transfer, widened
+from fem_hjb.reference.box_march import PanelRun, Run
+from fem_hjb.reference.box_panel import Grid, Operators
+from fem_hjb.spaces.axes import apply_axis
+from fem_hjb.spaces.spectral import contract_axes
+from fem_hjb.stepping.panel_lawson import LawsonPanel, replay
+from fem_hjb.support.checks import FloatArray
+
+LESS = 2  # degrees
+WIDER = 0.06  # of the width, by which a box is enlarged on each side
+_ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
+_DRAWS = {1: 2048, 2: 1024, 3: 512}
+_NEAR_T = (0.0, 0.003, 0.01, 0.02, 0.04)  # of the time to go
+_MOST_TIMES = 14
+_WORTH = 40.0  # draws: fewer do not stand for a law
+_NOTHING = 1e-10  # temperatures: a value below is none
+
+Parts = dict[str, tuple[float, float]]
+
+
+def followed(run: Run, coefficients: Coefficients, *, less: int = 0, wider: float = 0.0) -> Run:
+    """The plan of a run again, with steps twice as long, and perhaps elements of fewer degrees or a wider box."""
+    equation = run.equation
+    T = equation.problem.horizon
+    result = Run(equation)
+    before: PanelRun | None = None
+    for own in run.panels:
+        s0, s1 = own.ends[0], own.ends[-1]
+        operators, lawson = own.operators, own.lawson
+        if less or wider:
+            edges = widened(own.edges, equation.truncated, wider) if wider else own.edges
+            grid = make_grid(edges, own.grid.lines[0].degree - less, equation.reaches, 1 - s1 / T, 1 - s0 / T)
+            operators = Operators.of(equation, grid, _table(own, grid, coefficients, anew=bool(wider)))
+            lawson = LawsonPanel(operators.separable, operators.remainder, lambda e: 0.0)
+        grid = operators.grid
+        if before is None:
+            u = equation.start(grid.nodes).reshape(grid.shape)
+        else:
+            u = transfer(before.states[-2], before.grid, grid)
+        steps = list(replay(lawson, u, s0, merged(np.diff(own.ends).tolist())))
+        result.keep(operators, lawson, steps, s1)
+        before = result.panels[-1]
+        if not np.isfinite(before.states[-2]).all():
+            result.complaint = "steps twice as long are not stable"
+            break
+    return result
+
+
+def _table(own: PanelRun, grid: Grid, coefficients: Coefficients, *, anew: bool) -> Table:
+    """The coefficients of a panel on another grid: interpolated, or evaluated anew."""
+    old = own.operators.table
+    if anew:
+        problem, count = coefficients.problem, len(old.nodes)
+        times = problem.horizon - inside(old.s0, old.s1, lobatto(count))
+        values = np.stack([coefficients.at(float(t), grid.nodes) for t in times])
+        return Table(old.s0, old.s1, values.reshape(count, -1, *grid.shape))
+    fields = own.operators.coefficients()
+    for k, (before, after) in enumerate(zip(own.grid.lines, grid.lines, strict=True)):
+        fields = apply_axis(before.rows(after.nodes), fields, k + 2)
+    return Table(old.s0, old.s1, fields)
+
+
+def merged(lengths: Sequence[float]) -> list[float]:
+    """Neighbours of one length joined to one step."""
+    result: list[float] = []
+    k = 0
+    while k < len(lengths):
+        pair = k + 1 < len(lengths) and abs(lengths[k] - lengths[k + 1]) <= 1e-9 * lengths[k]
+        result.append(lengths[k] + lengths[k + 1] if pair else lengths[k])
+        k += 2 if pair else 1
+    return result
+
+
+@final
+class Judge:
+    """Where runs are compared: times, draws under P at each, and draws under P* as many as they are worth."""
+
+    def __init__(self, run: Run, sample: LawSample, seed: int) -> None:
+        self.run, self.equation = run, run.equation
+        problem = run.equation.problem
+        T = problem.horizon
+        middles = np.array([(panel.ends[0] + panel.ends[-1]) / 2 for panel in run.panels])
+        if middles.size > _MOST_TIMES - len(_NEAR_T):
+            middles = middles[np.linspace(0, middles.size - 1, _MOST_TIMES - len(_NEAR_T)).astype(int)]
+        self.times = np.unique(np.concatenate([T * np.array(_NEAR_T), middles, [T]]))
+        rng = np.random.default_rng(seed)
+        count = _DRAWS[problem.dim]
+        some = rng.choice(sample.x.shape[1], min(count, sample.x.shape[1]), replace=False)
+        places = [sample.nearest(T - s) for s in self.times]
+        self.points = [[sample.x[k][some]] for k in places]
+        start = evaluate(run, T, sample.paths[0])[0]
+        known = np.isfinite(start)
+        weights, self.draws = sample.optimal(np.where(known, start, 0.0) / problem.temperature)
+        if self.draws >= _WORTH:
+            chosen = rng.choice(weights.size, count, p=weights)
+            for points, k in zip(self.points, places, strict=True):
+                points.append(sample.paths[k][chosen])
+        self.rows = self._rows(run)
+        self.sizes = self._norms(self.rows)
+
+    def _rows(self, run: Run) -> list[list[tuple[FloatArray, FloatArray]]]:
+        return [[evaluate(run, float(s), x) for x in laws] for s, laws in zip(self.times, self.points, strict=True)]
+
+    def _norms(self, rows: list[list[tuple[FloatArray, FloatArray]]]) -> FloatArray:
+        """The largest over time of the norms of value and policy under each law, (laws, 2); nan left out."""
+        problem = self.equation.problem
+        found = np.zeros((len(self.points[0]), 2))
+        for s, laws, parts in zip(self.times, self.points, rows, strict=True):
+            for law, (x, (v, g)) in enumerate(zip(laws, parts, strict=True)):
+                known = np.isfinite(v) & np.isfinite(g).all(axis=1)
+                squares = np.einsum("ni,nij,nj->n", g[known], problem.Lambda(problem.horizon - s, x[known]), g[known])
+                count = max(int(known.sum()), 1)
+                norms = np.sqrt([(v[known] ** 2).sum() / count, max(squares.sum(), 0.0) / count])
+                found[law] = np.maximum(found[law], norms)
+        return found
+
+    def difference(self, one: Run, other: Run) -> tuple[float, float]:
+        """Relative differences of value and policy, the larger of those under P and P*; inf for a run that failed."""
+        if one.complaint or other.complaint:
+            return math.inf, math.inf
+        first = self.rows if one is self.run else self._rows(one)
+        second = self.rows if other is self.run else self._rows(other)
+        gaps = [
+            [(a[0] - b[0], a[1] - b[1]) for a, b in zip(mine, theirs, strict=True)]
+            for mine, theirs in zip(first, second, strict=True)
+        ]
+        width = float(np.ptp(np.stack(self.equation.box.bounds), axis=0).max())
+        floor = _NOTHING * self.equation.problem.temperature * np.array([1.0, 1.0 / width])
+        value, policy = (self._norms(gaps) / np.maximum(self.sizes, floor)).max(axis=0).tolist()
+        return value, policy
+
+    def parts(self, coefficients: Coefficients) -> Parts:
+        """The parts of the error, (value, policy) each."""
+        longer = followed(self.run, coefficients)
+        value, policy = self.difference(self.run, longer)
+        found: Parts = {"time": (value / _ORDER_GAIN, policy / _ORDER_GAIN)}
+        found["space"] = self.difference(longer, followed(self.run, coefficients, less=LESS))
+        if self.equation.truncated.any():
+            found["truncation"] = self.difference(longer, followed(self.run, coefficients, wider=WIDER))
+        return found
+
+
+def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """v (n,) and grad v (n, d) at points and a time to go; nan outside the box and where there is no logarithm."""
+    equation = run.equation
+    problem, gauge = equation.problem, equation.gauge
+    t = problem.horizon - s
+    panel = next(panel for panel in run.panels if s <= panel.ends[-1] * (1 + 1e-12) or panel is run.panels[-1])
+    lines = panel.grid.lines
+    found = [line.locate(x[:, k]) for k, line in enumerate(lines)]
+    outside = np.any([cells < 0 for cells, _ in found], axis=0)
+    index, tables = [], []
+    for k, (line, (cells, xi)) in enumerate(zip(lines, found, strict=True)):
+        tables.append(line.tabulate(np.maximum(cells, 0), xi, 1))
+        dofs = line.cell_dofs[np.maximum(cells, 0)]
+        index.append(dofs.reshape(len(x), *[-1 if m == k else 1 for m in range(len(lines))]))
+    values, slopes = contract_axes(panel.at(s)[tuple(index)], tables)
+    values[outside] = np.nan
+    if equation.linear:
+        values[values <= 0] = np.nan
+        logs = problem.temperature * np.log(values)
+        return gauge.guess(t, x) + logs, gauge.guess_gradient(t, x) + problem.temperature * slopes / values[:, None]
+    return gauge.guess(t, x) + values, gauge.guess_gradient(t, x) + slopes
