@@ -28,6 +28,7 @@ _DRAWS = {1: 2048, 2: 1024, 3: 512}
 _NEAR_T = (0.0, 0.003, 0.01, 0.02, 0.04)  # of the time to go
 _MOST_TIMES = 14
 _WORTH = 40.0  # draws: fewer do not stand for a law
+_DOUBT, _LEAST_GAIN = 2.0, 0.03  # of what two degrees more are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]
@@ -149,10 +150,18 @@ class Judge:
         longer = followed(self.run, coefficients)
         value, policy = self.difference(self.run, longer)
         found: Parts = {"time": (value / _ORDER_GAIN, policy / _ORDER_GAIN)}
-        found["space"] = self.difference(longer, followed(self.run, coefficients, less=LESS))
+        found["space"] = self._space(longer, followed(self.run, coefficients, less=LESS))
         if self.equation.truncated.any():
             found["truncation"] = self.difference(longer, followed(self.run, coefficients, wider=WIDER))
         return found
+
+    def _space(self, longer: Run, poorer: Run) -> tuple[float, float]:
+        """Of elements of two degrees less, times how much better those of the run are by what they do not resolve."""
+        value, policy = self.difference(longer, poorer)
+        if poorer.complaint:
+            return value, policy
+        better = float(np.clip(_DOUBT * self.run.tails / max(poorer.tails, 1e-300), _LEAST_GAIN, 1.0))
+        return better * value, better * policy
 
 
 def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:

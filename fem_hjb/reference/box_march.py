@@ -88,6 +88,15 @@ class Run:
         self.panels.append(PanelRun(operators, lawson, ends, states))
 
     @property
+    def tails(self) -> float:
+        """What is not resolved of the gradient, the most of all panels."""
+        found = [
+            tails_of(panel.operators, (panel.states[-2 * (len(panel.ends) // 2)], panel.states[-2]))
+            for panel in self.panels
+        ]
+        return max(float(np.sqrt(sum((part**2).sum() for part in axes))) for axes in found)
+
+    @property
     def dofs(self) -> int:
         """The most unknowns in space."""
         return max(panel.grid.size for panel in self.panels)
@@ -110,6 +119,12 @@ class Run:
             panels.append(Space.from_(line, panel.grid.basis()))
             parts.append(rows.reshape(-1))
         return PanelSpace(tuple(panels)), np.concatenate(parts)
+
+
+def tails_of(operators: Operators, states: Sequence[FloatArray]) -> list[FloatArray]:
+    """`unresolved` of each cell of each axis, the most of some states."""
+    found = [unresolved(operators.grid, operators.gradient(u)) for u in states]
+    return [np.max(parts, axis=0) for parts in zip(*found, strict=True)]
 
 
 def solve_panels(
@@ -165,6 +180,81 @@ class _Marcher:
             allowed = self.tol.space * max(sum(grid.mean(part * part) for part in whole) ** 0.5, 1e-300)
             if all(np.sqrt((part**2).sum()) <= allowed for part in found):
                 return grid
+            new = [regraded(line, part, allowed) for line, part in zip(grid.lines, found, strict=True)]
+            if sum(map(len, new)) <= sum(map(len, edges)) and all(
+                len(a) <= len(b) for a, b in zip(new, edges, strict=True)
+            ):
+                edges = [
+                    _finer(part) if np.sqrt((f**2).sum()) > allowed else part
+                    for part, f in zip(new, found, strict=True)
+                ]
+            else:
+                edges = new
+        return best
+
+    def _whole(self, grid: Grid, t: float, u: FloatArray, slopes: Sequence[FloatArray]) -> list[FloatArray]:
+        """v and grad v, or u and grad u in the linear form."""
+        if self.equation.linear:
+            return [u, *slopes]
+        gauge, x = self.equation.gauge, grid.nodes
+        gradient = gauge.guess_gradient(t, x)
+        whole = [slope + gradient[:, k].reshape(grid.shape) for k, slope in enumerate(slopes)]
+        return [u + gauge.guess(t, x).reshape(grid.shape), *whole]
+
+    def _table(self, grid: Grid, s0: float, s1: float) -> tuple[float, Table]:
+        """The table of a panel, shortened until the most times allowed are enough."""
+        nodes = grid.nodes
+        joint = np.ones(1)
+        for mass in grid.masses:
+            joint = np.multiply.outer(joint, mass)
+        pick = self.rng.choice(grid.size, min(_CHECKED, grid.size), p=joint.ravel(), replace=True)
+        low, high = self.equation.box.bounds
+        x = np.concatenate([nodes[pick], self.rng.uniform(low, high, (_CHECKED // 4, grid.dim))])
+        floors = self._floors()
+        count = times_needed(self.coefficients, s0, s1, x, self.tol.table, floors)
+        while count is None and s1 - s0 > _SHORTEST * self.T:
+            s1 = s0 + (s1 - s0) / 2
+            count = times_needed(self.coefficients, s0, s1, x, self.tol.table, floors)
+        if count is None:
+            raise ConvergenceError(
+                f"coefficients change too fast around t={self.T - s0:.6g} to be followed: are they finite there?"
+            )
+        times = self.T - inside(s0, s1, lobatto(count))
+        values = np.stack([self.coefficients.at(float(t), nodes) for t in times])
+        return s1, Table(s0, s1, values.reshape(count, -1, *grid.shape))
+
+    def _floors(self) -> list[float]:
+        """Sizes of the fields that do not count: of drifts, what diffusion does in T; of rewards, the value over T."""
+        coefficients, T = self.coefficients, self.T
+        Lambda = coefficients.constant
+        if Lambda is None:
+            Lambda = self.equation.problem.Lambda(0.0, self.equation.problem.initial_law.expectation)
+        speed = float(np.sqrt(np.diag(Lambda).min() / T))
+        reward = max(self.size_v, 1e-12 * self.equation.problem.temperature) / T
+        reward = reward if not coefficients.linear else 1.0 / T
+        return [0.0 if name == "diffusion" else speed if name == "drift" else reward for name in coefficients.names]
+
+    def _panel(
+        self, s0: float, state: tuple[Grid, FloatArray], edges: list[FloatArray]
+    ) -> tuple[float, tuple[Grid, FloatArray], list[FloatArray]]:
+        """One panel from s0, done again on finer grids until it is resolved; and the cells of the next one."""
+        after = self.corners[self.corners > s0 + _SHORTEST * self.T]
+        end = float(after[0]) if after.size else self.T
+        if self.h > 0:
+            end = min(end, s0 + _STEPS * self.h) if s0 + 1.3 * _STEPS * self.h < end else end
+        for attempt in range(_REDONE + 1):
+            grid = self._grid(edges, s0, end)
+            end, table = self._table(grid, s0, end)
+            operators = Operators.of(self.equation, grid, table)
+            u = self._initial(state, grid)
+            panel = LawsonPanel(operators.separable, operators.remainder, lambda e, o=operators: self._relative(o, e))
+            self._sizes(operators, s0, u)
+            first = min(self.h, end - s0) if self.h > 0 else self._first_step(operators, u, end - s0)
+            steps = list(march(panel, u, s0, end, rtol=self.tol.time, rtol_dense=self.tol.dense, first=first))
+            last = steps[-1]
+            self._sizes(operators, end, last.u1)
+            allowed = self.tol.space * self.size_g
+            worst = tails_of(operators, (steps[len(steps) // 2].u0, last.u1))
             new = [regraded(line, part, allowed) for line, part in zip(grid.lines, found, strict=True)]
             if sum(map(len, new)) <= sum(map(len, edges)) and all(
                 len(a) <= len(b) for a, b in zip(new, edges, strict=True)

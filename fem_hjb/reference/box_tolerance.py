@@ -1,4 +1,4 @@
-r"""One problem on boxes, to a tolerance: a run is judged by what it differs by from coarser ones, and done again if need be.
+r"""One problem on boxes, to a tolerance: a run is judged by coarser ones, and done again if need be.
 
 A run (`box_march`) resolves gradient and steps to tolerances of its own; a judge (`box_judge`) measures what that is
 worth. Parts that exceed their share of the tolerance are asked for more accurately in the next run.
@@ -178,7 +178,9 @@ class _Search:
 def _degree(dim: int, rtol: float) -> int:
     if dim == 3:
         return 6 if rtol >= 3e-3 else 8 if rtol >= 1e-4 else 12
-    return 12 if rtol >= 1e-6 else 16
+    if dim == 2:
+        return 12 if rtol >= 1e-6 else 16
+    return 12 if rtol >= 1e-3 else 16 if rtol >= 1e-6 else 20
 
 
 def _finest(run: Run) -> float:
