@@ -220,7 +220,8 @@ class QuadraticGauge(Unknown):
         """P (..., d, d), p (..., d) and c (...) at times t (...), or their first derivatives."""
         tau = 2.0 * np.asarray(t, dtype=np.float64) / self.horizon - 1.0
         series = self._series[derivative]
-        rows = (chebyshev.chebvander(tau, len(series) - 1) @ series).reshape(*tau.shape, series.shape[1])
+        angles = np.arccos(np.clip(tau, -1.0, 1.0))[..., None]
+        rows = np.cos(angles * np.arange(len(series))) @ series
         d = np.shape(self.p)[1]
         return rows[..., : d * d].reshape(*tau.shape, d, d), rows[..., d * d : -1], rows[..., -1]
 

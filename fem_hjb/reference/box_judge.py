@@ -28,7 +28,7 @@ _DRAWS = {1: 2048, 2: 1024, 3: 512}
 _NEAR_T = (0.0, 0.003, 0.01, 0.02, 0.04)  # of the time to go
 _MOST_TIMES = 14
 _WORTH = 40.0  # draws: fewer do not stand for a law
-_DOUBT, _LEAST_GAIN = 2.0, 0.03  # of what two degrees more are worth
+_DOUBT, _LEAST_GAIN = 1.0, 0.03  # of what two degrees more are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]
