@@ -102,6 +102,16 @@ def regraded(line: SpectralLine, found: FloatArray, allowed: float) -> FloatArra
     return np.asarray(edges)
 
 
+def total(found: FloatArray) -> float:
+    """The norm of what all cells of an axis do not resolve."""
+    return float(np.sqrt((found**2).sum()))
+
+
+def finer(edges: FloatArray) -> FloatArray:
+    """All cells halved."""
+    return np.sort(np.concatenate([edges, (edges[1:] + edges[:-1]) / 2]))
+
+
 def widened(edges: Sequence[FloatArray], moving: BoolArray, share: float) -> list[FloatArray]:
     """One more cell of this share of the width beyond each of the faces (2, d) that may move."""
     result = []

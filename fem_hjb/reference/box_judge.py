@@ -14,8 +14,8 @@ import numpy as np
 from fem_hjb.paths.extent import LawSample
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto
 from fem_hjb.reference.box_grading import make_grid, transfer, widened
-from fem_hjb.reference.box_march import PanelRun, Run
 from fem_hjb.reference.box_panel import Grid, Operators
+from fem_hjb.reference.box_run import PanelRun, Run
 from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.spaces.spectral import contract_axes
 from fem_hjb.stepping.panel_lawson import LawsonPanel, replay
@@ -49,11 +49,8 @@ def followed(run: Run, coefficients: Coefficients, *, less: int = 0, wider: floa
             operators = Operators.of(equation, grid, _table(own, grid, coefficients, anew=bool(wider)))
             lawson = LawsonPanel(operators.separable, operators.remainder, lambda e: 0.0)
         grid = operators.grid
-        if before is None:
-            u = equation.start(grid.nodes).reshape(grid.shape)
-        else:
-            u = transfer(before.states[-2], before.grid, grid)
-        steps = list(replay(lawson, u, s0, merged(np.diff(own.ends).tolist())))
+        u = equation.start(grid) if before is None else transfer(before.states[-2], before.grid, grid)
+        steps = list(replay(lawson, operators.part(s0, u), s0, merged(np.diff(own.ends).tolist())))
         result.keep(operators, lawson, steps, s1)
         before = result.panels[-1]
         if not np.isfinite(before.states[-2]).all():
@@ -98,7 +95,8 @@ class Judge:
         middles = np.array([(panel.ends[0] + panel.ends[-1]) / 2 for panel in run.panels])
         if middles.size > _MOST_TIMES - len(_NEAR_T):
             middles = middles[np.linspace(0, middles.size - 1, _MOST_TIMES - len(_NEAR_T)).astype(int)]
-        self.times = np.unique(np.concatenate([T * np.array(_NEAR_T), middles, [T]]))
+        times = np.unique(np.concatenate([T * np.array(_NEAR_T), middles, [T]]))
+        self.times = times[times >= min(run.layer, T)]
         rng = np.random.default_rng(seed)
         count = _DRAWS[problem.dim]
         some = rng.choice(sample.x.shape[1], min(count, sample.x.shape[1]), replace=False)

@@ -16,8 +16,9 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
 from fem_hjb.reference.box_coefficients import Coefficients
 from fem_hjb.reference.box_judge import Judge, Parts
-from fem_hjb.reference.box_march import Run, Tolerances, solve_panels
+from fem_hjb.reference.box_march import Marcher, Tolerances
 from fem_hjb.reference.box_panel import Equation
+from fem_hjb.reference.box_run import Run
 from fem_hjb.reference.faces import check_faces, truncated
 from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.norms import largest_norms, law_points
@@ -113,7 +114,7 @@ class _Search:
             self.reaches,
             self.jumps,
         )
-        run = solve_panels(equation, self.coefficients, self.tolerances, tell)
+        run = Marcher(equation, self.coefficients, self.tolerances, tell).run()
         judge = Judge(run, self.sample, self.seed)
         parts = judge.parts(self.coefficients)
         self.count += 1 + len(parts)
@@ -127,7 +128,7 @@ class _Search:
         if excess["time"] > 1:
             factor = max(0.5 / min(excess["time"], 1e9) ** 1.25, 1e-3)
             changes |= {"time": max(t.time * factor, _LEAST), "dense": t.dense * max(factor, 0.05)}
-        if excess["space"] > 1 and found.run.resolved:
+        if excess["space"] > 1:
             changes["space"] = t.space * float(np.clip(0.4 / excess["space"], 0.02, 0.5))
             changes["table"] = t.table * 0.3
         if excess.get("truncation", 0.0) > 1 and self.given is None and self.mass > 1e-30:

@@ -1,0 +1,101 @@
+"""What a run over panels of time leaves, and as functions of space and time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+
+from fem_hjb.reference.box_grading import unresolved
+from fem_hjb.reference.box_panel import Equation, Grid, Operators
+from fem_hjb.spaces.line import LineBasis
+from fem_hjb.spaces.panels import PanelSpace
+from fem_hjb.spaces.space import Space
+from fem_hjb.stepping.panel_lawson import LawsonPanel, Step, hermite
+from fem_hjb.support.checks import FloatArray
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PanelRun:
+    """One panel of a run: what was solved there, the times to go at the ends of its steps, and u and u' there."""
+
+    operators: Operators
+    lawson: LawsonPanel
+    ends: FloatArray
+    states: list[FloatArray]
+
+    @property
+    def grid(self) -> Grid:
+        return self.operators.grid
+
+    @property
+    def edges(self) -> list[FloatArray]:
+        """Of the cells of each axis."""
+        return [line.grid for line in self.grid.lines]
+
+    def at(self, s: float) -> FloatArray:
+        """u at a time to go."""
+        k = int(np.clip(np.searchsorted(self.ends, s) - 1, 0, len(self.ends) - 2))
+        h = self.ends[k + 1] - self.ends[k]
+        return hermite((s - self.ends[k]) / h, h, *self.states[2 * k : 2 * k + 4])
+
+
+@final
+@dataclass(eq=False)
+class Run:
+    """What a run leaves: its panels in increasing time to go, and what it cost."""
+
+    equation: Equation
+    panels: list[PanelRun] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    layer: float = 0.0  # the time to go up to which the gradient is not resolved
+    complaint: str = ""
+
+    def keep(self, operators: Operators, lawson: LawsonPanel, steps: Sequence[Step], s1: float) -> None:
+        """Add a panel that ends at s1."""
+        ends = np.array([steps[0].s, *(step.s + step.h for step in steps)])
+        ends[-1] = s1
+        found = [(steps[0].u0, steps[0].slope0), *((step.u1, step.slope1) for step in steps)]
+        states = [w for s, pair in zip(ends, found, strict=True) for w in operators.whole(float(s), *pair)]
+        self.panels.append(PanelRun(operators, lawson, ends, states))
+
+    @property
+    def tails(self) -> float:
+        """What is not resolved of the gradient, the most of all panels."""
+        found = [
+            tails_of(panel.operators, (panel.states[-2 * (len(panel.ends) // 2)], panel.states[-2]))
+            for panel in self.panels
+            if panel.ends[-1] > self.layer
+        ]
+        return max(float(np.sqrt(sum((part**2).sum() for part in axes))) for axes in found)
+
+    @property
+    def dofs(self) -> int:
+        """The most unknowns in space."""
+        return max(panel.grid.size for panel in self.panels)
+
+    def space(self) -> tuple[PanelSpace, FloatArray]:
+        """As functions of t: the space, and coefficients (n_dofs,)."""
+        T = self.equation.problem.horizon
+        panels: list[Space] = []
+        parts = []
+        for panel in self.panels[::-1]:
+            times = T - panel.ends[::-1]
+            times[0] = panels[-1].time.bounds[1] if panels else 0.0
+            times[-1] = T if panel is self.panels[0] else times[-1]
+            line = LineBasis(times, "hermite")
+            rows = np.empty((line.n_dofs, panel.grid.size))
+            for row, u in zip(rows[::2], panel.states[-2::-2], strict=True):
+                row[:] = u.ravel()
+            for row, slope, width in zip(rows[1::2], panel.states[::-2], line.node_widths, strict=True):
+                np.multiply(slope.ravel(), -width, out=row)
+            panels.append(Space.from_(line, panel.grid.basis()))
+            parts.append(rows.reshape(-1))
+        return PanelSpace(tuple(panels)), np.concatenate(parts)
+
+
+def tails_of(operators: Operators, states: Sequence[FloatArray]) -> list[FloatArray]:
+    """`unresolved` of each cell of each axis, the most of some states."""
+    found = [unresolved(operators.grid, operators.gradient(u)) for u in states]
+    return [np.max(parts, axis=0) for parts in zip(*found, strict=True)]
