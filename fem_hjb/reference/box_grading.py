@@ -107,9 +107,9 @@ def total(found: FloatArray) -> float:
     return float(np.sqrt((found**2).sum()))
 
 
-def finer(edges: FloatArray) -> FloatArray:
-    """All cells halved."""
-    return np.sort(np.concatenate([edges, (edges[1:] + edges[:-1]) / 2]))
+def halved(edges: FloatArray, marked: BoolArray) -> FloatArray:
+    """The marked cells halved."""
+    return np.sort(np.concatenate([edges, 0.5 * (edges[:-1] + edges[1:])[marked]]))
 
 
 def widened(edges: Sequence[FloatArray], moving: BoolArray, share: float) -> list[FloatArray]:

@@ -8,12 +8,13 @@ follow the layer, and the run says up to which time to go it reaches.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import numpy as np
 
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
-from fem_hjb.reference.box_grading import finer, first_edges, make_grid, regraded, total, transfer, unresolved
+from fem_hjb.reference.box_grading import first_edges, halved, make_grid, regraded, total, transfer, unresolved
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import Run, tails_of
 from fem_hjb.spaces.axes import apply_axis
@@ -26,6 +27,9 @@ _STEPS = 48  # of the length of the last one: a panel is no longer, so that grid
 _ROUNDS = 14  # in which the grid of a terminal reward is sought
 _REDONE = 6  # times that a panel is done again on a finer grid
 _CHECKED = 128  # points at which a table is checked
+_FEW = 8.0  # of what all cells do not resolve: those with more than this part of it are halved
+_EVERY = 4  # steps: how often the grid is looked at
+_AHEAD = 0.3  # of what is allowed, for the grid after one that failed to resolve
 _TOLERATED = 1.5  # times what is allowed, before a panel is done again
 _SHORTEST = 1e-11  # of the horizon
 _NOTHING = 1e-12  # temperatures: a value below is none
@@ -107,7 +111,7 @@ class Marcher:
         amiss = [k for k, part in enumerate(found) if total(part) > tolerated * allowed]
         for k in amiss:
             new = regraded(grid.lines[k], found[k], allowed)
-            edges[k] = new if len(new) > len(edges[k]) else finer(edges[k])
+            edges[k] = new if len(new) > len(edges[k]) else halved(edges[k], found[k] > total(found[k]) / _FEW)
         return edges if amiss else None
 
     def _whole(self, grid: Grid, t: float, u: FloatArray, slopes: Sequence[FloatArray]) -> list[FloatArray]:
@@ -158,42 +162,68 @@ class Marcher:
     def _panel(
         self, s0: float, state: tuple[Grid, FloatArray], edges: list[FloatArray]
     ) -> tuple[float, tuple[Grid, FloatArray], list[FloatArray]]:
-        """One panel from s0, done again on finer grids until it is resolved; and the cells of the next one."""
-        end = self._end(s0)
-        for redone in range(_REDONE + 1):
+        """One panel from s0, up to where its grid resolves the gradient; and the cells of the next one."""
+        end, redone = self._end(s0), 0
+        while True:
             grid = self._grid(edges, s0, end)
             table = self._table(grid, s0, end)
-            end = table.s1
             operators = Operators.of(self.equation, grid, table)
-            u = operators.part(
-                s0, transfer(state[1], state[0], grid) if self.result.panels else self.equation.start(grid)
-            )
-            panel, steps = self._steps(operators, u, s0, end)
-            last = operators.whole(end, steps[-1].u1)[0]
-            middle = steps[len(steps) // 2]
-            allowed = self.tol.space * self.size_g
-            worst = tails_of(operators, (operators.whole(middle.s, middle.u0)[0], last))
-            more = self._refined(grid, worst, allowed, _TOLERATED)
+            u = transfer(state[1], state[0], grid) if self.result.panels else self.equation.start(grid)
+            panel = LawsonPanel(operators.separable, operators.remainder, partial(self._relative, operators))
+            steps, good, bad = self._steps(operators, panel, operators.part(s0, u), table.s1)
             for name, number in panel.counts.items():
                 self.result.counts[name] = self.result.counts.get(name, 0) + number
-            if more is None or self._size(more) > self.tol.most or redone == _REDONE or self.rough:
+            if steps or bad is None:
                 break
-            edges = more
-            self.result.counts["redone"] = self.result.counts.get("redone", 0) + 1
-        if more is not None:
-            self.result.layer = end
-        self.rough = self.rough and more is not None
+            more = self._refined(grid, bad, self.tol.space * self.size_g, _TOLERATED)
+            redone += 1
+            if more is None or self._size(more) > self.tol.most or redone > _REDONE:
+                self.rough = True  # goes on unresolved
+                continue
+            edges, end = more, table.s1
+        self.result.counts["redone"] = self.result.counts.get("redone", 0) + redone
+        end = table.s1 if bad is None else steps[-1].s + steps[-1].h
         self.result.keep(operators, panel, steps, end)
         self.h = steps[-1].h
-        return end, (grid, last), [regraded(line, part, allowed) for line, part in zip(grid.lines, worst, strict=True)]
+        allowed = self.tol.space * self.size_g * (1.0 if bad is None else _AHEAD)
+        new = [
+            regraded(line, part, allowed) for line, part in zip(grid.lines, good if bad is None else bad, strict=True)
+        ]
+        if self.rough:
+            self.result.layer = end
+            self.rough = self._refined(grid, good, self.tol.space * self.size_g, _TOLERATED) is not None
+            new = edges if self.rough else new
+        return end, (grid, operators.whole(end, steps[-1].u1)[0]), new
 
-    def _steps(self, operators: Operators, u: FloatArray, s0: float, end: float) -> tuple[LawsonPanel, list[Step]]:
-        panel = LawsonPanel(operators.separable, operators.remainder, lambda error: self._relative(operators, error))
+    def _steps(
+        self, operators: Operators, panel: LawsonPanel, u: FloatArray, end: float
+    ) -> tuple[list[Step], list[FloatArray], list[FloatArray] | None]:
+        """Steps as long as the gradient is resolved; what is not at the last of them, and where it is too much."""
+        s0 = operators.table.s0
         self._measure(operators, s0, u)
+        good = tails_of(operators, [operators.whole(s0, u)[0]])
         first = min(self.h, end - s0) if self.h > 0 else self._first_step(operators, u, end - s0)
-        steps = list(march(panel, u, s0, end, rtol=self.tol.time, rtol_dense=self.tol.dense, first=first))
-        self._measure(operators, end, steps[-1].u1)
-        return panel, steps
+        steps: list[Step] = []
+        kept, found = 0, good
+        try:
+            for step in march(panel, u, s0, end, rtol=self.tol.time, rtol_dense=self.tol.dense, first=first):
+                steps.append(step)
+                at = step.s + step.h
+                if len(steps) % _EVERY and len(steps) > 2 and at < end * (1 - 1e-12):
+                    continue
+                self._measure(operators, at, step.u1)
+                found = tails_of(operators, [operators.whole(at, step.u1)[0]])
+                allowed = self.tol.space * self.size_g
+                if not self.rough and max(map(total, found)) > _TOLERATED * allowed:
+                    return steps[:kept], good, found
+                kept, good = len(steps), found
+        except ConvergenceError:
+            if self.rough:
+                raise
+            if len(steps) > kept:
+                found = tails_of(operators, [operators.whole(at, steps[-1].u1)[0]])
+            return steps[:kept], good, found
+        return steps, good, None
 
     def _first_step(self, operators: Operators, u: FloatArray, length: float) -> float:
         speed = operators.sizes(0.0, operators.remainder(0.0, u))

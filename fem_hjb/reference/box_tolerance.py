@@ -28,7 +28,7 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
 from fem_hjb.support.progress import Progress
 
-MAX_DOFS = {1: 20_000, 2: 400_000, 3: 1_000_000}
+MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.6, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
 _TIME, _DENSE, _SPACE, _TABLE, _MASS = 0.02, 0.2, 0.3, 0.3, 0.1  # of the tolerance; the mass, of its square
