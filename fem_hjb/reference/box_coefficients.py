@@ -136,7 +136,8 @@ class Coefficients:
             low, high = np.where(left >= right, low, middle), np.where(left >= right, middle, high)
             before, after = np.where(first, before, between), np.where(first, between, after)
             low, high, before, after, size = (part[keep] for part in (low, high, before, after, size))
-        return np.unique(((low + high) / 2).round(15)).tolist()
+        found: list[float] = np.unique((low + high) / 2).tolist()
+        return found
 
 
 def _all_times(times: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fem_hjb.paths.extent import Reach
 from fem_hjb.problems.box import BoolArray, Box
-from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge
+from fem_hjb.problems.gauge import Gauge, QuadraticGauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.axes import apply_axis
@@ -64,13 +64,15 @@ def first_grids(
             functions = [(y - background.guess(T, flat), y)]
             functions += [(part, part) for t in (0.0, 0.5 * T, T) for part in problem.b(t, flat).T]
             weight = np.maximum.reduceat(
-                found.weight(axis, line.nodes)[line.cell_dofs].ravel(), np.arange(0, line.cell_dofs.size, degree + 1)
+                np.sqrt(found.density(axis, line.nodes))[line.cell_dofs].ravel(),
+                np.arange(0, line.cell_dofs.size, degree + 1),
             )
             marked = np.zeros(line.n_cells, dtype=np.bool_)
             for values, whole in functions:
                 rows = values.reshape(len(points), line.n).T
                 size = max(
-                    float(np.abs(line.derivative @ rows * found.weight(axis, line.nodes)[:, None]).max()), 1e-300
+                    float(np.abs(line.derivative @ rows * np.sqrt(found.density(axis, line.nodes))[:, None]).max()),
+                    1e-300,
                 )
                 tails = line.modal_tail(line.derivative @ rows).max(axis=1)
                 marked |= (tails * weight > _FIRST_TAIL * size) & (tails > 1e-9 * np.abs(whole).max())
@@ -96,19 +98,16 @@ def unresolved(solution: Solution, found: Reach, threshold: float) -> list[BoolA
     and integrated over the other axes under a product of the densities of the axes, at their largest over some times.
     """
     basis = spectral(solution)
-    lines, times = basis.lines, solution.space.time.n_dofs
+    grid = np.asarray(solution.coefficients)
+    lines, times = basis.lines, len(grid)
     rows = np.unique(
         np.concatenate([np.linspace(0, times - 1, 9), times - 1 - np.arange(min(times, 4))]).astype(np.int64)
     )
-    density = [found.weight(k, line.nodes) ** 2 for k, line in enumerate(lines)]
+    density = [found.density(k, line.nodes) for k, line in enumerate(lines)]
     mass = [part * line.weights / (part @ line.weights) for part, line in zip(density, lines, strict=True)]
-    logarithmic = not isinstance(solution.gauge, ValueGauge)
     squares = [np.zeros(line.n_cells) for line in lines]
-    grid = np.asarray(solution.coefficients)
     for row in rows:
-        w = grid[row].reshape(basis.shape)
-        if logarithmic:
-            w = solution.problem.temperature * np.log(np.maximum(w, 1e-300))
+        w = solution.problem.temperature * np.log(np.maximum(grid[row].reshape(basis.shape), 1e-300))
         for k, line in enumerate(lines):
             slope = apply_axis(line.derivative, w, k)
             for m, other in enumerate(lines):

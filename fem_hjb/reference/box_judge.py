@@ -1,12 +1,12 @@
 r"""How wrong a run is: its plan followed again with one thing changed, and the differences under two laws.
 
 Followed again are: steps twice as long (whose error is about 16 times that of the run's own steps), and with these
-longer steps, which cost half as much, elements of two degrees less and a wider box. What the runs differ by at draws of
+longer steps, which cost half as much, elements of fewer degrees and a wider box. What the runs differ by at draws of
 X_t, uncontrolled and optimally controlled, relative to the largest norms over time, is the error.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
@@ -18,43 +18,57 @@ from fem_hjb.reference.box_panel import Grid, Operators
 from fem_hjb.reference.box_run import PanelRun, Run
 from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.spaces.spectral import contract_axes
-from fem_hjb.stepping.panel_lawson import LawsonPanel, replay
+from fem_hjb.stepping.lawson import LawsonPanel, replay
 from fem_hjb.support.checks import FloatArray
 
-LESS = 2  # degrees
+LESS = {1: 2, 2: 2, 3: 1}  # degrees
 WIDER = 0.06  # of the width, by which a box is enlarged on each side
 _ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
+_FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
 _DRAWS = {1: 2048, 2: 1024, 3: 512}
 _NEAR_T = (0.0, 0.003, 0.01, 0.02, 0.04)  # of the time to go
 _MOST_TIMES = 14
 _WORTH = 40.0  # draws: fewer do not stand for a law
-_DOUBT, _LEAST_GAIN = 1.0, 0.03  # of what two degrees more are worth
+_DOUBT, _LEAST_GAIN = 1.0, 0.03  # of what these degrees are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]
+Steps = Callable[[FloatArray], list[float]]
 
 
-def followed(run: Run, coefficients: Coefficients, *, less: int = 0, wider: float = 0.0) -> Run:
-    """The plan of a run again, with steps twice as long, and perhaps elements of fewer degrees or a wider box."""
+def followed(
+    run: Run,
+    coefficients: Coefficients,
+    lengths: Steps,
+    *,
+    less: int = 0,
+    wider: float = 0.0,
+) -> Run:
+    """The plan of a run again, with other steps, and perhaps elements of fewer degrees or a wider box.
+
+    lengths : what becomes of the steps (k,) of a panel.
+    """
     equation = run.equation
     T = equation.problem.horizon
     result = Run(equation)
     before: PanelRun | None = None
     for own in run.panels:
-        s0, s1 = own.ends[0], own.ends[-1]
+        s0, s1 = float(own.ends[0]), float(own.ends[-1])
         operators, lawson = own.operators, own.lawson
         if less or wider:
             edges = widened(own.edges, equation.truncated, wider) if wider else own.edges
             grid = make_grid(edges, own.grid.lines[0].degree - less, equation.reaches, 1 - s1 / T, 1 - s0 / T)
             operators = Operators.of(equation, grid, _table(own, grid, coefficients, anew=bool(wider)))
-            lawson = LawsonPanel(operators.separable, operators.remainder, lambda e: 0.0)
+            lawson = None
+        if lawson is None:
+            lawson = LawsonPanel(operators.separable, operators.remainder, operators.root_mean_square)
         grid = operators.grid
         u = equation.start(grid) if before is None else transfer(before.states[-2], before.grid, grid)
-        steps = list(replay(lawson, operators.part(s0, u), s0, merged(np.diff(own.ends).tolist())))
+        steps = list(replay(lawson, u, s0, lengths(np.diff(own.ends))))
         result.keep(operators, lawson, steps, s1)
         before = result.panels[-1]
         if not np.isfinite(before.states[-2]).all():
-            result.complaint = "steps twice as long are not stable"
+            result.complaint = f"not stable at t={T - s1:.6g}"
             break
     return result
 
@@ -73,15 +87,20 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients, *, anew: bool)
     return Table(old.s0, old.s1, fields)
 
 
-def merged(lengths: Sequence[float]) -> list[float]:
+def merged(lengths: FloatArray) -> list[float]:
     """Neighbours of one length joined to one step."""
     result: list[float] = []
     k = 0
     while k < len(lengths):
         pair = k + 1 < len(lengths) and abs(lengths[k] - lengths[k + 1]) <= 1e-9 * lengths[k]
-        result.append(lengths[k] + lengths[k + 1] if pair else lengths[k])
+        result.append(float(lengths[k] + lengths[k + 1] if pair else lengths[k]))
         k += 2 if pair else 1
     return result
+
+
+def cut(parts: int) -> Steps:
+    """Each step in so many parts."""
+    return lambda lengths: np.repeat(lengths / parts, parts).tolist()
 
 
 @final
@@ -145,16 +164,31 @@ class Judge:
 
     def parts(self, coefficients: Coefficients) -> Parts:
         """The parts of the error, (value, policy) each."""
-        longer = followed(self.run, coefficients)
-        value, policy = self.difference(self.run, longer)
-        found: Parts = {"time": (value / _ORDER_GAIN, policy / _ORDER_GAIN)}
-        found["space"] = self._space(longer, followed(self.run, coefficients, less=LESS))
+        steps: Steps = merged
+        other = followed(self.run, coefficients, steps)
+        gain = 1.0 / _ORDER_GAIN
+        base = other
+        if other.complaint:  # steps as they are are the longest that are stable: see what shorter ones change
+            other, steps, base, gain = followed(self.run, coefficients, cut(2)), cut(1), self.run, _FROM_SHORTER
+        value, policy = self.difference(self.run, other)
+        found: Parts = {"time": (gain * value, gain * policy)}
+        poorer = followed(self.run, coefficients, steps, less=LESS[self.equation.problem.dim])
+        found["space"] = self._space(base, poorer)
         if self.equation.truncated.any():
-            found["truncation"] = self.difference(longer, followed(self.run, coefficients, wider=WIDER))
+            found["truncation"] = self._truncation(base, coefficients, steps)
         return found
 
+    def _truncation(self, base: Run, coefficients: Coefficients, steps: Steps) -> tuple[float, float]:
+        """Of a wider box; where more happens than the steps can follow, they are cut."""
+        wider = followed(self.run, coefficients, steps, wider=WIDER)
+        for parts in (1, 2, 4, 8):
+            if not wider.complaint:
+                break
+            base, wider = self.run, followed(self.run, coefficients, cut(parts), wider=WIDER)
+        return self.difference(base, wider)
+
     def _space(self, longer: Run, poorer: Run) -> tuple[float, float]:
-        """Of elements of two degrees less, times how much better those of the run are by what they do not resolve."""
+        """Of elements of fewer degrees, times how much better those of the run are by what they do not resolve."""
         value, policy = self.difference(longer, poorer)
         if poorer.complaint:
             return value, policy

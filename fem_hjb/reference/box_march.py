@@ -18,7 +18,7 @@ from fem_hjb.reference.box_grading import first_edges, halved, make_grid, regrad
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import Run, tails_of
 from fem_hjb.spaces.axes import apply_axis
-from fem_hjb.stepping.panel_lawson import LawsonPanel, Step, march
+from fem_hjb.stepping.lawson import LawsonPanel, Step, march
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
@@ -41,6 +41,7 @@ class Tolerances:
     """time : of a step;  dense : between its ends;  space : of what is not resolved of the gradient; all relative.
 
     table : of coefficients in time, relative.  degree : of the elements.  most : unknowns.
+    guess : the part of the spread of rewards in the box, over its width, that a gradient is expected to reach.
     """
 
     time: float
@@ -49,6 +50,7 @@ class Tolerances:
     table: float
     degree: int
     most: int
+    guess: float
 
 
 @final
@@ -64,7 +66,8 @@ class Marcher:
         self.rng = np.random.default_rng(0)
         corners = np.concatenate([self.T * _EDGES, self.T - np.asarray(equation.jumps)])
         self.corners = np.unique(corners[(corners >= 0) & (corners <= self.T)])
-        self.size_v = self.size_g = self.h = 0.0
+        self.least_v, self.least_g = self._scales()
+        self.size_v, self.size_g, self.h = self.least_v, self.least_g, 0.0
         self.rough = False  # whether the terminal reward is not resolved
 
     def run(self) -> Run:
@@ -93,13 +96,14 @@ class Marcher:
             slopes = [apply_axis(line.derivative, u, k) for k, line in enumerate(grid.lines)]
             found = unresolved(grid, slopes)
             value, *whole = self._whole(grid, self.T, u, slopes)
-            self.size_v = grid.mean(value**2) ** 0.5
-            self.size_g = sum(grid.mean(part**2) for part in whole) ** 0.5
-            allowed = self.tol.space * max(self.size_g, 1e-300)
-            edges = self._refined(grid, found, allowed, 1.0)
-            if edges is None or self._size(edges) > self.tol.most:
-                self.rough = edges is not None
+            self.size_v = max(grid.mean(value**2) ** 0.5, self.least_v)
+            self.size_g = max(sum(grid.mean(part**2) for part in whole) ** 0.5, self.least_g)
+            allowed = self.tol.space * self.size_g
+            more = self._refined(grid, found, allowed, 1.0)
+            if more is None or self._size(more) > self.tol.most:
+                self.rough = more is not None
                 return grid
+            edges = more
         self.rough = True
         return grid
 
@@ -149,7 +153,7 @@ class Marcher:
         if Lambda is None:
             Lambda = problem.Lambda(0.0, problem.initial_law.expectation)
         speed = float(np.sqrt(np.diag(Lambda).min() / T))
-        reward = 1.0 if coefficients.linear else max(self.size_v, _NOTHING * problem.temperature)
+        reward = 1.0 if coefficients.linear else self.size_v
         sizes = {"diffusion": 0.0, "drift": speed, "reward": reward / T}
         return [sizes[name] for name in coefficients.names]
 
@@ -170,7 +174,7 @@ class Marcher:
             operators = Operators.of(self.equation, grid, table)
             u = transfer(state[1], state[0], grid) if self.result.panels else self.equation.start(grid)
             panel = LawsonPanel(operators.separable, operators.remainder, partial(self._relative, operators))
-            steps, good, bad = self._steps(operators, panel, operators.part(s0, u), table.s1)
+            steps, good, bad = self._steps(operators, panel, u, table.s1)
             for name, number in panel.counts.items():
                 self.result.counts[name] = self.result.counts.get(name, 0) + number
             if steps or bad is None:
@@ -193,7 +197,7 @@ class Marcher:
             self.result.layer = end
             self.rough = self._refined(grid, good, self.tol.space * self.size_g, _TOLERATED) is not None
             new = edges if self.rough else new
-        return end, (grid, operators.whole(end, steps[-1].u1)[0]), new
+        return end, (grid, steps[-1].u1), new
 
     def _steps(
         self, operators: Operators, panel: LawsonPanel, u: FloatArray, end: float
@@ -201,7 +205,7 @@ class Marcher:
         """Steps as long as the gradient is resolved; what is not at the last of them, and where it is too much."""
         s0 = operators.table.s0
         self._measure(operators, s0, u)
-        good = tails_of(operators, [operators.whole(s0, u)[0]])
+        good = tails_of(operators, [u])
         first = min(self.h, end - s0) if self.h > 0 else self._first_step(operators, u, end - s0)
         steps: list[Step] = []
         kept, found = 0, good
@@ -212,7 +216,7 @@ class Marcher:
                 if len(steps) % _EVERY and len(steps) > 2 and at < end * (1 - 1e-12):
                     continue
                 self._measure(operators, at, step.u1)
-                found = tails_of(operators, [operators.whole(at, step.u1)[0]])
+                found = tails_of(operators, [step.u1])
                 allowed = self.tol.space * self.size_g
                 if not self.rough and max(map(total, found)) > _TOLERATED * allowed:
                     return steps[:kept], good, found
@@ -221,25 +225,39 @@ class Marcher:
             if self.rough:
                 raise
             if len(steps) > kept:
-                found = tails_of(operators, [operators.whole(at, steps[-1].u1)[0]])
+                found = tails_of(operators, [steps[-1].u1])
             return steps[:kept], good, found
         return steps, good, None
 
     def _first_step(self, operators: Operators, u: FloatArray, length: float) -> float:
         speed = operators.sizes(0.0, operators.remainder(0.0, u))
         fastest = max(a / max(b, 1e-300) for a, b in zip(speed, (self.size_v, self.size_g), strict=True))
-        return min(length / 3, max(self.tol.time**0.25 / max(fastest, 1e-300), 1e-10 * self.T))
+        return float(min(length / 3, max(self.tol.time**0.25 / max(fastest, 1e-300), 1e-10 * self.T)))
 
-    def _measure(self, operators: Operators, s: float, part: FloatArray) -> None:
+    def _measure(self, operators: Operators, s: float, u: FloatArray) -> None:
         """Norms of the value and of its gradient: the largest so far, or those of now where T is not resolved."""
-        u = operators.whole(s, part)[0]
         value, *slopes = self._whole(operators.grid, self.T - s, u, operators.gradient(u))
         slope = operators.policy_square(s, slopes) ** 0.5
         self.size_v = max(self.size_v, operators.grid.mean(value**2) ** 0.5)
-        self.size_g = slope if self.rough else max(self.size_g, slope)
+        self.size_g = max(slope, self.least_g if self.rough else self.size_g)
 
     def _relative(self, operators: Operators, error: FloatArray) -> float:
         value, slope = operators.sizes(operators.table.s0, error)
-        tiny = _NOTHING * self.equation.problem.temperature
-        width = float(np.ptp(np.stack(self.equation.box.bounds), axis=0).max())
-        return max(value / max(self.size_v, tiny), slope / max(self.size_g, tiny / width))
+        return max(value / self.size_v, slope / self.size_g)
+
+    def _scales(self) -> tuple[float, float]:
+        """What value and gradient are likely to reach at least, from how much the rewards differ in the box.
+
+        Too large a guess is seen by the judge, and run again without it; a small one wastes work on what is nothing.
+        """
+        equation, problem = self.equation, self.equation.problem
+        low, high = equation.box.bounds
+        x = self.rng.uniform(low, high, (_CHECKED, problem.dim))
+        rewards = problem.y(x)
+        if problem.running_reward is not None:
+            rewards = rewards + self.T * np.mean([problem.r(f * self.T, x) for f in (0.1, 0.5, 0.9)], axis=0)
+        width = float(np.ptp(np.stack(equation.box.bounds), axis=0).max())
+        spread = max(self.tol.guess * float(np.ptp(rewards)), _NOTHING * problem.temperature)
+        if equation.linear:
+            return _NOTHING, -np.expm1(-spread / problem.temperature) / width
+        return _NOTHING * problem.temperature, spread / width

@@ -1,4 +1,4 @@
-r"""The equation of a box on one panel of time, on one grid: the separable part and the rest, as `panel_lawson` asks.
+r"""The equation of a box on one panel of time, on one grid: the separable part and the rest, as `lawson` asks.
 
 On a tensor grid of spectral elements, D_k the averaged derivative along axis k and D2_k the weak Laplacian,
 
@@ -9,9 +9,10 @@ in the value form the quadratic term <Lambda grad w, grad w> / (2 alpha); see `b
 
 Faces of a truncation are open where the drift points inwards on all of them: nothing diffuses across, the rows of D2_k
 are zero there. That makes no boundary layer, and is stable as nothing comes from outside. Elsewhere faces have the
-natural condition d w/dn = 0. On absorbing faces values are prescribed.
+natural condition d w/dn = 0.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -24,13 +25,10 @@ from fem_hjb.paths.extent import Reach
 from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_coefficients import Table, inside, lobatto
+from fem_hjb.reference.box_coefficients import Table
 from fem_hjb.spaces.axes import (
     AxisMatrix,
     apply_axis,
-    apply_sum,
-    barycentric_rows,
-    differentiation_matrix,
     in_blocks,
     tensor_points,
 )
@@ -38,7 +36,6 @@ from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
 
 _STEEPEST = 4.0  # standard deviations between the middle of a box and its faces, of the weight of separable averages
-_LIFT_TIMES = 17  # of prescribed values on a panel
 _DIFFUSIVE = 0.6  # of its maximum over the other axes: the least diffusion of the separable part, for stability
 
 
@@ -74,15 +71,6 @@ class Grid:
         """Of values (*shape) under the weights."""
         return float(reduce(lambda array, w: w @ array.reshape(len(w), -1), self.masses, values).item())
 
-    def absorbed(self, equation: "Equation") -> BoolArray:
-        """(*shape): which nodes lie on absorbing faces."""
-        mask = np.zeros(self.shape, dtype=np.bool_)
-        domain = equation.problem.domain
-        if domain is not None:
-            for side, axis in np.argwhere(domain.where("absorbing")):
-                np.moveaxis(mask, axis, 0)[-side] = True
-        return mask
-
     def along(self, values: FloatArray, axis: int) -> FloatArray:
         """Values (n_axis,) along an axis, to be broadcast."""
         return values.reshape([-1 if k == axis else 1 for k in range(self.dim)])
@@ -102,18 +90,10 @@ class Equation:
     jumps: tuple[float, ...]
 
     def start(self, grid: "Grid") -> FloatArray:
-        """w or u at T, (*shape): what is prescribed on absorbing faces there."""
+        """w or u at T, (*shape)."""
         problem, x = self.problem, grid.nodes
         values = problem.y(x) - self.gauge.guess(problem.horizon, x)
-        result = (np.exp(values / problem.temperature) if self.linear else values).reshape(grid.shape)
-        if problem.domain is not None and problem.domain.absorbing:
-            result[grid.absorbed(self)] = self.prescribed(problem.horizon, x[grid.absorbed(self).ravel()])
-        return result
-
-    def prescribed(self, t: float, x: FloatArray) -> FloatArray:
-        """w or u (n,) at points of absorbing faces."""
-        values = self.problem.exit_reward(t, x) - self.gauge.guess(t, x)
-        return np.asarray(np.exp(values / self.problem.temperature) if self.linear else values)
+        return (np.exp(values / problem.temperature) if self.linear else values).reshape(grid.shape)
 
 
 @final
@@ -133,10 +113,8 @@ class Operators:
         truncated: BoolArray,
         alpha: float,
         linear: bool,
-        lift: "Lift | None" = None,
     ) -> None:
         self.grid, self.table, self.constant, self.alpha, self.linear = grid, table, constant, alpha, linear
-        self.lift = lift
         d = grid.dim
         self.D: list[AxisMatrix] = [in_blocks(line.derivative) for line in grid.lines]
         open_ = truncated & self._inward()
@@ -155,10 +133,7 @@ class Operators:
         """Those of an equation."""
         problem = equation.problem
         constant = problem.constant_diffusion
-        lift = None
-        if problem.domain is not None and problem.domain.absorbing:
-            lift = Lift(equation, grid, table.s0, table.s1)
-        return cls(grid, table, constant, equation.truncated, problem.temperature, equation.linear, lift)
+        return cls(grid, table, constant, equation.truncated, problem.temperature, equation.linear)
 
     def coefficients(self) -> FloatArray:
         """The table as it was before S was taken out."""
@@ -198,8 +173,6 @@ class Operators:
                 taken[d] = rate
             for place, part in taken.items():
                 values[:, place] -= grid.along(part, k)
-            if self.lift is not None:
-                S[self.lift.ends[k]] = 0.0
             self.separable.append(S)
             self._taken.append(diffusion)
             self._taken_of.append(taken)
@@ -210,7 +183,7 @@ class Operators:
             return np.full(self.grid.shape[k], self.constant[k, k])
         part = middle[self._upper[k, k]]
         others = tuple(i for i in range(self.grid.dim) if i != k)
-        return np.maximum(self._main_effect(part, k), _DIFFUSIVE * part.max(axis=others))
+        return np.asarray(np.maximum(self._main_effect(part, k), _DIFFUSIVE * part.max(axis=others)))
 
     def _main_effect(self, values: FloatArray, axis: int) -> FloatArray:
         others = [w for k, w in enumerate(self._averages) if k != axis]
@@ -221,32 +194,11 @@ class Operators:
         """The derivatives along the axes."""
         return [apply_axis(D, u, k) for k, D in enumerate(self.D)]
 
-    def whole(self, s: float, part: FloatArray, slope: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
-        """u and u' from the part of them that is stepped, which vanishes on absorbing faces."""
-        slope = part if slope is None else slope
-        return (part, slope) if self.lift is None else (part + self.lift.at(s), slope + self.lift.slope(s))
-
-    def part(self, s: float, u: FloatArray) -> FloatArray:
-        """The part of u that is stepped."""
-        if self.lift is None:
-            return u
-        return np.where(self.lift.absorbed, 0.0, u - self.lift.at(s))
-
-    def remainder(self, s: float, part: FloatArray) -> FloatArray:
-        """N(s, part)."""
-        if self.lift is None:
-            return self._remainder(s, part)
-        lifted = self.lift.at(s)
-        result = self._remainder(s, part + lifted)
-        result += apply_sum(self.separable, lifted)
-        result -= self.lift.slope(s)
-        result[self.lift.absorbed] = 0.0
-        return result
-
-    def _remainder(self, s: float, u: FloatArray) -> FloatArray:
+    def remainder(self, s: float, u: FloatArray) -> FloatArray:
+        """N(s, u)."""
         fields, slopes = self.table.at(s), self.gradient(u)
         if self.linear:
-            result = fields[self.grid.dim] * u
+            result = np.asarray(fields[self.grid.dim] * u)
             for b, slope in zip(fields, slopes, strict=False):
                 result += b * slope
         else:
@@ -257,7 +209,7 @@ class Operators:
     def _steered(self, fields: FloatArray, slopes: list[FloatArray]) -> FloatArray:
         """alpha rate + <b + Lambda grad w / (2 alpha), grad w>."""
         d = self.grid.dim
-        result = fields[d].copy()
+        result: FloatArray = np.array(fields[d])
         buffer = np.empty_like(result)
         for k, slope in enumerate(slopes):
             if self.constant is not None:
@@ -279,7 +231,7 @@ class Operators:
     def _varying(self, fields: FloatArray, k: int, m: int) -> FloatArray:
         """Lambda_km, what was taken out of it put back."""
         part = fields[self._upper[k, m]]
-        return part + self.grid.along(self._taken[k], k) if k == m else part
+        return np.asarray(part + self.grid.along(self._taken[k], k)) if k == m else part
 
     def _second_order(self, fields: FloatArray, u: FloatArray, slopes: list[FloatArray], result: FloatArray) -> None:
         """Add what S leaves of 1/2 Tr(Lambda Hess u)."""
@@ -303,62 +255,20 @@ class Operators:
             pairs = sum(self.constant[k, m] * grid.mean(slopes[k] * slopes[m]) for k, m in self._pairs)
             return max(float(total + 2 * pairs), 0.0)
         fields = self.table.at(s)
-        density = sum(self._varying(fields, k, k) * slope * slope for k, slope in enumerate(slopes))
-        density = density + sum(2 * self._varying(fields, k, m) * slopes[k] * slopes[m] for k, m in self._pairs)
+        density = np.zeros(grid.shape)
+        for k, slope in enumerate(slopes):
+            density += self._varying(fields, k, k) * slope * slope
+        for k, m in self._pairs:
+            density += 2 * self._varying(fields, k, m) * slopes[k] * slopes[m]
         return max(grid.mean(density), 0.0)
+
+    def root_mean_square(self, u: FloatArray) -> float:
+        """The norm of u under the weights of the grid."""
+        return math.sqrt(self.grid.mean(u * u))
 
     def sizes(self, s: float, u: FloatArray) -> tuple[float, float]:
         """The norms of u and, in the metric of Lambda, of its gradient."""
-        return float(np.sqrt(self.grid.mean(u * u))), float(np.sqrt(self.policy_square(s, self.gradient(u))))
-
-
-@final
-class Lift:
-    """A smooth function on the grid that takes the prescribed values on absorbing faces, and its change in time.
-
-    Along an axis with one absorbing face it is constant, with two linear between them; one axis after the other.
-    """
-
-    def __init__(self, equation: Equation, grid: Grid, s0: float, s1: float) -> None:
-        problem = equation.problem
-        domain = problem.domain
-        where = np.zeros((2, grid.dim), dtype=np.bool_) if domain is None else domain.where("absorbing")
-        self.absorbed = grid.absorbed(equation)
-        self.ends = [[-side for side in range(2) if where[side, k]] for k in range(grid.dim)]
-        nodes = lobatto(_LIFT_TIMES)
-        x = grid.nodes[self.absorbed.ravel()]
-        values = np.stack([equation.prescribed(problem.horizon - s, x) for s in inside(s0, s1, nodes)])
-        if np.ptp(values, axis=0).max(initial=0.0) <= 1e-14 * np.abs(values).max(initial=0.0):
-            values, nodes = values[:1], nodes[:1]
-        self.s0, self.length, self.nodes = s0, s1 - s0, nodes
-        self.values = np.stack([self._extended(grid, where, row) for row in values])
-        self._D = differentiation_matrix(nodes) / self.length if len(nodes) > 1 else np.zeros((1, 1))
-
-    def _extended(self, grid: Grid, where: BoolArray, row: FloatArray) -> FloatArray:
-        given = np.zeros(grid.shape)
-        given[self.absorbed] = row
-        result = np.zeros(grid.shape)
-        for k, line in enumerate(grid.lines):
-            if not where[:, k].any():
-                continue
-            left = np.moveaxis(given - result, k, 0)
-            theta = ((line.nodes - line.nodes[0]) / np.ptp(line.nodes)).reshape(-1, *[1] * (grid.dim - 1))
-            if where[:, k].all():
-                blended = (1 - theta) * left[0] + theta * left[-1]
-            else:
-                blended = np.broadcast_to(left[0] if where[0, k] else left[-1], left.shape)
-            result = result + np.moveaxis(blended, 0, k)
-        return result
-
-    def at(self, s: float) -> FloatArray:
-        """(*shape) at a time to go."""
-        rows = barycentric_rows(self.nodes, np.array([(s - self.s0) / self.length]))[0]
-        return np.tensordot(rows, self.values, 1)
-
-    def slope(self, s: float) -> FloatArray:
-        """Its derivative there."""
-        rows = barycentric_rows(self.nodes, np.array([(s - self.s0) / self.length]))[0]
-        return np.tensordot(rows @ self._D, self.values, 1)
+        return self.root_mean_square(u), self.policy_square(s, self.gradient(u)) ** 0.5
 
 
 def _broad(line: SpectralLine) -> FloatArray:

@@ -11,8 +11,10 @@ from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space
-from fem_hjb.stepping.panel_lawson import LawsonPanel, Step, hermite
+from fem_hjb.stepping.lawson import LawsonPanel, Step, hermite
 from fem_hjb.support.checks import FloatArray
+
+_KEPT = 32  # panels whose exponentials are kept
 
 
 @final
@@ -21,7 +23,7 @@ class PanelRun:
     """One panel of a run: what was solved there, the times to go at the ends of its steps, and u and u' there."""
 
     operators: Operators
-    lawson: LawsonPanel
+    lawson: LawsonPanel | None  # kept for its exponentials
     ends: FloatArray
     states: list[FloatArray]
 
@@ -56,9 +58,8 @@ class Run:
         """Add a panel that ends at s1."""
         ends = np.array([steps[0].s, *(step.s + step.h for step in steps)])
         ends[-1] = s1
-        found = [(steps[0].u0, steps[0].slope0), *((step.u1, step.slope1) for step in steps)]
-        states = [w for s, pair in zip(ends, found, strict=True) for w in operators.whole(float(s), *pair)]
-        self.panels.append(PanelRun(operators, lawson, ends, states))
+        states = [steps[0].u0, steps[0].slope0, *(w for step in steps for w in (step.u1, step.slope1))]
+        self.panels.append(PanelRun(operators, lawson if len(self.panels) < _KEPT else None, ends, states))
 
     @property
     def tails(self) -> float:
@@ -69,6 +70,11 @@ class Run:
             if panel.ends[-1] > self.layer
         ]
         return max(float(np.sqrt(sum((part**2).sum() for part in axes))) for axes in found)
+
+    @property
+    def nonpositive(self) -> int:
+        """The number of nodes, at ends of steps, where u <= 0."""
+        return sum(int((u <= 0).sum()) for panel in self.panels for u in panel.states[::2])
 
     @property
     def dofs(self) -> int:

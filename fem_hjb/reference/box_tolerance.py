@@ -5,38 +5,39 @@ worth. Parts that exceed their share of the tolerance are asked for more accurat
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import numpy as np
 
-from fem_hjb.paths.extent import LawSample, Reach, box_of, checked_box, reach_of, sample_law
+from fem_hjb.paths.extent import LawSample, Reach, box_of, reach_of, sample_law
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, ValueGauge, constant_gauge
+from fem_hjb.problems.gauge import ValueGauge
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_background import quadratic_gauge, ranges
+from fem_hjb.reference import box_absorbing
 from fem_hjb.reference.box_coefficients import Coefficients
+from fem_hjb.reference.box_form import choose_form, given_box
 from fem_hjb.reference.box_judge import Judge, Parts
 from fem_hjb.reference.box_march import Marcher, Tolerances
 from fem_hjb.reference.box_panel import Equation
 from fem_hjb.reference.box_run import Run
-from fem_hjb.reference.faces import check_faces, truncated
+from fem_hjb.reference.faces import truncated
 from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
-from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError, DomainError
+from fem_hjb.support.errors import ConvergenceError
 from fem_hjb.support.progress import Progress
 
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.6, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
-_TIME, _DENSE, _SPACE, _TABLE, _MASS = 0.02, 0.2, 0.3, 0.3, 0.1  # of the tolerance; the mass, of its square
+_SPACE = {1: 0.3, 2: 0.3, 3: 0.2}  # of the tolerance
+_TIME, _DENSE, _TABLE, _MASS = 0.02, 0.2, 0.3, 0.1  # of the tolerance; the mass, of its square
+_GUESS = 0.03
 _LEAST = 1e-13
 _WORTH = 100.0  # draws, that the law under control is read off
 _ROUNDING = 3e-13  # relative: the least error that is admitted
-_SHALLOW = 3.0  # |log u| up to which the linear form is used on a bounded domain, where it is all separable
-_UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
 
 
 def solve_to_tolerance(
@@ -49,11 +50,16 @@ def solve_to_tolerance(
     seed: int = 0,
 ) -> Solution:
     """Runs until the estimate meets the tolerance, or nothing more can be done; see the module."""
+    if problem.domain is not None and problem.domain.absorbing:
+        if form == "value":
+            raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
+        own = None if box is None else given_box(problem, box)
+        return box_absorbing.solve_stopped(problem, rtol, own, max_dofs, progress, seed)
     told = (lambda _: None) if progress is None else progress
     search = _Search(problem, rtol, form, box, max_dofs, seed)
     best: _Judged | None = None
     for k in range(_ROUNDS):
-        found = search.run(lambda part, k=k: told((k + 0.7 * part) / _ROUNDS))
+        found = search.run(partial(_part_of, told, k))
         if best is None or found.error <= best.error:
             best = found
         if found.error <= rtol or not search.tightened(found):
@@ -90,17 +96,18 @@ class _Search:
         self.reaches = reaches_of(self.sample)
         self.mass = max(_MASS * rtol**2, 1e-22)
         self.most = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
-        self.box = box_of(problem, self.reaches, self.mass) if box is None else _given(problem, box)
+        self.box = box_of(problem, self.reaches, self.mass) if box is None else given_box(problem, box)
         self.gauge, self.linear, self.why = choose_form(problem, self.box, form)
         self.coefficients = Coefficients(problem, self.gauge, self.linear)
         self.jumps = tuple(self.coefficients.jumps(np.concatenate([self.sample.x[0][:12], self.sample.x[-1][:12]])))
         self.tolerances = Tolerances(
             time=max(_TIME * rtol, _LEAST),
             dense=_DENSE * rtol,
-            space=_SPACE * rtol,
+            space=_SPACE[problem.dim] * rtol,
             table=_TABLE * rtol,
             degree=_degree(problem.dim, rtol),
             most=self.most,
+            guess=_GUESS,
         )
         self.count = 0
 
@@ -131,6 +138,8 @@ class _Search:
         if excess["space"] > 1:
             changes["space"] = t.space * float(np.clip(0.4 / excess["space"], 0.02, 0.5))
             changes["table"] = t.table * 0.3
+        if changes:
+            changes["guess"] = t.guess * 0.1
         if excess.get("truncation", 0.0) > 1 and self.given is None and self.mass > 1e-30:
             self.mass *= float(np.clip(excess["truncation"] ** -3.0, 1e-8, 1e-2))
             self.box = box_of(self.problem, self.reaches, self.mass)
@@ -147,7 +156,7 @@ class _Search:
         value, policy = ({name: part[i] for name, part in best.parts.items()} for i in range(2))
         value["space"] += rounding
         policy["space"] += rounding
-        bad = int((rows <= 0).sum()) if self.linear else 0
+        bad = run.nonpositive if self.linear else 0
         stats = {
             "form": "linear" if self.linear else "value",
             "route": "lawson",
@@ -170,10 +179,14 @@ class _Search:
             coefficients=rows,
             gauge=self.gauge if self.linear else ValueGauge(background=self.gauge),
             method="box",
-            status="ok" if not bad else f"u is not positive at {bad} of {rows.size} nodes of space and time",
+            status="ok" if not bad else f"u is not positive at {bad} nodes of space and time",
             stats=stats,
             error_estimate=combine(value, policy),
         )
+
+
+def _part_of(told: Progress, k: int, part: float) -> None:
+    told((k + 0.7 * part) / _ROUNDS)
 
 
 def _degree(dim: int, rtol: float) -> int:
@@ -211,53 +224,3 @@ def _evaluate(solution: Any, t: float, x: FloatArray) -> tuple[FloatArray, Float
     """v (n,) and grad v (n, d); nan outside the box and where f <= 0."""
     how = {"outside": "nan", "nonpositive": "nan"}
     return solution.value(t, x, **how), solution.gradient(t, x, **how)
-
-
-def _given(problem: ControlProblem, box: Box) -> Box:
-    """The user's box, with the faces of problem.domain where it has some."""
-    checked_box(problem, box)
-    check_faces(problem, box, ~truncated(problem))
-    domain = problem.domain
-    samples = problem.initial_law.sample(4096, np.random.default_rng(0))
-    outside = 1.0 - float(box.contains(samples).mean())
-    if outside > _UNCOVERED:
-        raise DomainError(
-            f"the box leaves out {outside:.1%} of the initial law of {problem.name!r}, at most {_UNCOVERED:.0%} is"
-            f" allowed: it is {box.bounds[0].tolist()} to {box.bounds[1].tolist()}, samples of the law lie in"
-            f" {samples.min(axis=0).tolist()} to {samples.max(axis=0).tolist()}; take a larger box"
-        )
-    if domain is None:
-        return Box(*box.bounds, boundary="natural")
-    return Box(*box.bounds, boundary=domain.boundary, exit_reward=domain.exit_reward)
-
-
-def choose_form(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge | QuadraticGauge, bool, str]:
-    """The background, whether the linear form is used, and why."""
-    lower, upper = box.bounds
-    lines = [np.linspace(a, b, 9 if problem.dim == 3 else 33) for a, b in zip(lower, upper, strict=True)]
-    x = tensor_points(lines)
-    times = np.linspace(0.0, problem.horizon, 9)
-    constants = constant_gauge(problem, x, times)
-    kinds = np.asarray(box.faces)
-    truncated = bool((kinds == "natural").any())
-    # At a reflecting face d v/dn = 0, which d u/dn = 0 is only if nothing with a slope has been taken out.
-    reflecting = bool((kinds == "reflecting").any())
-    quadratic = quadratic_gauge(problem, box, constants) if truncated and not reflecting else None
-    candidates: list[Gauge | QuadraticGauge] = [constants] if quadratic is None else [quadratic, constants]
-    spreads = [ranges(problem, each, x, times) for each in candidates]
-    absorbing = problem.domain is not None and problem.domain.absorbing
-    # Where u is large elsewhere, rounding is large against u where it is small.
-    weight = 3.0 if absorbing or form == "linear" else 1.0
-    best = min(range(len(candidates)), key=lambda k: weight * spreads[k][0] + spreads[k][1])
-    above, below = spreads[best]
-    fits = not truncated and max(below, above) <= _SHALLOW
-    name = "a quadratic" if isinstance(candidates[best], QuadraticGauge) else "constants"
-    why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
-    if absorbing and form == "value":
-        raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
-    if absorbing and below > UNDERFLOW:
-        raise ConvergenceError(
-            f"{why}: too many for the linear form, and the value form has no absorbing faces; raise the temperature"
-        )
-    linear = form == "linear" or absorbing or (form is None and fits)
-    return candidates[best], linear, why

@@ -1,28 +1,29 @@
 """The Fokker-Planck equation on one box with one grid: collocation in one dimension, Lawson's method in more."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
 
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_cells import hermite
-from fem_hjb.reference.box_operators import BoxOperators, Fields, SeparableOperator
+from fem_hjb.reference.box_operators import BoxOperators, Fields
 from fem_hjb.reference.faces import absorbed_nodes
 from fem_hjb.reference.fokker_planck_start import Begin, March, in_time, no_gauge
-from fem_hjb.spaces.axes import apply_sum
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.spectral import SpectralBasis
-from fem_hjb.stepping.lawson import LawsonStep, lawson
+from fem_hjb.stepping.lawson import LawsonPanel, hermite, march
 from fem_hjb.stepping.radau import radau
 from fem_hjb.support.checks import FloatArray, IntArray
-from fem_hjb.support.errors import ConvergenceError, DomainError
+from fem_hjb.support.errors import DomainError
 
+_FREEZES = np.array([0.0, 0.01, 0.03, 0.07, 0.13, 0.22, 0.35, 0.55, 0.77, 1.0])  # of the horizon: panels of time
+_FIRST = 64  # parts of it that the first step is at most one of
 _STAGES = 4  # of collocation: its dense output has the degree of the elements in time
 
 _Rows = tuple[LineBasis, FloatArray, dict[str, Any]]
-_State = tuple[float, FloatArray, FloatArray]  # a time, p and its slope
 
 
 @final
@@ -32,9 +33,6 @@ class _Adjoint:
     def __init__(self, operators: BoxOperators, absorbed: BoolArray) -> None:
         self.operators = operators
         self.free = ~absorbed.reshape(operators.shape)
-        self._parts: SeparableOperator | None = None
-        self._frozen: Sequence[FloatArray] = []
-        self._left: tuple[Fields, SeparableOperator, Fields] | None = None
         self._dense: tuple[Fields, FloatArray] | None = None
 
     def norm(self, p: FloatArray) -> float:
@@ -48,35 +46,23 @@ class _Adjoint:
             self._dense = fields, _adjoint(self.operators.dense(fields), self.operators.weights)
         return self._dense[1]
 
-    def separable(self, t: float) -> Sequence[FloatArray]:
-        """The transposed separable part, one matrix for each axis."""
-        if self._parts is None or not self.operators.autonomous:
-            self._parts = self.operators.separable(self.operators.fields(t))
-            frozen = []
-            for k, (S, line) in enumerate(zip(self._parts.matrices, self.operators.basis.lines, strict=True)):
-                inside = self.free.any(axis=tuple(i for i in range(self.free.ndim) if i != k))
-                frozen.append(_adjoint(S, line.weights) * np.outer(inside, inside))
-            self._frozen = frozen
-        return self._frozen
+    def freeze(self, t: float) -> tuple[Sequence[FloatArray], Callable[[float, FloatArray], FloatArray]]:
+        """The transposed separable part at a time, one matrix for each axis, and what it leaves of L* p."""
+        operators = self.operators
+        parts = operators.separable(operators.fields(t))
+        frozen = []
+        for k, (S, line) in enumerate(zip(parts.matrices, operators.basis.lines, strict=True)):
+            inside = self.free.any(axis=tuple(i for i in range(self.free.ndim) if i != k))
+            frozen.append(_adjoint(S, line.weights) * np.outer(inside, inside))
+        last: list[Any] = [None, None]
 
-    def remainder(self, t: float, p: FloatArray, frozen: Sequence[FloatArray]) -> FloatArray:
-        """What is left of L* p."""
-        parts = self._parts
-        if parts is None or frozen is not self._frozen:
-            raise ConvergenceError("the separable part was not frozen here")
-        fields = self.operators.fields(t)
-        if self._left is None or self._left[0] is not fields or self._left[1] is not parts:
-            self._left = fields, parts, self.operators.remainder(fields, parts)
-        return np.where(self.free, self.operators.transpose(self._left[2], p), 0.0)
+        def remainder(s: float, p: FloatArray) -> FloatArray:
+            fields = operators.fields(s)
+            if last[0] is not fields:
+                last[:] = fields, operators.remainder(fields, parts)
+            return np.where(self.free, operators.transpose(last[1], p), 0.0)
 
-    def apply(self, t: float, p: FloatArray) -> FloatArray:
-        """L* p."""
-        return np.where(self.free, self.operators.transpose(self.operators.fields(t), p), 0.0)
-
-    def bound(self, t: float) -> float:
-        """Of the spectral radius of the remainder, which is that of its transpose."""
-        fields = self.operators.fields(t)
-        return sum(self.operators.bound(self.operators.remainder(fields, self.operators.separable(fields))))
+        return frozen, remainder
 
 
 def _adjoint(matrix: FloatArray, weights: FloatArray) -> FloatArray:
@@ -122,73 +108,28 @@ def _collocation(
     return *in_time(rows, ends, T, "P4"), {"route": "collocation", "steps": len(ends) - 1, "rejected": rejected}
 
 
+def _relative(adjoint: _Adjoint, size: float, error: FloatArray) -> float:
+    return adjoint.norm(error) / size
+
+
 def _lawson(adjoint: _Adjoint, p: FloatArray, start: float, rtol: float, tell: Callable[[float], None]) -> _Rows:
+    """The separable part is frozen over parts of time that grow with the time passed."""
     T = adjoint.operators.problem.horizon
+    edges = np.array([0.0, T]) if adjoint.operators.autonomous else T * _FREEZES
+    edges = np.concatenate([[start], edges[edges > start * (1 + 1e-9)]])
+    rows, ends = [p.ravel()], [start]
     counts: dict[str, Any] = {"route": "lawson", "steps": 0, "rejected": 0}
-
-    def states() -> Iterator[_State]:
-        for step in lawson(
-            adjoint.separable,
-            adjoint.remainder,
-            p,
-            start,
-            T,
-            rtol=rtol,
-            norm=adjoint.norm,
-            remainder_bound=adjoint.bound,
-        ):
-            counts["steps"] += 1
-            counts["rejected"] += step.rejected
-            end = step.t + step.h
-            first = step.t, step.f0, apply_sum(step.frozen, step.f0) + step.remainder0
-            if step.t == start:
-                yield first
-            last = end, step.f1, apply_sum(step.frozen, step.f1) + step.remainder1
-            yield from _between(adjoint, step, first, last, rtol)
-            tell(min(1.0, end / T))
-
-    rows, ends = _joined(states(), adjoint.norm, rtol)
+    h = (T - start) / _FIRST
+    for begin, end in pairwise(edges.tolist()):
+        frozen, remainder = adjoint.freeze(0.5 * (begin + end))
+        size = adjoint.norm(p)
+        panel = LawsonPanel(frozen, remainder, partial(_relative, adjoint, size))
+        for step in march(panel, p, begin, end, rtol=rtol, rtol_dense=rtol, first=h):
+            rows += [hermite(part, step.h, *step.ends).ravel() for part in (1 / 3, 2 / 3)]
+            rows.append(step.u1.ravel())
+            ends.append(step.s + step.h)
+            tell(min(1.0, ends[-1] / T))
+        p, h = step.u1, step.h
+        for name in ("steps", "rejected"):
+            counts[name] += panel.counts[name]
     return *in_time(rows, ends, T, "P3"), counts
-
-
-def _between(adjoint: _Adjoint, step: LawsonStep, first: _State, last: _State, tolerance: float) -> Iterator[_State]:
-    """States after `first` up to `last` within a step, so many that cubics between them fit.
-
-    The step itself may be of any length, as it solves what is separable exactly.
-    """
-    t = 0.5 * (first[0] + last[0])
-    p = step.dense((t - step.t) / step.h)
-    if last[0] - first[0] > 1e-6 * step.h and adjoint.norm(_cubic(first, last, 0.5) - p) > tolerance * adjoint.norm(p):
-        middle = t, p, adjoint.apply(t, p)
-        yield from _between(adjoint, step, first, middle, tolerance)
-        yield from _between(adjoint, step, middle, last, tolerance)
-    else:
-        yield last
-
-
-def _joined(
-    states: Iterator[_State], norm: Callable[[FloatArray], float], tolerance: float
-) -> tuple[list[FloatArray], list[float]]:
-    """Values at the nodes of cubics in time, as long as possible: the middle one of the states passed over must fit."""
-    cell = [next(states)]
-    rows, ends = [cell[0][1].ravel()], [cell[0][0]]
-
-    def close() -> None:
-        first, last = cell[0], cell[-1]
-        rows.extend([_cubic(first, last, 1 / 3).ravel(), _cubic(first, last, 2 / 3).ravel(), last[1].ravel()])
-        ends.append(last[0])
-
-    for state in states:
-        if len(cell) > 1:
-            middle = cell[len(cell) // 2]
-            theta = (middle[0] - cell[0][0]) / (state[0] - cell[0][0])
-            if norm(_cubic(cell[0], state, theta) - middle[1]) > tolerance * norm(middle[1]):
-                close()
-                cell = [cell[-1]]
-        cell.append(state)
-    close()
-    return rows, ends
-
-
-def _cubic(first: _State, last: _State, theta: float) -> FloatArray:
-    return hermite(theta, last[0] - first[0], first[1:], last[1:])

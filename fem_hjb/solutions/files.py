@@ -25,6 +25,7 @@ from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.meshes import KINDS
+from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.spaces.tensor import SplineBasis, TensorBasis
@@ -113,23 +114,22 @@ def _pack(solution: Solution) -> tuple[dict[str, Any], dict[str, Any]]:
         "unknown": type(gauge).__name__,
         "excluded_mass": space.excluded_mass,
         "floor": solution.floor,
-        "time_kind": space.time.kind,
-        "element": space.spatial.element,
     }
-    arrays = {
-        "coefficients": np.asarray(solution.coefficients),
-        **_gauge_arrays(gauge),
-        "time_grid": space.time.points,
-        **_basis_arrays(space.spatial),
-    }
+    arrays = {"coefficients": np.asarray(solution.coefficients), **_gauge_arrays(gauge)}
+    if isinstance(space, Space):
+        text |= {"time_kind": space.time.kind, "element": space.spatial.element}
+        return text, arrays | {"time_grid": space.time.points, **_basis_arrays(space.spatial)}
+    text["panels"] = len(space.panels)
+    for k, panel in enumerate(space.panels):
+        own = {"time_grid": panel.time.points, **_basis_arrays(panel.spatial)}
+        arrays |= {f"panel_{k}_{name}": array for name, array in own.items()}
     return text, arrays
 
 
 def _unpack(text: Mapping[str, Any], arrays: Mapping[str, Any], problem: ControlProblem) -> Solution:
-    time = LineBasis(arrays["time_grid"], text["time_kind"])
     return Solution(
         problem=problem,
-        space=Space.product(time, _basis(arrays, text["element"]), excluded_mass=text["excluded_mass"]),
+        space=_panels(text["panels"], arrays) if "panels" in text else _space(text, arrays),
         coefficients=arrays["coefficients"],
         gauge=_gauge(arrays, text["unknown"]),
         method=text["method"],
@@ -138,6 +138,20 @@ def _unpack(text: Mapping[str, Any], arrays: Mapping[str, Any], problem: Control
         error_estimate=_estimate(text),
         floor=text.get("floor", 0.0),
     )
+
+
+def _space(text: Mapping[str, Any], arrays: Mapping[str, Any]) -> Space:
+    time = LineBasis(arrays["time_grid"], text["time_kind"])
+    return Space.product(time, _basis(arrays, text["element"]), excluded_mass=text["excluded_mass"])
+
+
+def _panels(count: int, arrays: Mapping[str, Any]) -> PanelSpace:
+    panels = []
+    for k in range(count):
+        start = f"panel_{k}_"
+        own = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+        panels.append(Space.from_(LineBasis(own["time_grid"], "hermite"), _basis(own, "gll")))
+    return PanelSpace(tuple(panels))
 
 
 def _estimate(text: Mapping[str, Any]) -> ErrorEstimate | None:

@@ -16,6 +16,7 @@ from fem_hjb.problems.gauge import Unknown, ValueGauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.spaces.mesh import MeshBasis
+from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.recovery import GradientRecovery
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray, as_points, one_of, positive_number
@@ -57,7 +58,7 @@ class Solution(Plain):
     """
 
     problem: ControlProblem
-    space: Space
+    space: Space | PanelSpace
     coefficients: ArrayLike
     gauge: Unknown
     method: str
@@ -87,7 +88,7 @@ class Solution(Plain):
             put(self, "floor", positive_number(self.floor, "floor", PositivityError))
             if not self._logarithmic:
                 raise PositivityError("this solution is of v itself, whose sign is free: it needs no floor")
-        if isinstance(space.spatial, MeshBasis):
+        if isinstance(space, Space) and isinstance(space.spatial, MeshBasis):
             put(self, "_recovered", _RecoveredGradients(grid, space, space.spatial, self.floor))
 
     @property

@@ -316,7 +316,7 @@ def contract_axes(local: FloatArray, tables: Sequence[FloatArray]) -> Tables:
     local (n, l_1, ..., l_d);  tables, per axis (n, 1 or 2, l_k): values and perhaps derivatives.
     """
     d, order = len(tables), tables[0].shape[1] - 1
-    parts = {(): local}
+    parts: dict[tuple[int, ...], FloatArray] = {(): local}
     for k in range(d - 1, -1, -1):
         parts = {
             (m, *slot): np.matmul(part, tables[k][:, m].reshape(len(local), *[1] * (k - 1), -1, 1))[..., 0]

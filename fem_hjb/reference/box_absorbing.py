@@ -1,8 +1,9 @@
-r"""One problem on boxes, to a tolerance: plans are solved, judged by what their neighbours differ by, and refined.
+r"""Processes that are stopped at faces, on boxes, to a tolerance: plans are solved, judged by neighbours, and refined.
 
-Each plan (`box_grids.Plan`) is solved by `box_solve`, and again with each of three things changed on its own: cells of
-a higher degree, a smaller tolerance in time, a larger box. The differences, in the norms of `compare`, are the parts of
-the estimate: what is returned is the solution whose error they measure, not the richer ones they are measured with. As
+Lawson's method loses its order where values are prescribed on faces, so these are solved by implicit steps, in the
+linear form. Each plan (`box_grids.Plan`) is solved by `box_solve`, and again with each of three things changed on its
+own: cells of a higher degree, a smaller tolerance in time, a larger box. The differences, in the norms of `compare`,
+are the parts of the estimate: what is returned is the solution whose error they measure, not the richer ones they are measured with. As
 long as a part exceeds its share of the tolerance, what it stands for is refined: cells are halved where the policy is
 not resolved, the time tolerance is divided, the box is widened.
 """
@@ -13,20 +14,17 @@ from typing import Any, final
 
 import numpy as np
 
-from fem_hjb.paths.extent import box_of, checked_box, reach
+from fem_hjb.paths.extent import box_of, reach_of, sample_law
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_background import quadratic_gauge, ranges
-from fem_hjb.reference.box_grids import RICHER, Plan, first_grids, halved, perturbed, spectral, unresolved
+from fem_hjb.reference.box_form import choose_form
+from fem_hjb.reference.box_grids import RICHER, Plan, first_grids, halved, perturbed, unresolved
 from fem_hjb.reference.box_solve import solve_on_box
-from fem_hjb.reference.faces import check_faces, truncated
 from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
-from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError, DomainError
+from fem_hjb.support.errors import ConvergenceError
 from fem_hjb.support.progress import Progress
 
 MAX_DOFS = {1: 4000, 2: 90_000, 3: 350_000}
@@ -34,27 +32,22 @@ _SHARES = {"space": 0.4, "time": 0.2, "truncation": 0.2}  # of the tolerance, be
 _MOST_ROUNDS = 40
 _MOST_DEGREE = 16
 _LEAST_RTOL_TIME = 1e-13
-_WARM = 1.0  # temperature below which a failed solve is begun again from the grid of one ten times as hot
 _TAIL = 20.0  # of the tolerance: unresolved parts of the policy, relative
 _TIME = 0.02  # of the tolerance, per step
-_FLAT = 0.1  # |log u| up to which the linear form is used on a truncated box, where nodes lie far out in the tails
-_DEEPEST = 60.0  # the same on a bounded domain
 _DENSE = 500  # unknowns of the linear form in one dimension, whose matrices are dense
 _ROUNDING = 3e-13  # relative: the least error that is admitted
-_UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
 
 
-def solve_to_tolerance(
+def solve_stopped(
     problem: ControlProblem,
     rtol: float,
-    form: str | None,
     box: Box | None,
     max_dofs: int | None,
     progress: Progress | None,
     seed: int = 0,
 ) -> Solution:
     """The loop over plans; see the module. seed : of the samples that say how far the process goes, and where it is."""
-    solver = _Solver(problem, rtol, form, box, max_dofs, seed)
+    solver = _Solver(problem, rtol, box, max_dofs, seed)
     plan = replace(solver.resolved(solver.first()), rtol_time=_TIME * rtol)
     for k in range(_MOST_ROUNDS):
         if progress is not None:
@@ -79,57 +72,27 @@ def solve_to_tolerance(
     return replace(solution, error_estimate=combine(value, policy), stats=stats)
 
 
-def largest_norms_of(solution: Any, seed: int = 0) -> tuple[float, float]:
-    """max over t of the norms of value and policy."""
-    problem = solution.problem
-    points = law_points(problem, rng=seed)
-    return largest_norms(problem, points, [_evaluate(solution, t, x) for t, x, _ in points])
-
-
 def _evaluate(solution: Any, t: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
     """v (n,) and grad v (n, d); nan outside the box and where f <= 0."""
     how = {"outside": "nan", "nonpositive": "nan"}
     return solution.value(t, x, **how), solution.gradient(t, x, **how)
 
 
-def _given(problem: ControlProblem, box: Box) -> Box:
-    """The user's box, with the faces of problem.domain where it has some."""
-    checked_box(problem, box)
-    check_faces(problem, box, ~truncated(problem))
-    domain = problem.domain
-    samples = problem.initial_law.sample(4096, np.random.default_rng(0))
-    outside = 1.0 - float(box.contains(samples).mean())
-    if outside > _UNCOVERED:
-        raise DomainError(
-            f"the box leaves out {outside:.1%} of the initial law of {problem.name!r}, at most {_UNCOVERED:.0%} is"
-            f" allowed: it is {box.bounds[0].tolist()} to {box.bounds[1].tolist()}, samples of the law lie in"
-            f" {samples.min(axis=0).tolist()} to {samples.max(axis=0).tolist()}; take a larger box"
-        )
-    if domain is None:
-        return Box(*box.bounds, boundary="natural")
-    return Box(*box.bounds, boundary=domain.boundary, exit_reward=domain.exit_reward)
-
-
 @final
 class _Solver:
     """Solves plans for one problem, each only once, compares what it got, and says what to try next."""
 
-    def __init__(
-        self, problem: ControlProblem, rtol: float, form: str | None, box: Box | None, max_dofs: int | None, seed: int
-    ) -> None:
-        self.problem, self.rtol, self.form, self.seed = problem, rtol, form, seed
+    def __init__(self, problem: ControlProblem, rtol: float, box: Box | None, max_dofs: int | None, seed: int) -> None:
+        self.problem, self.rtol, self.seed = problem, rtol, seed
         self.points = law_points(problem, rng=seed)
-        self.reach = reach(problem, seed)
-        self.box = box_of(problem, self.reach, max(0.01 * rtol**2, 1e-22)) if box is None else _given(problem, box)
+        self.reach = reach_of(sample_law(problem, seed).x)
+        self.box = box_of(problem, [self.reach], max(0.01 * rtol**2, 1e-22)) if box is None else box
         self.given, self.max_dofs = box, max_dofs
         self.limit = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
         self.tail = _TAIL * rtol
         self.count, self.failure = 0, ""
-        self._choose(form)
-
-    def _choose(self, form: str | None) -> None:
-        self.gauge, self.linear, self.why = _choose(self.problem, self.box, form)
-        if self.linear and self.problem.dim == 1 and self.max_dofs is None:
+        self.gauge, _, self.why = choose_form(problem, self.box, "linear")
+        if problem.dim == 1 and max_dofs is None:
             self.limit = min(self.limit, _DENSE)
         self._solutions: dict[Plan, Solution | None] = {}
         self._rows: dict[Plan, list[tuple[FloatArray, FloatArray]]] = {}
@@ -139,9 +102,7 @@ class _Solver:
         if plan not in self._solutions:
             self.count += 1
             try:
-                self._solutions[plan] = solve_on_box(
-                    self.problem, plan.basis(), self.gauge, rtol_time=plan.rtol_time, linear=self.linear
-                )
+                self._solutions[plan] = solve_on_box(self.problem, plan.basis(), self.gauge, rtol_time=plan.rtol_time)
             except ConvergenceError as failure:
                 self._solutions[plan], self.failure = None, str(failure)
         return self._solutions[plan]
@@ -162,19 +123,11 @@ class _Solver:
 
     def resolved(self, plan: Plan) -> Plan:
         """The plan with cells halved until the policy is resolved, or as many as are allowed."""
-        warmed = False
         for _ in range(_MOST_ROUNDS):
             if self(plan) is not None:
                 finer = self._refined(plan)
                 if not plan.dofs < finer.dofs <= self.limit:
                     break
-                plan = finer
-            elif not warmed and self.problem.temperature < _WARM and not self.linear:
-                warmed, plan = True, replace(plan, grids=self._warm_grids())
-            elif self.form is None and not self.linear and self.problem.dim > 1:
-                failure = self.failure
-                self._choose("linear")
-                self.why = f"{self.why}; the value form failed: {failure}"
             else:
                 finer = halved(plan, [np.ones(len(grid) - 1, dtype=np.bool_) for grid in plan.grids])
                 if finer.dofs > self.limit:
@@ -182,14 +135,8 @@ class _Solver:
                         f"no solution of {self.problem.name!r} on {plan.dofs} nodes, and max_dofs={self.limit} allows"
                         f" no more: {self.failure}"
                     )
-                plan = finer
+            plan = finer
         return plan
-
-    def _warm_grids(self) -> tuple[FloatArray, ...]:
-        """Those found for a temperature ten times as high."""
-        hotter = replace(self.problem, temperature=10.0 * self.problem.temperature, exact=None)
-        warm = solve_to_tolerance(hotter, 1e-3, "value", self.given, self.max_dofs, None, self.seed)
-        return tuple(line.grid for line in spectral(warm).lines)
 
     def _refined(self, plan: Plan) -> Plan:
         """The plan with the cells halved in which the policy is not resolved."""
@@ -279,36 +226,3 @@ class _Solver:
         finest = min(float(np.diff(line.nodes).min()) for line in plan.basis().lines)
         reach = float(np.ptp(plan.grids[0])) / 16.0
         return _ROUNDING * max(1.0, reach / finest * 0.1)
-
-
-def _choose(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge | QuadraticGauge, bool, str]:
-    """The background, whether the linear form is used, and why."""
-    lower, upper = box.bounds
-    lines = [np.linspace(a, b, 9 if problem.dim == 3 else 33) for a, b in zip(lower, upper, strict=True)]
-    x = tensor_points(lines)
-    times = np.linspace(0.0, problem.horizon, 9)
-    constants = constant_gauge(problem, x, times)
-    kinds = np.asarray(box.faces)
-    truncated = bool((kinds == "natural").any())
-    # At a reflecting face d v/dn = 0, which d u/dn = 0 is only if nothing with a slope has been taken out.
-    reflecting = bool((kinds == "reflecting").any())
-    quadratic = quadratic_gauge(problem, box, constants) if truncated and not reflecting else None
-    candidates: list[Gauge | QuadraticGauge] = [constants] if quadratic is None else [quadratic, constants]
-    spreads = [ranges(problem, each, x, times) for each in candidates]
-    absorbing = problem.domain is not None and problem.domain.absorbing
-    # Where u is large elsewhere, rounding is large against u where it is small.
-    weight = 3.0 if absorbing or form == "linear" else 1.0
-    best = min(range(len(candidates)), key=lambda k: weight * spreads[k][0] + spreads[k][1])
-    above, below = spreads[best]
-    deepest = _FLAT if truncated else _DEEPEST
-    fits = max(below, above) <= deepest
-    name = "a quadratic" if isinstance(candidates[best], QuadraticGauge) else "constants"
-    why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
-    if absorbing and form == "value":
-        raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
-    if absorbing and below > UNDERFLOW:
-        raise ConvergenceError(
-            f"{why}: too many for the linear form, and the value form has no absorbing faces; raise the temperature"
-        )
-    linear = form == "linear" or absorbing or (form is None and fits)
-    return candidates[best], linear, why

@@ -1,0 +1,65 @@
+"""Where and in which form a problem is solved on boxes: a given box, what is taken out, linear or value form."""
+
+import numpy as np
+
+from fem_hjb.paths.extent import checked_box
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, constant_gauge
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.box_background import quadratic_gauge, ranges
+from fem_hjb.reference.faces import check_faces, truncated
+from fem_hjb.spaces.axes import tensor_points
+from fem_hjb.support.errors import ConvergenceError, DomainError
+
+_SHALLOW = 3.0  # |log u| up to which the linear form is used on a bounded domain, where it is all separable
+_UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
+
+
+def given_box(problem: ControlProblem, box: Box) -> Box:
+    """The user's box, with the faces of problem.domain where it has some."""
+    checked_box(problem, box)
+    check_faces(problem, box, ~truncated(problem))
+    domain = problem.domain
+    samples = problem.initial_law.sample(4096, np.random.default_rng(0))
+    outside = 1.0 - float(box.contains(samples).mean())
+    if outside > _UNCOVERED:
+        raise DomainError(
+            f"the box leaves out {outside:.1%} of the initial law of {problem.name!r}, at most {_UNCOVERED:.0%} is"
+            f" allowed: it is {box.bounds[0].tolist()} to {box.bounds[1].tolist()}, samples of the law lie in"
+            f" {samples.min(axis=0).tolist()} to {samples.max(axis=0).tolist()}; take a larger box"
+        )
+    if domain is None:
+        return Box(*box.bounds, boundary="natural")
+    return Box(*box.bounds, boundary=domain.boundary, exit_reward=domain.exit_reward)
+
+
+def choose_form(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge | QuadraticGauge, bool, str]:
+    """The background, whether the linear form is used, and why."""
+    lower, upper = box.bounds
+    lines = [np.linspace(a, b, 9 if problem.dim == 3 else 33) for a, b in zip(lower, upper, strict=True)]
+    x = tensor_points(lines)
+    times = np.linspace(0.0, problem.horizon, 9)
+    constants = constant_gauge(problem, x, times)
+    kinds = np.asarray(box.faces)
+    truncated = bool((kinds == "natural").any())
+    # At a reflecting face d v/dn = 0, which d u/dn = 0 is only if nothing with a slope has been taken out.
+    reflecting = bool((kinds == "reflecting").any())
+    quadratic = quadratic_gauge(problem, box, constants) if truncated and not reflecting else None
+    candidates: list[Gauge | QuadraticGauge] = [constants] if quadratic is None else [quadratic, constants]
+    spreads = [ranges(problem, each, x, times) for each in candidates]
+    absorbing = problem.domain is not None and problem.domain.absorbing
+    # Where u is large elsewhere, rounding is large against u where it is small.
+    weight = 3.0 if absorbing or form == "linear" else 1.0
+    best = min(range(len(candidates)), key=lambda k: weight * spreads[k][0] + spreads[k][1])
+    above, below = spreads[best]
+    fits = not truncated and max(below, above) <= _SHALLOW
+    name = "a quadratic" if isinstance(candidates[best], QuadraticGauge) else "constants"
+    why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
+    if absorbing and form == "value":
+        raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
+    if absorbing and below > UNDERFLOW:
+        raise ConvergenceError(
+            f"{why}: too many for the linear form, and the value form has no absorbing faces; raise the temperature"
+        )
+    linear = form == "linear" or absorbing or (form is None and fits)
+    return candidates[best], linear, why
