@@ -3,9 +3,9 @@ r"""Processes that are stopped at faces, on boxes, to a tolerance: plans are sol
 Lawson's method loses its order where values are prescribed on faces, so these are solved by implicit steps, in the
 linear form. Each plan (`box_grids.Plan`) is solved by `box_solve`, and again with each of three things changed on its
 own: cells of a higher degree, a smaller tolerance in time, a larger box. The differences, in the norms of `compare`,
-are the parts of the estimate: what is returned is the solution whose error they measure, not the richer ones they are measured with. As
-long as a part exceeds its share of the tolerance, what it stands for is refined: cells are halved where the policy is
-not resolved, the time tolerance is divided, the box is widened.
+are the parts of the estimate: what is returned is the solution whose error they measure, not the richer ones they are
+measured with. As long as a part exceeds its share of the tolerance, what it stands for is refined: cells are halved
+where the policy is not resolved, the time tolerance is divided, the box is widened.
 """
 
 import math
