@@ -18,7 +18,7 @@ from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source
 from fem_hjb.problems.gauge import Gauge, constant_gauge
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
@@ -102,6 +102,7 @@ def cross_validate(
     Raises MeasureError for data without trajectories, fewer trajectories than folds, candidates on different boxes,
     criterion "residual" with a class that is not C1; ConvergenceError if no candidate can be fitted.
     """
+    require_problem(problem, "cross_validate")
     if isinstance(data, Paths):
         folds = positive_integer(folds, "folds", MeasureError)
         data = array_source(data, chunk=max(1, -(-data.n // folds)))

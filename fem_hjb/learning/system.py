@@ -25,7 +25,7 @@ from fem_hjb.learning import forms
 from fem_hjb.learning.estimators import Estimator, Setting, Terms, find_estimator
 from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Integrands, Load, Operator, Pairing
 from fem_hjb.learning.gram import gram_sums, pair_sums
-from fem_hjb.learning.measures import Measure, empirical_measure
+from fem_hjb.learning.measures import Measure, check_space, empirical_measure
 from fem_hjb.learning.samples import Located
 from fem_hjb.learning.scatter import GramSums, Scatter
 from fem_hjb.paths.simulate import Paths
@@ -93,9 +93,8 @@ def assemble(
     """
     row = find_estimator(estimator)
     one_of(outside, "outside", ("error", "drop"), MeasureError)
+    check_space(problem, space, "fit")
     row.check(space, delta)
-    if space.dim != problem.dim:
-        raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
     if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
         raise DomainError(
             f"fit is for processes on R^d or reflected at all faces of a box, but the domain of {problem.name!r} is"

@@ -23,6 +23,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, frozen_array, positive_integer, spawn_generators
 from fem_hjb.support.errors import FemHjbError, MeasureError, OutputError
 from fem_hjb.support.files import atomic_file, atomic_folder
+from fem_hjb.support.objects import Plain
 
 PATHS_KIND = "fem_hjb paths 1"  # what a .npz of trajectories says of itself
 
@@ -33,8 +34,8 @@ _SUFFIXES = (".npz", ".zarr")
 FilePath = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PathSource(ABC):
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class PathSource(Plain, ABC):
     """n trajectories observed at the times t, in chunks of `chunk_size` neighbours (the last one may be shorter).
 
     n : how many trajectories.
@@ -104,7 +105,7 @@ def array_source(paths: Paths, *, chunk: int = _CHUNK) -> PathSource:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _ArraySource(PathSource):
     paths: Paths
 
@@ -160,7 +161,7 @@ def _child(seed: np.random.SeedSequence, i: int) -> np.random.SeedSequence:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _SimulatedSource(PathSource):
     problem: ControlProblem
     seed: np.random.SeedSequence
@@ -262,7 +263,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _NpzSource(PathSource):
     path: Path
     dtype: np.dtype[Any]
@@ -292,7 +293,7 @@ def _open_zarr(path: Path, chunk: int) -> PathSource:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _ZarrSource(PathSource):
     path: Path
 

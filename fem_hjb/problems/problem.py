@@ -135,6 +135,8 @@ class ControlProblem(Plain):
 
     def __post_init__(self) -> None:
         put = object.__setattr__
+        if not isinstance(self.name, str):
+            raise ProblemError(f"name must be text, got {self.name!r}")
         put(self, "dim", positive_integer(self.dim, "dim", ProblemError))
         put(self, "horizon", positive_number(self.horizon, "horizon", ProblemError))
         put(self, "temperature", positive_number(self.temperature, "temperature", ProblemError))
@@ -256,6 +258,12 @@ class ControlProblem(Plain):
     def policy_from_gradient(self, t: ArrayLike, x: ArrayLike, gradient: FloatArray) -> FloatArray:
         """pi = (1/alpha) Lambda_t(x) grad v, shape (..., d)."""
         return np.asarray(np.einsum("...ij,...j->...i", self.Lambda(t, x), gradient) / self.temperature)
+
+
+def require_problem(problem: object, asker: str) -> None:
+    """ProblemError, which says who asked, unless it is a ControlProblem."""
+    if not isinstance(problem, ControlProblem):
+        raise ProblemError(f"{asker} needs a ControlProblem, got {type(problem).__name__}")
 
 
 def checked_call(

@@ -52,7 +52,7 @@ def largest_norms(
 def _times(times: ArrayLike | None, problem: ControlProblem) -> FloatArray:
     if times is None:
         return np.linspace(0.0, problem.horizon, _DEFAULT_TIMES)
-    grid = as_times(np.atleast_1d(np.asarray(times, dtype=np.float64)), problem.horizon, "times")
+    grid = np.atleast_1d(as_times(times, problem.horizon, "times"))
     if grid.ndim != 1 or grid.size == 0:
         raise MeasureError(f"times must be a number or a one-dimensional array of times, got shape {grid.shape}")
     return grid

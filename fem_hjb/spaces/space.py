@@ -8,9 +8,9 @@ import numpy as np
 import skfem
 from numpy.typing import ArrayLike, NDArray
 
-from fem_hjb.paths.extent import truncation_box
+from fem_hjb.paths.extent import checked_box, truncation_box
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.spaces.basis import ELEMENTS, CellRule, Element, SpatialBasis, Tables, element_named
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.mesh import MeshBasis
@@ -174,8 +174,7 @@ class Space:
         box: Box | None = None,
         mesh: Any = None,
     ) -> None:
-        if not isinstance(problem, ControlProblem):
-            raise SpaceError(f"Space needs a ControlProblem, got {type(problem).__name__}")
+        require_problem(problem, "Space")
         row = element_named(element)
         count = positive_integer(time_cells, "time_cells", SpaceError)
         time = LineBasis.uniform(problem.horizon, count, _time_kind(time_degree, time_smooth))
@@ -193,17 +192,12 @@ class Space:
                 truncation = truncation_box(problem)
                 box = truncation.box
                 excluded = truncation.excluded_mass if truncation.samples else None
-            elif not isinstance(box, Box) or box.dim != problem.dim:
-                got = f"dimension {box.dim}" if isinstance(box, Box) else type(box).__name__
-                raise DomainError(f"box must be a Box of dimension {problem.dim}, got {got}")
-            elif (
-                problem.domain is not None
-                and problem.domain.bounded
-                and not np.array_equal(box.bounds, problem.domain.bounds)
-            ):
+            checked_box(problem, box)
+            domain = problem.domain
+            if domain is not None and domain.bounded and not np.array_equal(box.bounds, domain.bounds):
                 raise DomainError(
                     f"the process of {problem.name!r} is reflected in its own box, with corners"
-                    f" {np.asarray(problem.domain.bounds).tolist()}, got a box with corners"
+                    f" {np.asarray(domain.bounds).tolist()}, got a box with corners"
                     f" {np.asarray(box.bounds).tolist()}; leave out box="
                 )
             mesh = box_mesh(box, counts, kind)

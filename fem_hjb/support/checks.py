@@ -60,6 +60,13 @@ def positive_number(value: Any, name: str, error: type[FemHjbError]) -> float:
     return number
 
 
+def non_negative_number(value: Any, name: str, error: type[FemHjbError]) -> float:
+    """`value` as a finite float >= 0; bools and text are refused."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < np.inf:
+        raise error(f"{name} must be a finite number >= 0, got {value!r}")
+    return float(value)
+
+
 def positive_integer(value: Any, name: str, error: type[FemHjbError]) -> int:
     """`value` as a positive int; bools and floats with a fraction are refused."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:

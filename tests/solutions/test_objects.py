@@ -41,7 +41,7 @@ def numbers(of: Any) -> list[Any]:
     if hasattr(of, "gradient"):
         x = np.full((3, of.problem.dim), 0.1)
         return [getattr(of, name)(0.3, x) for name in ("value", "gradient", "policy")]
-    if hasattr(of, "rows"):
+    if hasattr(of, "table"):
         return [of.table(), of.notes]
     return [repr(of)]
 
@@ -56,6 +56,8 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "comparison": lambda: fh.compare({"zero": LQ.exact}, LQ.exact, problem=LQ),
     "control error": lambda: fh.control_error(LQ, backwards, LQ.exact),
     "objectives": lambda: fh.objectives(LQ, backwards, LQ.exact, steps=8, n=64, times=8),
+    "source": lambda: fh.paths.simulated_source(LQ, n=8, steps=4, rng=0),
+    "measure": lambda: fh.law_measure(LQ, fh.Space(LQ, cells=6, time_cells=2)),
     "paths": lambda: fh.sample_paths(LQ, n=8, steps=4, rng=0),
 }
 

@@ -8,7 +8,7 @@ from scipy.linalg import solve_continuous_lyapunov
 
 from fem_hjb.problems.laws import Gaussian, Law
 from fem_hjb.problems.problem import LinearDrift
-from fem_hjb.support.checks import FloatArray, frozen_array
+from fem_hjb.support.checks import FloatArray, frozen_array, real_array
 from fem_hjb.support.errors import ProblemError
 
 
@@ -20,16 +20,16 @@ def matrix(value: ArrayLike | None, default: FloatArray, name: str) -> FloatArra
     """A (d, d) matrix from a matrix, a number (times the identity) or None (the default)."""
     if value is None:
         return default
-    if np.ndim(value) == 0:
-        return float(frozen_array(value, name, (), ProblemError)) * np.eye(len(default))
-    return frozen_array(value, name, default.shape, ProblemError)
+    given = real_array(value, name, ProblemError)
+    if given.ndim == 0:
+        return float(frozen_array(given, name, (), ProblemError)) * np.eye(len(default))
+    return frozen_array(given, name, default.shape, ProblemError)
 
 
 def vector(value: ArrayLike, d: int, name: str) -> FloatArray:
     """A vector (d,) from a vector or a number (the same on every axis)."""
-    if np.ndim(value) == 0:
-        return np.full(d, frozen_array(value, name, (), ProblemError))
-    return frozen_array(value, name, (d,), ProblemError)
+    given = real_array(value, name, ProblemError)
+    return frozen_array(np.full(d, given) if given.ndim == 0 else given, name, (d,), ProblemError)
 
 
 def gaussian_start(drift: LinearDrift, Lambda: FloatArray, mean: ArrayLike, cov: ArrayLike | None) -> Gaussian:

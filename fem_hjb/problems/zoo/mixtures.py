@@ -13,7 +13,7 @@ from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.problems.rewards import LogSumExpReward
 from fem_hjb.problems.zoo.coefficients import gaussian_start, matrix, tridiagonal, vector
 from fem_hjb.problems.zoo.registry import register
-from fem_hjb.support.checks import frozen_array, one_of
+from fem_hjb.support.checks import frozen_array, one_of, positive_number
 from fem_hjb.support.errors import ProblemError
 
 
@@ -59,6 +59,7 @@ def mixture_diffusion(
     )
     if data.dim != dim:
         raise ProblemError(f"means must have shape (k, {dim}), got points of dimension {data.dim}")
+    temperature = positive_number(temperature, "temperature", ProblemError)
     process = MixtureDiffusion(data, horizon=horizon, beta=beta, eta=eta)
     y = _tilting_reward(reward, dim, temperature, strength, target)
     constant = process.constant_diffusion
