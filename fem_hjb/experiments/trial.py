@@ -20,6 +20,7 @@ from scipy import stats
 from fem_hjb.support.checks import FloatArray, real_array
 from fem_hjb.support.errors import TrialError
 from fem_hjb.support.files import atomic_folder
+from fem_hjb.support.objects import Plain
 
 
 @final
@@ -78,8 +79,8 @@ class Claim:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Trial:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Trial(Plain):
     """The outcome of an experiment.
 
     name, title : which one, and what it shows in a line.

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.support.checks import FloatArray, frozen_array, positive_number, real_array
 from fem_hjb.support.errors import ConstraintError
+from fem_hjb.support.objects import Plain
 
 NEGLIGIBLE = 1e-12  # relative to the row: entries that are zero but for rounding
 
@@ -50,8 +51,8 @@ def metric_of(linear_set: "LinearSet", metric: Any) -> sp.csr_matrix:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LinearSet:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class LinearSet(Plain):
     """The coefficients c in R^N with lower <= rows c <= upper, and c' E c <= radius^2 if there is a radius.
 
     rows (m, N) sparse;  lower, upper (m,), infinite where there is no bound;  radius : of the energy ball, or None.

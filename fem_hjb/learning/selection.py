@@ -22,6 +22,7 @@ from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
+from fem_hjb.support.objects import Plain
 
 # By criterion the estimator whose form is the risk.
 _JUDGE = {"residual": ESTIMATORS["residual"], "labels": ESTIMATORS["regression"]}
@@ -45,8 +46,8 @@ class Candidate:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Selection:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Selection(Plain):
     """What cross-validation found.
 
     best : the candidate chosen (the rule of one standard error: L. Breiman et al., Classification and Regression

@@ -36,6 +36,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray, one_of
 from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError
+from fem_hjb.support.objects import Plain
 
 _SAMPLES = 1 << 18  # per chunk
 _PROBES = 1 << 15  # samples kept to look at the solution
@@ -44,8 +45,8 @@ Data = Paths | Measure | PathSource
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class System:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class System(Plain):
     """B[f, g] = l(g) on a class under a measure; matrices (N, N) have tests as rows and trials as columns.
 
     form : B.  load : l.

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.paths.extent import window
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem, ValueFunction
+from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.solutions.compare import COLUMNS, Comparison
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import FloatArray, as_times, one_of
@@ -215,6 +215,7 @@ def report(
     cut to its range, which a learned solution may leave wildly where hardly any sample has been. In two dimensions and
     more the panels are maps (see `solution`), the third overlays level lines of v.
     """
+    require_problem(problem, "report")
     figure = Figure(figsize=(10.0, 7.2), layout="constrained") if figure is None else figure
     if figure.get_layout_engine() is None:
         figure.set_layout_engine("constrained")

@@ -12,6 +12,7 @@ from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, Rng, as_times, positive_integer
 from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.objects import Plain
 
 Rule = tuple[FloatArray, FloatArray]
 
@@ -59,8 +60,8 @@ def _times(times: ArrayLike | None, problem: ControlProblem) -> FloatArray:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LawPoints:
+@dataclass(frozen=True, eq=False, repr=False)
+class LawPoints(Plain):
     """Times (k,), for each of them points (n, d) and weights (n,) of p_t, and in words what they are."""
 
     times: FloatArray

@@ -19,6 +19,7 @@ from fem_hjb.spaces.meshes import box_mesh
 from fem_hjb.spaces.tensor import HermiteBasis, SplineBasis, tensor_grids
 from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, one_of, positive_integer
 from fem_hjb.support.errors import DomainError, SpaceError
+from fem_hjb.support.objects import Plain
 
 __all__ = [
     "ELEMENTS",
@@ -84,8 +85,8 @@ def _describe_outside(outside: NDArray[np.bool_], x: FloatArray, box: Box) -> st
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Tabulation:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Tabulation(Plain):
     """The basis functions of a `Space` at m points, kept as factors.
 
     cells (m,) : space-time cells, -1 outside; there all tables are nan.
