@@ -93,6 +93,15 @@ WRONG: dict[str, Call] = {
     "fit needs a Space, got NoneType": lambda _: fh.fit(LQ, PATHS, None),
     "law_measure needs a Space, got int": lambda _: fh.law_measure(LQ, 3),
     r"save_solution\(path, solution\) writes solutions, got str": lambda _: fh.save_solution(LQ.exact, "a.npz"),
+    "cross_validate needs a Candidate, got Space": lambda _: fh.learning.cross_validate(LQ, PATHS, [LINE]),
+    "cross_validate needs a sequence of candidates": lambda _: fh.learning.cross_validate(LQ, PATHS, LINE),
+    "solve_system needs a System, got Paths": lambda _: fh.learning.solve_system(PATHS),
+    "delta must be a finite number >= 0, got 'a'": lambda _: fh.learning.assemble(LQ, PATHS, LINE, delta="a"),
+    "executor= needs an Executor, got int": lambda _: fh.fit(LQ, PATHS, LINE, executor=3),
+    "save_paths needs a Paths, got int": lambda _: fh.solutions.save_paths("a.npz", 3),
+    "got Paths; array_source": lambda _: fh.paths.write_paths("a.npz", PATHS),
+    "box must be a Box of dimension 1, got int": lambda _: fh.plot.report(LQ, LQ.exact, LQ.exact, box=3),
+    "compare needs a Comparison, got int": lambda _: fh.plot.compare(3),
     "policy must be a callable .*got int$": lambda _: fh.sample_paths(LQ, n=8, steps=4, rng=0, policy=3),
     r"got LinearQuadratic; give its method \.policy": lambda _: fh.sample_paths(
         LQ, n=8, steps=4, rng=0, policy=LQ.exact

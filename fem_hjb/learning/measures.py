@@ -14,7 +14,16 @@ from fem_hjb.problems.laws import Law, MarginalLaw, PointMass
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.solutions.density import DensityLaw
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, Rng, frozen_array, one_of, positive_integer, real_array, spawn_generators
+from fem_hjb.support.checks import (
+    FloatArray,
+    Rng,
+    frozen_array,
+    one_of,
+    positive_integer,
+    real_array,
+    require,
+    spawn_generators,
+)
 from fem_hjb.support.errors import MeasureError
 from fem_hjb.support.objects import Plain
 
@@ -114,8 +123,7 @@ def empirical_measure(problem: ControlProblem, paths: Paths, *, n: int | None = 
 def check_space(problem: ControlProblem, space: Space, asker: str) -> None:
     """Raise unless this is a problem and a Space of its dimension; the message says who asked."""
     require_problem(problem, asker)
-    if not isinstance(space, Space):
-        raise MeasureError(f"{asker} needs a Space, got {type(space).__name__}")
+    require(space, Space, asker, MeasureError)
     if space.dim != problem.dim:
         raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
 

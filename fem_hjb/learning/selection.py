@@ -20,7 +20,7 @@ from fem_hjb.paths.sources import PathSource, array_source
 from fem_hjb.problems.gauge import Gauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, one_of, positive_integer
+from fem_hjb.support.checks import FloatArray, one_of, positive_integer, require
 from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
 from fem_hjb.support.objects import Plain
 
@@ -104,11 +104,11 @@ def cross_validate(
     criterion "residual" with a class that is not C1; ConvergenceError if no candidate can be fitted.
     """
     require_problem(problem, "cross_validate")
+    _check_candidates(candidates)
     if isinstance(data, Paths):
         folds = positive_integer(folds, "folds", MeasureError)
         data = array_source(data, chunk=max(1, -(-data.n // folds)))
     row, parts = find_estimator(estimator), fold_sources(data, folds)
-    _check_candidates(candidates)
     smooth = all(candidate.space.smoothness for candidate in candidates)
     if criterion is not None:
         one_of(criterion, "criterion", CRITERIA, MeasureError)
@@ -194,8 +194,10 @@ def automatic_candidates(
 
 
 def _check_candidates(candidates: Sequence[Candidate]) -> None:
-    if not candidates:
-        raise MeasureError("cross_validate needs at least one candidate, got none")
+    if not isinstance(candidates, Sequence) or not candidates:
+        raise MeasureError(f"cross_validate needs a sequence of candidates, at least one, got {candidates!r:.80}")
+    for candidate in candidates:
+        require(candidate, Candidate, "cross_validate", MeasureError)
     boxes = [np.asarray(candidate.space.spatial.box.bounds) for candidate in candidates]
     for k, box in enumerate(boxes):
         if not np.array_equal(box, boxes[0]):

@@ -34,7 +34,7 @@ from fem_hjb.paths.tree_sum import tree_sum
 from fem_hjb.problems.gauge import Gauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, IntArray, one_of
+from fem_hjb.support.checks import FloatArray, IntArray, non_negative_number, one_of, require
 from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError
 from fem_hjb.support.objects import Plain
 
@@ -95,7 +95,9 @@ def assemble(
     row = find_estimator(estimator)
     one_of(outside, "outside", ("error", "drop"), MeasureError)
     check_space(problem, space, "fit")
-    row.check(space, delta)
+    row.check(space, non_negative_number(delta, "delta", MeasureError))
+    if executor is not None:
+        require(executor, Executor, "executor=", MeasureError)
     if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
         raise DomainError(
             f"fit is for processes on R^d or reflected at all faces of a box, but the domain of {problem.name!r} is"

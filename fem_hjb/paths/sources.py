@@ -20,7 +20,7 @@ import numpy as np
 
 from fem_hjb.paths.simulate import Paths, Policy, sample_paths
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.support.checks import FloatArray, frozen_array, positive_integer, spawn_generators
+from fem_hjb.support.checks import FloatArray, frozen_array, positive_integer, require, spawn_generators
 from fem_hjb.support.errors import FemHjbError, MeasureError, OutputError
 from fem_hjb.support.files import atomic_file, atomic_folder
 from fem_hjb.support.objects import Plain
@@ -342,6 +342,7 @@ def write_paths(path: FilePath, source: PathSource) -> None:
     Raises OutputError when the name ends otherwise, the folder is missing, or writing fails; MeasureError when the
     source fails, or hands out a chunk of another shape than it says.
     """
+    require(source, PathSource, "write_paths", OutputError, "; array_source(paths) makes one")
     target = Path(path)
     if target.suffix not in _SUFFIXES:
         raise OutputError(f"cannot write {target}: the name of a file of paths ends in .npz or .zarr")

@@ -11,7 +11,15 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw
-from fem_hjb.support.checks import FloatArray, as_points, frozen_array, positive_integer, positive_number, real_array
+from fem_hjb.support.checks import (
+    FloatArray,
+    as_points,
+    frozen_array,
+    positive_integer,
+    positive_number,
+    real_array,
+    require,
+)
 from fem_hjb.support.errors import EllipticityError, ProblemError
 from fem_hjb.support.objects import Plain, brief, callable_name, short_repr
 
@@ -262,8 +270,7 @@ class ControlProblem(Plain):
 
 def require_problem(problem: object, asker: str) -> None:
     """ProblemError, which says who asked, unless it is a ControlProblem."""
-    if not isinstance(problem, ControlProblem):
-        raise ProblemError(f"{asker} needs a ControlProblem, got {type(problem).__name__}")
+    require(problem, ControlProblem, asker, ProblemError)
 
 
 def checked_call(

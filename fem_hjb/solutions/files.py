@@ -28,6 +28,7 @@ from fem_hjb.spaces.meshes import KINDS
 from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.spaces.tensor import SplineBasis, TensorBasis
+from fem_hjb.support.checks import require
 from fem_hjb.support.errors import FemHjbError, OutputError, SpaceError
 from fem_hjb.support.files import atomic_file
 
@@ -150,6 +151,7 @@ def _estimate(text: Mapping[str, Any]) -> ErrorEstimate | None:
 
 def save_paths(path: FilePath, paths: Paths) -> None:
     """Write trajectories. Raises OutputError as `save_solution` does."""
+    require(paths, Paths, "save_paths", OutputError)
     _write(path, PATHS_KIND, {"scheme": paths.scheme}, {"t": np.asarray(paths.t), "x": np.asarray(paths.x)})
 
 
