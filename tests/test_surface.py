@@ -146,3 +146,18 @@ def test_importing_the_package_loads_nothing_that_is_not_needed() -> None:
 @pytest.mark.parametrize("name", [*FUNCTIONS, "ControlProblem", "Space", "Solution"])
 def test_signatures_can_be_read(name: str) -> None:
     assert len(str(inspect.signature(getattr(fh, name)))) < 600
+
+
+FOLDERS = ["experiments", "learning", "paths", "plot", "problems", "solutions", "spaces", "zoo"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_signatures_in_the_folders_can_be_read_too(folder: str) -> None:
+    module = getattr(fh, folder)
+    public = {name: getattr(module, name) for name in getattr(module, "__all__", ("run", "get", "names"))}
+    public.pop("ToleranceWarning", None)  # warnings have no signature
+    for name, thing in list(public.items()):
+        if isinstance(thing, type):
+            public |= {f"{name}.{key}": of for key, of in vars(thing).items() if key[0] != "_" and callable(of)}
+    long = [name for name, of in public.items() if callable(of) and len(str(inspect.signature(of))) > 500]
+    assert long == []

@@ -1,5 +1,7 @@
 """Closed convex sets of coefficients: rows with bounds, and a ball of an energy."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -43,7 +45,7 @@ def square_matrix(matrix: Any, name: str, size: int) -> sp.csr_matrix:
     return square
 
 
-def metric_of(linear_set: "LinearSet", metric: Any) -> sp.csr_matrix:
+def metric_of(linear_set: LinearSet, metric: Any) -> sp.csr_matrix:
     """The metric a set with an energy ball needs; ConstraintError if there is none."""
     if metric is None:
         raise ConstraintError("the set has an energy ball: give the metric E of |c|_E, metric=")
@@ -117,7 +119,7 @@ class LinearSet(Plain):
             return outside
         return max(outside, energy_norm(metric_of(self, metric), array) - self.radius)
 
-    def restricted(self, free: ArrayLike, fixed_values: ArrayLike) -> "LinearSet":
+    def restricted(self, free: ArrayLike, fixed_values: ArrayLike) -> LinearSet:
         """The set of the free coefficients when the others are fixed.
 
         free : mask (N,), or the indices in increasing order;  fixed_values (N - n_free,) : the others, in their order.

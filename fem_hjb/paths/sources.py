@@ -4,6 +4,8 @@ A source is small, can be pickled, and makes chunk i from i alone, so that the w
 own chunks and nothing but the indices travels.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import struct

@@ -1,5 +1,7 @@
 """What a finite-element basis in space is, and the registry of the elements there are."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -9,6 +9,8 @@ integrate over: such a class is fitted under samples of the law. Each dictionary
 where in R^d it is meant to be used.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from functools import cached_property
 from math import sqrt

@@ -1,5 +1,7 @@
 """Meshes of straight-edged cells: their kinds, structured ones of boxes, and whether one fits a problem."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Space-time finite-element classes: products of a time basis and a basis in space, evaluated anywhere."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -206,7 +208,7 @@ class Space:
         self._set(time, spatial_basis(mesh, row.name, flat=flat), excluded)
 
     @classmethod
-    def product(cls, time: LineBasis, spatial: SpatialBasis, *, excluded_mass: float | None = None) -> "Space":
+    def product(cls, time: LineBasis, spatial: SpatialBasis, *, excluded_mass: float | None = None) -> Space:
         """The product of a given time basis, starting at 0, and a given basis in space.
 
         In time "P1".."P4" with any basis in space, or "B2".."B4" with a smooth one.
