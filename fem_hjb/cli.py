@@ -103,7 +103,7 @@ ProblemName = Annotated[
     typer.Argument(metavar="PROBLEM", help="A name that `fem-hjb zoo` lists, or PATH.py:NAME for your own problem."),
 ]
 Dim = Annotated[
-    int | None, typer.Option(help="Dimension of the state; by default the smallest the problem has.", min=1)
+    int | None, typer.Option(help="Dimension of the state; by default what the problem is known for.", min=1)
 ]
 Params = Annotated[
     list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="A parameter of the problem; may be repeated.")
@@ -137,7 +137,7 @@ def _root(
     """References and learned solutions for linearly solvable stochastic control."""
 
 
-@app.command("compare")
+@app.command("compare", short_help="Solve a problem, learn it from trajectories, compare.")
 def compare_command(
     problem_name: ProblemName,
     dim: Dim = None,
@@ -149,7 +149,9 @@ def compare_command(
     ] = None,
     time_cells: Annotated[int | None, typer.Option(help="Its cells in time; by default 8, 4, 2.", min=1)] = None,
     element: Annotated[str, typer.Option(help="Its element in space.")] = "hermite",
-    estimator: Annotated[str, typer.Option(help="generator (C1 elements) or corrected (any element).")] = "generator",
+    estimator: Annotated[
+        str, typer.Option(help=f"{', '.join(ESTIMATORS)}; generator and residual need C1 elements.")
+    ] = "generator",
     smoothing: Annotated[
         float | None,
         typer.Option(help="Weight, in trajectories, of smoothness in cells where samples say too little.", min=0),
@@ -256,7 +258,7 @@ def _compared(
     return comparison, pictures.report(problem, learned, reference, galerkin=galerkin)
 
 
-@app.command("solve")
+@app.command("solve", short_help="Solve a problem to a tolerance, or on a mesh.")
 def solve_command(
     problem_name: ProblemName,
     dim: Dim = None,
@@ -337,7 +339,7 @@ def _out(out: Path | None, problem_name: str) -> Path:
     return Path("results") / problem_name.rpartition(":")[2] if out is None else out
 
 
-@app.command("experiment")
+@app.command("experiment", short_help="Run an experiment, or list them.")
 def experiment_command(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Which experiment; without one they are listed.")

@@ -2,9 +2,10 @@
 
 import ast
 import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,16 @@ def pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
 def problem_named(name: str, dim: int | None, given: Sequence[str] | None) -> ControlProblem:
     """A problem of the zoo, or PATH.py:NAME, a problem or a function that makes one, with these parameters."""
     parameters = pairs(given, "--param")
+    if dim is not None and parameters.get("dim", dim) != dim:
+        raise OptionError(f"--dim is {dim}, but --param says dim={parameters['dim']!r}; give one of them")
     path, _, attribute = name.rpartition(":")
     if name.endswith(".py"):
         raise ProblemError(f"{name} names a file but no problem in it; give {name}:NAME")
     if not path.endswith(".py"):
-        return zoo.get(name, dim, **parameters)
+        return zoo.get(name, **{"dim": dim, **parameters})
     made = _load(Path(path), attribute)
     if not isinstance(made, ControlProblem) and callable(made):
-        made = made(**parameters)
+        made = _built(name, made, dim, parameters)
     elif parameters:
         raise ProblemError(f"{name} is not a function, so it takes no --param")
     if not isinstance(made, ControlProblem):
@@ -101,6 +104,19 @@ def problem_named(name: str, dim: int | None, given: Sequence[str] | None) -> Co
     if dim not in (None, made.dim):
         raise ProblemError(f"{name} has dimension {made.dim}, but --dim is {dim}")
     return made
+
+
+def _built(name: str, build: Callable[..., Any], dim: int | None, parameters: dict[str, Any]) -> Any:
+    """What a user's function makes; it is told --dim if it takes `dim`."""
+    signature = inspect.signature(build)
+    if dim is not None and "dim" in signature.parameters:
+        parameters = {"dim": dim, **parameters}
+    try:
+        signature.bind(**parameters)
+    except TypeError as cause:
+        hint = "; give --dim" if "dim" in signature.parameters and "dim" not in parameters else ""
+        raise OptionError(f"{name} is called as {signature}, but {cause}{hint}") from cause
+    return build(**parameters)
 
 
 def _load(path: Path, attribute: str) -> Any:

@@ -38,6 +38,10 @@ def broken():
 
 def wrong():
     return "a string"
+
+def anywhere(dim, *, pull=1.0):
+    return ControlProblem(dim=dim, horizon=0.5, temperature=1.0, drift=lambda t, x: -pull * x, diffusion=1.0,
+        terminal_reward=lambda x: -(x**2).sum(-1) / 2, initial_law=Gaussian([0.0] * dim, 0.3))
 '''
 
 
@@ -226,6 +230,14 @@ def test_a_problem_may_be_given_as_an_object_too(tmp_path: Path, mine: str) -> N
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["solution.npz"]
 
 
+@pytest.mark.parametrize("given", [["--dim", "2"], ["--param", "dim=2"], ["--dim", "2", "--param", "dim=2"]])
+def test_a_function_that_takes_dim_is_told_the_dimension(given: list[str], mine: str, tmp_path: Path) -> None:
+    options = ["--quick", "--json", "--out", str(tmp_path / "out")]
+    result = run("solve", f"{mine}:anywhere", "--param", "pull=2.0", *given, *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["dim"] == 2
+
+
 def test_solve_prints_its_figures_and_the_error_where_it_is_known(tmp_path: Path) -> None:
     result = run("solve", "lq", "--dim", "1", "--cells", "64", "--element", "P2", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
@@ -299,6 +311,10 @@ BAD_INPUT = {
     "function returning something else": (["solve", "MINE:wrong"], "got str"),
     "function that fails": (["solve", "MINE:broken"], "ZeroDivisionError: mine alone; --debug shows where"),
     "wrong dimension": (["solve", "MINE:make", "--dim", "2"], "has dimension 1, but --dim is 2"),
+    "no dimension": (["solve", "MINE:anywhere"], r"called as \(dim, .*missing .*'dim'; give --dim"),
+    "two dimensions": (["solve", "MINE:anywhere", "--dim=1", "--param=dim=2"], "--dim is 1, but --param says dim=2"),
+    "two dimensions of a zoo problem": (["solve", "lq", "--dim=1", "--param=dim=2"], "--dim is 1, but --param says"),
+    "parameter of no function": (["solve", "MINE:make", "--param=pul=2"], r"called as \(pull=1.0\), but .*'pul'"),
     "parameters for an object": (["solve", "MINE:problem", "--param", "a=1"], "takes no --param"),
     "results into a file": (["solve", "lq", "--out", "MINE"], "it is a file"),
     "results behind a file": (["compare", "lq", "--out", "MINE/a/b"], "cannot write into .*Not a directory"),

@@ -102,7 +102,7 @@ def control_error(
     DomainError : the law is not to be had (more than three coordinates hang together and drift or control are not
         affine), or it reaches the faces of the reference's box.
     """
-    policy = checked_policy(problem, policy)
+    policy = checked_policy(problem, policy, "control_error")
     check_reference(reference)
     one_of(under, "under", ("optimal", "policy"), MeasureError)
     positive_integer(n, "n", MeasureError)

@@ -12,13 +12,13 @@ import numpy as np
 import skfem
 from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from fem_hjb.paths.simulate import Policy
 from fem_hjb.problems.blocks import coordinates, independent_blocks, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass
-from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
+from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction, require_problem
 from fem_hjb.reference import fokker_planck
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.spectral import SpectralBasis
@@ -36,10 +36,9 @@ _DEGREE = 4  # of elements on a line
 _GRADING, _FINEST, _HALVINGS = 0.1, 0.02, 12  # cells around a point: relative to the distance, to the spread; how often
 
 
-def checked_policy(problem: Any, policy: Any) -> Policy:
+def checked_policy(problem: Any, policy: Any, asker: str) -> Policy:
     """A callable policy from a callable or a solution, or a ProblemError."""
-    if not isinstance(problem, ControlProblem):
-        raise ProblemError(f"problem must be a ControlProblem, got {type(problem).__name__}")
+    require_problem(problem, asker)
     if isinstance(policy, Solution | ProductSolution):
         return _Continued(policy)
     if not callable(policy):
@@ -184,7 +183,7 @@ def controlled_law(
 def _check_inside(reference: _Continued, law: MarginalLaw, horizon: float) -> None:
     for t in (horizon / 4, horizon / 2, horizon):
         middle, spread = law(t).expectation, np.sqrt(np.diag(law(t).covariance))
-        outside = norm.cdf((reference.lower - middle) / spread) + norm.sf((reference.upper - middle) / spread)
+        outside = ndtr((reference.lower - middle) / spread) + ndtr((middle - reference.upper) / spread)
         if outside.max() > _FACE:
             raise DomainError(
                 f"the process is outside the reference's box with probability {outside.max():.1e} at t={t:g}; solve the"

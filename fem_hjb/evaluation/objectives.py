@@ -71,7 +71,7 @@ def objectives(
     ProblemError, MeasureError : as `control_error`.
     ConvergenceError : the Euler scheme explodes with so few steps.
     """
-    policy = checked_policy(problem, policy)
+    policy = checked_policy(problem, policy, "objectives")
     if reference is not None:
         check_reference(reference)
     positive_integer(steps, "steps", MeasureError)

@@ -20,6 +20,7 @@ from scipy import stats
 from fem_hjb.support.checks import FloatArray, real_array
 from fem_hjb.support.errors import TrialError
 from fem_hjb.support.files import atomic_folder
+from fem_hjb.support.objects import Plain
 
 
 @final
@@ -78,8 +79,8 @@ class Claim:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Trial:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Trial(Plain):
     """The outcome of an experiment.
 
     name, title : which one, and what it shows in a line.
@@ -142,7 +143,8 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     """A frozen `Config` with some of its fields replaced.
 
     Raises TrialError for a field that it does not have, naming those it has and their values, and for a value that is
-    not of the field's type. Lists stand for tuples and integers for floats.
+    not of the field's type, an empty tuple or, as integers are counts, one below 1 (`seed`: 0). Lists stand for tuples
+    and integers for floats.
 
     >>> from fem_hjb.experiments.iteration import QUICK
     >>> changed(QUICK, {"paths": [50, 100], "reward": 2}).reward
@@ -159,6 +161,9 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
             made[name] = _of_kind(value, kinds[name])
         except TypeError as cause:
             raise TrialError(f"{name} must be of type {_words(kinds[name])}, got {value!r}") from cause
+        entries, low = _entries(made[name]), 0 if name == "seed" else 1
+        if not entries or any(type(entry) is int and entry < low for entry in entries):
+            raise TrialError(f"{name} must not be empty, and its integers at least {low}, got {value!r}")
     return dataclasses.replace(config, **made)
 
 
@@ -175,6 +180,11 @@ def _of_kind(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(kind)
     return value
+
+
+def _entries(value: Any) -> list[Any]:
+    """The numbers and words in nested tuples."""
+    return [inner for entry in value for inner in _entries(entry)] if isinstance(value, tuple) else [value]
 
 
 def _words(kind: Any) -> str:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import time
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
 
 from fem_hjb.learning.constraints import Constraint
 from fem_hjb.learning.estimators import Estimator
 from fem_hjb.learning.selection import automatic_candidates, cross_validate
 from fem_hjb.learning.solve_system import METHODS, TERMINALS, solve_system
 from fem_hjb.learning.system import Data, assemble
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import one_of
+from fem_hjb.support.checks import non_negative_number, one_of
 from fem_hjb.support.errors import MeasureError
 
 
@@ -108,7 +105,9 @@ def fit(
     ConvergenceError : the linear system cannot be solved, or the projected iteration has no step that contracts.
     """
     started = time.perf_counter()
-    _check_numbers(smoothing=0.0 if smoothing is None else smoothing, ridge=ridge, delta=delta)
+    require_problem(problem, "fit")
+    for name, number in (("smoothing", 0.0 if smoothing is None else smoothing), ("ridge", ridge), ("delta", delta)):
+        non_negative_number(number, name, MeasureError)
     one_of(method, "method", METHODS, MeasureError)
     one_of(terminal, "terminal", TERMINALS, MeasureError)
     if constraint is not None and not isinstance(constraint, Constraint):
@@ -127,9 +126,3 @@ def fit(
     )
     seconds = {"assembly": assembled - started, **solution.stats["seconds"]}
     return replace(solution, stats={**solution.stats, "outside": outside, "seconds": seconds, **tried})
-
-
-def _check_numbers(**numbers: Any) -> None:
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < np.inf:
-            raise MeasureError(f"{name} must be a finite number >= 0, got {number!r}")

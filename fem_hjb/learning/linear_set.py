@@ -1,5 +1,7 @@
 """Closed convex sets of coefficients: rows with bounds, and a ball of an energy."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -9,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.support.checks import FloatArray, frozen_array, positive_number, real_array
 from fem_hjb.support.errors import ConstraintError
+from fem_hjb.support.objects import Plain
 
 NEGLIGIBLE = 1e-12  # relative to the row: entries that are zero but for rounding
 
@@ -42,7 +45,7 @@ def square_matrix(matrix: Any, name: str, size: int) -> sp.csr_matrix:
     return square
 
 
-def metric_of(linear_set: "LinearSet", metric: Any) -> sp.csr_matrix:
+def metric_of(linear_set: LinearSet, metric: Any) -> sp.csr_matrix:
     """The metric a set with an energy ball needs; ConstraintError if there is none."""
     if metric is None:
         raise ConstraintError("the set has an energy ball: give the metric E of |c|_E, metric=")
@@ -50,8 +53,8 @@ def metric_of(linear_set: "LinearSet", metric: Any) -> sp.csr_matrix:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LinearSet:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class LinearSet(Plain):
     """The coefficients c in R^N with lower <= rows c <= upper, and c' E c <= radius^2 if there is a radius.
 
     rows (m, N) sparse;  lower, upper (m,), infinite where there is no bound;  radius : of the energy ball, or None.
@@ -116,7 +119,7 @@ class LinearSet:
             return outside
         return max(outside, energy_norm(metric_of(self, metric), array) - self.radius)
 
-    def restricted(self, free: ArrayLike, fixed_values: ArrayLike) -> "LinearSet":
+    def restricted(self, free: ArrayLike, fixed_values: ArrayLike) -> LinearSet:
         """The set of the free coefficients when the others are fixed.
 
         free : mask (N,), or the indices in increasing order;  fixed_values (N - n_free,) : the others, in their order.

@@ -9,19 +9,30 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.paths.simulate import Paths
+from fem_hjb.paths.sources import array_source
 from fem_hjb.problems.laws import Law, MarginalLaw, PointMass
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.solutions.density import DensityLaw
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, Rng, frozen_array, one_of, positive_integer, real_array, spawn_generators
+from fem_hjb.support.checks import (
+    FloatArray,
+    Rng,
+    frozen_array,
+    one_of,
+    positive_integer,
+    real_array,
+    require,
+    spawn_generators,
+)
 from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.objects import Plain
 
 _MASS_TOLERANCE = 0.05
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Measure:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Measure(Plain):
     """A law of the process, as weighted points: int_0^T E[g_t(X_t)] dt is sum_i weights[i] g(t[i], x[i]).
 
     kind : "law" (quadrature under a known density) or "empirical" (trajectories).
@@ -89,12 +100,7 @@ def empirical_measure(problem: ControlProblem, paths: Paths, *, n: int | None = 
 
     Raises MeasureError if the paths are of another dimension or do not end at the problem's horizon.
     """
-    if not isinstance(paths, Paths):
-        raise MeasureError(f"expected Paths, as sample_paths returns them, got {type(paths).__name__}")
-    if paths.dim != problem.dim:
-        raise MeasureError(f"the paths are of dimension {paths.dim}, the problem has dim={problem.dim}")
-    if abs(paths.t[-1] - problem.horizon) > 1e-9 * problem.horizon:
-        raise MeasureError(f"the paths end at t={paths.t[-1]:g}, but the problem's horizon is {problem.horizon:g}")
+    array_source(paths).check(problem)
     m, d = paths.n, paths.dim
     total = m if n is None else positive_integer(n, "n", MeasureError)
     times = np.append(paths.t[:-1], problem.horizon)
@@ -112,6 +118,14 @@ def empirical_measure(problem: ControlProblem, paths: Paths, *, n: int | None = 
         next_x=paths.x[:, 1:].reshape(-1, d),
         paths=total,
     )
+
+
+def check_space(problem: ControlProblem, space: Space, asker: str) -> None:
+    """Raise unless this is a problem and a Space of its dimension; the message says who asked."""
+    require_problem(problem, asker)
+    require(space, Space, asker, MeasureError)
+    if space.dim != problem.dim:
+        raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
 
 
 def law_measure(
@@ -137,8 +151,7 @@ def law_measure(
     Raises MeasureError if no law is known, or if at some time the rule sees the law's mass wrongly by more than 5 per
     cent: the domain is too small, or the law too narrow for the cells.
     """
-    if space.dim != problem.dim:
-        raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
+    check_space(problem, space, "law_measure")
     if abs(space.horizon - problem.horizon) > 1e-12 * problem.horizon:
         raise MeasureError(f"the space ends at t={space.horizon:g}, but the problem's horizon is {problem.horizon:g}")
     marginal = problem.marginal if marginal is None else marginal
@@ -178,6 +191,7 @@ def sampled_law_measure(problem: ControlProblem, space: Space, *, n: int, rng: R
     What `law_measure` is where there are no cells or too many coordinates for a quadrature rule: in any dimension, with
     an error of order n^{-1/2}. Raises MeasureError if the problem knows no law (`problem.marginal` is None).
     """
+    check_space(problem, space, "sampled_law_measure")
     n = positive_integer(n, "n", MeasureError)
     if problem.marginal is None:
         raise MeasureError(f"{problem.name!r} knows no marginal law to draw from: give ControlProblem(marginal=...)")

@@ -36,6 +36,7 @@ from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, one_of
 from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.objects import Plain
 
 NORMS = ("energy", "mass")
 
@@ -44,8 +45,8 @@ _INSTANT = 1e-5  # of the horizon, for central differences in time
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Yardstick:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Yardstick(Plain):
     """Distances of functions of a class from the solution, and from each other, in a norm under the law.
 
     metric (N, N) : E.  best (N,) : the coefficients of f_best.  approximation : |f_best - f*|_E.  size : |f*|_E.

@@ -18,10 +18,11 @@ from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source
 from fem_hjb.problems.gauge import Gauge, constant_gauge
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, one_of, positive_integer
+from fem_hjb.support.checks import FloatArray, one_of, positive_integer, require
 from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
+from fem_hjb.support.objects import Plain
 
 # By criterion the estimator whose form is the risk.
 _JUDGE = {"residual": ESTIMATORS["residual"], "labels": ESTIMATORS["regression"]}
@@ -45,8 +46,8 @@ class Candidate:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Selection:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Selection(Plain):
     """What cross-validation found.
 
     best : the candidate chosen (the rule of one standard error: L. Breiman et al., Classification and Regression
@@ -102,11 +103,12 @@ def cross_validate(
     Raises MeasureError for data without trajectories, fewer trajectories than folds, candidates on different boxes,
     criterion "residual" with a class that is not C1; ConvergenceError if no candidate can be fitted.
     """
+    require_problem(problem, "cross_validate")
+    _check_candidates(candidates)
     if isinstance(data, Paths):
         folds = positive_integer(folds, "folds", MeasureError)
         data = array_source(data, chunk=max(1, -(-data.n // folds)))
     row, parts = find_estimator(estimator), fold_sources(data, folds)
-    _check_candidates(candidates)
     smooth = all(candidate.space.smoothness for candidate in candidates)
     if criterion is not None:
         one_of(criterion, "criterion", CRITERIA, MeasureError)
@@ -192,8 +194,10 @@ def automatic_candidates(
 
 
 def _check_candidates(candidates: Sequence[Candidate]) -> None:
-    if not candidates:
-        raise MeasureError("cross_validate needs at least one candidate, got none")
+    if not isinstance(candidates, Sequence) or not candidates:
+        raise MeasureError(f"cross_validate needs a sequence of candidates, at least one, got {candidates!r:.80}")
+    for candidate in candidates:
+        require(candidate, Candidate, "cross_validate", MeasureError)
     boxes = [np.asarray(candidate.space.spatial.box.bounds) for candidate in candidates]
     for k, box in enumerate(boxes):
         if not np.array_equal(box, boxes[0]):

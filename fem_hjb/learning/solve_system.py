@@ -24,7 +24,7 @@ from fem_hjb.learning.linear_set import LinearSet
 from fem_hjb.learning.smoothing import default_smoothing, is_dictionary, roughness
 from fem_hjb.learning.system import System
 from fem_hjb.solutions.solution import Solution
-from fem_hjb.support.checks import FloatArray, IntArray, one_of
+from fem_hjb.support.checks import FloatArray, IntArray, one_of, require
 from fem_hjb.support.errors import ConstraintError, ConvergenceError, MeasureError
 
 METHODS = ("direct", "projected", "minimal-residual")
@@ -58,6 +58,7 @@ def solve_system(
     figures : False leaves out the figures of the system, most of the time for large classes: they are nan.
     """
     started = time.perf_counter()
+    require(system, System, "solve_system", MeasureError)
     one_of(method, "method", METHODS, MeasureError)
     space = system.space
     if smoothing is None:

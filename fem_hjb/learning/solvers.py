@@ -15,6 +15,7 @@ from fem_hjb.learning.factors import ADVICE
 from fem_hjb.learning.inequality import Projection, VariationalInequality, natural_residual
 from fem_hjb.support.checks import FloatArray, frozen_array, positive_integer, positive_number
 from fem_hjb.support.errors import ConvergenceError
+from fem_hjb.support.objects import Plain
 
 ConstrainedSolve = Callable[[sp.csc_matrix, FloatArray], FloatArray]
 
@@ -26,8 +27,8 @@ _FITTED = 10  # last steps from which a contraction is read
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class VariationalResult:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class VariationalResult(Plain):
     """What a solver found, and how.
 
     coefficients (N,) : in F.

@@ -25,7 +25,7 @@ from fem_hjb.learning import forms
 from fem_hjb.learning.estimators import Estimator, Setting, Terms, find_estimator
 from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Integrands, Load, Operator, Pairing
 from fem_hjb.learning.gram import gram_sums, pair_sums
-from fem_hjb.learning.measures import Measure, empirical_measure
+from fem_hjb.learning.measures import Measure, check_space, empirical_measure
 from fem_hjb.learning.samples import Located
 from fem_hjb.learning.scatter import GramSums, Scatter
 from fem_hjb.paths.simulate import Paths
@@ -34,8 +34,9 @@ from fem_hjb.paths.tree_sum import tree_sum
 from fem_hjb.problems.gauge import Gauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, IntArray, one_of
+from fem_hjb.support.checks import FloatArray, IntArray, non_negative_number, one_of, require
 from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError
+from fem_hjb.support.objects import Plain
 
 _SAMPLES = 1 << 18  # per chunk
 _PROBES = 1 << 15  # samples kept to look at the solution
@@ -44,8 +45,8 @@ Data = Paths | Measure | PathSource
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class System:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class System(Plain):
     """B[f, g] = l(g) on a class under a measure; matrices (N, N) have tests as rows and trials as columns.
 
     form : B.  load : l.
@@ -93,9 +94,10 @@ def assemble(
     """
     row = find_estimator(estimator)
     one_of(outside, "outside", ("error", "drop"), MeasureError)
-    row.check(space, delta)
-    if space.dim != problem.dim:
-        raise MeasureError(f"the space is of dimension {space.dim}, the problem has dim={problem.dim}")
+    check_space(problem, space, "fit")
+    row.check(space, non_negative_number(delta, "delta", MeasureError))
+    if executor is not None:
+        require(executor, Executor, "executor=", MeasureError)
     if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
         raise DomainError(
             f"fit is for processes on R^d or reflected at all faces of a box, but the domain of {problem.name!r} is"

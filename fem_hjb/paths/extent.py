@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.support.checks import FloatArray, Rng, positive_integer, spawn_generators
+from fem_hjb.problems.problem import ControlProblem, require_problem
+from fem_hjb.support.checks import FloatArray, Rng, non_negative_number, positive_integer, spawn_generators
 from fem_hjb.support.errors import DomainError
 
 _SAMPLES = 4096
@@ -36,7 +36,7 @@ class Reach:
 
     def bounds(self, mass: float) -> tuple[FloatArray, FloatArray]:
         """Lower and upper corner (d,) beyond which, on each side of each axis, this mass lies, at any of the times."""
-        reach = self.scale * float(norm.isf(mass)) ** self.power
+        reach = self.scale * float(-ndtri(mass)) ** self.power
         return (self.median - reach[0]).min(axis=0), (self.median + reach[1]).max(axis=0)
 
     def density(self, axis: int, x: FloatArray, first: float = 0.0, last: float = 1.0) -> FloatArray:
@@ -100,7 +100,7 @@ def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
 
 def reach_of(x: FloatArray, weights: FloatArray | None = None) -> Reach:
     """Read off draws x (k, n, d) at k times, of equal weights or of weights (n,)."""
-    levels = norm.cdf([-_FAR, -1.0, 0.0, 1.0, _FAR])
+    levels = ndtr([-_FAR, -1.0, 0.0, 1.0, _FAR])
     if weights is None:
         q = np.quantile(x, levels, axis=1)  # (5, k, d)
     else:
@@ -187,13 +187,13 @@ def truncation_box(
     ------
     DomainError : a parameter is out of range, or n is too small to see the quantile (n * quantile < 1).
     """
+    require_problem(problem, "truncation_box")
     domain = problem.domain
     if domain is not None and not domain.where("natural").any():
         return Truncation(box=domain, excluded_mass=0.0, samples=0)
-    if not 0.0 < quantile < 0.5:
+    if not 0.0 < non_negative_number(quantile, "truncation_box: quantile", DomainError) < 0.5:
         raise DomainError(f"truncation_box: quantile must lie in (0, 0.5), got {quantile!r}")
-    if not (np.isfinite(margin) and margin >= 0.0):
-        raise DomainError(f"truncation_box: margin must be a finite number >= 0, got {margin!r}")
+    margin = non_negative_number(margin, "truncation_box: margin", DomainError)
     n = positive_integer(n, "truncation_box: n", DomainError)
     if n * quantile < 1.0:
         raise DomainError(

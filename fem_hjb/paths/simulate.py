@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.linear import linear_transition
-from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.problems.problem import ControlProblem, LinearDrift, require_problem
 from fem_hjb.support.checks import FloatArray, Rng, frozen_array, one_of, positive_integer, spawn_generators
 from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError
 from fem_hjb.support.objects import Plain
@@ -261,12 +261,17 @@ def sample_paths(
     Raises
     ------
     MeasureError : n, steps, substeps or rng make no sense.
-    ProblemError : "exact" is not possible here, or the policy returns a wrong shape or non-finite numbers.
+    ProblemError : "exact" is not possible here, or the policy is no callable, or returns a wrong shape or non-finite
+        numbers.
     EllipticityError : Lambda is not positive definite at a simulated point.
     ConvergenceError : the simulated paths explode.
     """
+    require_problem(problem, "sample_paths")
     n = positive_integer(n, "n", MeasureError)
     steps = positive_integer(steps, "steps", MeasureError)
+    if policy is not None and not callable(policy):
+        hint = "; give its method .policy" if hasattr(policy, "policy") else ""
+        raise ProblemError(f"policy must be a callable (t, x) or None, got {type(policy).__name__}{hint}")
     ladder = _LADDER if substeps is None else (positive_integer(substeps, "substeps", MeasureError),)
     scheme = one_of(scheme, "scheme", SCHEMES, MeasureError)
     exact = _exact_coefficients(problem, policy) if scheme in ("auto", "exact") else None

@@ -4,6 +4,8 @@ A source is small, can be pickled, and makes chunk i from i alone, so that the w
 own chunks and nothing but the indices travels.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import struct
@@ -20,9 +22,10 @@ import numpy as np
 
 from fem_hjb.paths.simulate import Paths, Policy, sample_paths
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.support.checks import FloatArray, frozen_array, positive_integer, spawn_generators
+from fem_hjb.support.checks import FloatArray, frozen_array, positive_integer, require, spawn_generators
 from fem_hjb.support.errors import FemHjbError, MeasureError, OutputError
 from fem_hjb.support.files import atomic_file, atomic_folder
+from fem_hjb.support.objects import Plain
 
 PATHS_KIND = "fem_hjb paths 1"  # what a .npz of trajectories says of itself
 
@@ -33,8 +36,8 @@ _SUFFIXES = (".npz", ".zarr")
 FilePath = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PathSource(ABC):
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class PathSource(Plain, ABC):
     """n trajectories observed at the times t, in chunks of `chunk_size` neighbours (the last one may be shorter).
 
     n : how many trajectories.
@@ -104,7 +107,7 @@ def array_source(paths: Paths, *, chunk: int = _CHUNK) -> PathSource:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _ArraySource(PathSource):
     paths: Paths
 
@@ -160,7 +163,7 @@ def _child(seed: np.random.SeedSequence, i: int) -> np.random.SeedSequence:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _SimulatedSource(PathSource):
     problem: ControlProblem
     seed: np.random.SeedSequence
@@ -262,7 +265,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _NpzSource(PathSource):
     path: Path
     dtype: np.dtype[Any]
@@ -292,7 +295,7 @@ def _open_zarr(path: Path, chunk: int) -> PathSource:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _ZarrSource(PathSource):
     path: Path
 
@@ -341,6 +344,7 @@ def write_paths(path: FilePath, source: PathSource) -> None:
     Raises OutputError when the name ends otherwise, the folder is missing, or writing fails; MeasureError when the
     source fails, or hands out a chunk of another shape than it says.
     """
+    require(source, PathSource, "write_paths", OutputError, "; array_source(paths) makes one")
     target = Path(path)
     if target.suffix not in _SUFFIXES:
         raise OutputError(f"cannot write {target}: the name of a file of paths ends in .npz or .zarr")

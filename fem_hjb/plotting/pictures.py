@@ -13,13 +13,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from fem_hjb.paths.extent import window
+from fem_hjb.paths.extent import checked_box, window
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem, ValueFunction
+from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.solutions.compare import COLUMNS, Comparison
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.support.checks import FloatArray, as_times, one_of
-from fem_hjb.support.errors import ProblemError
+from fem_hjb.support.checks import FloatArray, as_times, one_of, require
+from fem_hjb.support.errors import ComparisonError, ProblemError
 
 # Told apart by line style alone when printed in grey; the colours are Okabe and Ito's, safe for colour-blind readers.
 STYLES: tuple[dict[str, Any], ...] = (
@@ -76,6 +76,10 @@ def _policy(of: ValueFunction, problem: ControlProblem, t: float, x: FloatArray)
 
 def _time(t: float, problem: ControlProblem) -> float:
     return float(as_times(t, problem.horizon))
+
+
+def _region(problem: ControlProblem, box: Box | None) -> Box:
+    return window(problem) if box is None else checked_box(problem, box)
 
 
 def _grid(box: Box, problem: ControlProblem, n: int) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -162,7 +166,7 @@ def solution(
     """
     problem = _problem_of(of, problem)
     quantity = one_of(quantity, "quantity", ("value", "policy"), ProblemError)
-    t, region, ax = _time(t, problem), window(problem) if box is None else box, _axes(ax)
+    t, region, ax = _time(t, problem), _region(problem, box), _axes(ax)
     _label_axes(ax, problem)
     if problem.dim == 1:
         lower, upper = region.bounds
@@ -184,6 +188,7 @@ def solution(
 
 def compare(comparison: Comparison, *, column: str = "value", ax: Axes | None = None) -> list[Artist]:
     """Draw a column of a comparison ("value", "value_h1", "policy", "excluded") against time, a line per candidate."""
+    require(comparison, Comparison, "compare", ComparisonError)
     names, ax = comparison.names, _axes(ax)
     artists: list[Artist] = []
     for k, name in enumerate(names):
@@ -215,11 +220,12 @@ def report(
     cut to its range, which a learned solution may leave wildly where hardly any sample has been. In two dimensions and
     more the panels are maps (see `solution`), the third overlays level lines of v.
     """
+    require_problem(problem, "report")
     figure = Figure(figsize=(10.0, 7.2), layout="constrained") if figure is None else figure
     if figure.get_layout_engine() is None:
         figure.set_layout_engine("constrained")
     t = _time(t, problem)
-    region = window(problem) if box is None else box
+    region = _region(problem, box)
     truth, truth_name = (reference, "reference") if problem.exact is None else (problem.exact, "exact")
     found = {truth_name: truth, "reference": reference, "learned": learned}
     judged = {"learned": learned, "galerkin": galerkin, "reference": reference}

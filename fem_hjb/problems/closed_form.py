@@ -20,7 +20,16 @@ from scipy.integrate import solve_ivp
 
 from fem_hjb.problems.problem import LinearDrift
 from fem_hjb.problems.rewards import LogSumExpReward, log_sum_exp, symmetric_array
-from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, frozen_array, positive_number, spd_array
+from fem_hjb.support.checks import (
+    FloatArray,
+    IntArray,
+    as_points,
+    as_times,
+    frozen_array,
+    positive_number,
+    real_array,
+    spd_array,
+)
 from fem_hjb.support.errors import DomainError, EllipticityError, InfiniteValueError, ProblemError
 from fem_hjb.support.objects import Plain
 
@@ -237,15 +246,15 @@ class CosineSeries(ClosedForm):
         self.horizon = positive_number(horizon, "horizon", ProblemError)
         self.temperature = positive_number(temperature, "temperature", ProblemError)
         self._running = float(frozen_array(running, "running", (), ProblemError))
-        size = (np.size(coefficients),)
-        self._c = frozen_array(np.atleast_1d(coefficients), "coefficients", size, ProblemError)
+        given = np.atleast_1d(real_array(coefficients, "coefficients", ProblemError))
+        self._c = frozen_array(given, "coefficients", (given.size,), ProblemError)
         lowest = self._minimum()
         if lowest <= 0:
             raise ProblemError(
                 f"the cosine series of exp(y / alpha) must be positive on the interval, its minimum is {lowest:.6g};"
                 " enlarge the constant coefficient"
             )
-        self._w = np.arange(size[0]) * np.pi / self._width
+        self._w = np.arange(given.size) * np.pi / self._width
 
     def _minimum(self) -> float:
         """The minimum of the series: a polynomial in cos(pi (x - lower) / width), at its critical points or ends."""

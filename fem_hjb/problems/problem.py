@@ -11,7 +11,15 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw
-from fem_hjb.support.checks import FloatArray, as_points, frozen_array, positive_integer, positive_number, real_array
+from fem_hjb.support.checks import (
+    FloatArray,
+    as_points,
+    frozen_array,
+    positive_integer,
+    positive_number,
+    real_array,
+    require,
+)
 from fem_hjb.support.errors import EllipticityError, ProblemError
 from fem_hjb.support.objects import Plain, brief, callable_name, short_repr
 
@@ -135,6 +143,8 @@ class ControlProblem(Plain):
 
     def __post_init__(self) -> None:
         put = object.__setattr__
+        if not isinstance(self.name, str):
+            raise ProblemError(f"name must be text, got {self.name!r}")
         put(self, "dim", positive_integer(self.dim, "dim", ProblemError))
         put(self, "horizon", positive_number(self.horizon, "horizon", ProblemError))
         put(self, "temperature", positive_number(self.temperature, "temperature", ProblemError))
@@ -256,6 +266,11 @@ class ControlProblem(Plain):
     def policy_from_gradient(self, t: ArrayLike, x: ArrayLike, gradient: FloatArray) -> FloatArray:
         """pi = (1/alpha) Lambda_t(x) grad v, shape (..., d)."""
         return np.asarray(np.einsum("...ij,...j->...i", self.Lambda(t, x), gradient) / self.temperature)
+
+
+def require_problem(problem: object, asker: str) -> None:
+    """ProblemError, which says who asked, unless it is a ControlProblem."""
+    require(problem, ControlProblem, asker, ProblemError)
 
 
 def checked_call(

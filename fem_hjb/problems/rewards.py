@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from fem_hjb.support.checks import FloatArray, IntArray, as_points, frozen_array, positive_number, spd_array
+from fem_hjb.support.checks import (
+    FloatArray,
+    IntArray,
+    as_points,
+    frozen_array,
+    positive_number,
+    real_array,
+    spd_array,
+)
 from fem_hjb.support.errors import EllipticityError, ProblemError
 from fem_hjb.support.objects import Plain
 
@@ -74,13 +82,14 @@ class LogSumExpReward(Plain):
     @classmethod
     def linear(cls, s: ArrayLike, *, temperature: float, s0: float = 0.0) -> LogSumExpReward:
         """y(x) = s'x + s0 with s of shape (d,)."""
-        slope = np.atleast_1d(np.asarray(s, dtype=np.float64))
+        slope = np.atleast_1d(real_array(s, "s", ProblemError))
         return cls(temperature=temperature, R=np.zeros((1, slope.size, slope.size)), s=slope[None], s0=[s0])
 
     @classmethod
     def quadratic(cls, R: ArrayLike, s: ArrayLike, *, temperature: float, s0: float = 0.0) -> LogSumExpReward:
         """y(x) = -x'Rx/2 + s'x + s0 with R of shape (d, d), s of shape (d,)."""
-        return cls(temperature=temperature, R=np.asarray(R)[None], s=np.asarray(s)[None], s0=[s0])
+        matrix, slope = real_array(R, "R", ProblemError), real_array(s, "s", ProblemError)
+        return cls(temperature=temperature, R=matrix[None], s=slope[None], s0=[s0])
 
     @classmethod
     def log_mixture(
@@ -90,7 +99,8 @@ class LogSumExpReward(Plain):
 
         The weights w (k,) are positive and need not sum to 1; means m (k, d), covariances C (k, d, d).
         """
-        m = np.asarray(means, dtype=np.float64)
+        alpha = positive_number(temperature, "temperature", ProblemError)
+        m = real_array(means, "means", ProblemError)
         if m.ndim != 2:
             raise ProblemError(f"means must have shape (k, d), got shape {m.shape}")
         k, d = m.shape
@@ -103,10 +113,10 @@ class LogSumExpReward(Plain):
         )
         pull = np.einsum("kij,kj->ki", precision, m)
         return cls(
-            temperature=temperature,
-            R=temperature * precision,
-            s=temperature * pull,
-            s0=temperature * (np.log(w) - 0.5 * (pull * m).sum(-1)),
+            temperature=alpha,
+            R=alpha * precision,
+            s=alpha * pull,
+            s0=alpha * (np.log(w) - 0.5 * (pull * m).sum(-1)),
         )
 
     @property

@@ -24,7 +24,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.problem import ControlProblem, ValueFunction
+from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.solutions.norms import LawPoints, l2_norm, law_points, policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import FloatArray, Rng
@@ -198,10 +198,13 @@ def compare(
     DomainError : times outside [0, T].
     """
     problem = _find_problem(reference) if problem is None else problem
+    require_problem(problem, "compare")
     if not isinstance(candidates, Mapping) or not candidates:
         raise ComparisonError("candidates must be a mapping from names to value functions, with at least one entry")
     judged = {str(name): _wrap(candidate, str(name), problem) for name, candidate in candidates.items()}
     truth = _wrap(reference, "reference", problem)
+    if not isinstance(points, LawPoints | None):
+        raise ComparisonError(f"points must be what law_points returns, got {type(points).__name__}")
     chosen = law_points(problem, times=times, order=order, rng=rng) if points is None else points
     grid = chosen.times
     sums: dict[str, list[_Norms]] = {name: [] for name in judged}

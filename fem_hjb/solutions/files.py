@@ -18,7 +18,7 @@ from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PATHS_KIND
 from fem_hjb.problems.blocks import restrict
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.basis import SpatialBasis
@@ -29,6 +29,7 @@ from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.spaces.tensor import SplineBasis, TensorBasis
+from fem_hjb.support.checks import require
 from fem_hjb.support.errors import FemHjbError, OutputError, SpaceError
 from fem_hjb.support.files import atomic_file
 
@@ -46,6 +47,8 @@ def save_solution(path: FilePath, solution: Solution | ProductSolution) -> None:
         text, arrays = _pack(solution)
         _write(path, _SOLUTION, text, arrays)
         return
+    if not isinstance(solution, ProductSolution):
+        raise OutputError(f"save_solution(path, solution) writes solutions, got {type(solution).__name__}")
     distinct = list(dict.fromkeys(part for _, part in solution.parts))
     packed = [_pack(part) for part in distinct]
     text = {
@@ -63,6 +66,7 @@ def load_solution(path: FilePath, problem: ControlProblem) -> Solution | Product
     Raises OutputError when there is no such file, it is no such file, it is damaged or cut off, or it holds a solution
     of a problem with another dimension, horizon or temperature.
     """
+    require_problem(problem, "load_solution")
     text, arrays = _read(path, _SOLUTION)
     try:
         written = text["problem"]
@@ -161,6 +165,7 @@ def _estimate(text: Mapping[str, Any]) -> ErrorEstimate | None:
 
 def save_paths(path: FilePath, paths: Paths) -> None:
     """Write trajectories. Raises OutputError as `save_solution` does."""
+    require(paths, Paths, "save_paths", OutputError)
     _write(path, PATHS_KIND, {"scheme": paths.scheme}, {"t": np.asarray(paths.t), "x": np.asarray(paths.x)})
 
 

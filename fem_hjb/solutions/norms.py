@@ -12,6 +12,7 @@ from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, Rng, as_times, positive_integer
 from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.objects import Plain
 
 Rule = tuple[FloatArray, FloatArray]
 
@@ -52,15 +53,15 @@ def largest_norms(
 def _times(times: ArrayLike | None, problem: ControlProblem) -> FloatArray:
     if times is None:
         return np.linspace(0.0, problem.horizon, _DEFAULT_TIMES)
-    grid = as_times(np.atleast_1d(np.asarray(times, dtype=np.float64)), problem.horizon, "times")
+    grid = np.atleast_1d(as_times(times, problem.horizon, "times"))
     if grid.ndim != 1 or grid.size == 0:
         raise MeasureError(f"times must be a number or a one-dimensional array of times, got shape {grid.shape}")
     return grid
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LawPoints:
+@dataclass(frozen=True, eq=False, repr=False)
+class LawPoints(Plain):
     """Times (k,), for each of them points (n, d) and weights (n,) of p_t, and in words what they are."""
 
     times: FloatArray

@@ -1,6 +1,6 @@
 """Polynomials through points on a line, and products of matrices along the axes of a tensor grid."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import final
 
@@ -116,6 +116,15 @@ def apply_all(matrices: Sequence[AxisMatrix], u: FloatArray) -> FloatArray:
     for axis, matrix in enumerate(matrices):
         u = apply_axis(matrix, u, axis)
     return u
+
+
+def solve_axes(solves: Sequence[Callable[[FloatArray], FloatArray]], u: FloatArray) -> FloatArray:
+    """The inverse of a tensor product: solve(columns (n_axis, m)) along each axis of u (n_1, ..., n_d)."""
+    for axis, solve in enumerate(solves):
+        moved = np.moveaxis(u, axis, 0)
+        columns = np.ascontiguousarray(moved.reshape(len(moved), -1))
+        u = np.moveaxis(solve(columns).reshape(moved.shape), 0, axis)
+    return np.ascontiguousarray(u)
 
 
 def apply_sum(matrices: Sequence[AxisMatrix], u: FloatArray) -> FloatArray:

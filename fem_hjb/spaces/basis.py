@@ -1,7 +1,9 @@
 """What a finite-element basis in space is, and the registry of the elements there are."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -12,6 +14,7 @@ import skfem
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import Box
+from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.meshes import DIMENSION
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import SpaceError
@@ -151,6 +154,22 @@ class CellRule:
                 " tabulate the basis at the points of the rule, or use element='hermite'"
             )
         return self.functions
+
+
+def box_rule(
+    grids: Sequence[FloatArray], xi: FloatArray, weights: FloatArray, functions: ReferenceFunctions | None
+) -> CellRule:
+    """A rule on the unit cube carried to the cells between the points of one grid for each axis."""
+    start = tensor_points([grid[:-1] for grid in grids])
+    width = tensor_points([np.diff(grid) for grid in grids])
+    return CellRule(
+        xi=xi,
+        weights=weights,
+        x=start[:, None, :] + width[:, None, :] * xi,
+        det=width.prod(axis=1)[:, None],
+        inverse=(np.eye(len(grids)) / width[:, None, :])[:, None],
+        functions=functions,
+    )
 
 
 class SpatialBasis(Plain, ABC):

@@ -9,6 +9,8 @@ integrate over: such a class is fitted under samples of the law. Each dictionary
 where in R^d it is meant to be used.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from functools import cached_property
 from math import sqrt
@@ -17,7 +19,6 @@ from typing import NoReturn, final
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
-from scipy.stats import qmc
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian
@@ -54,6 +55,8 @@ class Dictionary(SpatialBasis):
         self.n_cells, self.kind, self.smoothness = 1, "unbounded", 2
         self.cell_dofs = frozen(np.arange(count)[None], np.int64)
         self.box = Box(np.full(law.dim, -np.inf), np.full(law.dim, np.inf), boundary="natural")
+        from scipy.stats import qmc  # only here: scipy.stats takes longer to import than all the rest of SciPy
+
         sobol = qmc.Sobol(law.dim, scramble=False).fast_forward(1)  # the first point is 0, where ndtri is infinite
         points = sobol.random(max(_FEWEST_NODES, _NODES_PER_FEATURE * count))
         spread = (1.0 + 1.0 / sqrt(law.dim)) * np.linalg.cholesky(law.covariance)

@@ -8,6 +8,8 @@
 (9, 141)
 """
 
+from __future__ import annotations
+
 from itertools import combinations_with_replacement
 from math import sqrt
 from typing import final

@@ -1,5 +1,7 @@
 """Meshes of straight-edged cells: their kinds, structured ones of boxes, and whether one fits a problem."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,7 +77,7 @@ def box_mesh(
         raise DomainError(
             f"box_mesh: a mesh needs finite faces, got {box}; truncation_box(problem).box has such, or say where to cut"
         )
-    counts = [cells] * box.dim if isinstance(cells, int | np.integer) else list(cells)
+    counts = list(cells) if isinstance(cells, Sequence | np.ndarray) else [cells] * box.dim
     gradings = [grading] * box.dim if grading is None or callable(grading) else list(grading)
     if len(counts) != box.dim or len(gradings) != box.dim:
         raise DomainError(

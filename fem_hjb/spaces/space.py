@@ -1,5 +1,7 @@
 """Space-time finite-element classes: products of a time basis and a basis in space, evaluated anywhere."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -8,9 +10,9 @@ import numpy as np
 import skfem
 from numpy.typing import ArrayLike, NDArray
 
-from fem_hjb.paths.extent import truncation_box
+from fem_hjb.paths.extent import checked_box, truncation_box
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.spaces.basis import ELEMENTS, CellRule, Element, SpatialBasis, Tables, element_named
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.mesh import MeshBasis
@@ -20,6 +22,7 @@ from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.spaces.tensor import HermiteBasis, SplineBasis, tensor_grids
 from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, one_of, positive_integer
 from fem_hjb.support.errors import DomainError, SpaceError
+from fem_hjb.support.objects import Plain
 
 __all__ = [
     "ELEMENTS",
@@ -100,8 +103,8 @@ def broadcast_points(
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Tabulation:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Tabulation(Plain):
     """The basis functions of a `Space` at m points, kept as factors.
 
     cells (m,) : space-time cells, -1 outside; there all tables are nan.
@@ -190,8 +193,7 @@ class Space:
         box: Box | None = None,
         mesh: Any = None,
     ) -> None:
-        if not isinstance(problem, ControlProblem):
-            raise SpaceError(f"Space needs a ControlProblem, got {type(problem).__name__}")
+        require_problem(problem, "Space")
         row = element_named(element)
         count = positive_integer(time_cells, "time_cells", SpaceError)
         time = LineBasis.uniform(problem.horizon, count, _time_kind(time_degree, time_smooth))
@@ -209,17 +211,12 @@ class Space:
                 truncation = truncation_box(problem)
                 box = truncation.box
                 excluded = truncation.excluded_mass if truncation.samples else None
-            elif not isinstance(box, Box) or box.dim != problem.dim:
-                got = f"dimension {box.dim}" if isinstance(box, Box) else type(box).__name__
-                raise DomainError(f"box must be a Box of dimension {problem.dim}, got {got}")
-            elif (
-                problem.domain is not None
-                and problem.domain.bounded
-                and not np.array_equal(box.bounds, problem.domain.bounds)
-            ):
+            checked_box(problem, box)
+            domain = problem.domain
+            if domain is not None and domain.bounded and not np.array_equal(box.bounds, domain.bounds):
                 raise DomainError(
                     f"the process of {problem.name!r} is reflected in its own box, with corners"
-                    f" {np.asarray(problem.domain.bounds).tolist()}, got a box with corners"
+                    f" {np.asarray(domain.bounds).tolist()}, got a box with corners"
                     f" {np.asarray(box.bounds).tolist()}; leave out box="
                 )
             mesh = box_mesh(box, counts, kind)
@@ -227,7 +224,7 @@ class Space:
         self._set(time, spatial_basis(mesh, row.name, flat=flat), excluded)
 
     @classmethod
-    def product(cls, time: LineBasis, spatial: SpatialBasis, *, excluded_mass: float | None = None) -> "Space":
+    def product(cls, time: LineBasis, spatial: SpatialBasis, *, excluded_mass: float | None = None) -> Space:
         """The product of a given time basis, starting at 0, and a given basis in space.
 
         In time "P1".."P4" with any basis in space, "B2".."B4" with a smooth one, "hermite" with spectral elements.
@@ -237,7 +234,7 @@ class Space:
         return cls.from_(time, spatial, excluded_mass=excluded_mass)
 
     @classmethod
-    def from_(cls, time: LineBasis, spatial: SpatialBasis, *, excluded_mass: float | None = None) -> "Space":
+    def from_(cls, time: LineBasis, spatial: SpatialBasis, *, excluded_mass: float | None = None) -> Space:
         """The same, from whatever time on: a part of a `PanelSpace`."""
         space = cls.__new__(cls)
         space._set(time, spatial, excluded_mass)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import final
 
 import numpy as np
@@ -13,8 +13,17 @@ from scipy.special import eval_legendre, roots_jacobi
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import tensor_rule
-from fem_hjb.spaces.axes import tensor_points
-from fem_hjb.spaces.basis import ELEMENTS, CellRule, ReferenceFunctions, SpatialBasis, Tables, frozen, nodal_values
+from fem_hjb.spaces.axes import solve_axes, tensor_points
+from fem_hjb.spaces.basis import (
+    ELEMENTS,
+    CellRule,
+    ReferenceFunctions,
+    SpatialBasis,
+    Tables,
+    box_rule,
+    frozen,
+    nodal_values,
+)
 from fem_hjb.spaces.line import LineBasis, row_products, unit_gauss
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer, real_array
 from fem_hjb.support.errors import SpaceError
@@ -276,23 +285,15 @@ class SpectralBasis(SpatialBasis):
 
     def quadrature(self, degree: int) -> CellRule:
         xi, weights = tensor_rule(*unit_gauss(degree), self.dim)
-        start = tensor_points([line.grid[:-1] for line in self.lines])
-        width = tensor_points([line.widths for line in self.lines])
         flat = [line.reference(xi[:, k]) for k, line in enumerate(self.lines)]
         slope = [line.reference(xi[:, k], 1) for k, line in enumerate(self.lines)]
         dphi = [row_products([*flat[:k], slope[k], *flat[k + 1 :]]) for k in range(self.dim)]
-        return CellRule(
-            xi=xi,
-            weights=weights,
-            x=start[:, None, :] + width[:, None, :] * xi,
-            det=width.prod(axis=1)[:, None],
-            inverse=(np.eye(self.dim) / width[:, None, :])[:, None],
-            functions=ReferenceFunctions(
-                phi=np.ascontiguousarray(row_products(flat).T),
-                dphi=np.ascontiguousarray(np.stack(dphi, axis=-1).swapaxes(0, 1)),
-                scale=None,
-            ),
+        functions = ReferenceFunctions(
+            phi=np.ascontiguousarray(row_products(flat).T),
+            dphi=np.ascontiguousarray(np.stack(dphi, axis=-1).swapaxes(0, 1)),
+            scale=None,
         )
+        return box_rule([line.grid for line in self.lines], xi, weights, functions)
 
     def boundary_dofs(self) -> IntArray:
         lower, upper = self.box.bounds
@@ -302,12 +303,8 @@ class SpectralBasis(SpatialBasis):
         return np.empty(0, dtype=np.int64)
 
     def _solve_mass(self, rule: CellRule, rhs: FloatArray) -> FloatArray:
-        array = rhs.reshape(self.shape)
-        for k, line in enumerate(self.lines):
-            moved = np.moveaxis(array, k, 0)
-            solved = scipy.linalg.solve(line.mass(), moved.reshape(line.n, -1), assume_a="pos")
-            array = np.moveaxis(solved.reshape(moved.shape), 0, k)
-        return np.ascontiguousarray(array).ravel()
+        solves = [partial(scipy.linalg.solve, line.mass(), assume_a="pos") for line in self.lines]
+        return solve_axes(solves, rhs.reshape(self.shape)).ravel()
 
 
 def contract_axes(local: FloatArray, tables: Sequence[FloatArray]) -> Tables:

@@ -10,8 +10,17 @@ from scipy.sparse.linalg import splu
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import tensor_rule
-from fem_hjb.spaces.axes import tensor_points
-from fem_hjb.spaces.basis import ELEMENTS, CellRule, ReferenceFunctions, SpatialBasis, Tables, frozen, nodal_values
+from fem_hjb.spaces.axes import solve_axes, tensor_points
+from fem_hjb.spaces.basis import (
+    ELEMENTS,
+    CellRule,
+    ReferenceFunctions,
+    SpatialBasis,
+    Tables,
+    box_rule,
+    frozen,
+    nodal_values,
+)
 from fem_hjb.spaces.line import LineBasis, row_products, unit_gauss
 from fem_hjb.spaces.meshes import mesh_kind
 from fem_hjb.support.checks import FloatArray, IntArray, one_of
@@ -99,16 +108,7 @@ class TensorBasis(SpatialBasis):
     def quadrature(self, degree: int) -> CellRule:
         points, rule_weights = unit_gauss(degree)
         xi, weights = tensor_rule(points, rule_weights, self.dim)
-        start = tensor_points([axis.points[:-1] for axis in self.axes])
-        width = tensor_points([axis.widths for axis in self.axes])
-        return CellRule(
-            xi=xi,
-            weights=weights,
-            x=start[:, None, :] + width[:, None, :] * xi,
-            det=width.prod(axis=1)[:, None],
-            inverse=(np.eye(self.dim) / width[:, None, :])[:, None],
-            functions=self._reference_functions(xi),
-        )
+        return box_rule([axis.points for axis in self.axes], xi, weights, self._reference_functions(xi))
 
     @abstractmethod
     def _reference_functions(self, xi: FloatArray) -> ReferenceFunctions | None:
@@ -135,12 +135,7 @@ class TensorBasis(SpatialBasis):
         return np.ascontiguousarray(array).ravel()
 
     def _solve_mass(self, rule: CellRule, rhs: FloatArray) -> FloatArray:
-        array = rhs.reshape(self._shape)
-        for k, axis in enumerate(self.axes):
-            moved = np.moveaxis(array, k, 0)
-            solved = splu(axis.mass()).solve(np.ascontiguousarray(moved.reshape(len(moved), -1)))
-            array = np.moveaxis(solved.reshape(moved.shape), 0, k)
-        return np.ascontiguousarray(array).ravel()
+        return solve_axes([splu(axis.mass()).solve for axis in self.axes], rhs.reshape(self._shape)).ravel()
 
 
 @final

@@ -60,6 +60,20 @@ def positive_number(value: Any, name: str, error: type[FemHjbError]) -> float:
     return number
 
 
+def non_negative_number(value: Any, name: str, error: type[FemHjbError]) -> float:
+    """`value` as a finite float >= 0; bools and text are refused."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < np.inf:
+        raise error(f"{name} must be a finite number >= 0, got {value!r}")
+    return float(value)
+
+
+def require(value: Any, kind: type, asker: str, error: type[FemHjbError], hint: str = "") -> None:
+    """`error`, which says who asked, unless `value` is of this kind."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise error(f"{asker} needs {article} {kind.__name__}, got {type(value).__name__}{hint}")
+
+
 def positive_integer(value: Any, name: str, error: type[FemHjbError]) -> int:
     """`value` as a positive int; bools and floats with a fraction are refused."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -74,25 +88,25 @@ def one_of(value: Any, name: str, allowed: Sequence[str], error: type[FemHjbErro
     return str(value)
 
 
-def as_points(x: ArrayLike, dim: int, name: str = "x", error: type[FemHjbError] = DomainError) -> FloatArray:
+def as_points(x: ArrayLike, dim: int) -> FloatArray:
     """`x` as float64 points in rows, shape (..., dim), finite."""
-    points = real_array(x, name, error)
+    points = real_array(x, "x", DomainError)
     if points.ndim == 0 or points.shape[-1] != dim:
-        raise error(
-            f"{name} must hold points in rows, shape (..., {dim}), got shape {points.shape}"
+        raise DomainError(
+            f"x must hold points in rows, shape (..., {dim}), got shape {points.shape}"
             + ("; write x[:, None] for points on a line" if dim == 1 else "")
         )
     if not np.isfinite(points).all():
-        raise error(f"{name} must be finite, got {int((~np.isfinite(points)).any(-1).sum())} non-finite points")
+        raise DomainError(f"x must be finite, got {int((~np.isfinite(points)).any(-1).sum())} non-finite points")
     return points
 
 
-def as_times(t: ArrayLike, horizon: float, name: str = "t", error: type[FemHjbError] = DomainError) -> FloatArray:
+def as_times(t: ArrayLike, horizon: float, name: str = "t") -> FloatArray:
     """`t` as float64 times within [0, horizon] (a rounding error of 1e-12 horizon is forgiven and moved inside)."""
-    times = real_array(t, name, error)
+    times = real_array(t, name, DomainError)
     slack = 1e-12 * horizon
     if not (np.isfinite(times).all() and (times >= -slack).all() and (times <= horizon + slack).all()):
-        raise error(f"{name} must lie in [0, {horizon:g}], got values in [{times.min():g}, {times.max():g}]")
+        raise DomainError(f"{name} must lie in [0, {horizon:g}], got values in [{times.min():g}, {times.max():g}]")
     return np.clip(times, 0.0, horizon)
 
 

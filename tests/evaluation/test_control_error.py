@@ -269,7 +269,7 @@ def test_a_box_that_the_process_leaves_is_refused() -> None:
         ({"policy": lambda t, x: x[:, 0]}, ProblemError, "expected"),
         ({"policy": lambda t, x: np.full_like(x, np.nan)}, ProblemError, "not finite"),
         ({"reference": None}, ProblemError, "reference must have"),
-        ({"problem": None}, ProblemError, "problem must be a ControlProblem"),
+        ({"problem": None}, ProblemError, "control_error needs a ControlProblem, got NoneType"),
         ({"under": "uniform"}, MeasureError, "under must be one of"),
         ({"times": 0}, MeasureError, "times"),
         ({"n": 0}, MeasureError, "n must be"),

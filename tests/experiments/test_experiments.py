@@ -125,6 +125,7 @@ def test_configurations_can_be_changed_field_by_field() -> None:
     assert config == dataclasses.replace(module.QUICK, steps=7, paths=(50, 100), reward=2.0)
     assert isinstance(config.reward, float)
     assert experiments.configuration("iteration") == module.Config()
+    assert experiments.configuration("iteration", seed=0).seed == 0
     nested = experiments.configuration("coercivity", in_time=[[2, 3]])
     assert nested.in_time == ((2, 3),)
     for changes, message in (
@@ -133,6 +134,10 @@ def test_configurations_can_be_changed_field_by_field() -> None:
         ({"steps": True}, "steps must be of type int, got True"),
         ({"paths": 3}, r"paths must be of type tuple\[int, ...\], got 3"),
         ({"paths": (3, "x")}, "paths must be of type"),
+        ({"paths": ()}, r"paths must not be empty, and its integers at least 1, got \(\)"),
+        ({"paths": (3, 0)}, r"its integers at least 1, got \(3, 0\)"),
+        ({"seeds": 0}, "seeds must not be empty, and its integers at least 1, got 0"),
+        ({"seed": -1}, "seed must .* at least 0, got -1"),
         ({"reward": "much"}, "reward must be of type float, got 'much'"),
     ):
         with pytest.raises(TrialError, match=message):

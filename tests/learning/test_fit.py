@@ -347,7 +347,7 @@ TWO = fh.zoo.get("lq", dim=2)
             "cannot be dealt out to 5 folds",
             lambda: fh.learning.cross_validate(LQ, fh.sample_paths(LQ, n=3, steps=2, rng=0), ladder((1, 2))),
         ),
-        (MeasureError, "needs at least one candidate", lambda: fh.learning.cross_validate(LQ, PATHS, [])),
+        (MeasureError, "needs a sequence of candidates", lambda: fh.learning.cross_validate(LQ, PATHS, [])),
         (
             MeasureError,
             "must see the same samples.*build all spaces with one box=",

@@ -342,24 +342,6 @@ def test_integration_by_parts_turns_the_residual_form_into_the_weak_one():
     assert np.abs(without - residual).max() > 1e-2 * np.abs(residual).max()
 
 
-def test_row_divergence_is_exact_on_quadratics_and_of_second_order():
-    x = np.random.default_rng(0).uniform(-2, 2, (30, 2))
-    np.testing.assert_allclose(row_divergence(diffusion, x, 0.3), diffusion_divergence(x), atol=1e-13)
-
-    def waves(x):
-        a, b = x[:, 0], x[:, 1]
-        return np.stack(
-            [np.stack([2 + np.sin(a + b), 0.5 * np.cos(b)], -1), np.stack([0.5 * np.cos(b), np.exp(a - b / 2)], -1)],
-            axis=-2,
-        )
-
-    a, b = x.T
-    exact = np.stack([np.cos(a + b) - 0.5 * np.sin(b), -0.5 * np.exp(a - b / 2)], axis=-1)
-    steps = 0.1 / 2.0 ** np.arange(5)
-    errors = [np.abs(row_divergence(waves, x, h) - exact).max() for h in steps]
-    assert slope(steps, errors) == pytest.approx(2, abs=0.02)
-
-
 def test_the_current_of_a_reversible_process_vanishes_and_otherwise_is_its_rotation():
     """Lambda = 1 + x^2 and b = x - x (1 + x^2)/2 leave the standard normal law invariant, without a current."""
     x = np.linspace(-3, 3, 25)[:, None]
@@ -530,15 +512,3 @@ def test_noise_of_the_increment_form_at_the_solution_is_of_order_dt():
     means, noises = mean_and_noise(0.0)
     assert slope(STEPS, noises) == pytest.approx(0.5, abs=0.05)
     assert max(means) < 1e-14  # f is a martingale along the paths
-
-
-def test_the_divergence_next_to_a_face_looks_inside_only():
-    x = np.array([[0.0, 0.4], [1.0, 1.0]])
-
-    def diffusion(x):
-        assert x.min() >= 0.0
-        assert x.max() <= 1.0
-        return np.einsum("mi,ij->mij", 2 * x, np.eye(2))
-
-    bounds = np.zeros(2), np.ones(2)
-    np.testing.assert_allclose(row_divergence(diffusion, x, 1e-3, bounds), 2.0, rtol=1e-10)

@@ -487,7 +487,7 @@ def test_ill_formed_requests_are_refused(make, message):
 
 
 def test_errors_keep_their_kind():
-    with pytest.raises(EllipticityError, match="'lq', dim=1: diffusion must be symmetric positive definite"):
+    with pytest.raises(EllipticityError, match="'lq', dim=1: Lambda must be symmetric positive definite"):
         zoo.get("lq", Lambda=-1.0)
     with pytest.raises(InfiniteValueError, match=r"'lq', dim=1: the value is \+infinity before t = 1\.\d+"):
         zoo.get("lq", R=-5.0, horizon=2.0)

@@ -16,6 +16,7 @@ from fem_hjb.spaces.meshes import box_mesh
 LQ = zoo.get("lq", dim=2)
 WELL = {"kappa": 1.0, "nu": 1.0}
 SQUARE = Box([-4.0] * 2, [4.0] * 2)
+FEW = fh.Space(LQ, cells=2, time_cells=1, box=SQUARE)
 
 
 def backwards(t: float, x: np.ndarray) -> np.ndarray:
@@ -41,7 +42,7 @@ def numbers(of: Any) -> list[Any]:
     if hasattr(of, "gradient"):
         x = np.full((3, of.problem.dim), 0.1)
         return [getattr(of, name)(0.3, x) for name in ("value", "gradient", "policy")]
-    if hasattr(of, "rows"):
+    if hasattr(of, "table"):
         return [of.table(), of.notes]
     return [repr(of)]
 
@@ -56,6 +57,11 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "comparison": lambda: fh.compare({"zero": LQ.exact}, LQ.exact, problem=LQ),
     "control error": lambda: fh.control_error(LQ, backwards, LQ.exact),
     "objectives": lambda: fh.objectives(LQ, backwards, LQ.exact, steps=8, n=64, times=8),
+    "source": lambda: fh.paths.simulated_source(LQ, n=8, steps=4, rng=0),
+    "measure": lambda: fh.law_measure(LQ, fh.Space(LQ, cells=6, time_cells=2)),
+    "system": lambda: fh.learning.assemble(LQ, fh.sample_paths(LQ, n=64, steps=4, rng=0), FEW, outside="drop"),
+    "set": lambda: fh.Bounds(0.0, 1.0).on(FEW),
+    "tabulation": lambda: FEW.tabulate(0.5, np.full((4, 2), 0.1), 2),
     "paths": lambda: fh.sample_paths(LQ, n=8, steps=4, rng=0),
 }
 

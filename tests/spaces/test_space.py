@@ -14,7 +14,7 @@ from fem_hjb.spaces.line import LINE_KINDS
 from fem_hjb.spaces.meshes import DIMENSION, box_mesh
 from fem_hjb.spaces.space import ELEMENTS, HermiteBasis, LineBasis, MeshBasis, Space, SplineBasis, spatial_basis
 from fem_hjb.spaces.tensor import TensorBasis
-from fem_hjb.support.errors import DomainError, SpaceError
+from fem_hjb.support.errors import DomainError, ProblemError, SpaceError
 
 PAIRS = [(name, kind) for name, element in ELEMENTS.items() for kind in element.kinds]
 LAGRANGE = [pair for pair in PAIRS if ELEMENTS[pair[0]].smoothness == 0]
@@ -554,7 +554,11 @@ def test_a_mesh_of_ones_own():
         (DomainError, r"one entry for each of 2 axes", lambda: make_space("hermite", 2, cells=(3, 3, 3))),
         (SpaceError, r"time_cells must be a positive integer, got 2.5", lambda: make_space("P1", 1, time_cells=2.5)),
         (SpaceError, r"time_degree must be 1, 2 or 3, got 4", lambda: make_space("P1", 1, time_degree=4)),
-        (DomainError, r"box must be a Box of dimension 2, got dimension 1", lambda: make_space("P1", 2, box=box_of(1))),
+        (
+            DomainError,
+            r"must be a Box of dimension 2, got one of dimension 1",
+            lambda: make_space("P1", 2, box=box_of(1)),
+        ),
         (DomainError, r"box must be a Box of dimension 1, got tuple", lambda: make_space("P1", 1, box=(0, 1))),
         (
             DomainError,
@@ -562,7 +566,7 @@ def test_a_mesh_of_ones_own():
             lambda: Space(make_problem(1, domain=Box([-1.0], [1.0])), box=box_of(1)),
         ),
         (SpaceError, r"either mesh= or box= and cells=", lambda: make_space("P1", 2, mesh=skfem.MeshTri())),
-        (SpaceError, r"needs a ControlProblem, got str", lambda: Space("lq")),
+        (ProblemError, r"Space needs a ControlProblem, got str", lambda: Space("lq")),
         (SpaceError, r"product of a LineBasis and a SpatialBasis, got float", lambda: Space.product(1.0, None)),
         (
             SpaceError,

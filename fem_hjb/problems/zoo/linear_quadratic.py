@@ -7,11 +7,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.closed_form import LinearQuadratic
-from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.problems.rewards import LogSumExpReward
-from fem_hjb.problems.zoo.coefficients import gaussian_start, matrix, tridiagonal, vector
+from fem_hjb.problems.zoo.coefficients import gaussian_start, linear_problem, matrix, tridiagonal, vector
 from fem_hjb.problems.zoo.registry import register
 from fem_hjb.support.checks import FloatArray
 
@@ -54,20 +52,16 @@ def lq(
     q = vector(q, dim, "q")
     R = matrix(R, tridiagonal(dim, -0.2, 1.0, -0.2), "R")
     reward = LogSumExpReward.quadratic(R, vector(s, dim, "s"), temperature=temperature)
-    exact = LinearQuadratic(drift=drift, diffusion=diffusion, terminal=reward, horizon=horizon, Q=Q, q=q)
-    start = gaussian_start(drift, diffusion, mean, cov)
-    return ControlProblem(
-        dim=dim,
-        horizon=horizon,
-        temperature=temperature,
+    return linear_problem(
+        "lq",
         drift=drift,
         diffusion=diffusion,
-        running_reward=partial(_quadratic, Q=Q, q=q),
-        terminal_reward=reward,
-        initial_law=start,
-        exact=exact,
-        marginal=linear_marginal(drift, diffusion, start),
-        name="lq",
+        reward=reward,
+        horizon=horizon,
+        start=gaussian_start(drift, diffusion, mean, cov),
+        running=partial(_quadratic, Q=Q, q=q),
+        Q=Q,
+        q=q,
     )
 
 
@@ -96,15 +90,4 @@ def linear_ou(
     drift = LinearDrift(matrix(A, tridiagonal(dim, -0.4, -1.0, 0.5), "A"), np.zeros(dim))
     reward = LogSumExpReward.linear(vector(gamma, dim, "gamma"), temperature=temperature)
     start = gaussian_start(drift, diffusion, mean, cov)
-    return ControlProblem(
-        dim=dim,
-        horizon=horizon,
-        temperature=temperature,
-        drift=drift,
-        diffusion=diffusion,
-        terminal_reward=reward,
-        initial_law=start,
-        exact=LinearQuadratic(drift=drift, diffusion=diffusion, terminal=reward, horizon=horizon),
-        marginal=linear_marginal(drift, diffusion, start),
-        name="linear-ou",
-    )
+    return linear_problem("linear-ou", drift=drift, diffusion=diffusion, reward=reward, horizon=horizon, start=start)

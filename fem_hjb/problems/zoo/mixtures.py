@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.closed_form import LinearQuadratic
 from fem_hjb.problems.laws import GaussianMixture
-from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.problems.rewards import LogSumExpReward
-from fem_hjb.problems.zoo.coefficients import gaussian_start, matrix, tridiagonal, vector
+from fem_hjb.problems.zoo.coefficients import gaussian_start, linear_problem, matrix, tridiagonal, vector
 from fem_hjb.problems.zoo.registry import register
-from fem_hjb.support.checks import frozen_array, one_of
+from fem_hjb.support.checks import frozen_array, one_of, positive_number
 from fem_hjb.support.errors import ProblemError
 
 
@@ -59,6 +57,7 @@ def mixture_diffusion(
     )
     if data.dim != dim:
         raise ProblemError(f"means must have shape (k, {dim}), got points of dimension {data.dim}")
+    temperature = positive_number(temperature, "temperature", ProblemError)
     process = MixtureDiffusion(data, horizon=horizon, beta=beta, eta=eta)
     y = _tilting_reward(reward, dim, temperature, strength, target)
     constant = process.constant_diffusion
@@ -138,15 +137,6 @@ def brownian_mixture(
         temperature=temperature,
     )
     start = gaussian_start(drift, diffusion, mean, cov)
-    return ControlProblem(
-        dim=dim,
-        horizon=horizon,
-        temperature=temperature,
-        drift=drift,
-        diffusion=diffusion,
-        terminal_reward=reward,
-        initial_law=start,
-        exact=LinearQuadratic(drift=drift, diffusion=diffusion, terminal=reward, horizon=horizon),
-        marginal=linear_marginal(drift, diffusion, start),
-        name="brownian-mixture",
+    return linear_problem(
+        "brownian-mixture", drift=drift, diffusion=diffusion, reward=reward, horizon=horizon, start=start
     )

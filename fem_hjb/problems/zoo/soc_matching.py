@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.closed_form import LinearQuadratic
 from fem_hjb.problems.laws import Gaussian, Law, PointMass
-from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.problems.rewards import LogSumExpReward
-from fem_hjb.problems.zoo.coefficients import constant, matrix, nothing, vector
+from fem_hjb.problems.zoo.coefficients import constant, linear_problem, matrix, nothing, vector
 from fem_hjb.problems.zoo.registry import register
 from fem_hjb.problems.zoo.wells import double_well
 from fem_hjb.support.checks import FloatArray, one_of
@@ -38,23 +36,15 @@ def _soc_linear(
     start: Law,
 ) -> ControlProblem:
     """dX = A X dt + lambda^{1/2} sigma dB under the running cost f |x|^2 and the terminal reward, alpha = lambda."""
-    drift = LinearDrift(A, np.zeros(dim))
-    diffusion = reward.temperature * sigma @ sigma.T
-    exact = LinearQuadratic(
-        drift=drift, diffusion=diffusion, terminal=reward, horizon=horizon, Q=2 * f * np.eye(dim) if f else None
-    )
-    return ControlProblem(
-        dim=dim,
+    return linear_problem(
+        name,
+        drift=LinearDrift(A, np.zeros(dim)),
+        diffusion=reward.temperature * sigma @ sigma.T,
+        reward=reward,
         horizon=horizon,
-        temperature=reward.temperature,
-        drift=drift,
-        diffusion=diffusion,
-        running_reward=partial(_square, weight=-f) if f else None,
-        terminal_reward=reward,
-        initial_law=start,
-        exact=exact,
-        marginal=linear_marginal(drift, diffusion, start),
-        name=name,
+        start=start,
+        running=partial(_square, weight=-f) if f else None,
+        Q=2 * f * np.eye(dim) if f else None,
     )
 
 
