@@ -11,7 +11,7 @@ from fem_hjb.reference.box_panel import Grid
 from fem_hjb.spaces.spectral import SpectralLine, gll
 from fem_hjb.support.checks import FloatArray
 
-_FIRST_CELLS = 6
+FIRST_CELLS = 6
 _SINH = 2.0  # of the grading of a first grid
 _FLOOR = 1e-3  # of its peak: the least weight that a density has in a grid's indicators
 _SHRINK, _STRETCH = 0.35, 2.0  # by which cells may change at once
@@ -20,11 +20,11 @@ _MARGIN = 0.8  # of what is allowed, that is aimed at
 _FINEST = 1e-12  # of the width of a box: no cell is smaller
 
 
-def first_edges(box: Box, reach: Reach, kept: BoolArray) -> list[FloatArray]:
+def first_edges(box: Box, reach: Reach, kept: BoolArray, cells: int = FIRST_CELLS) -> list[FloatArray]:
     """Edges of cells for each axis: small in the middle of the law, equal where both faces are kept (2, d)."""
     edges = []
     for k, (low, high) in enumerate(zip(*box.bounds, strict=True)):
-        unit = np.linspace(-1.0, 1.0, _FIRST_CELLS + 1)
+        unit = np.linspace(-1.0, 1.0, cells + 1)
         if kept[:, k].all():
             edges.append(low + (high - low) * (unit + 1) / 2)
             continue
@@ -96,7 +96,7 @@ def regraded(line: SpectralLine, found: FloatArray, allowed: float) -> FloatArra
     logs = (np.minimum.accumulate((logs + slope)[::-1]))[::-1] - slope
     parts = line.widths / np.exp(logs)
     total = np.concatenate([[0.0], np.cumsum(parts)])
-    cells = max(int(np.ceil(total[-1] - 1e-6)), 2)
+    cells = max(int(np.ceil(total[-1] - 1e-6)), min(2, line.n_cells))
     edges = np.interp(np.linspace(0.0, total[-1], cells + 1), total, line.grid)
     edges[0], edges[-1] = line.grid[0], line.grid[-1]
     return np.asarray(edges)

