@@ -270,7 +270,7 @@ CASES = {
         Case("mixture-3", 3, _zoo("mixture-diffusion", 3), steady=False, targets=(1e-2, 1e-3)),
         Case("brownian-2", 2, _zoo("brownian-mixture", 2), steady=True, targets=TIGHTER, quick=True),
         Case("wells-2", 2, lambda: wells(2), steady=True, targets=TIGHTER, fine=(56, 72)),
-        Case("wells-3", 3, lambda: wells(3), steady=True, targets=(1e-2, 1e-3), fine=(32, 40)),
+        Case("wells-3", 3, lambda: wells(3), steady=True, targets=(1e-2, 1e-3), fine=(36, 44)),
         Case("ring", 2, ring, steady=True, fine=(80, 100)),
         Case("damped-rotation", 2, damped_rotation, steady=True, targets=TIGHTER, fine=(56, 72)),
         Case(

@@ -261,10 +261,8 @@ class NGSolve(Elements):
         load = ng.LinearForm(self.space)
         load += y * v * rule
         load.Assemble()
-        return self._inverse(self.mass.mat, load.vec.FV().NumPy(), np.zeros(self.space.ndof), 1e-12)
-
-    def _inverse(self, matrix: Any, rhs: Array, guess: Array, tolerance: float = 1e-9) -> Array:
-        return self.solve(self.factor(matrix), rhs, guess)
+        guess = np.zeros(self.space.ndof)
+        return self.solve(self.factor(self.mass.mat), load.vec.FV().NumPy(), guess)
 
     def stiffness(self, t: float) -> Any:
         return t
@@ -312,7 +310,7 @@ class NGSolve(Elements):
 
 
 class Dolfinx(Elements):
-    """FEniCSx; b, r and Lambda interpolated in Lagrange elements of the same order. PETSc's LU, in 3-D GMRES with ILU."""
+    """FEniCSx; b, r, Lambda interpolated in Lagrange elements of the same order. PETSc's LU, in 3-D GMRES and ILU."""
 
     def set_up(self) -> Array:
         import ufl

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from nonquadratic_problems import REMAINING, Array, Case
 
-
 ROWS = 20  # of a finite-difference matrix that are multiplied at once
 
 
@@ -115,18 +114,21 @@ class Line:
         self.radius2 = 1.05 * size
         self.radius1 = float(np.sqrt(self.radius2) * (0.7 if kind == "fd" else 0.9))
 
-    def derivatives(self, u: Array, axis: int) -> tuple[Array, Array]:
-        n, shape, last = self.n, u.shape, axis == u.ndim - 1
-        if not self.blocks:
-            if axis == 0:
-                r = self.both @ u.reshape(n, -1)
-                return r[:n].reshape(shape), r[n:].reshape(shape)
-            if last:
-                return u @ self.D1.T, u @ self.D2.T
-            return np.matmul(self.D1, u), np.matmul(self.D2, u)
-        out = np.empty((2, *shape))
+    def derivatives(self, u: Array, axis: int, out: Array) -> None:
+        """Of first and of second order, into out (2, ..)."""
+        n, last = self.n, axis == u.ndim - 1
         if axis == 0:
             flat, target = u.reshape(n, -1), out.reshape(2, n, -1)
+        if not self.blocks:
+            if axis == 0:
+                np.matmul(self.both, flat, out=out.reshape(2 * n, -1))
+            elif last:
+                np.matmul(u.reshape(-1, n), self.D1.T, out=out[0].reshape(-1, n))
+                np.matmul(u.reshape(-1, n), self.D2.T, out=out[1].reshape(-1, n))
+            else:
+                np.matmul(self.D1, u, out=out[0])
+                np.matmul(self.D2, u, out=out[1])
+            return
         for rows, seen, D1, D2 in self.blocks:
             for to, D in enumerate((D1, D2)):
                 if axis == 0:
@@ -134,8 +136,12 @@ class Line:
                 elif last:
                     out[to][..., rows] = u[..., seen] @ D.T
                 else:
-                    out[to][:, rows] = np.matmul(D, u[:, seen])
-        return out[0], out[1]
+                    np.matmul(D, u[:, seen], out=out[to][:, rows])
+
+    def first(self, u: Array, axis: int) -> Array:
+        out = np.empty((2, *u.shape))
+        self.derivatives(u, axis, out)
+        return out[0]
 
     def interpolation(self, z: Array) -> Array:
         """(m, n); points beyond the faces are taken at the faces."""
@@ -173,14 +179,17 @@ class Explicit:
         longest = (high - low).max()
         counts = np.maximum(np.rint(setting.nodes * (high - low) / longest), 10).astype(int)
         self.lines = [
-            Line(setting.space, float(low[k]), float(high[k]), int(counts[k]), setting.stretch, setting.loss, reflecting)
-            for k in range(d)
+            Line(setting.space, a, b, int(n), setting.stretch, setting.loss, reflecting)
+            for a, b, n in zip(low.tolist(), high.tolist(), counts, strict=True)
         ]
         self.x = np.stack(np.meshgrid(*[line.x for line in self.lines], indexing="ij"), -1)
         self.alpha, self.constant = problem.temperature, problem.constant_diffusion
         Lambda = problem.Lambda(0.0, self.x)
         self.noise = np.moveaxis(Lambda, (-2, -1), (0, 1)) if self.constant is None else self.constant
         self.mixed = d == 2 and bool(np.any(self.noise[0, 1]))
+        shape = self.x.shape[:-1]
+        self.pairs = [np.empty((2, *shape)) for _ in range(d if self.mixed else 1)]
+        self.work = [np.empty(shape) for _ in range(6)]
         self.n_calls = self.n_rhs = self.n_steps = 0
         extrapolated = setting.scheme == "rkc+"
         with np.errstate(all="ignore"):
@@ -200,33 +209,38 @@ class Explicit:
             rows.append(np.asarray(self.problem.running_reward(t, self.x))[None])
         return np.ascontiguousarray(np.concatenate(rows))
 
-    def rhs(self, fields: Array, u: Array) -> Array:
+    def rhs(self, fields: Array, u: Array, out: Array) -> Array:
         self.n_rhs += 1
         d, c = u.ndim, 0.5 / self.alpha
-        pairs = [line.derivatives(u, k) for k, line in enumerate(self.lines)]
-        out = fields[d].copy() if len(fields) > d else None
-        for k, (g, curvature) in enumerate(pairs):
-            push = g * (c * self.noise[k, k])
+        push = self.work[0]
+        for k, line in enumerate(self.lines):
+            pair = self.pairs[k] if self.mixed else self.pairs[0]
+            line.derivatives(u, k, pair)
+            g, curvature = pair
+            np.multiply(g, c * self.noise[k, k], out=push)
             push += fields[k]
-            push *= g
-            if out is None:
-                out = push
+            curvature_weight = 0.5 * self.noise[k, k]
+            if k == 0:
+                np.multiply(push, g, out=out)
             else:
+                push *= g
                 out += push
-            curvature *= 0.5 * self.noise[k, k]
+            curvature *= curvature_weight
             out += curvature
         if self.mixed:
-            cross = self.lines[1].derivatives(pairs[0][0], 1)[0]
-            cross += (2 * c) * pairs[0][0] * pairs[1][0]
+            cross = self.lines[1].first(self.pairs[0][0], 1)
+            cross += (2 * c) * self.pairs[0][0] * self.pairs[1][0]
             cross *= self.noise[0, 1]
             out += cross
+        if len(fields) > d:
+            out += fields[d]
         return out
 
     def rates(self, fields: Array, u: Array) -> tuple[float, float]:
         """Bounds of the diffusive and the advective part of the spectrum."""
         real, sideways = 0.0, 0.0
         for k, line in enumerate(self.lines):
-            g = line.derivatives(u, k)[0] * (self.noise[k, k] / self.alpha)
+            g = line.first(u, k) * (self.noise[k, k] / self.alpha)
             real = real + 0.5 * float(np.max(self.noise[k, k])) * line.radius2
             sideways = sideways + np.abs(fields[k] + g) * line.radius1
         if self.mixed:
@@ -278,19 +292,20 @@ class Explicit:
                     u = self.rkc_step(fields, u, s0 + i * h, h, scheme)
                     self.check(u)
             else:
-                B0 = fields(s0)
+                B0, u = fields(s0), u.copy()
+                _, k1, k2, at, total, _ = self.work
                 for i in range(n):
                     s = s0 + i * h
                     Bm, B1 = fields(s + h / 2), fields(min(s + h, s1))
-                    k1 = self.rhs(B0, u)
-                    k2 = self.rhs(Bm, u + h / 2 * k1)
-                    k3 = self.rhs(Bm, u + h / 2 * k2)
-                    k4 = self.rhs(B1, u + h * k3)
-                    k2 += k3
-                    k2 *= 2
-                    k2 += k1
-                    k2 += k4
-                    u = u + h / 6 * k2
+                    self.rhs(B0, u, k1)
+                    np.multiply(k1, h / 6, out=total)
+                    for B, c, weight in ((Bm, h / 2, h / 3), (Bm, h / 2, h / 3), (B1, h, h / 6)):
+                        np.multiply(k1, c, out=at)
+                        at += u
+                        self.rhs(B, at, k1)
+                        np.multiply(k1, weight, out=k2)
+                        total += k2
+                    u += total
                     B0 = B1
                     if i % 4 == 0:
                         self.check(u)
@@ -301,17 +316,20 @@ class Explicit:
 
     def rkc_step(self, fields: Any, u: Array, s: float, h: float, scheme: Any) -> Array:
         first, rows = scheme
-        F0 = self.rhs(fields(s), u)
-        before, now, c = u, u + first[0] * h * F0, first[1]
+        _, F0, F, before, now, part = self.work
+        self.rhs(fields(s), u, F0)
+        np.copyto(before, u)
+        np.multiply(F0, first[0] * h, out=now)
+        now += u
+        c = first[1]
         for mu, nu, mu_t, gamma_t, c_next in rows:
-            F = self.rhs(fields(s + c * h), now)
-            F *= mu_t * h
-            F += gamma_t * h * F0
-            F += (1 - mu - nu) * u
-            F += mu * now
-            F += nu * before
-            before, now, c = now, F, c_next
-        return now
+            self.rhs(fields(s + c * h), now, F)
+            before *= nu  # becomes the next
+            for what, weight in ((F, mu_t * h), (F0, gamma_t * h), (u, 1 - mu - nu), (now, mu)):
+                np.multiply(what, weight, out=part)
+                before += part
+            before, now, c = now, before, c_next
+        return now.copy()
 
     def check(self, u: Array) -> None:
         if not np.abs(u).max() < self.largest:
@@ -323,7 +341,7 @@ class Explicit:
         u, g = self.states[k], []
         rows = [line.interpolation(x[:, j]) for j, line in enumerate(self.lines)]
         for j, line in enumerate(self.lines):
-            values = line.derivatives(u, j)[0]
+            values = line.first(u, j)
             part = []
             for i in range(0, len(x), 512):
                 piece = np.tensordot(rows[0][i : i + 512], values, 1)
