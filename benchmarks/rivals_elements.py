@@ -46,18 +46,18 @@ class Elements:
         f = self.set_up()
         self.states = self.march(f, setting.steps)
         if setting.scheme == "cn+":
-            finer = self.march(f, 2 * setting.steps)
+            finer = self.march(f, setting.steps, 2)
             self.states = [(4 * b - a) / 3 for a, b in zip(self.states, finer, strict=True)]
         self.seconds = time.process_time() - self.start
 
-    def march(self, f: Array, steps: int) -> list[Array]:
+    def march(self, f: Array, steps: int, times: int = 1) -> list[Array]:
         T = self.problem.horizon
         ends = np.array(REMAINING) * T
         clock = np.log1p(np.concatenate([[0.0], ends]) / (0.05 * T)) / np.log(21.0)
         states, s0 = [], 0.0
         fixed = self.stiffness(0.0) if self.case.steady else None
         for k, s1 in enumerate(ends):
-            n = max(1, int(np.ceil(steps * (clock[k + 1] - clock[k]) - 1e-9)))
+            n = times * max(1, int(np.ceil(steps * (clock[k + 1] - clock[k]) - 1e-9)))
             h, factors = (s1 - s0) / n, None
             for i in range(n):
                 s = s0 + i * h
