@@ -182,28 +182,43 @@ class Search:
 
     def run(self, variants: list[Any], nodes: list[int], steps: list[int], goal: float, which: int) -> None:
         for variant in variants:
-            soonest, reached = self.best(goal, which)
-            first = 0 if reached is None else max(0, nodes.index(min(nodes, key=lambda n: abs(n - reached.nodes))) - 3)
-            for n in nodes[first:]:
-                before, cheapest = None, math.inf
-                for count in steps:
-                    row = self(replace(variant, nodes=n, steps=count))
-                    if self.over():
-                        return
-                    if row is None:
-                        continue
-                    cheapest = min(cheapest, row["seconds"])
-                    error = row["errors"][which]
-                    if error <= goal or (before is not None and not error < 0.8 * before):
+            reached = self.best(goal, which)[1]
+            if reached is not None:
+                variant = replace(variant, margin=reached.margin)
+                nodes = [n for n in nodes if n >= 0.4 * reached.nodes]
+            self.climb(variant, nodes, steps, goal, which)
+            if self.over():
+                return
+
+    def climb(self, variant: Any, nodes: list[int], steps: list[int], goal: float, which: int) -> None:
+        """More nodes, and on each number of them more steps, or a wider box where neither helps."""
+        lower, stalled, failed = math.inf, 0, 0
+        for n in nodes:
+            before, cheapest, least = None, math.inf, math.inf
+            for count in steps:
+                row = self(replace(variant, nodes=n, steps=count))
+                if self.over():
+                    return
+                if row is None:
+                    failed += 1
+                    if failed > 2:
                         break
-                    if row["seconds"] > 1.5 * self.best(goal, which)[0]:
-                        break
-                    before = error
-                soonest = self.best(goal, which)[0]
-                if cheapest > soonest or (row is not None and row["errors"][which] <= goal):
+                    continue
+                failed, error = 0, row["errors"][which]
+                cheapest, least = min(cheapest, row["seconds"]), min(least, error)
+                if error <= goal or (before is not None and not error < 0.8 * before):
                     break
-                if cheapest == math.inf and n > 2 * nodes[first]:
+                if row["seconds"] > 1.5 * self.best(goal, which)[0]:
                     break
+                before = error
+            if least <= goal or cheapest > self.best(goal, which)[0] or failed > 3:
+                return
+            stalled = stalled + 1 if least > 0.7 * lower else 0
+            lower = min(lower, least)
+            if stalled == 2:
+                if variant.margin == MARGINS[-1]:
+                    return
+                stalled, variant = 0, replace(variant, margin=MARGINS[MARGINS.index(variant.margin) + 1])
 
     def polish(self, changes: Callable[[Any], Iterator[Any]], goal: float, which: int, rounds: int = 3) -> None:
         """Small changes of the best setting, as long as one of them is better."""
@@ -237,12 +252,9 @@ def rival(name: str, case: Case, truth: Truth, folder: Path, goals: list[Any], c
             return  # its polynomials know nothing of a wall
         loss = min(1e-4, 0.03 * tightest)
         start = Setting(space=kind, loss=loss, q=5 if tightest > 1e-4 else 7)
-        variants = [
-            replace(start, scheme=scheme, stretch=stretch)
-            for stretch in (0.0, 1.5)
-            for scheme in ("rk4", "rkc", "rkc+")
-            if not (stretch and kind == "fd" and scheme == "rkc+")
-        ]
+        stretches = (0.0, 1.0) if kind == "fd" else (1.0, 0.0, 1.8)
+        pairs = [(scheme, stretch) for stretch in stretches for scheme in ("rk4", "rkc")] + [("rkc+", stretches[0])]
+        variants = [replace(start, scheme=scheme, stretch=stretch) for scheme, stretch in pairs]
         if kind == "fd":
             nodes = [16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 160, 200, 250]
         else:

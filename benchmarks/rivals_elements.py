@@ -395,7 +395,7 @@ class Dolfinx(Elements):
         three[:, : x.shape[1]] = x
         new = hasattr(geometry, "bb_tree")
         tree = geometry.bb_tree(self.mesh, self.case.dim) if new else geometry.BoundingBoxTree(self.mesh, self.case.dim)
-        near = geometry.compute_collisions_points if new else geometry.compute_collisions
+        near = getattr(geometry, "compute_collisions_points", None) or geometry.compute_collisions
         hits = geometry.compute_colliding_cells(self.mesh, near(tree, three), three)
         cells = np.array([hits.links(i)[0] for i in range(len(x))], dtype=np.int32)
         make = getattr(self.fem, "functionspace", self.fem.FunctionSpace)
