@@ -409,9 +409,12 @@ def ask(python: str, package_path: Path | None, verbose: bool, **given: Any) -> 
         out, err = done.stdout, done.stderr
     except subprocess.TimeoutExpired as late:
         out, err = ((s or b"").decode() if isinstance(s, bytes) else s or "" for s in (late.stdout, late.stderr))
-    if verbose or ("Traceback" in err):
+    if verbose:
         print(err[-2000:], file=sys.stderr)
-    return [json.loads(line[4:]) for line in out.splitlines() if line.startswith("ROW ")]
+    rows = [json.loads(line[4:]) for line in out.splitlines() if line.startswith("ROW ")]
+    if "Traceback" in err:
+        rows.append({"failed": err.strip().splitlines()[-1][:160]})
+    return rows
 
 
 def at_error(rows: list[dict[str, Any]], which: int, goal: float) -> tuple[float, dict[str, Any] | None]:
@@ -445,8 +448,9 @@ def compare(case: Case, given: argparse.Namespace, pythons: dict[str, str]) -> l
         common = {"case": case.name, "folder": name, "cap": cap}
         asked = {"who": "solve", "targets": targets, "repeat": 0.5 if given.quick else 2.0, **common}
         print(f"\n{case.name}, d = {case.dim}", end="", flush=True)
-        if not ask(sys.executable, None, given.verbose, who="prepare", **{**common, "cap": max(cap, 300.0)}):
-            print(": no reference")
+        made = ask(sys.executable, None, given.verbose, who="prepare", **{**common, "cap": max(cap, 300.0)})
+        if not any(row.get("done") for row in made):
+            print(f": no reference, {made}")
             return results
         truth = Truth.load(folder / "truth.npz")
         print(f"; a finer solution, in doubt by {truth.doubt:.0e}" if truth.doubt else "; closed form")
@@ -466,7 +470,7 @@ def compare(case: Case, given: argparse.Namespace, pythons: dict[str, str]) -> l
             row = seen.get(target)
             print(f"  target {target:g}")
             seconds, errors = math.inf, None
-            failed = next((r["failed"] for r in mine if r["target"] == target and "failed" in r), None)
+            failed = next((r["failed"] for r in mine if r.get("target", target) == target and "failed" in r), None)
             if row is not None:
                 seconds, errors = row["seconds"], row["errors"]
                 told = f"estimate {row['estimate']:.1e}, {row['status']}; " + ", ".join(
@@ -478,15 +482,21 @@ def compare(case: Case, given: argparse.Namespace, pythons: dict[str, str]) -> l
             head = {"problem": case.name, "target": target}
             results.append({**head, "method": "solve", "doubt": truth.doubt, **(row or {})})
             for path, theirs in old.items():
-                found = next((r for r in theirs if r["target"] == target and "seconds" in r), None)
+                found = next((r for r in theirs if r.get("target") == target and "seconds" in r), None)
+                why = next((r["failed"] for r in theirs if r.get("target", target) == target and "failed" in r), None)
                 if found is None:
-                    line("baseline", math.inf, math.inf, None, f"no answer in {cap:g} s ({path})")
+                    line("baseline", math.inf, math.inf, None, f"{why or f'no answer in {cap:g} s'} ({path})")
                 else:
                     ratio = found["seconds"] / seconds
                     told = f"estimate {found['estimate']:.1e} ({path})"
                     line("baseline", found["seconds"], ratio, found["errors"], told)
                 results.append({**head, "method": f"baseline {path}", **(found or {})})
-            for name, theirs in rows.items():
+            for name, told in rows.items():
+                theirs = [row for row in told if "errors" in row]
+                broken = next((row["failed"] for row in told if "failed" in row), "")
+                if not told:
+                    line(name, math.inf, math.inf, None, "has no way to do this problem")
+                    continue
                 for what, goal, which in (
                     ("target", target, 0),
                     ("equal", None if errors is None else errors[0], 0),
@@ -498,8 +508,8 @@ def compare(case: Case, given: argparse.Namespace, pythons: dict[str, str]) -> l
                     ratio = took / seconds if math.isfinite(took) and math.isfinite(seconds) else math.inf
                     if by is None:
                         least = min((r["errors"][which] for r in theirs), default=math.inf)
-                        told = f"{goal:.1e} not reached by {len(theirs)} settings tried, at best {least:.1e}"
-                        line(f"{name}, {what}", math.inf, math.inf, None, told)
+                        miss = f"{goal:.1e} not reached by {len(theirs)} settings tried, at best {least:.1e} {broken}"
+                        line(f"{name}, {what}", math.inf, math.inf, None, miss)
                     else:
                         line(f"{name}, {what}", took, ratio, by["errors"], by["setting"])
                     results.append(

@@ -1,10 +1,11 @@
 """The problems of `bench_nonquadratic`, and what is right: closed forms, or much finer solutions of two kinds.
 
-Only public names of the package are used, so that older versions of it can be asked, too.
+Only public names of the package are used, so that other versions of it can be asked, too.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,16 @@ import fem_hjb as fh
 
 Array = np.ndarray
 REMAINING = (0.01, 0.02, 0.04, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # (T - t)/T at which policies are compared; t = 0 last
+
+
+def _named(name: str) -> Any:
+    """A public name, wherever this version of the package keeps it."""
+    for place in ("problems", "laws", "manufactured"):
+        try:
+            return getattr(importlib.import_module(f"fem_hjb.{place}"), name)
+        except (ImportError, AttributeError):
+            continue
+    raise AttributeError(f"this version of the package has no {name}")
 
 
 @dataclass(frozen=True)
@@ -204,7 +215,7 @@ def full_diffusion() -> Any:
         rows = [1.0 + 0.3 * np.sin(x[..., 1]), 0.3 * c, 0.3 * c, 0.8 + 0.2 * c]
         return np.stack(rows, -1).reshape(*x.shape[:-1], 2, 2)
 
-    return fh.problems.manufactured(
+    return _named("manufactured")(
         value=value,
         time_derivative=time_derivative,
         gradient=gradient,
@@ -251,7 +262,7 @@ class ReflectingSquare:
             drift=lambda t, x: 0.0 * x,
             diffusion=1.0,
             terminal_reward=lambda x: 2.0 * np.cos(np.pi * x[..., 0]) * np.cos(np.pi * x[..., 1]),
-            initial_law=fh.problems.Uniform(box),
+            initial_law=_named("Uniform")(box),
             domain=box,
             name="reflecting-square",
         )
