@@ -27,7 +27,8 @@ takes to reach the true error of `solve`, between two settings by interpolation 
 reach the target. Ratios are seconds / seconds of solve. All seconds are CPU seconds of one thread, the best of three
 if they are short. Every solve is a child process with a limit of CPU time, and whose first, untimed solve loads what is
 loaded when first used. NGSolve needs `pip install ngsolve`, FEniCSx an interpreter that has dolfinx and NumPy, SciPy
-and scikit-fem.
+and scikit-fem. Everything takes two or three hours with the default --budget; a search that ran out of it says less for
+the rival than there is to say, so "not reached" means within that budget.
 """
 
 import os
