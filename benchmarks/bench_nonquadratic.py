@@ -24,8 +24,8 @@ A rival is told what it could not know: which box to take, whether anything depe
 settings (nodes, order, grading, method and steps in time, margin of the box), which of them is the cheapest that
 reaches the error. Only that one run is charged, without box and search, and it has no error bar. "equal" is what it
 takes to reach the true error of `solve`, between two settings by interpolation of logarithms; "target" what it takes to
-reach the target. Ratios are seconds / seconds of solve. All seconds are CPU seconds of one thread, the best of three
-if they are short. Every solve is a child process with a limit of CPU time, and whose first, untimed solve loads what is
+reach the target. Ratios are seconds / seconds of solve. All seconds are CPU seconds of one thread; short
+solves are repeated. Every solve is a child process with a limit of CPU time, and whose first, untimed solve loads what is
 loaded when first used. NGSolve needs `pip install ngsolve`, FEniCSx an interpreter that has dolfinx and NumPy, SciPy
 and scikit-fem. Everything takes two or three hours with the default --budget; a search that ran out of it says less for
 the rival than there is to say, so "not reached" means within that budget.
@@ -461,8 +461,10 @@ def compare(case: Case, given: argparse.Namespace, pythons: dict[str, str]) -> l
         goals, seen = [], {row["target"]: row for row in mine if "seconds" in row}
         for target in targets:
             row = seen.get(target)
-            goals.append((target if row is None else min(target, max(row["errors"][0], 1e-9)), 0))
-            goals.append((target if row is None else min(target, max(row["errors"][1], 1e-9)), 1))
+            if row is None:
+                goals.append((target, 0))
+            else:
+                goals += [(min(target, max(error, 1e-9)), which) for which, error in enumerate(row["errors"])]
         rows = {
             name: ask(python, None, given.verbose, who=name, goals=goals, budget=given.budget, **common)
             for name, python in pythons.items()
