@@ -24,11 +24,11 @@ A rival is told what it could not know: which box to take, whether anything depe
 settings (nodes, order, grading, method and steps in time, margin of the box), which of them is the cheapest that
 reaches the error. Only that one run is charged, without box and search, and it has no error bar. "equal" is what it
 takes to reach the true error of `solve`, between two settings by interpolation of logarithms; "target" what it takes to
-reach the target. Ratios are seconds / seconds of solve. All seconds are CPU seconds of one thread; short
-solves are repeated. Every solve is a child process with a limit of CPU time, and whose first, untimed solve loads what is
-loaded when first used. NGSolve needs `pip install ngsolve`, FEniCSx an interpreter that has dolfinx and NumPy, SciPy
-and scikit-fem. Everything takes two or three hours with the default --budget; a search that ran out of it says less for
-the rival than there is to say, so "not reached" means within that budget.
+reach the target. Ratios are seconds / seconds of solve. All seconds are CPU seconds of one thread; short solves are
+repeated. Every solve is a child process with a limit of CPU time, whose first, untimed solve loads what is loaded when
+first used. NGSolve needs `pip install ngsolve`, FEniCSx an interpreter that has dolfinx, NumPy, SciPy and scikit-fem.
+Everything takes two or three hours with the default --budget; a search that ran out of it says less for the rival than
+there is to say: "not reached" means within that budget.
 """
 
 import os
