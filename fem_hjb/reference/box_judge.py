@@ -25,15 +25,16 @@ LESS = {1: 2, 2: 2, 3: 1}  # degrees
 WIDER = 0.06  # of the width, by which a box is enlarged on each side
 _ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
 _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
-_DRAWS = {1: 2048, 2: 1024, 3: 512}
-_NEAR_T = (0.0, 0.003, 0.01, 0.02, 0.04)  # of the time to go
-_MOST_TIMES = 14
+_DRAWS = {1: 1024, 2: 768, 3: 512}
+_NEAR_T = (0.0, 0.003, 0.015, 0.04)  # of the time to go
+_MOST_TIMES = 12
 _WORTH = 40.0  # draws: fewer do not stand for a law
 _DOUBT, _LEAST_GAIN = 1.0, 0.03  # of what these degrees are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]
 Steps = Callable[[FloatArray], list[float]]
+Rows = list[tuple[FloatArray, FloatArray]]
 
 
 def followed(
@@ -120,30 +121,35 @@ class Judge:
         count = _DRAWS[problem.dim]
         some = rng.choice(sample.x.shape[1], min(count, sample.x.shape[1]), replace=False)
         places = [sample.nearest(T - s) for s in self.times]
-        self.points = [[sample.x[k][some]] for k in places]
+        self.points = [sample.x[k][some] for k in places]
+        self.laws = [slice(0, some.size)]  # which points are draws under P, and under P*
         start = evaluate(run, T, sample.paths[0])[0]
         known = np.isfinite(start)
         weights, self.draws = sample.optimal(np.where(known, start, 0.0) / problem.temperature)
         if self.draws >= _WORTH:
             chosen = rng.choice(weights.size, count, p=weights)
-            for points, k in zip(self.points, places, strict=True):
-                points.append(sample.paths[k][chosen])
+            self.points = [
+                np.concatenate([x, sample.paths[k][chosen]]) for x, k in zip(self.points, places, strict=True)
+            ]
+            self.laws.append(slice(some.size, some.size + count))
         self.rows = self._rows(run)
         self.sizes = self._norms(self.rows)
 
-    def _rows(self, run: Run) -> list[list[tuple[FloatArray, FloatArray]]]:
-        return [[evaluate(run, float(s), x) for x in laws] for s, laws in zip(self.times, self.points, strict=True)]
+    def _rows(self, run: Run) -> Rows:
+        return [evaluate(run, float(s), x) for s, x in zip(self.times, self.points, strict=True)]
 
-    def _norms(self, rows: list[list[tuple[FloatArray, FloatArray]]]) -> FloatArray:
+    def _norms(self, rows: Rows) -> FloatArray:
         """The largest over time of the norms of value and policy under each law, (laws, 2); nan left out."""
         problem = self.equation.problem
-        found = np.zeros((len(self.points[0]), 2))
-        for s, laws, parts in zip(self.times, self.points, rows, strict=True):
-            for law, (x, (v, g)) in enumerate(zip(laws, parts, strict=True)):
-                known = np.isfinite(v) & np.isfinite(g).all(axis=1)
-                squares = np.einsum("ni,nij,nj->n", g[known], problem.Lambda(problem.horizon - s, x[known]), g[known])
-                count = max(int(known.sum()), 1)
-                norms = np.sqrt([(v[known] ** 2).sum() / count, max(squares.sum(), 0.0) / count])
+        found = np.zeros((len(self.laws), 2))
+        for s, x, (v, g) in zip(self.times, self.points, rows, strict=True):
+            known = np.isfinite(v) & np.isfinite(g).all(axis=1)
+            squares = np.zeros((2, len(x)))
+            squares[0, known] = v[known] ** 2
+            Lambda = problem.Lambda(problem.horizon - s, x[known])
+            squares[1, known] = np.einsum("ni,nij,nj->n", g[known], Lambda, g[known])
+            for law, draws in enumerate(self.laws):
+                norms = np.sqrt(np.maximum(squares[:, draws].sum(axis=1), 0.0) / max(int(known[draws].sum()), 1))
                 found[law] = np.maximum(found[law], norms)
         return found
 
@@ -153,10 +159,7 @@ class Judge:
             return math.inf, math.inf
         first = self.rows if one is self.run else self._rows(one)
         second = self.rows if other is self.run else self._rows(other)
-        gaps = [
-            [(a[0] - b[0], a[1] - b[1]) for a, b in zip(mine, theirs, strict=True)]
-            for mine, theirs in zip(first, second, strict=True)
-        ]
+        gaps = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(first, second, strict=True)]
         width = float(np.ptp(np.stack(self.equation.box.bounds), axis=0).max())
         floor = _NOTHING * self.equation.problem.temperature * np.array([1.0, 1.0 / width])
         value, policy = (self._norms(gaps) / np.maximum(self.sizes, floor)).max(axis=0).tolist()
