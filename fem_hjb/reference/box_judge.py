@@ -29,7 +29,7 @@ _DRAWS = {1: 1024, 2: 768, 3: 512}
 _NEAR_T = (0.0, 0.003, 0.015, 0.04)  # of the time to go
 _MOST_TIMES = 12
 _WORTH = 40.0  # draws: fewer do not stand for a law
-_DOUBT, _LEAST_GAIN = 1.0, 0.03  # of what these degrees are worth
+_DOUBT, _LEAST_GAIN = 1.3, 0.03  # of what these degrees are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]

@@ -30,9 +30,9 @@ from fem_hjb.support.errors import ConvergenceError
 from fem_hjb.support.progress import Progress
 
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
-_SHARES = {"space": 0.6, "time": 0.3, "truncation": 0.3}  # of the tolerance
+_SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
-_SPACE = {1: 0.3, 2: 0.3, 3: 0.2}  # of the tolerance
+_SPACE = {1: 0.12, 2: 0.12, 3: 0.12}  # of the tolerance
 _TIME, _DENSE, _TABLE, _MASS = 0.02, 0.2, 0.3, 0.1  # of the tolerance; the mass, of its square
 _GUESS = 0.03
 _LEAST = 1e-13
@@ -136,7 +136,7 @@ class _Search:
             factor = max(0.5 / min(excess["time"], 1e9) ** 1.25, 1e-3)
             changes |= {"time": max(t.time * factor, _LEAST), "dense": t.dense * max(factor, 0.05)}
         if excess["space"] > 1:
-            changes["space"] = t.space * float(np.clip(0.4 / excess["space"], 0.02, 0.5))
+            changes["space"] = t.space * float(np.clip(0.5 / excess["space"], 0.02, 0.5))
             changes["table"] = t.table * 0.3
         if changes:
             changes["guess"] = t.guess * 0.1
