@@ -282,7 +282,7 @@ def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[
     speed = stepper.system.norm(stepper.slope) / max(stepper.size, np.finfo(float).tiny)
     if not np.isfinite(speed):
         raise ConvergenceError(f"K(t) f0 is not finite at t={t0:.6g}; check the coefficients and f0")
-    t, rejected, previous = t0, 0, 1.0
+    t, rejected, before = t0, 0, (np.inf, 1.0)
     cause: ConvergenceError | None = None
     h, left = fewest_steps(length, min(length / 8, rtol ** (1 / ORDER) / max(speed, np.finfo(float).tiny)))
     for _ in range(_MAX_STEPS):
@@ -307,15 +307,26 @@ def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[
             return
         t = t1 - left * h
         ratio = max(ratio, 1e-10)
-        factor = min(_GROW, max(_SHRINK, _SAFETY * ratio ** (-0.7 / ORDER) * previous ** (0.4 / ORDER)))
+        factor, before = _next_width(h, ratio, before), (h, ratio)
         if keep:
             factor = 2.0 ** np.floor(np.log2(factor)) if factor >= 2 else 1.0
         if factor != 1:
             h, left = fewest_steps(t1 - t, h * factor)
-        rejected, previous = 0, ratio
+        rejected = 0
     raise ConvergenceError(
         f"{_MAX_STEPS} steps did not reach t={t1:.6g} (stopped at {t:.6g}) with rtol={rtol:g}; raise rtol"
     )
+
+
+def _next_width(h: float, ratio: float, before: tuple[float, float]) -> float:
+    """By what to multiply h, after a step whose error is `ratio` times what is allowed; `before`: h and ratio before it.
+
+    The width that would have met the tolerance, or the one that meets it if errors go on growing as they just did,
+    whichever is smaller (K. Gustafsson, ACM Trans. Math. Software 20 (1994) 496-517).
+    """
+    now = _SAFETY * ratio ** (-1 / ORDER)
+    growth = h / before[0] * (before[1] / ratio) ** (1 / ORDER) if np.isfinite(before[0]) else 1.0
+    return float(min(_GROW, max(_SHRINK, now * min(1.0, growth))))
 
 
 def fewest_steps(remaining: float, h: float) -> tuple[float, int]:
