@@ -17,9 +17,9 @@ ORDER = {
     "stepping": "esdirk krylov lawson radau",
     "solutions": "density estimate norms solution compare files",
     "reference": (
-        "faces box_background box_grids box_operators box_cells mesh_operators box_newton box_solve box_tolerance "
-        "fokker_planck_start fokker_planck_box fokker_planck_automatic fokker_planck_mesh fokker_planck "
-        "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
+        "faces box_background box_grids box_operators box_cells mesh_in_time mesh_linear mesh_operators box_newton "
+        "box_solve box_tolerance fokker_planck_start fokker_planck_box fokker_planck_automatic fokker_planck_mesh "
+        "fokker_planck tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
     ),
     "learning": (
         "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "

@@ -20,12 +20,13 @@ from typing import Any, final
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.linalg import LinearOperator, bicgstab, splu
+from scipy.sparse.linalg import splu
 
 from fem_hjb.problems.divergence import row_divergence
 from fem_hjb.problems.gauge import Gauge
-from fem_hjb.problems.probing import looks_steady
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.reference.mesh_in_time import Look, PartInTime
+from fem_hjb.reference.mesh_linear import bicgstab
 from fem_hjb.spaces.space import SpatialBasis
 from fem_hjb.stepping.esdirk import Solve
 from fem_hjb.support.checks import FloatArray, IntArray
@@ -47,7 +48,7 @@ class MeshOperators:
 
     M : the mass matrix (n, n), CSR; K(t) has the same pattern and shares its index arrays.
     autonomous : whether the coefficients looked independent of time at a few times and points. It only serves to
-        choose a linear solver; `K` compares all of them bitwise on every call.
+        choose a linear solver; `K` evaluates and compares all of them on every call.
     """
 
     def __init__(self, problem: ControlProblem, basis: SpatialBasis, gauge: Gauge) -> None:
@@ -77,18 +78,19 @@ class MeshOperators:
 
         self.M = self._matrix(self._assemble(self._reaction_table, [self._det[None, :, c] for c in self._chunks]))
         self._diagonal = np.flatnonzero(self._indices == np.repeat(np.arange(basis.n_dofs), np.diff(self._indptr)))
-        x = self._points[0][:, :: max(1, self._points[0].shape[1] // 64)].T
-        self.autonomous = looks_steady(
-            lambda t: (problem.b(t, x), problem.Lambda(t, x), problem.r(t, x)), problem.horizon
-        )
+        self._looks = self._looked_at()
+        self.autonomous = all(look.steady for look in self._looks.values())
         self.iterations = self.factorisations = 0
-        self._last: dict[str, list[FloatArray]] = {}
-        self._parts: dict[str, FloatArray] = {}
-        self._divergence: list[FloatArray] | None = None
+        self._parts = self._in_time()
         self._K: Any = None
+        self._moving: list[str] | None = None  # the parts that changed when last one did, and the sum of the others
+        self._still = np.zeros(0)
 
     def K(self, t: float) -> Any:
         """K at time t, CSR. The same object as last time if every coefficient is bitwise what it was.
+
+        A coefficient that is a combination of what it is at a few times, at every quadrature point and to rounding, is
+        not assembled anew: its matrix is the combination of those (see `mesh_in_time`).
 
         The divergence of a variable Lambda is taken by central differences of the callable, spaced eps^{1/3} = 6e-6
         times the width of the domain along each axis: next to a face they reach that far outside, and for a Lambda that
@@ -96,14 +98,16 @@ class MeshOperators:
 
         Raises ProblemError where a coefficient is not finite or of the wrong shape.
         """
-        K, self._K = self._K, None  # should a coefficient fail, no stale matrix stays behind
-        if self._update_diffusion(t) | self._update_drift(t) | self._update_reaction(t) or K is None:
-            parts = list(self._parts.values())
-            data = parts[0].copy()
-            for part in parts[1:]:
-                data += part
-            K = self._matrix(data)
-        self._K = K
+        # Should a coefficient fail, nothing stale stays behind.
+        (K, moving), self._K, self._moving = (self._K, self._moving), None, None
+        changed = [name for name, part in self._parts.items() if part.update(t)]
+        if moving is None or (changed and changed != moving):
+            moving, self._still = changed, np.zeros(self._nnz)
+            for name in self._parts.keys() - set(changed):
+                self._still += self._parts[name].entries
+        if K is None or changed:
+            K = self._matrix(sum((self._parts[name].entries for name in moving), self._still))
+        self._K, self._moving = K, moving
         return K
 
     def weighted_mass(self, weight: Callable[[FloatArray], FloatArray]) -> Any:
@@ -171,22 +175,16 @@ class MeshOperators:
                 " coefficients"
             )
         matrix, half = self._matrix(data), 1.0 / np.sqrt(diagonal)
-        operator = LinearOperator(matrix.shape, matvec=lambda v: half * (matrix @ (half * v)), dtype=np.float64)
 
-        def count(_: FloatArray) -> None:
-            self.iterations += 1
+        def apply(v: FloatArray) -> FloatArray:
+            product = matrix @ (half * v)
+            product *= half
+            return np.asarray(product)
 
         def solve(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
-            solution, failed = bicgstab(
-                operator,
-                half * rhs,
-                x0=guess / half,
-                rtol=rtol,
-                atol=0.0,
-                maxiter=_MAX_ITERATIONS,
-                callback=count,
-            )
-            if failed:
+            solution, iterations = bicgstab(apply, half * rhs, guess / half, rtol, _MAX_ITERATIONS)
+            self.iterations += iterations
+            if solution is None:
                 raise ConvergenceError(
                     f"BiCGStab did not reach a relative residual of {rtol:.1e} in {_MAX_ITERATIONS} iterations for"
                     f" {rhs.size} unknowns; take smaller time steps, which make the matrix better conditioned, or a"
@@ -217,46 +215,60 @@ class MeshOperators:
         data = np.bincount(self._slots, weights=local.ravel(), minlength=self._nnz)
         return np.asarray(data, dtype=np.float64)
 
-    def _changed(self, name: str, values: list[FloatArray]) -> bool:
-        """Whether these coefficient values differ from those that the part of that name was made from."""
-        last = self._last.get(name)
-        return last is None or not all(np.array_equal(a, b) for a, b in zip(last, values, strict=True))
+    def _looked_at(self) -> dict[str, Look]:
+        """Each coefficient at a few points."""
+        problem, x = self.problem, self._points[0][:, :: max(1, self._points[0].shape[1] // 64)].T
+        at: dict[str, Callable[[float], FloatArray]] = {"drift": lambda t: problem.b(t, x)}
+        if problem.constant_diffusion is None:
+            at["diffusion"] = lambda t: problem.Lambda(t, x)
+        if problem.running_reward is not None or self.gauge.running != 0.0:
+            at["reaction"] = lambda t: self.gauge.rate(t, x, problem.r(t, x))
+        return {name: Look(function, problem.horizon) for name, function in at.items()}
 
-    def _update_diffusion(self, t: float) -> bool:
-        problem = self.problem
-        constant = problem.constant_diffusion
+    def _in_time(self) -> dict[str, PartInTime]:
+        """The parts of K."""
+        known = {
+            "diffusion": self.problem.constant_diffusion is not None,
+            "drift": isinstance(self.problem.drift, LinearDrift),
+        }
+        ways = {
+            "diffusion": (self._diffusion, self._assemble_diffusion),
+            "drift": (self._drift, self._assemble_drift),
+            "reaction": (self._rates, self._assemble_reaction),
+        }
+        looks = self._looks
+        return {
+            name: PartInTime(*ways[name], looks[name].independent() if name in looks else [], known.get(name, False))
+            for name in ways
+            if name != "reaction" or name in looks
+        }
+
+    def _drift(self, t: float) -> list[FloatArray]:
+        return [_cells_last(self.problem.b(t, x.T), self._q) for x in self._points]
+
+    def _diffusion(self, t: float) -> list[FloatArray]:
+        constant = self.problem.constant_diffusion
         if constant is not None:
-            values = [constant.reshape(*constant.shape, 1, 1)] * len(self._chunks)
-        else:
-            values = [_cells_last(problem.Lambda(t, x.T), self._q) for x in self._points]
-        if not self._changed("diffusion", values):
-            return False
-        if constant is None:
-            self._last.pop("drift", None)
-            self._divergence = [
-                row_divergence(lambda y: problem.Lambda(t, y), x.T, _DIFFERENCE * self._widths()).T
-                for x in self._points
-            ]
+            return [constant.reshape(*constant.shape, 1, 1)] * len(self._chunks)
+        return [_cells_last(self.problem.Lambda(t, x.T), self._q) for x in self._points]
+
+    def _assemble_diffusion(self, values: list[FloatArray], t: float) -> FloatArray:
+        """With the divergence, if it is variable."""
         fields = []
         for cells, Lambda in zip(self._chunks, values, strict=True):
             inverse, det = self._inverse[..., cells], self._det[:, cells]
             pulled = np.einsum("kaqc,abqc,mbqc->kmqc", inverse, Lambda, inverse, optimize=True) * (-0.5 * det)
             fields.append(np.stack([pulled[k, m] for k, m in self._pairs]))
-        self._parts["diffusion"] = self._assemble(self._diffusion_table, fields)
-        self._last["diffusion"] = values
-        return True
+        data = self._assemble(self._diffusion_table, fields)
+        if self.problem.constant_diffusion is None:
+            spacing = _DIFFERENCE * self._widths()
+            divergences = (row_divergence(lambda y: self.problem.Lambda(t, y), x.T, spacing) for x in self._points)
+            data += self._assemble_drift([_cells_last(-0.5 * divergence, self._q) for divergence in divergences], t)
+        return data
 
-    def _update_drift(self, t: float) -> bool:
-        if "drift" in self._last and isinstance(self.problem.drift, LinearDrift):
-            return False
-        values = [_cells_last(self.problem.b(t, x.T), self._q) for x in self._points]
-        if not self._changed("drift", values):
-            return False
+    def _assemble_drift(self, values: list[FloatArray], _: float) -> FloatArray:
         fields = []
-        for i, cells in enumerate(self._chunks):
-            u = values[i]
-            if self._divergence is not None:
-                u = u - 0.5 * self._divergence[i].reshape(u.shape)
+        for u, cells in zip(values, self._chunks, strict=True):
             pull = self._inverse[..., cells] * self._det[:, cells]
             field = np.empty(u.shape)
             for k in range(len(u)):
@@ -264,20 +276,15 @@ class MeshOperators:
                 for m in range(1, len(u)):
                     field[k] += pull[k, m] * u[m]
             fields.append(field)
-        self._parts["drift"] = self._assemble(self._drift_table, fields)
-        self._last["drift"] = values
-        return True
+        return self._assemble(self._drift_table, fields)
 
-    def _update_reaction(self, t: float) -> bool:
-        if self.problem.running_reward is None and self.gauge.running == 0.0:
-            return False
-        rates = [self.gauge.rate(t, x.T, self.problem.r(t, x.T)).reshape(1, self._q, -1) for x in self._points]
-        if not self._changed("reaction", rates):
-            return False
-        fields = [rate * self._det[:, c] for rate, c in zip(rates, self._chunks, strict=True)]
-        self._parts["reaction"] = self._assemble(self._reaction_table, fields)
-        self._last["reaction"] = rates
-        return True
+    def _rates(self, t: float) -> list[FloatArray]:
+        return [self.gauge.rate(t, x.T, self.problem.r(t, x.T)).reshape(1, self._q, -1) for x in self._points]
+
+    def _assemble_reaction(self, rates: list[FloatArray], _: float) -> FloatArray:
+        return self._assemble(
+            self._reaction_table, [rate * self._det[:, c] for rate, c in zip(rates, self._chunks, strict=True)]
+        )
 
     def _widths(self) -> FloatArray:
         lower, upper = self.basis.box.bounds

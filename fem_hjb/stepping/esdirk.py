@@ -26,7 +26,7 @@ from typing import Any, Protocol, final
 
 import numpy as np
 
-from fem_hjb.spaces.axes import differentiation_matrix, lagrange_weights
+from fem_hjb.spaces.axes import differentiation_matrix
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer
 from fem_hjb.support.errors import ConvergenceError
 
@@ -196,8 +196,9 @@ class _Stepper:
         self._cached: tuple[Any, float, Solve] | None = None
         c = ESDIRK43.c
         self._differentiate = differentiation_matrix(c)
-        # The slope of each stage is predicted from those before it; only iterative solvers look at the guess.
-        self._predict = [lagrange_weights(c[:i], c[i]) for i in range(c.size)]
+        # The slope of each stage is predicted from those before it, by a cubic at most: polynomials of higher degree
+        # magnify what is rough in them. Only iterative solvers look at the guess.
+        self._predict = [_extrapolation(c[:i], c[i]) for i in range(c.size)]
         self.slope = np.zeros_like(f)
         self.f[system.fixed] = system.fixed_values(t0)
         self.size = system.norm(f)
@@ -318,8 +319,14 @@ def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[
     )
 
 
+def _extrapolation(nodes: FloatArray, at: float) -> FloatArray:
+    """Weights of values at nodes in the value at `at` of the polynomial of degree 3 at most that is nearest to them."""
+    powers = np.arange(min(nodes.size, 4))
+    return np.asarray(np.linalg.pinv((nodes[:, None] - at) ** powers)[:1].reshape(-1))
+
+
 def _next_width(h: float, ratio: float, before: tuple[float, float]) -> float:
-    """By what to multiply h, after a step whose error is `ratio` times what is allowed; `before`: h and ratio before it.
+    """By what to multiply h after an error of `ratio` times what is allowed; `before` are h and ratio before that.
 
     The width that would have met the tolerance, or the one that meets it if errors go on growing as they just did,
     whichever is smaller (K. Gustafsson, ACM Trans. Math. Software 20 (1994) 496-517).

@@ -1,0 +1,139 @@
+"""Coefficients in time: matrices of which a few make all others, and steps that see what the coefficients do.
+
+A coefficient c(t, x) is looked at, at a few points x, at `times`. Where the table of what it is has a small rank, so
+that it looks like sum_j a_j(t) c(t_j, x) with some of these t_j, matrices are assembled at the t_j, and all others are
+sums of these. Whether that is true is not left to the table: c(t, x) is evaluated at every quadrature point whenever a
+matrix is asked for, and where it is not that sum to rounding, its own matrix is assembled.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import numpy as np
+from scipy.linalg import qr
+
+from fem_hjb.problems.probing import instants
+from fem_hjb.support.checks import FloatArray
+
+_LOOKS = 33  # times in [0, T] at which coefficients are looked at
+_SAME = 1e-14  # relative to the largest entry: what is not a change
+_ROUNDING = 1e-13  # likewise: what is a sum to rounding
+_MAX_RANK = 6
+_MAX_BYTES = 500_000_000  # of coefficients and matrices kept for the sake of sums
+_UNSEEN = 0.1  # of the largest entry: what may happen between the stages of a step without their noticing
+_FITTED = 4096  # entries of a coefficient that its a_j are fitted to; all of them are compared
+
+Evaluate = Callable[[float], list[FloatArray]]
+Assemble = Callable[[list[FloatArray], float], FloatArray]
+
+
+@final
+class Look:
+    """A coefficient at a few points x: t -> at(t), of one shape, at a few times of [0, horizon]."""
+
+    def __init__(self, at: Callable[[float], FloatArray], horizon: float) -> None:
+        golden = np.arange(1, _LOOKS - 1) * 0.6180339887498949 % 1.0  # in step with nothing periodic
+        self.times = np.unique(np.concatenate([golden * horizon, instants(horizon)]))
+        self._at = at
+        self._table = np.stack([at(float(t)).ravel() for t in self.times])
+        self._size = max(float(np.abs(self._table).max()), 1e-300)
+        self.steady = float(np.abs(self._table - self._table[0]).max()) <= _SAME * self._size
+
+    def independent(self) -> list[float]:
+        """Times t_j so that the coefficient looks like a combination of what it is then; [] if steady, or no few do."""
+        if self.steady:
+            return []
+        triangle, order = qr(self._table.T, mode="r", pivoting=True)
+        sizes = np.abs(np.diagonal(triangle))
+        rank = int((sizes > _ROUNDING * sizes[0]).sum())
+        return [] if rank > min(_MAX_RANK, self.times.size // 2) else self.times[order[:rank]].tolist()
+
+    def sees(self, stages: Sequence[float]) -> bool:
+        """Whether what the coefficient is at these times tells what it is at all times looked at between them."""
+        nodes = np.array(stages)
+        inside = (self.times > nodes.min()) & (self.times < nodes.max())
+        if self.steady or not inside.any():
+            return True
+        nearest = np.abs(self.times[inside, None] - nodes).min(axis=1) < 1e-9 * np.ptp(nodes)
+        told = _interpolation(nodes, self.times[inside][~nearest]) @ np.stack([self._at(t).ravel() for t in stages])
+        return bool((np.abs(told - self._table[inside][~nearest]) <= _UNSEEN * self._size).all())
+
+
+def _interpolation(nodes: FloatArray, at: FloatArray) -> FloatArray:
+    """Piecewise linear interpolation, (len(at), len(nodes)): no polynomial overshoots what it tells of a jump."""
+    order = np.argsort(nodes)
+    return np.stack([np.interp(at, nodes[order], row) for row in np.eye(nodes.size)[:, order]], axis=1)
+
+
+@final
+class PartInTime:
+    """The entries of a matrix that come from one coefficient.
+
+    evaluate : the coefficient at all quadrature points at a time, arrays of the same shapes for each time.
+    assemble : the entries, from these arrays and the time; linear in the coefficient.
+    anchors : times at which the coefficient may make it at all others.
+    steady : whether it is known not to depend on time, so that it is evaluated once only.
+    """
+
+    def __init__(
+        self, evaluate: Evaluate, assemble: Assemble, anchors: Sequence[float] = (), steady: bool = False
+    ) -> None:
+        self._evaluate, self._assemble, self._anchors, self._steady = evaluate, assemble, list(anchors), steady
+        self.data: FloatArray | None = None
+        self._last: list[FloatArray] | FloatArray | None = None
+        self._kept: list[list[FloatArray]] = []
+        self._made: FloatArray | None = None
+
+    def update(self, t: float) -> bool:
+        """Makes `data` those of time t; whether they are others than before (no coefficient is bitwise the same)."""
+        if self._steady and self.data is not None:
+            return False
+        values = self._evaluate(t)
+        if self._anchors and self._made is None:
+            self._prepare()
+        weights = self._weights(values) if self._made is not None else None
+        if self._made is not None and weights is not None:
+            if isinstance(self._last, np.ndarray) and np.array_equal(weights, self._last):
+                return False
+            self.data, self._last = weights @ self._made, weights
+            return True
+        if isinstance(self._last, list) and all(map(np.array_equal, self._last, values)):
+            return False
+        self.data, self._last = None, None  # lets go of the old ones before the new ones are made
+        self.data, self._last = self._assemble(values, t), values
+        return True
+
+    @property
+    def entries(self) -> FloatArray:
+        """`data`, after an update that went well."""
+        assert self.data is not None
+        return self.data
+
+    def _prepare(self) -> None:
+        made: list[FloatArray] = []
+        for t in self._anchors:
+            values = self._evaluate(t)
+            made.append(self._assemble(values, t))
+            self._kept.append(values)
+            if len(self._anchors) * (made[0].nbytes + sum(v.nbytes for v in values)) > _MAX_BYTES:
+                self._anchors, self._kept = [], []
+                return
+        self._made = np.stack(made)
+        self._fit = np.linalg.pinv(np.stack([self._some(values) for values in self._kept], axis=1), rcond=1e-14)
+        self._sizes = np.array([max(float(np.abs(v).max()) for v in values) for values in self._kept])
+
+    def _some(self, values: list[FloatArray]) -> FloatArray:
+        stride = sum(v.size for v in values) // _FITTED | 1
+        return np.concatenate([v.ravel()[::stride] for v in values])
+
+    def _weights(self, values: list[FloatArray]) -> FloatArray | None:
+        """The a_j, if the coefficient is this sum at every point, to rounding."""
+        weights = np.asarray(self._fit @ self._some(values))
+        allowed = _ROUNDING * float(np.abs(weights) @ self._sizes)
+        for i, value in enumerate(values):
+            rest = value - weights[0] * self._kept[0][i]
+            for weight, kept in zip(weights[1:], self._kept[1:], strict=True):
+                rest -= weight * kept[i]
+            if not max(float(rest.max()), -float(rest.min())) <= allowed:
+                return None
+        return weights
