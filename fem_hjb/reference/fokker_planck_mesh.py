@@ -8,9 +8,10 @@ import numpy as np
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import absorbed_nodes
 from fem_hjb.reference.fokker_planck_start import Begin, March, in_time, no_gauge
+from fem_hjb.reference.mesh_in_time import inside
 from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.spaces.basis import SpatialBasis
-from fem_hjb.stepping.esdirk import LinearSystem, Solve, esdirk
+from fem_hjb.stepping.esdirk import ESDIRK43, LinearSystem, Solve, esdirk
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import DomainError
 
@@ -25,12 +26,20 @@ class _Forward(LinearSystem):
         self.weights = np.asarray(self.mass @ np.ones(basis.n_dofs))
         self._unit = p0 / (self.weights @ p0)
         self._last: tuple[Any, Any] = (None, None)
+        self.breaks, self._horizon = self.operators.jumps, problem.horizon
+        self.within = (0.0, problem.horizon)
+
+    def enter(self, start: float, end: float) -> None:
+        self.within = inside(start, end, self._horizon)
 
     def stiffness(self, t: float) -> Any:
-        K = self.operators.K(t)
+        K = self.operators.K(min(max(t, self.within[0]), self.within[1]))
         if K is not self._last[0]:
             self._last = K, K.T.tocsr()  # of the same symmetric pattern as K
         return self._last[1]
+
+    def seen(self, t: float, h: float) -> float:
+        return h * self.operators.seen(t, t + h, ESDIRK43.c)
 
     def solver(self, stiffness: Any, shift: float) -> Solve:
         inner = self.operators.solver(stiffness, shift, self.fixed)

@@ -20,6 +20,8 @@ _SAME = 1e-14  # relative to the largest entry: what is not a change
 _ROUNDING = 1e-13  # likewise: what is a sum to rounding
 _MAX_RANK = 6
 _MAX_BYTES = 500_000_000  # of coefficients and matrices kept for the sake of sums
+_JUMP = 1e-3  # relative to the largest entry: changes that may be jumps
+_AT_ONCE = 1e-13  # relative to T: the time that a jump may take
 _UNSEEN = 0.1  # of the largest entry: what may happen between the stages of a step without their noticing
 _FITTED = 4096  # entries of a coefficient that its a_j are fitted to; all of them are compared
 
@@ -48,15 +50,38 @@ class Look:
         rank = int((sizes > _ROUNDING * sizes[0]).sum())
         return [] if rank > min(_MAX_RANK, self.times.size // 2) else self.times[order[:rank]].tolist()
 
-    def sees(self, stages: Sequence[float]) -> bool:
+    def jumps(self) -> list[float]:
+        """Times at which the coefficient jumps, by bisection where it is different at neighbouring times."""
+        found = []
+        for k in np.flatnonzero(np.abs(np.diff(self._table, axis=0)).max(axis=1) > _JUMP * self._size):
+            (start, end), (before, after) = self.times[k : k + 2], self._table[k : k + 2]
+            first = change = float(np.abs(after - before).max())
+            halvings = 0
+            while change > 0.3 * first and end - start > _AT_ONCE * self.times[-1]:
+                middle, halvings = float(start + end) / 2, halvings + 1
+                value = self._at(middle).ravel()
+                left, right = float(np.abs(value - before).max()), float(np.abs(after - value).max())
+                if left > right:
+                    end, after, change = middle, value, left
+                else:
+                    start, before, change = middle, value, right
+            if halvings > 4 and end - start <= _AT_ONCE * self.times[-1]:
+                found.append(float(start + end) / 2)
+        return found
+
+    def sees(self, stages: FloatArray) -> bool:
         """Whether what the coefficient is at these times tells what it is at all times looked at between them."""
-        nodes = np.array(stages)
-        inside = (self.times > nodes.min()) & (self.times < nodes.max())
+        inside = (self.times > stages.min()) & (self.times < stages.max())
         if self.steady or not inside.any():
             return True
-        nearest = np.abs(self.times[inside, None] - nodes).min(axis=1) < 1e-9 * np.ptp(nodes)
-        told = _interpolation(nodes, self.times[inside][~nearest]) @ np.stack([self._at(t).ravel() for t in stages])
-        return bool((np.abs(told - self._table[inside][~nearest]) <= _UNSEEN * self._size).all())
+        told = _interpolation(stages, self.times[inside]) @ np.stack([self._at(float(t)).ravel() for t in stages])
+        return bool((np.abs(told - self._table[inside]) <= _UNSEEN * self._size).all())
+
+
+def inside(start: float, end: float, horizon: float) -> tuple[float, float]:
+    """An interval between two jumps, without the times that these may take; but 0 and T belong to it."""
+    margin = 10 * _AT_ONCE * horizon
+    return (start + margin if start > margin else 0.0), (end - margin if end < horizon - margin else horizon)
 
 
 def _interpolation(nodes: FloatArray, at: FloatArray) -> FloatArray:
@@ -79,14 +104,15 @@ class PartInTime:
         self, evaluate: Evaluate, assemble: Assemble, anchors: Sequence[float] = (), steady: bool = False
     ) -> None:
         self._evaluate, self._assemble, self._anchors, self._steady = evaluate, assemble, list(anchors), steady
-        self.data: FloatArray | None = None
+        self.data: FloatArray = np.empty(0)
+        self._ready = False
         self._last: list[FloatArray] | FloatArray | None = None
         self._kept: list[list[FloatArray]] = []
-        self._made: FloatArray | None = None
+        self._made: list[FloatArray] | None = None
 
     def update(self, t: float) -> bool:
         """Makes `data` those of time t; whether they are others than before (no coefficient is bitwise the same)."""
-        if self._steady and self.data is not None:
+        if self._steady and self._ready:
             return False
         values = self._evaluate(t)
         if self._anchors and self._made is None:
@@ -95,19 +121,13 @@ class PartInTime:
         if self._made is not None and weights is not None:
             if isinstance(self._last, np.ndarray) and np.array_equal(weights, self._last):
                 return False
-            self.data, self._last = weights @ self._made, weights
+            self.data, self._last, self._ready = _combination(weights, self._made), weights, True
             return True
         if isinstance(self._last, list) and all(map(np.array_equal, self._last, values)):
             return False
-        self.data, self._last = None, None  # lets go of the old ones before the new ones are made
-        self.data, self._last = self._assemble(values, t), values
+        self.data, self._last, self._ready = np.empty(0), None, False  # lets go of the old before the new are made
+        self.data, self._last, self._ready = self._assemble(values, t), values, True
         return True
-
-    @property
-    def entries(self) -> FloatArray:
-        """`data`, after an update that went well."""
-        assert self.data is not None
-        return self.data
 
     def _prepare(self) -> None:
         made: list[FloatArray] = []
@@ -118,7 +138,7 @@ class PartInTime:
             if len(self._anchors) * (made[0].nbytes + sum(v.nbytes for v in values)) > _MAX_BYTES:
                 self._anchors, self._kept = [], []
                 return
-        self._made = np.stack(made)
+        self._made = made
         self._fit = np.linalg.pinv(np.stack([self._some(values) for values in self._kept], axis=1), rcond=1e-14)
         self._sizes = np.array([max(float(np.abs(v).max()) for v in values) for values in self._kept])
 
@@ -131,9 +151,15 @@ class PartInTime:
         weights = np.asarray(self._fit @ self._some(values))
         allowed = _ROUNDING * float(np.abs(weights) @ self._sizes)
         for i, value in enumerate(values):
-            rest = value - weights[0] * self._kept[0][i]
-            for weight, kept in zip(weights[1:], self._kept[1:], strict=True):
-                rest -= weight * kept[i]
+            rest = _combination(weights, [kept[i] for kept in self._kept])
+            rest -= value
             if not max(float(rest.max()), -float(rest.min())) <= allowed:
                 return None
         return weights
+
+
+def _combination(weights: FloatArray, arrays: Sequence[FloatArray]) -> FloatArray:
+    total = weights[0] * arrays[0]
+    for weight, array in zip(weights[1:], arrays[1:], strict=True):
+        total += weight * array
+    return np.asarray(total)

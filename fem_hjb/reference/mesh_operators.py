@@ -46,6 +46,7 @@ class MeshOperators:
     problem, basis, gauge : the coefficients, the basis, and the c_r that is taken out of r. Polynomials of degree
         2 p + 1, with p that of the basis, are integrated exactly on affine cells.
 
+    jumps : the times at which coefficients jump, in order.
     M : the mass matrix (n, n), CSR; K(t) has the same pattern and shares its index arrays.
     autonomous : whether the coefficients looked independent of time at a few times and points. It only serves to
         choose a linear solver; `K` evaluates and compares all of them on every call.
@@ -80,6 +81,7 @@ class MeshOperators:
         self._diagonal = np.flatnonzero(self._indices == np.repeat(np.arange(basis.n_dofs), np.diff(self._indptr)))
         self._looks = self._looked_at()
         self.autonomous = all(look.steady for look in self._looks.values())
+        self.jumps = sorted(set().union(*(look.jumps() for look in self._looks.values())))
         self.iterations = self.factorisations = 0
         self._parts = self._in_time()
         self._K: Any = None
@@ -104,11 +106,21 @@ class MeshOperators:
         if moving is None or (changed and changed != moving):
             moving, self._still = changed, np.zeros(self._nnz)
             for name in self._parts.keys() - set(changed):
-                self._still += self._parts[name].entries
+                self._still += self._parts[name].data
         if K is None or changed:
-            K = self._matrix(sum((self._parts[name].entries for name in moving), self._still))
+            K = self._matrix(sum((self._parts[name].data for name in moving), self._still))
         self._K, self._moving = K, moving
         return K
+
+    def seen(self, start: float, end: float, nodes: FloatArray) -> float:
+        """A share 1, 1/2, 1/4, ... of the way from start to end whose nodes, in [0, 1], show what coefficients do.
+
+        That is to the times at which they were looked at: nothing that lasts for a twentieth of [0, T] is missed.
+        """
+        share = 1.0
+        while not all(look.sees(start + share * (end - start) * nodes) for look in self._looks.values()):
+            share /= 2
+        return share
 
     def weighted_mass(self, weight: Callable[[FloatArray], FloatArray]) -> Any:
         """The matrix of int weight phi_i phi_j, CSR, for weight: points (n, d) -> (n,)."""

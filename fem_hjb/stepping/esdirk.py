@@ -19,7 +19,7 @@ almost an order (1-D heat-type problem: 3.1 instead of 4.0 measured). At the end
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol, final
@@ -50,6 +50,8 @@ class LinearSystem(ABC):
 
     mass: Any  # a sparse matrix (n, n), symmetric positive definite
     fixed: IntArray = np.empty(0, dtype=np.int64)
+    within: tuple[float, float] = (-np.inf, np.inf)  # see `enter`
+    breaks: Sequence[float] = ()  # times at which K or g jump: adaptive steps end there
     factors: bool = True  # whether a solver is worth keeping for several steps, as the factors of a matrix are
 
     @abstractmethod
@@ -63,6 +65,14 @@ class LinearSystem(ABC):
     def fixed_values(self, t: float) -> FloatArray:
         """g(t), shape (len(fixed),)."""
         return np.zeros(self.fixed.size)
+
+    def enter(self, start: float, end: float) -> None:
+        """From now on, K and g are asked for in [start, end], and at these ends what they are inside is meant."""
+        self.within = start, end
+
+    def seen(self, t: float, h: float) -> float:
+        """The longest adaptive step from t, at most h, whose stages see what K and g do; they may ask for less."""
+        return h
 
     def norm(self, f: FloatArray) -> float:
         """(f' M f)^{1/2}, the norm in which errors are measured."""
@@ -155,7 +165,8 @@ def esdirk(
     Give exactly one of
     rtol : the embedded estimate of each step's error, in the system's norm and relative to the norm of f, stays below
         it. A proportional-integral controller picks the steps; as long as the system keeps factors and K is one and the
-        same object, they change by powers of two only, so that a factorisation serves many steps.
+        same object, they change by powers of two only, so that a factorisation serves many steps. Steps end at the
+        breaks of the system, and are as short as it asks for to see what it does.
     steps : this many equal steps.
 
     Where f is prescribed, f0 is overwritten by the prescribed values.
@@ -176,7 +187,7 @@ def esdirk(
         count = positive_integer(steps, "steps", ConvergenceError)
         return _fixed(_Stepper(system, start, t0, t1, _FIXED_SOLVER_RANGE[1]), t0, t1, count)
     tolerance = rtol_in_range(rtol, "rtol")
-    return _adaptive(_Stepper(system, start, t0, t1, _SOLVER_SHARE * tolerance), t0, t1, tolerance)
+    return _in_pieces(system, start, t0, t1, tolerance)
 
 
 def rtol_in_range(value: Any, name: str) -> float:
@@ -278,6 +289,21 @@ def _fixed(stepper: _Stepper, t0: float, t1: float, steps: int) -> Iterator[Esdi
         stepper.rtol = min(max(_FIXED_SOLVER_SHARE * error, _FIXED_SOLVER_RANGE[0]), _FIXED_SOLVER_RANGE[1])
 
 
+def _in_pieces(system: LinearSystem, f: FloatArray, t0: float, t1: float, rtol: float) -> Iterator[EsdirkStep]:
+    """Adaptive steps between the breaks of the system: each piece begins anew, with the slope to the right of it."""
+    apart = 1e-9 * (t1 - t0)
+    ends = [t0]
+    for t in sorted(system.breaks):
+        if ends[-1] + apart < t < t1 - apart:
+            ends.append(t)
+    for start, end in zip(ends, [*ends[1:], t1], strict=True):
+        system.enter(start, end)
+        for step in _adaptive(_Stepper(system, f, start, end, _SOLVER_SHARE * rtol), start, end, rtol):
+            yield step
+            f = step.f1
+        f = f.copy()
+
+
 def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[EsdirkStep]:
     length = t1 - t0
     speed = stepper.system.norm(stepper.slope) / max(stepper.size, np.finfo(float).tiny)
@@ -292,6 +318,8 @@ def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[
                 f"the step fell to {h:.3g} at t={t:.6g} without meeting rtol={rtol:g}; f or K(t) may be discontinuous"
                 " or non-finite there: check the coefficients, raise rtol, or use a fixed number of steps"
             ) from cause
+        if (seen := stepper.system.seen(t, h)) < h:
+            h, left = fewest_steps(t1 - t, seen)
         try:
             f1, slope1, error, keep = stepper.attempt(t, h)
             ratio = error / rtol if np.isfinite(f1).all() else np.nan
