@@ -32,6 +32,7 @@ from fem_hjb.support.errors import ConvergenceError
 
 ORDER = 4
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
+_AIM = 0.25  # of the tolerance: the error that the next step is to have
 _MAX_STEPS = 100_000
 _SMALLEST_STEP = 1e-12  # relative to the whole interval
 _SOLVER_SHARE = 0.02  # of the time tolerance: what the linear solves may spoil
@@ -356,10 +357,10 @@ def _extrapolation(nodes: FloatArray, at: float) -> FloatArray:
 def _next_width(h: float, ratio: float, before: tuple[float, float]) -> float:
     """By what to multiply h after an error of `ratio` times what is allowed; `before` are h and ratio before that.
 
-    The width that would have met the tolerance, or the one that meets it if errors go on growing as they just did,
+    The width that would have had the error aimed at, or the one that has it if errors go on growing as they just did,
     whichever is smaller (K. Gustafsson, ACM Trans. Math. Software 20 (1994) 496-517).
     """
-    now = _SAFETY * ratio ** (-1 / ORDER)
+    now = (_AIM / ratio) ** (1 / ORDER)
     growth = h / before[0] * (before[1] / ratio) ** (1 / ORDER) if np.isfinite(before[0]) else 1.0
     return float(min(_GROW, max(_SHRINK, now * min(1.0, growth))))
 

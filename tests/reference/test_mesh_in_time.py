@@ -125,11 +125,11 @@ def test_steps_that_end_at_jumps_are_few_and_right(monkeypatch: pytest.MonkeyPat
 def test_a_pulse_between_the_stages_of_long_steps_is_not_missed(monkeypatch: pytest.MonkeyPatch):
     def found(centre: float) -> float:
         given = pushed(1, lambda t: 25.0 * np.exp(-(((t - centre) / 0.02) ** 2)))
-        solution = solve_on_mesh(given, box=Box([-9.0], [7.0]), cells=96, rtol_time=1e-4)
+        solution = solve_on_mesh(given, box=Box([-9.0], [7.0]), cells=96, rtol_time=1e-3)
         return off(solution, 0.0, 25.0 * 0.02 * np.sqrt(np.pi))
 
     centres = np.linspace(0.15, 0.85, 8)
-    assert max(map(found, centres)) < 2e-3
+    assert max(map(found, centres)) < 0.02
     monkeypatch.setattr(MeshOperators, "seen", lambda self, start, end, nodes: 1.0)
     assert max(map(found, centres)) > 0.2
 
