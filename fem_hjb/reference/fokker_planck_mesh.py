@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import absorbed_nodes
@@ -28,14 +29,19 @@ class _Forward(LinearSystem):
         self._last: tuple[Any, Any] = (None, None)
         self.breaks, self._horizon = self.operators.jumps, problem.horizon
         self.within = (0.0, problem.horizon)
+        self._room, self._turned = np.empty(self.mass.nnz), np.empty(self.mass.nnz)
+        # Of the same symmetric pattern as K: where in K the entries of its transpose are.
+        places = np.arange(self.mass.nnz)
+        self._across = csr_matrix((places, self.mass.indices, self.mass.indptr), shape=self.mass.shape).T.tocsr().data
 
     def enter(self, start: float, end: float) -> None:
         self.within = inside(start, end, self._horizon)
 
     def stiffness(self, t: float) -> Any:
-        K = self.operators.K(min(max(t, self.within[0]), self.within[1]))
+        K = self.operators.K(min(max(t, self.within[0]), self.within[1]), self._room)
         if K is not self._last[0]:
-            self._last = K, K.T.tocsr()  # of the same symmetric pattern as K
+            np.take(K.data, self._across, out=self._turned)
+            self._last = K, csr_matrix((self._turned, K.indices, K.indptr), shape=K.shape)
         return self._last[1]
 
     def seen(self, t: float, h: float) -> float:

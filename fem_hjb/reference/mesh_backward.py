@@ -119,7 +119,7 @@ class _Backward(LinearSystem):
         self.factors = self.operators.direct
         self.seconds = 0.0
         self._horizon, self._gauge, self._boundary = problem.horizon, gauged, boundary
-        self.within = (0.0, problem.horizon)
+        self.within, self._room = (0.0, problem.horizon), np.empty(self.mass.nnz)
         self.breaks = [problem.horizon - t for t in self.operators.jumps]
         if boundary is not None:
             self.fixed: IntArray = fixed
@@ -148,7 +148,7 @@ class _Backward(LinearSystem):
 
     def stiffness(self, s: float) -> Any:
         start = time.perf_counter()
-        K = self.operators.K(self._time(s))
+        K = self.operators.K(self._time(s), self._room)
         self.seconds += time.perf_counter() - start
         return K
 

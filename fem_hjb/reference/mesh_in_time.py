@@ -11,6 +11,7 @@ from typing import final
 
 import numpy as np
 from scipy.linalg import qr
+from scipy.linalg.blas import daxpy
 
 from fem_hjb.problems.probing import instants
 from fem_hjb.support.checks import FloatArray
@@ -105,7 +106,7 @@ class PartInTime:
     ) -> None:
         self._evaluate, self._assemble, self._anchors, self._steady = evaluate, assemble, list(anchors), steady
         self.data: FloatArray = np.empty(0)
-        self._ready = False
+        self._ready, self._room = False, np.empty(0)  # new memory costs more than what is put there
         self._last: list[FloatArray] | FloatArray | None = None
         self._kept: list[list[FloatArray]] = []
         self._made: list[FloatArray] | None = None
@@ -121,7 +122,10 @@ class PartInTime:
         if self._made is not None and weights is not None:
             if isinstance(self._last, np.ndarray) and np.array_equal(weights, self._last):
                 return False
-            self.data, self._last, self._ready = _combination(weights, self._made), weights, True
+            if self._room.size == 0:
+                self._room = np.empty_like(self._made[0])
+            self.data = _combination(weights, self._made, self._room)
+            self._last, self._ready = weights, True
             return True
         if isinstance(self._last, list) and all(map(np.array_equal, self._last, values)):
             return False
@@ -151,15 +155,20 @@ class PartInTime:
         weights = np.asarray(self._fit @ self._some(values))
         allowed = _ROUNDING * float(np.abs(weights) @ self._sizes)
         for i, value in enumerate(values):
-            rest = _combination(weights, [kept[i] for kept in self._kept])
+            rest = _combination(weights, [kept[i] for kept in self._kept], np.empty(value.shape))
             rest -= value
             if not max(float(rest.max()), -float(rest.min())) <= allowed:
                 return None
         return weights
 
 
-def _combination(weights: FloatArray, arrays: Sequence[FloatArray]) -> FloatArray:
-    total = weights[0] * arrays[0]
+def _combination(weights: FloatArray, arrays: Sequence[FloatArray], total: FloatArray) -> FloatArray:
+    np.multiply(arrays[0], weights[0], out=total)
     for weight, array in zip(weights[1:], arrays[1:], strict=True):
-        total += weight * array
-    return np.asarray(total)
+        add_scaled(total, weight, array)
+    return total
+
+
+def add_scaled(total: FloatArray, weight: float, array: FloatArray) -> None:
+    """total += weight * array, of the same shape and contiguous, without room for the product."""
+    daxpy(array.ravel(), total.ravel(), a=weight)

@@ -32,7 +32,7 @@ from fem_hjb.stepping.esdirk import Solve
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError
 
-_CHUNK_POINTS = 1 << 17  # quadrature points whose coefficients are evaluated at once
+_CHUNK_POINTS = 1 << 14  # quadrature points whose coefficients are evaluated at once
 _DIFFERENCE = np.finfo(float).eps ** (1 / 3)  # spacing of central differences relative to the width of the domain
 _ALWAYS_DIRECT = 30_000  # non-zeros up to which LU factors are cheap enough in any dimension
 _DIRECT_IF_REUSED = 2_000_000  # likewise in two dimensions, when K does not depend on time
@@ -85,10 +85,11 @@ class MeshOperators:
         self.iterations = self.factorisations = 0
         self._parts = self._in_time()
         self._K: Any = None
+        self._shifted, self._solvers = np.empty(self._nnz), 0
         self._moving: list[str] | None = None  # the parts that changed when last one did, and the sum of the others
         self._still = np.zeros(0)
 
-    def K(self, t: float) -> Any:
+    def K(self, t: float, out: FloatArray | None = None) -> Any:
         """K at time t, CSR. The same object as last time if every coefficient is bitwise what it was.
 
         A coefficient that is a combination of what it is at a few times, at every quadrature point and to rounding, is
@@ -97,6 +98,8 @@ class MeshOperators:
         The divergence of a variable Lambda is taken by central differences of the callable, spaced eps^{1/3} = 6e-6
         times the width of the domain along each axis: next to a face they reach that far outside, and for a Lambda that
         varies on the scale of that width their error is about 1e-10 relative to its derivative.
+
+        out : where to put the entries, of the shape of M.data; those of matrices made in it before are overwritten.
 
         Raises ProblemError where a coefficient is not finite or of the wrong shape.
         """
@@ -108,7 +111,11 @@ class MeshOperators:
             for name in self._parts.keys() - set(changed):
                 self._still += self._parts[name].data
         if K is None or changed:
-            K = self._matrix(sum((self._parts[name].data for name in moving), self._still))
+            data = np.empty(self._nnz) if out is None else out
+            data[:] = self._still
+            for name in moving:
+                data += self._parts[name].data
+            K = self._matrix(data)
         self._K, self._moving = K, moving
         return K
 
@@ -129,14 +136,16 @@ class MeshOperators:
         return self._matrix(self._assemble(self._reaction_table, fields))
 
     def solver(self, stiffness: Any, shift: float, fixed: IntArray) -> Solve:
-        """A solver for M - shift K in whose solution f_i = rhs_i for i in `fixed`.
+        """A solver for M - shift K in whose solution f_i = rhs_i for i in `fixed`; of use until the next one is made.
 
         LU factors (SuperLU, minimum degree on A' + A) in one dimension, for few unknowns, and in two dimensions when K
         does not depend on time; otherwise BiCGStab on the matrix scaled by its diagonal from both sides, which makes
         residuals comparable to errors in L2; for time steps that resolve the solution it takes some ten iterations.
         """
-        data = stiffness.data * -shift
+        data = np.multiply(stiffness.data, -shift, out=self._shifted)
         data += self.M.data
+        self._solvers += 1
+        made = self._solvers
         mass_diagonal = self.M.data[self._diagonal[fixed]]
         if fixed.size:
             data[_rows(self._indptr, fixed)] = 0.0
@@ -144,6 +153,8 @@ class MeshOperators:
         inner = self._direct(data) if self.direct else self._iterative(data)
 
         def solve(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
+            if made != self._solvers and not self.direct:
+                raise RuntimeError("this solver's matrix has been overwritten by that of a later one")
             scaled = rhs
             if fixed.size:
                 scaled = rhs.copy()

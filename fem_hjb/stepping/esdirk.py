@@ -211,7 +211,7 @@ class _Stepper:
         # The slope of each stage is predicted from those before it, by a cubic at most: polynomials of higher degree
         # magnify what is rough in them. Only iterative solvers look at the guess.
         self._predict = [_extrapolation(c[:i], c[i]) for i in range(c.size)]
-        self.slope = np.zeros_like(f)
+        self.slope, self._slopes = np.zeros_like(f), np.empty((c.size, f.size))
         self.f[system.fixed] = system.fixed_values(t0)
         self.size = system.norm(f)
         K = system.stiffness(t0)
@@ -236,7 +236,7 @@ class _Stepper:
         """f and f' at t + h, the error estimate relative to the norm of f, and whether factors can be kept."""
         system, tableau = self.system, ESDIRK43
         fixed, shift = system.fixed, h * tableau.gamma
-        slopes = np.empty((tableau.c.size, self.f.size))
+        slopes = self._slopes
         slopes[0] = self.slope
         exact, derivatives = self._prescribed(t, h)
         stages = exact[0] + h * (tableau.a @ derivatives)
