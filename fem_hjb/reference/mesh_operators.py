@@ -343,7 +343,9 @@ def _pattern(cell_dofs: IntArray, n: int) -> tuple[Any, Any, IntArray]:
     np.not_equal(rows[1:], rows[:-1], out=first[1:])
     first[1:] |= columns[1:] != columns[:-1]
     slots = np.empty(order.size, dtype=np.int64)
-    slots[order] = np.cumsum(first) - 1
+    count = np.cumsum(first, dtype=np.int32)
+    count -= 1
+    slots[order] = count
     indptr = np.searchsorted(rows[first], np.arange(n + 1)).astype(np.int32)
     return columns[first], indptr, slots
 
