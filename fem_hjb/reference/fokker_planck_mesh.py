@@ -35,17 +35,20 @@ class _Forward(LinearSystem):
         self._across = csr_matrix((places, self.mass.indices, self.mass.indptr), shape=self.mass.shape).T.tocsr().data
 
     def enter(self, start: float, end: float) -> None:
-        self.within = inside(start, end, self._horizon)
+        self.within = inside(start, end, self.operators.jumps, self._horizon)
+
+    def _time(self, t: float) -> float:
+        return float(min(max(t, self.within[0]), self.within[1]))
 
     def stiffness(self, t: float) -> Any:
-        K = self.operators.K(min(max(t, self.within[0]), self.within[1]), self._room)
+        K = self.operators.K(self._time(t), self._room)
         if K is not self._last[0]:
             np.take(K.data, self._across, out=self._turned)
             self._last = K, csr_matrix((self._turned, K.indices, K.indptr), shape=K.shape)
         return self._last[1]
 
     def seen(self, t: float, h: float) -> float:
-        return h * self.operators.seen(t, t + h, ESDIRK43.c)
+        return h * self.operators.seen(self._time(t), self._time(t + h), ESDIRK43.c)
 
     def solver(self, stiffness: Any, shift: float) -> Solve:
         inner = self.operators.solver(stiffness, shift, self.fixed)

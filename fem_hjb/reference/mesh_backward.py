@@ -144,7 +144,8 @@ class _Backward(LinearSystem):
         return float(min(max(self._horizon - s, self.within[0]), self.within[1]))
 
     def enter(self, start: float, end: float) -> None:
-        self.within = inside(self._horizon - end, self._horizon - start, self._horizon)
+        T = self._horizon
+        self.within = inside(T - end, T - start, self.operators.jumps, T)
 
     def stiffness(self, s: float) -> Any:
         start = time.perf_counter()

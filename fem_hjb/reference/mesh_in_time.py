@@ -1,9 +1,12 @@
-"""Coefficients in time: matrices of which a few make all others, and steps that see what the coefficients do.
+"""Coefficients in time: matrices of which a few make all others, and what steps have to see.
 
 A coefficient c(t, x) is looked at, at a few points x, at `times`. Where the table of what it is has a small rank, so
 that it looks like sum_j a_j(t) c(t_j, x) with some of these t_j, matrices are assembled at the t_j, and all others are
 sums of these. Whether that is true is not left to the table: c(t, x) is evaluated at every quadrature point whenever a
 matrix is asked for, and where it is not that sum to rounding, its own matrix is assembled.
+
+The table also says between which times the coefficient changes, so that jumps are found by bisection, and whether the
+stages of a step see what happens within it: what lasts for a twentieth of [0, T] is not missed.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,7 +63,7 @@ class Look:
             halvings = 0
             while change > 0.3 * first and end - start > _AT_ONCE * self.times[-1]:
                 middle, halvings = float(start + end) / 2, halvings + 1
-                value = self._at(middle).ravel()
+                value = self._at(middle).flatten()
                 left, right = float(np.abs(value - before).max()), float(np.abs(after - value).max())
                 if left > right:
                     end, after, change = middle, value, left
@@ -79,10 +82,14 @@ class Look:
         return bool((np.abs(told - self._table[inside]) <= _UNSEEN * self._size).all())
 
 
-def inside(start: float, end: float, horizon: float) -> tuple[float, float]:
-    """An interval between two jumps, without the times that these may take; but 0 and T belong to it."""
+def inside(start: float, end: float, jumps: Sequence[float], horizon: float) -> tuple[float, float]:
+    """The interval, where it begins or ends at a jump without the time that this may take."""
     margin = 10 * _AT_ONCE * horizon
-    return (start + margin if start > margin else 0.0), (end - margin if end < horizon - margin else horizon)
+
+    def at_jump(t: float) -> bool:
+        return any(abs(t - jump) <= margin for jump in jumps)
+
+    return (start + margin if at_jump(start) else start), (end - margin if at_jump(end) else end)
 
 
 def _interpolation(nodes: FloatArray, at: FloatArray) -> FloatArray:
@@ -112,7 +119,7 @@ class PartInTime:
         self._made: list[FloatArray] | None = None
 
     def update(self, t: float) -> bool:
-        """Makes `data` those of time t; whether they are others than before (no coefficient is bitwise the same)."""
+        """Makes `data` those of time t; False if the coefficient is bitwise what it was, or the same sum."""
         if self._steady and self._ready:
             return False
         values = self._evaluate(t)

@@ -315,8 +315,8 @@ class MeshOperators:
 
 
 def _cells_last(values: FloatArray, q: int) -> FloatArray:
-    """(q * c, ...) values at points, cells fastest, as a contiguous (..., q, c) copy or view."""
-    moved = np.ascontiguousarray(np.moveaxis(values, 0, -1))
+    """A contiguous (..., q, c) copy of (q * c, ...) values at points, cells fastest; callables may reuse their arrays."""
+    moved = np.array(np.moveaxis(values, 0, -1), order="C")
     return moved.reshape(*moved.shape[:-1], q, -1)
 
 

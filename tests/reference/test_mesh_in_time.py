@@ -110,6 +110,39 @@ def test_a_window_in_time_is_not_missed(dim: int, cells: int, error: float):
     assert {0.45, 0.65} <= set(solution.space.time.points.round(10))
 
 
+@pytest.mark.parametrize("ends", [(0.6, 1.0), (0.0, 0.4), (0.382, 0.786)])
+def test_windows_that_begin_or_end_where_one_looks(ends: tuple[float, float]):
+    start, end = ends
+    given = pushed(1, lambda t: np.where((t > start) & (t < end), 5.0, 0.0))
+    solution = solve_on_mesh(given, box=Box([-11.0], [7.0]), cells=144, rtol_time=1e-6)
+    assert solution.stats["steps"] < 40
+    assert off(solution, 0.0, 5 * (end - start)) < 1e-4
+    mesh = box_mesh(Box([-6.0], [9.0]), 192, "line")
+    density = fokker_planck(given, mesh=mesh, element="P2", rtol=1e-6)
+    x = np.linspace(-1, 5, 21)[:, None]
+    exact = np.exp(-0.5 * (x[:, 0] - 5 * (end - start)) ** 2 / 1.25) / np.sqrt(2 * np.pi * 1.25)
+    assert np.abs(density.density(1.0, x) - exact).max() < 1e-5
+
+
+def test_a_callable_may_return_the_same_array_again_and_again():
+    room: dict[int, FloatArray] = {}
+
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        if np.ndim(t):
+            return -(1 + 0.5 * np.sin(6 * t))[..., None] * x
+        made = room.setdefault(x.size, np.empty_like(x))
+        return np.multiply(x, -(1 + 0.5 * np.sin(6 * t)), out=made)
+
+    def fresh(t: Any, x: FloatArray) -> FloatArray:
+        return drift(t, x).copy()
+
+    basis = spatial_basis(box_mesh(Box([-1.0], [1.0]), 4, "line"), "P2")
+    one, other = (MeshOperators(problem(1, function), basis, GAUGE) for function in (drift, fresh))
+    for t in (0.1, 0.4, 0.9):
+        assert abs(one.K(t) - other.K(t)).max() < 1e-14 * abs(other.K(t)).max()
+    assert abs(one.K(0.1).copy() - one.K(0.4)).max() > 0.01
+
+
 def test_steps_that_end_at_jumps_are_few_and_right(monkeypatch: pytest.MonkeyPatch):
     def found() -> tuple[float, int]:
         solution = solve_on_mesh(pushed(1, window), box=Box([-9.0], [7.0]), cells=128, rtol_time=1e-6)
