@@ -102,29 +102,29 @@ def _interpolation(nodes: FloatArray, at: FloatArray) -> FloatArray:
 class PartInTime:
     """The entries of a matrix that come from one coefficient.
 
-    evaluate : the coefficient at all quadrature points at a time, arrays of the same shapes for each time.
-    assemble : the entries, from these arrays and the time; linear in the coefficient.
     anchors : times at which the coefficient may make it at all others.
     steady : whether it is known not to depend on time, so that it is evaluated once only.
     """
 
-    def __init__(
-        self, evaluate: Evaluate, assemble: Assemble, anchors: Sequence[float] = (), steady: bool = False
-    ) -> None:
-        self._evaluate, self._assemble, self._anchors, self._steady = evaluate, assemble, list(anchors), steady
+    def __init__(self, anchors: Sequence[float] = (), steady: bool = False) -> None:
+        self._anchors, self._steady = list(anchors), steady
         self.data: FloatArray = np.empty(0)
         self._ready, self._room = False, np.empty(0)  # new memory costs more than what is put there
         self._last: list[FloatArray] | FloatArray | None = None
         self._kept: list[list[FloatArray]] = []
         self._made: list[FloatArray] | None = None
 
-    def update(self, t: float) -> bool:
-        """Makes `data` those of time t; False if the coefficient is bitwise what it was, or the same sum."""
+    def update(self, t: float, evaluate: Evaluate, assemble: Assemble) -> bool:
+        """Makes `data` those of time t; False if the coefficient is bitwise what it was, or the same sum.
+
+        evaluate : the coefficient at all quadrature points at a time, arrays of the same shapes for each time.
+        assemble : the entries, from these arrays and the time; linear in the coefficient.
+        """
         if self._steady and self._ready:
             return False
-        values = self._evaluate(t)
+        values = evaluate(t)
         if self._anchors and self._made is None:
-            self._prepare()
+            self._prepare(evaluate, assemble)
         weights = self._weights(values) if self._made is not None else None
         if self._made is not None and weights is not None:
             if isinstance(self._last, np.ndarray) and np.array_equal(weights, self._last):
@@ -137,14 +137,14 @@ class PartInTime:
         if isinstance(self._last, list) and all(map(np.array_equal, self._last, values)):
             return False
         self.data, self._last, self._ready = np.empty(0), None, False  # lets go of the old before the new are made
-        self.data, self._last, self._ready = self._assemble(values, t), values, True
+        self.data, self._last, self._ready = assemble(values, t), values, True
         return True
 
-    def _prepare(self) -> None:
+    def _prepare(self, evaluate: Evaluate, assemble: Assemble) -> None:
         made: list[FloatArray] = []
         for t in self._anchors:
-            values = self._evaluate(t)
-            made.append(self._assemble(values, t))
+            values = evaluate(t)
+            made.append(assemble(values, t))
             self._kept.append(values)
             if len(self._anchors) * (made[0].nbytes + sum(v.nbytes for v in values)) > _MAX_BYTES:
                 self._anchors, self._kept = [], []

@@ -105,7 +105,7 @@ class MeshOperators:
         """
         # Should a coefficient fail, nothing stale stays behind.
         (K, moving), self._K, self._moving = (self._K, self._moving), None, None
-        changed = [name for name, part in self._parts.items() if part.update(t)]
+        changed = [name for name in self._parts if self._update(name, t)]
         if moving is None or (changed and changed != moving):
             moving, self._still = changed, np.zeros(self._nnz)
             for name in self._parts.keys() - set(changed):
@@ -240,12 +240,12 @@ class MeshOperators:
 
     def _looked_at(self) -> dict[str, Look]:
         """Each coefficient at a few points."""
-        problem, x = self.problem, self._points[0][:, :: max(1, self._points[0].shape[1] // 64)].T
+        problem, gauge, x = self.problem, self.gauge, self._points[0][:, :: max(1, self._points[0].shape[1] // 64)].T
         at: dict[str, Callable[[float], FloatArray]] = {"drift": lambda t: problem.b(t, x)}
         if problem.constant_diffusion is None:
             at["diffusion"] = lambda t: problem.Lambda(t, x)
-        if problem.running_reward is not None or self.gauge.running != 0.0:
-            at["reaction"] = lambda t: self.gauge.rate(t, x, problem.r(t, x))
+        if problem.running_reward is not None or gauge.running != 0.0:
+            at["reaction"] = lambda t: gauge.rate(t, x, problem.r(t, x))
         return {name: Look(function, problem.horizon) for name, function in at.items()}
 
     def _in_time(self) -> dict[str, PartInTime]:
@@ -254,17 +254,20 @@ class MeshOperators:
             "diffusion": self.problem.constant_diffusion is not None,
             "drift": isinstance(self.problem.drift, LinearDrift),
         }
-        ways = {
+        looks = self._looks
+        return {
+            name: PartInTime(looks[name].independent() if name in looks else [], known.get(name, False))
+            for name in ("diffusion", "drift", "reaction")
+            if name != "reaction" or name in looks
+        }
+
+    def _update(self, name: str, t: float) -> bool:
+        evaluate, assemble = {
             "diffusion": (self._diffusion, self._assemble_diffusion),
             "drift": (self._drift, self._assemble_drift),
             "reaction": (self._rates, self._assemble_reaction),
-        }
-        looks = self._looks
-        return {
-            name: PartInTime(*ways[name], looks[name].independent() if name in looks else [], known.get(name, False))
-            for name in ways
-            if name != "reaction" or name in looks
-        }
+        }[name]
+        return self._parts[name].update(t, evaluate, assemble)
 
     def _drift(self, t: float) -> list[FloatArray]:
         return [_cells_last(self.problem.b(t, x.T), self._q) for x in self._points]
@@ -315,7 +318,7 @@ class MeshOperators:
 
 
 def _cells_last(values: FloatArray, q: int) -> FloatArray:
-    """A contiguous (..., q, c) copy of (q * c, ...) values at points, cells fastest; callables may reuse their arrays."""
+    """A contiguous (..., q, c) copy of (q * c, ...) values at points, cells fastest; callables may reuse theirs."""
     moved = np.array(np.moveaxis(values, 0, -1), order="C")
     return moved.reshape(*moved.shape[:-1], q, -1)
 

@@ -1,5 +1,7 @@
 """Coefficients in time on meshes: windows are seen, and matrices that are combinations are those assembled anew."""
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -244,12 +246,25 @@ def test_where_a_coefficient_is_no_combination_its_own_matrix_is_assembled():
     part = moving._parts["drift"]
     for t in (0.3, 0.5, 0.51, 0.7):
         plain = MeshOperators(problem(2, drift), basis, GAUGE)
-        plain._parts["drift"] = PartInTime(plain._drift, plain._assemble_drift)
+        plain._parts["drift"] = PartInTime()
         direct = plain.K(t)
         assert abs(moving.K(t) - direct).max() < 1e-13 * abs(direct).max()
         assert isinstance(part._last, np.ndarray) is (t in (0.3, 0.7))
     without = MeshOperators(problem(2, lambda t, x: -1.5 * x), basis, GAUGE).K(0.5)
     assert abs(moving.K(0.5) - without).max() > 1e-3
+
+
+def test_operators_are_let_go_of_with_what_they_keep():
+    basis = spatial_basis(box_mesh(Box([-1.0] * 2, [1.0] * 2), 4, "tri"), "P2")
+    operators = MeshOperators(problem(2, low_rank, running_reward=lambda t, x: -(x**2).sum(-1)), basis, GAUGE)
+    operators.K(0.5)
+    alive = weakref.ref(operators)
+    gc.disable()
+    try:
+        del operators
+        assert alive() is None  # no cycles
+    finally:
+        gc.enable()
 
 
 def test_a_failure_leaves_nothing_stale():
