@@ -32,7 +32,7 @@ from fem_hjb.support.errors import ConvergenceError
 
 ORDER = 4
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
-_AIM = 0.15  # of the tolerance: the error that the next step is to have
+_AIM = 0.1  # of the tolerance: the error that the next step is to have
 _MAX_STEPS = 100_000
 _SMALLEST_STEP = 1e-12  # relative to the whole interval
 _SOLVER_SHARE = 0.02  # of the time tolerance: what the linear solves may spoil
