@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import absorbed_nodes
 from fem_hjb.reference.fokker_planck_start import Begin, March, in_time, no_gauge
+from fem_hjb.reference.mesh_in_time import inside
 from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.spaces.basis import SpatialBasis
-from fem_hjb.stepping.esdirk import LinearSystem, Solve, esdirk
+from fem_hjb.stepping.esdirk import ESDIRK43, LinearSystem, Solve, esdirk
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import DomainError
 
@@ -25,12 +27,28 @@ class _Forward(LinearSystem):
         self.weights = np.asarray(self.mass @ np.ones(basis.n_dofs))
         self._unit = p0 / (self.weights @ p0)
         self._last: tuple[Any, Any] = (None, None)
+        self.breaks, self._horizon = self.operators.jumps, problem.horizon
+        self.within = (0.0, problem.horizon)
+        self._room, self._turned = np.empty(self.mass.nnz), np.empty(self.mass.nnz)
+        # Of the same symmetric pattern as K: where in K the entries of its transpose are.
+        places = np.arange(self.mass.nnz)
+        self._across = csr_matrix((places, self.mass.indices, self.mass.indptr), shape=self.mass.shape).T.tocsr().data
+
+    def enter(self, start: float, end: float) -> None:
+        self.within = inside(start, end, self.operators.jumps, self._horizon)
+
+    def _time(self, t: float) -> float:
+        return float(min(max(t, self.within[0]), self.within[1]))
 
     def stiffness(self, t: float) -> Any:
-        K = self.operators.K(t)
+        K = self.operators.K(self._time(t), self._room)
         if K is not self._last[0]:
-            self._last = K, K.T.tocsr()  # of the same symmetric pattern as K
+            np.take(K.data, self._across, out=self._turned)
+            self._last = K, csr_matrix((self._turned, K.indices, K.indptr), shape=K.shape)
         return self._last[1]
+
+    def seen(self, t: float, h: float) -> float:
+        return h * self.operators.seen(self._time(t), self._time(t + h), ESDIRK43.c)
 
     def solver(self, stiffness: Any, shift: float) -> Solve:
         inner = self.operators.solver(stiffness, shift, self.fixed)

@@ -17,12 +17,13 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge, constant_gauge, range_in_temperatures
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_boundary import Boundary, BoundaryValue, kind_of, prescribed, raised
+from fem_hjb.reference.mesh_in_time import inside
 from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
-from fem_hjb.stepping.esdirk import EsdirkStep, LinearSystem, Solve, esdirk
+from fem_hjb.stepping.esdirk import ESDIRK43, EsdirkStep, LinearSystem, Solve, esdirk
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import DomainError, PositivityError
 from fem_hjb.support.progress import Progress
@@ -118,6 +119,8 @@ class _Backward(LinearSystem):
         self.factors = self.operators.direct
         self.seconds = 0.0
         self._horizon, self._gauge, self._boundary = problem.horizon, gauged, boundary
+        self.within, self._room = (0.0, problem.horizon), np.empty(self.mass.nnz)
+        self.breaks = [problem.horizon - t for t in self.operators.jumps]
         if boundary is not None:
             self.fixed: IntArray = fixed
             self._x = basis.nodes[self.fixed]
@@ -138,13 +141,20 @@ class _Backward(LinearSystem):
         return float(np.sqrt(max(f @ (self._metric @ f), 0.0)))
 
     def _time(self, s: float) -> float:
-        return float(min(max(self._horizon - s, 0.0), self._horizon))
+        return float(min(max(self._horizon - s, self.within[0]), self.within[1]))
+
+    def enter(self, start: float, end: float) -> None:
+        T = self._horizon
+        self.within = inside(T - end, T - start, self.operators.jumps, T)
 
     def stiffness(self, s: float) -> Any:
         start = time.perf_counter()
-        K = self.operators.K(self._time(s))
+        K = self.operators.K(self._time(s), self._room)
         self.seconds += time.perf_counter() - start
         return K
+
+    def seen(self, s: float, h: float) -> float:
+        return h * self.operators.seen(self._time(s), self._time(s + h), ESDIRK43.c)
 
     def solver(self, stiffness: Any, shift: float) -> Solve:
         return self.operators.solver(stiffness, shift, self.fixed)

@@ -20,18 +20,19 @@ from typing import Any, final
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.linalg import LinearOperator, bicgstab, splu
+from scipy.sparse.linalg import splu
 
 from fem_hjb.problems.divergence import row_divergence
 from fem_hjb.problems.gauge import Gauge
-from fem_hjb.problems.probing import looks_steady
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.reference.mesh_in_time import Look, PartInTime
+from fem_hjb.reference.mesh_linear import bicgstab
 from fem_hjb.spaces.space import SpatialBasis
 from fem_hjb.stepping.esdirk import Solve
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError
 
-_CHUNK_POINTS = 1 << 17  # quadrature points whose coefficients are evaluated at once
+_CHUNK_POINTS = 1 << 14  # quadrature points whose coefficients are evaluated at once
 _DIFFERENCE = np.finfo(float).eps ** (1 / 3)  # spacing of central differences relative to the width of the domain
 _ALWAYS_DIRECT = 30_000  # non-zeros up to which LU factors are cheap enough in any dimension
 _DIRECT_IF_REUSED = 2_000_000  # likewise in two dimensions, when K does not depend on time
@@ -45,9 +46,10 @@ class MeshOperators:
     problem, basis, gauge : the coefficients, the basis, and the c_r that is taken out of r. Polynomials of degree
         2 p + 1, with p that of the basis, are integrated exactly on affine cells.
 
+    jumps : the times at which coefficients jump, in order.
     M : the mass matrix (n, n), CSR; K(t) has the same pattern and shares its index arrays.
     autonomous : whether the coefficients looked independent of time at a few times and points. It only serves to
-        choose a linear solver; `K` compares all of them bitwise on every call.
+        choose a linear solver; `K` evaluates and compares all of them on every call.
     """
 
     def __init__(self, problem: ControlProblem, basis: SpatialBasis, gauge: Gauge) -> None:
@@ -77,34 +79,55 @@ class MeshOperators:
 
         self.M = self._matrix(self._assemble(self._reaction_table, [self._det[None, :, c] for c in self._chunks]))
         self._diagonal = np.flatnonzero(self._indices == np.repeat(np.arange(basis.n_dofs), np.diff(self._indptr)))
-        x = self._points[0][:, :: max(1, self._points[0].shape[1] // 64)].T
-        self.autonomous = looks_steady(
-            lambda t: (problem.b(t, x), problem.Lambda(t, x), problem.r(t, x)), problem.horizon
-        )
+        self._looks = self._looked_at()
+        self.autonomous = all(look.steady for look in self._looks.values())
+        self.jumps = sorted(set().union(*(look.jumps() for look in self._looks.values())))
         self.iterations = self.factorisations = 0
-        self._last: dict[str, list[FloatArray]] = {}
-        self._parts: dict[str, FloatArray] = {}
-        self._divergence: list[FloatArray] | None = None
+        self._parts = self._in_time()
         self._K: Any = None
+        self._shifted, self._solvers = np.empty(self._nnz), 0
+        self._moving: list[str] | None = None  # the parts that changed when last one did, and the sum of the others
+        self._still = np.zeros(0)
 
-    def K(self, t: float) -> Any:
+    def K(self, t: float, out: FloatArray | None = None) -> Any:
         """K at time t, CSR. The same object as last time if every coefficient is bitwise what it was.
+
+        A coefficient that is a combination of what it is at a few times, at every quadrature point and to rounding, is
+        not assembled anew: its matrix is the combination of those (see `mesh_in_time`).
 
         The divergence of a variable Lambda is taken by central differences of the callable, spaced eps^{1/3} = 6e-6
         times the width of the domain along each axis: next to a face they reach that far outside, and for a Lambda that
         varies on the scale of that width their error is about 1e-10 relative to its derivative.
 
+        out : where to put the entries, of the shape of M.data; those of matrices made in it before are overwritten.
+
         Raises ProblemError where a coefficient is not finite or of the wrong shape.
         """
-        K, self._K = self._K, None  # should a coefficient fail, no stale matrix stays behind
-        if self._update_diffusion(t) | self._update_drift(t) | self._update_reaction(t) or K is None:
-            parts = list(self._parts.values())
-            data = parts[0].copy()
-            for part in parts[1:]:
-                data += part
+        # Should a coefficient fail, nothing stale stays behind.
+        (K, moving), self._K, self._moving = (self._K, self._moving), None, None
+        changed = [name for name in self._parts if self._update(name, t)]
+        if moving is None or (changed and changed != moving):
+            moving, self._still = changed, np.zeros(self._nnz)
+            for name in self._parts.keys() - set(changed):
+                self._still += self._parts[name].data
+        if K is None or changed:
+            data = np.empty(self._nnz) if out is None else out
+            data[:] = self._still
+            for name in moving:
+                data += self._parts[name].data
             K = self._matrix(data)
-        self._K = K
+        self._K, self._moving = K, moving
         return K
+
+    def seen(self, start: float, end: float, nodes: FloatArray) -> float:
+        """A share 1, 1/2, 1/4, ... of the way from start to end whose nodes, in [0, 1], show what coefficients do.
+
+        That is to the times at which they were looked at: nothing that lasts for a twentieth of [0, T] is missed.
+        """
+        share = 1.0
+        while not all(look.sees(start + share * (end - start) * nodes) for look in self._looks.values()):
+            share /= 2
+        return share
 
     def weighted_mass(self, weight: Callable[[FloatArray], FloatArray]) -> Any:
         """The matrix of int weight phi_i phi_j, CSR, for weight: points (n, d) -> (n,)."""
@@ -113,14 +136,16 @@ class MeshOperators:
         return self._matrix(self._assemble(self._reaction_table, fields))
 
     def solver(self, stiffness: Any, shift: float, fixed: IntArray) -> Solve:
-        """A solver for M - shift K in whose solution f_i = rhs_i for i in `fixed`.
+        """A solver for M - shift K in whose solution f_i = rhs_i for i in `fixed`; of use until the next one is made.
 
         LU factors (SuperLU, minimum degree on A' + A) in one dimension, for few unknowns, and in two dimensions when K
         does not depend on time; otherwise BiCGStab on the matrix scaled by its diagonal from both sides, which makes
         residuals comparable to errors in L2; for time steps that resolve the solution it takes some ten iterations.
         """
-        data = stiffness.data * -shift
+        data = np.multiply(stiffness.data, -shift, out=self._shifted)
         data += self.M.data
+        self._solvers += 1
+        made = self._solvers
         mass_diagonal = self.M.data[self._diagonal[fixed]]
         if fixed.size:
             data[_rows(self._indptr, fixed)] = 0.0
@@ -128,6 +153,8 @@ class MeshOperators:
         inner = self._direct(data) if self.direct else self._iterative(data)
 
         def solve(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
+            if made != self._solvers and not self.direct:
+                raise RuntimeError("this solver's matrix has been overwritten by that of a later one")
             scaled = rhs
             if fixed.size:
                 scaled = rhs.copy()
@@ -171,22 +198,16 @@ class MeshOperators:
                 " coefficients"
             )
         matrix, half = self._matrix(data), 1.0 / np.sqrt(diagonal)
-        operator = LinearOperator(matrix.shape, matvec=lambda v: half * (matrix @ (half * v)), dtype=np.float64)
 
-        def count(_: FloatArray) -> None:
-            self.iterations += 1
+        def apply(v: FloatArray) -> FloatArray:
+            product = matrix @ (half * v)
+            product *= half
+            return np.asarray(product)
 
         def solve(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
-            solution, failed = bicgstab(
-                operator,
-                half * rhs,
-                x0=guess / half,
-                rtol=rtol,
-                atol=0.0,
-                maxiter=_MAX_ITERATIONS,
-                callback=count,
-            )
-            if failed:
+            solution, iterations = bicgstab(apply, half * rhs, guess / half, rtol, _MAX_ITERATIONS)
+            self.iterations += iterations
+            if solution is None:
                 raise ConvergenceError(
                     f"BiCGStab did not reach a relative residual of {rtol:.1e} in {_MAX_ITERATIONS} iterations for"
                     f" {rhs.size} unknowns; take smaller time steps, which make the matrix better conditioned, or a"
@@ -217,46 +238,63 @@ class MeshOperators:
         data = np.bincount(self._slots, weights=local.ravel(), minlength=self._nnz)
         return np.asarray(data, dtype=np.float64)
 
-    def _changed(self, name: str, values: list[FloatArray]) -> bool:
-        """Whether these coefficient values differ from those that the part of that name was made from."""
-        last = self._last.get(name)
-        return last is None or not all(np.array_equal(a, b) for a, b in zip(last, values, strict=True))
+    def _looked_at(self) -> dict[str, Look]:
+        """Each coefficient at a few points."""
+        problem, gauge, x = self.problem, self.gauge, self._points[0][:, :: max(1, self._points[0].shape[1] // 64)].T
+        at: dict[str, Callable[[float], FloatArray]] = {"drift": lambda t: problem.b(t, x)}
+        if problem.constant_diffusion is None:
+            at["diffusion"] = lambda t: problem.Lambda(t, x)
+        if problem.running_reward is not None or gauge.running != 0.0:
+            at["reaction"] = lambda t: gauge.rate(t, x, problem.r(t, x))
+        return {name: Look(function, problem.horizon) for name, function in at.items()}
 
-    def _update_diffusion(self, t: float) -> bool:
-        problem = self.problem
-        constant = problem.constant_diffusion
+    def _in_time(self) -> dict[str, PartInTime]:
+        """The parts of K."""
+        known = {
+            "diffusion": self.problem.constant_diffusion is not None,
+            "drift": isinstance(self.problem.drift, LinearDrift),
+        }
+        looks = self._looks
+        return {
+            name: PartInTime(looks[name].independent() if name in looks else [], known.get(name, False))
+            for name in ("diffusion", "drift", "reaction")
+            if name != "reaction" or name in looks
+        }
+
+    def _update(self, name: str, t: float) -> bool:
+        evaluate, assemble = {
+            "diffusion": (self._diffusion, self._assemble_diffusion),
+            "drift": (self._drift, self._assemble_drift),
+            "reaction": (self._rates, self._assemble_reaction),
+        }[name]
+        return self._parts[name].update(t, evaluate, assemble)
+
+    def _drift(self, t: float) -> list[FloatArray]:
+        return [_cells_last(self.problem.b(t, x.T), self._q) for x in self._points]
+
+    def _diffusion(self, t: float) -> list[FloatArray]:
+        constant = self.problem.constant_diffusion
         if constant is not None:
-            values = [constant.reshape(*constant.shape, 1, 1)] * len(self._chunks)
-        else:
-            values = [_cells_last(problem.Lambda(t, x.T), self._q) for x in self._points]
-        if not self._changed("diffusion", values):
-            return False
-        if constant is None:
-            self._last.pop("drift", None)
-            self._divergence = [
-                row_divergence(lambda y: problem.Lambda(t, y), x.T, _DIFFERENCE * self._widths()).T
-                for x in self._points
-            ]
+            return [constant.reshape(*constant.shape, 1, 1)] * len(self._chunks)
+        return [_cells_last(self.problem.Lambda(t, x.T), self._q) for x in self._points]
+
+    def _assemble_diffusion(self, values: list[FloatArray], t: float) -> FloatArray:
+        """With the divergence, if it is variable."""
         fields = []
         for cells, Lambda in zip(self._chunks, values, strict=True):
             inverse, det = self._inverse[..., cells], self._det[:, cells]
             pulled = np.einsum("kaqc,abqc,mbqc->kmqc", inverse, Lambda, inverse, optimize=True) * (-0.5 * det)
             fields.append(np.stack([pulled[k, m] for k, m in self._pairs]))
-        self._parts["diffusion"] = self._assemble(self._diffusion_table, fields)
-        self._last["diffusion"] = values
-        return True
+        data = self._assemble(self._diffusion_table, fields)
+        if self.problem.constant_diffusion is None:
+            spacing = _DIFFERENCE * self._widths()
+            divergences = (row_divergence(lambda y: self.problem.Lambda(t, y), x.T, spacing) for x in self._points)
+            data += self._assemble_drift([_cells_last(-0.5 * divergence, self._q) for divergence in divergences], t)
+        return data
 
-    def _update_drift(self, t: float) -> bool:
-        if "drift" in self._last and isinstance(self.problem.drift, LinearDrift):
-            return False
-        values = [_cells_last(self.problem.b(t, x.T), self._q) for x in self._points]
-        if not self._changed("drift", values):
-            return False
+    def _assemble_drift(self, values: list[FloatArray], _: float) -> FloatArray:
         fields = []
-        for i, cells in enumerate(self._chunks):
-            u = values[i]
-            if self._divergence is not None:
-                u = u - 0.5 * self._divergence[i].reshape(u.shape)
+        for u, cells in zip(values, self._chunks, strict=True):
             pull = self._inverse[..., cells] * self._det[:, cells]
             field = np.empty(u.shape)
             for k in range(len(u)):
@@ -264,20 +302,15 @@ class MeshOperators:
                 for m in range(1, len(u)):
                     field[k] += pull[k, m] * u[m]
             fields.append(field)
-        self._parts["drift"] = self._assemble(self._drift_table, fields)
-        self._last["drift"] = values
-        return True
+        return self._assemble(self._drift_table, fields)
 
-    def _update_reaction(self, t: float) -> bool:
-        if self.problem.running_reward is None and self.gauge.running == 0.0:
-            return False
-        rates = [self.gauge.rate(t, x.T, self.problem.r(t, x.T)).reshape(1, self._q, -1) for x in self._points]
-        if not self._changed("reaction", rates):
-            return False
-        fields = [rate * self._det[:, c] for rate, c in zip(rates, self._chunks, strict=True)]
-        self._parts["reaction"] = self._assemble(self._reaction_table, fields)
-        self._last["reaction"] = rates
-        return True
+    def _rates(self, t: float) -> list[FloatArray]:
+        return [self.gauge.rate(t, x.T, self.problem.r(t, x.T)).reshape(1, self._q, -1) for x in self._points]
+
+    def _assemble_reaction(self, rates: list[FloatArray], _: float) -> FloatArray:
+        return self._assemble(
+            self._reaction_table, [rate * self._det[:, c] for rate, c in zip(rates, self._chunks, strict=True)]
+        )
 
     def _widths(self) -> FloatArray:
         lower, upper = self.basis.box.bounds
@@ -285,8 +318,8 @@ class MeshOperators:
 
 
 def _cells_last(values: FloatArray, q: int) -> FloatArray:
-    """(q * c, ...) values at points, cells fastest, as a contiguous (..., q, c) copy or view."""
-    moved = np.ascontiguousarray(np.moveaxis(values, 0, -1))
+    """A contiguous (..., q, c) copy of (q * c, ...) values at points, cells fastest; callables may reuse theirs."""
+    moved = np.array(np.moveaxis(values, 0, -1), order="C")
     return moved.reshape(*moved.shape[:-1], q, -1)
 
 
@@ -313,7 +346,9 @@ def _pattern(cell_dofs: IntArray, n: int) -> tuple[Any, Any, IntArray]:
     np.not_equal(rows[1:], rows[:-1], out=first[1:])
     first[1:] |= columns[1:] != columns[:-1]
     slots = np.empty(order.size, dtype=np.int64)
-    slots[order] = np.cumsum(first) - 1
+    count = np.cumsum(first, dtype=np.int32)
+    count -= 1
+    slots[order] = count
     indptr = np.searchsorted(rows[first], np.arange(n + 1)).astype(np.int32)
     return columns[first], indptr, slots
 

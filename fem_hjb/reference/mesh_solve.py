@@ -54,7 +54,8 @@ def solve_on_mesh(
     rtol_time : relative tolerance, per time step and in L2, of the adaptive method of order 4; 1e-6 if not given. On an
         automatic box the L2 norm carries a Gaussian weight of a quarter of its half-widths as standard deviations,
         about 1.5 times those of the process: what happens next to faces where nothing goes does not make steps small.
-    steps : instead of it, this many equal steps.
+        Steps end where coefficients jump, and see what lasts for a twentieth of the horizon.
+    steps : instead of it, this many equal steps; what happens between their stages is missed.
     boundary : "natural": <Lambda grad f, n> = 0, which is reflection where the domain is a truncation or the process
         is reflected; on absorbing faces v is the exit reward (continuous elements only). Or a callable (t, x) with
         scalar t and x (n, d) that gives v on the boundary, shape (n,); continuous elements only. Order 4 in time is

@@ -19,19 +19,20 @@ almost an order (1-D heat-type problem: 3.1 instead of 4.0 measured). At the end
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol, final
 
 import numpy as np
 
-from fem_hjb.spaces.axes import differentiation_matrix, lagrange_weights
+from fem_hjb.spaces.axes import differentiation_matrix
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer
 from fem_hjb.support.errors import ConvergenceError
 
 ORDER = 4
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
+_AIM = 0.1  # of the tolerance: the error that the next step is to have
 _MAX_STEPS = 100_000
 _SMALLEST_STEP = 1e-12  # relative to the whole interval
 _SOLVER_SHARE = 0.02  # of the time tolerance: what the linear solves may spoil
@@ -50,6 +51,8 @@ class LinearSystem(ABC):
 
     mass: Any  # a sparse matrix (n, n), symmetric positive definite
     fixed: IntArray = np.empty(0, dtype=np.int64)
+    within: tuple[float, float] = (-np.inf, np.inf)  # see `enter`
+    breaks: Sequence[float] = ()  # times at which K or g jump: adaptive steps end there
     factors: bool = True  # whether a solver is worth keeping for several steps, as the factors of a matrix are
 
     @abstractmethod
@@ -63,6 +66,14 @@ class LinearSystem(ABC):
     def fixed_values(self, t: float) -> FloatArray:
         """g(t), shape (len(fixed),)."""
         return np.zeros(self.fixed.size)
+
+    def enter(self, start: float, end: float) -> None:
+        """From now on, K and g are asked for in [start, end], and at these ends what they are inside is meant."""
+        self.within = start, end
+
+    def seen(self, t: float, h: float) -> float:
+        """The longest adaptive step from t, at most h, whose stages see what K and g do; they may ask for less."""
+        return h
 
     def norm(self, f: FloatArray) -> float:
         """(f' M f)^{1/2}, the norm in which errors are measured."""
@@ -155,7 +166,8 @@ def esdirk(
     Give exactly one of
     rtol : the embedded estimate of each step's error, in the system's norm and relative to the norm of f, stays below
         it. A proportional-integral controller picks the steps; as long as the system keeps factors and K is one and the
-        same object, they change by powers of two only, so that a factorisation serves many steps.
+        same object, they change by powers of two only, so that a factorisation serves many steps. Steps end at the
+        breaks of the system, and are as short as it asks for to see what it does.
     steps : this many equal steps.
 
     Where f is prescribed, f0 is overwritten by the prescribed values.
@@ -176,7 +188,7 @@ def esdirk(
         count = positive_integer(steps, "steps", ConvergenceError)
         return _fixed(_Stepper(system, start, t0, t1, _FIXED_SOLVER_RANGE[1]), t0, t1, count)
     tolerance = rtol_in_range(rtol, "rtol")
-    return _adaptive(_Stepper(system, start, t0, t1, _SOLVER_SHARE * tolerance), t0, t1, tolerance)
+    return _in_pieces(system, start, t0, t1, tolerance)
 
 
 def rtol_in_range(value: Any, name: str) -> float:
@@ -196,9 +208,10 @@ class _Stepper:
         self._cached: tuple[Any, float, Solve] | None = None
         c = ESDIRK43.c
         self._differentiate = differentiation_matrix(c)
-        # The slope of each stage is predicted from those before it; only iterative solvers look at the guess.
-        self._predict = [lagrange_weights(c[:i], c[i]) for i in range(c.size)]
-        self.slope = np.zeros_like(f)
+        # The slope of each stage is predicted from those before it, by a cubic at most: polynomials of higher degree
+        # magnify what is rough in them. Only iterative solvers look at the guess.
+        self._predict = [_extrapolation(c[:i], c[i]) for i in range(c.size)]
+        self.slope, self._slopes = np.zeros_like(f), np.empty((c.size, f.size))
         self.f[system.fixed] = system.fixed_values(t0)
         self.size = system.norm(f)
         K = system.stiffness(t0)
@@ -223,7 +236,7 @@ class _Stepper:
         """f and f' at t + h, the error estimate relative to the norm of f, and whether factors can be kept."""
         system, tableau = self.system, ESDIRK43
         fixed, shift = system.fixed, h * tableau.gamma
-        slopes = np.empty((tableau.c.size, self.f.size))
+        slopes = self._slopes
         slopes[0] = self.slope
         exact, derivatives = self._prescribed(t, h)
         stages = exact[0] + h * (tableau.a @ derivatives)
@@ -277,12 +290,27 @@ def _fixed(stepper: _Stepper, t0: float, t1: float, steps: int) -> Iterator[Esdi
         stepper.rtol = min(max(_FIXED_SOLVER_SHARE * error, _FIXED_SOLVER_RANGE[0]), _FIXED_SOLVER_RANGE[1])
 
 
+def _in_pieces(system: LinearSystem, f: FloatArray, t0: float, t1: float, rtol: float) -> Iterator[EsdirkStep]:
+    """Adaptive steps between the breaks of the system: each piece begins anew, with the slope to the right of it."""
+    apart = 1e-9 * (t1 - t0)
+    ends = [t0]
+    for t in sorted(system.breaks):
+        if ends[-1] + apart < t < t1 - apart:
+            ends.append(t)
+    for start, end in zip(ends, [*ends[1:], t1], strict=True):
+        system.enter(start, end)
+        for step in _adaptive(_Stepper(system, f, start, end, _SOLVER_SHARE * rtol), start, end, rtol):
+            yield step
+            f = step.f1
+        f = f.copy()
+
+
 def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[EsdirkStep]:
     length = t1 - t0
     speed = stepper.system.norm(stepper.slope) / max(stepper.size, np.finfo(float).tiny)
     if not np.isfinite(speed):
         raise ConvergenceError(f"K(t) f0 is not finite at t={t0:.6g}; check the coefficients and f0")
-    t, rejected, previous = t0, 0, 1.0
+    t, rejected, before = t0, 0, (np.inf, 1.0)
     cause: ConvergenceError | None = None
     h, left = fewest_steps(length, min(length / 8, rtol ** (1 / ORDER) / max(speed, np.finfo(float).tiny)))
     for _ in range(_MAX_STEPS):
@@ -291,6 +319,8 @@ def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[
                 f"the step fell to {h:.3g} at t={t:.6g} without meeting rtol={rtol:g}; f or K(t) may be discontinuous"
                 " or non-finite there: check the coefficients, raise rtol, or use a fixed number of steps"
             ) from cause
+        if (seen := stepper.system.seen(t, h)) < h:
+            h, left = fewest_steps(t1 - t, seen)
         try:
             f1, slope1, error, keep = stepper.attempt(t, h)
             ratio = error / rtol if np.isfinite(f1).all() else np.nan
@@ -307,15 +337,32 @@ def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[
             return
         t = t1 - left * h
         ratio = max(ratio, 1e-10)
-        factor = min(_GROW, max(_SHRINK, _SAFETY * ratio ** (-0.7 / ORDER) * previous ** (0.4 / ORDER)))
+        factor, before = _next_width(h, ratio, before), (h, ratio)
         if keep:
             factor = 2.0 ** np.floor(np.log2(factor)) if factor >= 2 else 1.0
         if factor != 1:
             h, left = fewest_steps(t1 - t, h * factor)
-        rejected, previous = 0, ratio
+        rejected = 0
     raise ConvergenceError(
         f"{_MAX_STEPS} steps did not reach t={t1:.6g} (stopped at {t:.6g}) with rtol={rtol:g}; raise rtol"
     )
+
+
+def _extrapolation(nodes: FloatArray, at: float) -> FloatArray:
+    """Weights of values at nodes in the value at `at` of the polynomial of degree 3 at most that is nearest to them."""
+    powers = np.arange(min(nodes.size, 4))
+    return np.asarray(np.linalg.pinv((nodes[:, None] - at) ** powers)[:1].reshape(-1))
+
+
+def _next_width(h: float, ratio: float, before: tuple[float, float]) -> float:
+    """By what to multiply h after an error of `ratio` times what is allowed; `before` are h and ratio before that.
+
+    The width that would have had the error aimed at, or the one that has it if errors go on growing as they just did,
+    whichever is smaller (K. Gustafsson, ACM Trans. Math. Software 20 (1994) 496-517).
+    """
+    now = (_AIM / ratio) ** (1 / ORDER)
+    growth = h / before[0] * (before[1] / ratio) ** (1 / ORDER) if np.isfinite(before[0]) else 1.0
+    return float(min(_GROW, max(_SHRINK, now * min(1.0, growth))))
 
 
 def fewest_steps(remaining: float, h: float) -> tuple[float, int]:
