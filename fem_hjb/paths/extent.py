@@ -9,13 +9,15 @@ from scipy.special import ndtr, ndtri
 
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem, require_problem
+from fem_hjb.problems.problem import ControlProblem, LinearDrift, require_problem
 from fem_hjb.support.checks import FloatArray, Rng, non_negative_number, positive_integer, spawn_generators
 from fem_hjb.support.errors import DomainError
 
 _SAMPLES = 4096
 _TIMES = 9
 _STEPS = 32
+_PILOT = 64  # points at which the steepness of the drift is looked at
+_MOST_SUBSTEPS = 64
 _FAR = 2.5  # standard normal quantile that is read off the samples to see how the tail bends
 _LEAST_POWER, _MOST_POWER = 0.4, 1.2
 
@@ -86,7 +88,7 @@ def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
     """Draws at nine times: from the law of X_t where it is known, else of simulated paths; the same seed, the same."""
     rng = np.random.default_rng(seed)
     times = np.linspace(0.0, problem.horizon, _TIMES)
-    found = sample_paths(problem, n=_SAMPLES, steps=_STEPS, rng=rng).x
+    found = sample_paths(problem, n=_SAMPLES, steps=_STEPS, rng=rng, substeps=_substeps(problem)).x
     paths = np.moveaxis(found[:, :: _STEPS // (_TIMES - 1)], 1, 0)
     reward = problem.y(found[:, -1])
     if problem.running_reward is not None:
@@ -96,6 +98,28 @@ def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
     if problem.marginal is not None:
         x = np.stack([problem.marginal(float(t)).sample(_SAMPLES, rng) for t in times])
     return LawSample(times=times, x=x, paths=paths, tilt=reward / problem.temperature)
+
+
+def _substeps(problem: ControlProblem) -> int | None:
+    """So many that steps follow the drift where the process starts: |db/dx| dt <= 1/2; None leaves it to the paths."""
+    if isinstance(problem.drift, LinearDrift) and problem.constant_diffusion is not None:
+        return None
+    rng, dt = np.random.default_rng(0), problem.horizon / _STEPS
+    x = problem.initial_law.sample(_PILOT, rng)
+    spread = np.sqrt(np.diagonal(problem.Lambda(0.0, x), axis1=1, axis2=2).mean(axis=0) * dt)
+    x = x + spread * rng.standard_normal(x.shape)
+    if problem.domain is not None:
+        x = problem.domain.mirror(x)
+    steepest = 0.0
+    for t in (0.0, 0.5 * problem.horizon, problem.horizon):
+        base = problem.b(t, x)
+        for k in range(problem.dim):
+            moved = x.copy()
+            moved[:, k] += 1e-3 * spread[k]
+            change = (problem.b(t, moved) - base) / (1e-3 * spread[k])
+            steepest = max(steepest, float(np.abs(change[:, k]).max()))
+    needed = int(np.ceil(2.0 * steepest * dt))
+    return min(needed, _MOST_SUBSTEPS) if needed > 1 else None
 
 
 def reach_of(x: FloatArray, weights: FloatArray | None = None) -> Reach:

@@ -9,6 +9,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
 from fem_hjb.reference.faces import check_faces, truncated
 from fem_hjb.spaces.axes import tensor_points
+from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
 
 _SHALLOW = 3.0  # |log u| up to which the linear form is used on a bounded domain, where it is all separable
@@ -41,18 +42,20 @@ def choose_form(problem: ControlProblem, box: Box, form: str | None) -> tuple[Ga
     times = np.linspace(0.0, problem.horizon, 9)
     constants = constant_gauge(problem, x, times)
     kinds = np.asarray(box.faces)
-    truncated = bool((kinds == "natural").any())
+    ends_early = bool((kinds == "natural").any())
     # At a reflecting face d v/dn = 0, which d u/dn = 0 is only if nothing with a slope has been taken out.
     reflecting = bool((kinds == "reflecting").any())
-    quadratic = quadratic_gauge(problem, box, constants) if truncated and not reflecting else None
+    quadratic = quadratic_gauge(problem, box, constants) if ends_early and not reflecting else None
     candidates: list[Gauge | QuadraticGauge] = [constants] if quadratic is None else [quadratic, constants]
     spreads = [ranges(problem, each, x, times) for each in candidates]
     absorbing = problem.domain is not None and problem.domain.absorbing
     # Where u is large elsewhere, rounding is large against u where it is small.
     weight = 3.0 if absorbing or form == "linear" else 1.0
     best = min(range(len(candidates)), key=lambda k: weight * spreads[k][0] + spreads[k][1])
+    if quadratic is not None and leaves(problem, box, times):
+        best = 0  # values are taken to be flat at such faces, which what a quadratic leaves of them nearly is
     above, below = spreads[best]
-    fits = not truncated and max(below, above) <= _SHALLOW
+    fits = not ends_early and max(below, above) <= _SHALLOW
     name = "a quadratic" if isinstance(candidates[best], QuadraticGauge) else "constants"
     why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
     if absorbing and form == "value":
@@ -63,3 +66,16 @@ def choose_form(problem: ControlProblem, box: Box, form: str | None) -> tuple[Ga
         )
     linear = form == "linear" or absorbing or (form is None and fits)
     return candidates[best], linear, why
+
+
+def leaves(problem: ControlProblem, box: Box, times: FloatArray) -> bool:
+    """Whether the drift points out of the box somewhere on faces at which the process does not end."""
+    cut = truncated(problem)
+    lines = [np.linspace(low, high, 5) for low, high in zip(*box.bounds, strict=True)]
+    for side, axis in np.argwhere(cut).tolist():
+        face = [*lines[:axis], box.bounds[side][axis : axis + 1], *lines[axis + 1 :]]
+        x = tensor_points(face)
+        outwards = 1.0 if side else -1.0
+        if any((outwards * problem.b(float(t), x)[:, axis] > 0).any() for t in times[::4]):
+            return True
+    return False

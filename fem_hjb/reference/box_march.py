@@ -40,6 +40,8 @@ _FEW = 8.0  # of what all cells do not resolve: those with more than this part o
 _EVERY = 4  # steps: how often the grid is looked at
 _AHEAD = 0.3  # of what is allowed, for the grid after one that failed to resolve
 _TOLERATED = 1.5  # times what is allowed, before a panel is done again
+_ANYWHERE = 1e-3  # of the most of u: what a step may be wrong by where the process hardly goes
+_MOST_STEPS = 20_000
 _LAYER = 0.05  # of the horizon, at most
 _SHORTEST = 1e-11  # of the horizon
 _NOTHING = 1e-12  # temperatures: a value below is none
@@ -78,6 +80,7 @@ class Marcher:
         self.corners = np.unique(corners[(corners >= 0) & (corners <= self.T)])
         self.least_v, self.least_g = self._scales()
         self.size_v, self.size_g, self.h = self.least_v, self.least_g, 0.0
+        self.peak = self.size_v  # the most of u in the box
         self.rough = False  # whether the terminal reward is not resolved
 
     def run(self) -> Run:
@@ -88,6 +91,11 @@ class Marcher:
         while s < self.T * (1 - 1e-12):
             s, state, edges = self._panel(s, state, edges)
             self.tell(s / self.T)
+            if self.result.counts["steps"] > _MOST_STEPS:
+                raise ConvergenceError(
+                    f"{_MOST_STEPS} steps only reached t={self.T - s:.6g}: the value changes too fast for them; raise"
+                    " rtol or the temperature"
+                )
         if self.result.layer > _LAYER * self.T:  # not a layer but a want of unknowns, which the judge is to see
             self.result.layer = 0.0
         return self.result
@@ -208,7 +216,8 @@ class Marcher:
                 continue
             edges, end = more, table.s1
         self.result.counts["redone"] = self.result.counts.get("redone", 0) + redone
-        end = table.s1 if bad is None else steps[-1].s + steps[-1].h
+        end = steps[-1].s + steps[-1].h
+        end = table.s1 if end > table.s1 - _SHORTEST * self.T else end
         self.result.keep(operators, panel, steps, end)
         self.h = steps[-1].h
         allowed = self.tol.space * self.size_g * (1.0 if bad is None else _AHEAD)
@@ -243,6 +252,8 @@ class Marcher:
                 if not self.rough and max(map(total, found)) > _TOLERATED * allowed:
                     return steps[:kept], good, found
                 kept, good = len(steps), found
+                if kept >= _MOST_STEPS // 10:  # a panel ends anywhere
+                    break
         except ConvergenceError:
             if self.rough:
                 raise
@@ -261,11 +272,14 @@ class Marcher:
         value, *slopes = self._whole(operators.grid, self.T - s, u, operators.gradient(u))
         slope = operators.policy_square(s, slopes) ** 0.5
         self.size_v = max(self.size_v, operators.grid.mean(value**2) ** 0.5)
+        self.peak = max(float(np.abs(u).max()), self.size_v)
         self.size_g = max(slope, self.least_g if self.rough else self.size_g)
 
     def _relative(self, operators: Operators, error: FloatArray) -> float:
+        """Under the law of the panel, relative; and anywhere in the box, where steps must be stable."""
         value, slope = operators.sizes(operators.table.s0, error)
-        return max(value / self.size_v, slope / self.size_g)
+        anywhere = float(np.abs(error).max()) / (_ANYWHERE * self.peak)
+        return max(value / self.size_v, slope / self.size_g, self.tol.time * anywhere)
 
     def _scales(self) -> tuple[float, float]:
         """What value and gradient are likely to reach at least, from how much the rewards differ in the box.

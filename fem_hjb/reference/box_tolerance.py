@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, final
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from fem_hjb.paths.extent import LawSample, Reach, box_of, reach_of, sample_law
 from fem_hjb.problems.box import Box
@@ -56,18 +57,34 @@ def solve_to_tolerance(
         own = None if box is None else given_box(problem, box)
         return box_absorbing.solve_stopped(problem, rtol, own, max_dofs, progress, seed)
     told = (lambda _: None) if progress is None else progress
-    search = _Search(problem, rtol, form, box, max_dofs, seed)
+    with threadpool_limits(1, user_api="blas"):  # matrices along axes are small: more threads wait for each other
+        search = _Search(problem, rtol, form, box, max_dofs, seed)
+        return search.solution(_best(search, form, told))
+
+
+def _best(search: "_Search", form: str | None, told: Progress) -> "_Judged":
+    """The run with the least error of those that were needed, or that could be made."""
     best: _Judged | None = None
     for k in range(_ROUNDS):
-        found = search.run(partial(_part_of, told, k))
-        if best is None or found.error <= best.error:
+        try:
+            found = search.run(partial(_part_of, told, k))
+        except ConvergenceError as failure:
+            if best is not None:
+                break
+            if form is not None or search.linear:
+                raise
+            search.choose("linear")
+            search.why = f"{search.why}; the value form failed: {failure}"
+            found = search.run(partial(_part_of, told, k))
+        better = best is None or found.error < best.error
+        if best is None or better:
             best = found
-        if found.error <= rtol or not search.tightened(found):
+        if found.error <= search.rtol or not better or not search.tightened(found):
             break
     if best is None:
-        raise ConvergenceError(f"no solution of {problem.name!r}")
+        raise ConvergenceError(f"no solution of {search.problem.name!r}")
     told(1.0)
-    return search.solution(best)
+    return best
 
 
 @final
@@ -97,9 +114,10 @@ class _Search:
         self.mass = max(_MASS * rtol**2, 1e-22)
         self.most = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
         self.box = box_of(problem, self.reaches, self.mass) if box is None else given_box(problem, box)
-        self.gauge, self.linear, self.why = choose_form(problem, self.box, form)
-        self.coefficients = Coefficients(problem, self.gauge, self.linear)
-        self.jumps = tuple(self.coefficients.jumps(np.concatenate([self.sample.x[0][:12], self.sample.x[-1][:12]])))
+        self.choose(form)
+        self.jumps = tuple(
+            self.coefficients.jumps(self.sample.x[[0, len(self.sample.x) // 2, -1], :8].reshape(-1, problem.dim))
+        )
         self.tolerances = Tolerances(
             time=max(_TIME * rtol, _LEAST),
             dense=_DENSE * rtol,
@@ -110,6 +128,11 @@ class _Search:
             guess=_GUESS,
         )
         self.count = 0
+
+    def choose(self, form: str | None) -> None:
+        """What is taken out, and the form."""
+        self.gauge, self.linear, self.why = choose_form(self.problem, self.box, form)
+        self.coefficients = Coefficients(self.problem, self.gauge, self.linear)
 
     def run(self, tell: Progress) -> _Judged:
         equation = Equation(

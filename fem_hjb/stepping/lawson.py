@@ -145,6 +145,8 @@ def march(
 
     Raises ConvergenceError if the step shrinks to nothing.
     """
+    if not s0 + 1e-3 * first > s0:
+        raise ConvergenceError(f"a step of {first:.3g} from s={s0:.6g} is none")
     total = int(np.ceil(min(max((s1 - s0) / first, 1.0), 1e12) * (1 - 1e-9))) * _FINEST
     place, width, calm, wait = 0, _FINEST, 0, 1
     k1 = panel.first(s0, u)
