@@ -43,6 +43,7 @@ _TOLERATED = 1.5  # times what is allowed, before a panel is done again
 _ANYWHERE = 1e-3  # of the most of u: what a step may be wrong by where the process hardly goes
 _MOST_STEPS = 20_000
 _LAYER = 0.05  # of the horizon, at most
+_SUDDEN = 1e-9  # of the horizon: the first step after a jump
 _SHORTEST = 1e-11  # of the horizon
 _NOTHING = 1e-12  # temperatures: a value below is none
 
@@ -263,6 +264,8 @@ class Marcher:
         return steps, good, None
 
     def _first_step(self, operators: Operators, u: FloatArray, length: float) -> float:
+        if self.rough:  # exponentials of longer steps are squares of those of shorter ones
+            return _SUDDEN * self.T
         speed = operators.sizes(0.0, operators.remainder(0.0, u))
         fastest = max(a / max(b, 1e-300) for a, b in zip(speed, (self.size_v, self.size_g), strict=True))
         return float(min(length / 3, max(self.tol.time**0.25 / max(fastest, 1e-300), 1e-10 * self.T)))
