@@ -26,7 +26,8 @@ from fem_hjb.support.objects import Plain
 Reward = Callable[[FloatArray], ArrayLike]
 
 _SPLITTABLE = (Gaussian, GaussianMixture, PointMass, Uniform)
-_PROBES = 24
+_PROBES = 256
+_FAR = 3.0  # times how far the process spreads: how far probes do
 _RELATIVE = 1e-11  # change that counts as rounding
 
 
@@ -41,13 +42,16 @@ def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
     linked = np.zeros((d, d), dtype=np.bool_)
     for t in instants(problem.horizon):
         base = problem.b(t, x), problem.Lambda(t, x)
-        linked |= (np.abs(base[1]) > _RELATIVE * np.abs(base[1]).max()).any(axis=0)
+        noise = np.sqrt(np.diagonal(base[1], axis1=1, axis2=2).max(axis=0))  # each coordinate in a unit of its own
+        pairs = noise[:, None] * noise
+        speed = np.maximum(np.abs(base[0]).max(axis=0), noise / np.sqrt(problem.horizon))
+        linked |= (np.abs(base[1]) > _RELATIVE * pairs).any(axis=0)
         for j in range(d):
             moved = _replace(x, y, [j])
-            drift = np.abs(problem.b(t, moved) - base[0]) > _RELATIVE * np.abs(base[0]).max()
+            drift = np.abs(problem.b(t, moved) - base[0]) > _RELATIVE * speed
             linked[:, j] |= drift.any(axis=0)
-            noise = np.abs(problem.Lambda(t, moved) - base[1]) > _RELATIVE * np.abs(base[1]).max()
-            linked[:, j] |= noise.any(axis=(0, 2))
+            diffusion = np.abs(problem.Lambda(t, moved) - base[1]) > _RELATIVE * pairs
+            linked[:, j] |= diffusion.any(axis=(0, 2))
     groups = _components(linked)
     for function in (problem.y, *(_at(problem, t) for t in instants(problem.horizon))):
         linked |= _coupling(function, x, y, groups, d)
@@ -144,11 +148,15 @@ def alike(one: ControlProblem, other: ControlProblem) -> bool:
 
 def _probes(problem: ControlProblem, seed: int) -> FloatArray:
     """Points that cover where the process starts, and some way around."""
+    rng = np.random.default_rng(seed + 2)
     x = problem.initial_law.sample(_PROBES, np.random.default_rng(seed))
-    if problem.domain is not None:
-        return problem.domain.mirror(x)
     spread = np.sqrt(np.diag(problem.initial_law.covariance))
-    return np.asarray(x + np.random.default_rng(seed + 2).normal(size=x.shape) * np.maximum(spread, 0.5))
+    inside = x if problem.domain is None else problem.domain.mirror(x)
+    Lambda = problem.Lambda(0.0, inside)
+    reach = np.sqrt(np.diagonal(Lambda, axis1=1, axis2=2).mean(axis=0) * problem.horizon)
+    far = _FAR * rng.random((_PROBES, 1))
+    x = x + far * rng.normal(size=x.shape) * np.maximum(spread, reach)
+    return x if problem.domain is None else problem.domain.mirror(x)
 
 
 def _replace(x: FloatArray, y: FloatArray, index: Sequence[int]) -> FloatArray:

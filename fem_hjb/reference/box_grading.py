@@ -54,8 +54,10 @@ def _modes(p: int) -> FloatArray:
     return np.asarray(inverse / np.sqrt(2 * np.arange(p - 3, p + 1) + 1)[:, None])
 
 
-def unresolved(grid: Grid, gradient: Sequence[FloatArray]) -> list[FloatArray]:
+def unresolved(grid: Grid, gradient: Sequence[FloatArray], metric: FloatArray) -> list[FloatArray]:
     """For each axis (cells,): the norm of what its cells do not resolve of a gradient, under the law of the grid.
+
+    The derivatives along the axes are multiplied with the metric (d,), so that they are of one unit.
 
     Legendre coefficients decay geometrically in a cell; with t1 the norm of the two highest and t2 that of the two
     before, t1 (t1 / t2) is what the next two would be.
@@ -67,9 +69,9 @@ def unresolved(grid: Grid, gradient: Sequence[FloatArray]) -> list[FloatArray]:
         held = floor[line.cell_dofs].max(axis=1) * line.widths
         held = held / held.sum() if held.sum() > 1 else held
         tails = np.zeros((line.n_cells, 2))
-        for part in gradient:
+        for part, root in zip(gradient, metric.tolist(), strict=True):
             local = np.moveaxis(part, k, 0).reshape(line.n, -1)[line.cell_dofs]
-            modes = np.matmul(_modes(line.degree), local) ** 2
+            modes = np.matmul(root * _modes(line.degree), local) ** 2
             for j in range(grid.dim - 1, -1, -1):
                 if j != k:
                     modes = modes.reshape(*modes.shape[:2], -1, len(grid.masses[j])) @ grid.masses[j]

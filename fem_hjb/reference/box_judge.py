@@ -160,7 +160,7 @@ class Judge:
         first = self.rows if one is self.run else self._rows(one)
         second = self.rows if other is self.run else self._rows(other)
         gaps = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(first, second, strict=True)]
-        width = float(np.ptp(np.stack(self.equation.box.bounds), axis=0).max())
+        width = float((np.ptp(np.stack(self.equation.box.bounds), axis=0) / self.equation.metric).max())
         floor = _NOTHING * self.equation.problem.temperature * np.array([1.0, 1.0 / width])
         value, policy = (self._norms(gaps) / np.maximum(self.sizes, floor)).max(axis=0).tolist()
         return value, policy

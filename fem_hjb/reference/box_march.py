@@ -79,6 +79,7 @@ class Marcher:
         self.rng = np.random.default_rng(0)
         corners = np.concatenate([self.T * _EDGES, self.T - np.asarray(equation.jumps)])
         self.corners = np.unique(corners[(corners >= 0) & (corners <= self.T)])
+        self.metric = equation.metric
         self.least_v, self.least_g = self._scales()
         self.size_v, self.size_g, self.h = self.least_v, self.least_g, 0.0
         self.peak = self.size_v  # the most of u in the box
@@ -115,10 +116,11 @@ class Marcher:
             grid = self._grid(edges, 0.0, self.corners[1])
             u = equation.start(grid)
             slopes = [apply_axis(line.derivative, u, k) for k, line in enumerate(grid.lines)]
-            found = unresolved(grid, slopes)
+            found = unresolved(grid, slopes, self.metric)
             value, *whole = self._whole(grid, self.T, u, slopes)
             self.size_v = max(grid.mean(value**2) ** 0.5, self.least_v)
-            self.size_g = max(sum(grid.mean(part**2) for part in whole) ** 0.5, self.least_g)
+            square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, whole, strict=True))
+            self.size_g = max(float(square) ** 0.5, self.least_g)
             allowed = self.tol.space * self.size_g
             more = self._refined(grid, found, allowed, 1.0)
             if more is None or self._size(more) > self.tol.most:
@@ -285,7 +287,7 @@ class Marcher:
         return max(value / self.size_v, slope / self.size_g, self.tol.time * anywhere)
 
     def _scales(self) -> tuple[float, float]:
-        """What value and gradient are likely to reach at least, from how much the rewards differ in the box.
+        """What value and gradient, in its metric, are likely to reach at least: rewards differ that much in the box.
 
         Too large a guess is seen by the judge, and run again without it; a small one wastes work on what is nothing.
         """
@@ -295,7 +297,7 @@ class Marcher:
         rewards = problem.y(x)
         if problem.running_reward is not None:
             rewards = rewards + self.T * np.mean([problem.r(f * self.T, x) for f in (0.1, 0.5, 0.9)], axis=0)
-        width = float(np.ptp(np.stack(equation.box.bounds), axis=0).max())
+        width = float((np.ptp(np.stack(equation.box.bounds), axis=0) / self.metric).max())
         spread = max(self.tol.guess * float(np.ptp(rewards)), _NOTHING * problem.temperature)
         if equation.linear:
             return _NOTHING, -np.expm1(-spread / problem.temperature) / width

@@ -89,6 +89,16 @@ class Equation:
     reaches: tuple[Reach, ...]
     jumps: tuple[float, ...]
 
+    @property
+    def metric(self) -> FloatArray:
+        """(d,): what the derivatives along the axes are multiplied with in grad' Lambda grad, roots of Lambda_kk."""
+        problem = self.problem
+        Lambda = problem.constant_diffusion
+        if Lambda is None:
+            x = self.reaches[0].median
+            Lambda = problem.Lambda(0.5 * problem.horizon, x).mean(axis=0)
+        return np.sqrt(np.diag(Lambda))
+
     def start(self, grid: "Grid") -> FloatArray:
         """w or u at T, (*shape)."""
         problem, x = self.problem, grid.nodes
@@ -113,8 +123,10 @@ class Operators:
         truncated: BoolArray,
         alpha: float,
         linear: bool,
+        metric: FloatArray,
     ) -> None:
         self.grid, self.table, self.constant, self.alpha, self.linear = grid, table, constant, alpha, linear
+        self.metric = metric
         d = grid.dim
         self.D: list[AxisMatrix] = [in_blocks(line.derivative) for line in grid.lines]
         open_ = truncated & self._inward()
@@ -133,7 +145,7 @@ class Operators:
         """Those of an equation."""
         problem = equation.problem
         constant = problem.constant_diffusion
-        return cls(grid, table, constant, equation.truncated, problem.temperature, equation.linear)
+        return cls(grid, table, constant, equation.truncated, problem.temperature, equation.linear, equation.metric)
 
     def coefficients(self) -> FloatArray:
         """The table as it was before S was taken out."""

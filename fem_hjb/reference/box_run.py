@@ -103,5 +103,5 @@ class Run:
 
 def tails_of(operators: Operators, states: Sequence[FloatArray]) -> list[FloatArray]:
     """`unresolved` of each cell of each axis, the most of some states."""
-    found = [unresolved(operators.grid, operators.gradient(u)) for u in states]
+    found = [unresolved(operators.grid, operators.gradient(u), operators.metric) for u in states]
     return [np.max(parts, axis=0) for parts in zip(*found, strict=True)]
