@@ -17,6 +17,7 @@ _FLOOR = 1e-3  # of its peak: the least weight that a density has in a grid's in
 _SHRINK, _STRETCH = 0.35, 2.0  # by which cells may change at once
 _RATIO = 3.0  # of the widths of neighbours
 _MARGIN = 0.8  # of what is allowed, that is aimed at
+_LARGEST, _FEWEST = 0.35, 4  # of that width; cells: a flat value needs few, the drift that acts on it more
 _FINEST = 1e-12  # of the width of a box: no cell is smaller
 
 
@@ -90,7 +91,8 @@ def regraded(line: SpectralLine, found: FloatArray, allowed: float) -> FloatArra
     share = _MARGIN * allowed / np.sqrt(line.n_cells)
     factor = (share / np.maximum(found, 1e-300)) ** (1.0 / (line.degree + 1))
     wanted = line.widths * np.clip(factor, _SHRINK, _STRETCH)
-    wanted = np.maximum(wanted, _FINEST * (line.grid[-1] - line.grid[0]))
+    width = line.grid[-1] - line.grid[0]
+    wanted = np.clip(wanted, _FINEST * width, _LARGEST * width)
     # neighbours may differ by _RATIO only: the smaller one decides
     slope = np.arange(wanted.size) * np.log(_RATIO)
     logs = np.log(wanted)
@@ -98,7 +100,7 @@ def regraded(line: SpectralLine, found: FloatArray, allowed: float) -> FloatArra
     logs = (np.minimum.accumulate((logs + slope)[::-1]))[::-1] - slope
     parts = line.widths / np.exp(logs)
     total = np.concatenate([[0.0], np.cumsum(parts)])
-    cells = max(int(np.ceil(total[-1] - 1e-6)), min(2, line.n_cells))
+    cells = max(int(np.ceil(total[-1] - 1e-6)), min(_FEWEST, line.n_cells))
     edges = np.interp(np.linspace(0.0, total[-1], cells + 1), total, line.grid)
     edges[0], edges[-1] = line.grid[0], line.grid[-1]
     return np.asarray(edges)

@@ -165,8 +165,12 @@ class Judge:
         value, policy = (self._norms(gaps) / np.maximum(self.sizes, floor)).max(axis=0).tolist()
         return value, policy
 
-    def parts(self, coefficients: Coefficients) -> Parts:
-        """The parts of the error, (value, policy) each."""
+    def parts(self, coefficients: Coefficients, enough: float) -> Parts:
+        """The parts of the error, (value, policy) each.
+
+        enough : what makes no trouble. Steps twice as long may be less stable on a poorer grid, which is no error of
+        the run's: a part of space that exceeds this is measured again with the run's own steps.
+        """
         steps: Steps = merged
         other = followed(self.run, coefficients, steps)
         gain = 1.0 / _ORDER_GAIN
@@ -177,6 +181,9 @@ class Judge:
         found: Parts = {"time": (gain * value, gain * policy)}
         poorer = followed(self.run, coefficients, steps, less=LESS[self.equation.problem.dim])
         found["space"] = self._space(base, poorer)
+        if max(found["space"]) > enough and base is not self.run:
+            poorer = followed(self.run, coefficients, cut(1), less=LESS[self.equation.problem.dim])
+            found["space"] = min(found["space"], self._space(self.run, poorer), key=max)
         if self.equation.truncated.any():
             found["truncation"] = self._truncation(base, coefficients, steps)
         return found
