@@ -88,7 +88,8 @@ def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
     """Draws at nine times: from the law of X_t where it is known, else of simulated paths; the same seed, the same."""
     rng = np.random.default_rng(seed)
     times = np.linspace(0.0, problem.horizon, _TIMES)
-    found = sample_paths(problem, n=_SAMPLES, steps=_STEPS, rng=rng, substeps=_substeps(problem)).x
+    count = _SAMPLES if problem.marginal is None else _SAMPLES // 4  # P alone needs no paths where its law is known
+    found = sample_paths(problem, n=count, steps=_STEPS, rng=rng, substeps=_substeps(problem)).x
     paths = np.moveaxis(found[:, :: _STEPS // (_TIMES - 1)], 1, 0)
     reward = problem.y(found[:, -1])
     if problem.running_reward is not None:

@@ -10,7 +10,7 @@ polynomials. How many times are needed is seen at points drawn from where the pr
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -164,14 +164,20 @@ class Table:
     def __init__(self, s0: float, s1: float, values: FloatArray) -> None:
         self.s0, self.s1, self.values = s0, s1, values
         self.nodes = lobatto(len(values))
+        gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(len(values))
+        self._weights = 1.0 / gaps.prod(axis=1)
         self._flat = values.reshape(len(values), -1)
 
     def at(self, s: float) -> FloatArray:
         """(m, *shape) at time to go s."""
         if len(self.nodes) == 1:
             return np.asarray(self.values[0])
-        weights = barycentric_rows(self.nodes, np.array([(s - self.s0) / (self.s1 - self.s0)]))[0]
-        return np.asarray(weights @ self._flat).reshape(self.values.shape[1:])
+        gaps = (s - self.s0) / (self.s1 - self.s0) - self.nodes
+        here = int(np.abs(gaps).argmin())
+        if gaps[here] == 0.0:
+            return np.asarray(self.values[here])
+        quotients = self._weights / gaps
+        return np.asarray((quotients / quotients.sum()) @ self._flat).reshape(self.values.shape[1:])
 
 
 def lobatto(count: int) -> FloatArray:
@@ -182,11 +188,18 @@ def lobatto(count: int) -> FloatArray:
 
 
 def times_needed(
-    coefficients: Coefficients, s0: float, s1: float, x: FloatArray, rtol: float, floors: Sequence[float]
-) -> int | None:
-    """How many times a table on [s0, s1] needs, by what it misses at points x between its times; None: too many.
+    coefficients: Coefficients,
+    s0: float,
+    s1: float,
+    x: FloatArray,
+    rtol: float,
+    floors: Sequence[float],
+    share: Callable[[float], float],
+) -> tuple[int, float] | None:
+    """How many times a table on [s0, s1] needs, and what it misses at points x between them; None: too many.
 
-    floors (m,) : sizes below which each field does not count.
+    floors (m,) : sizes below which each field does not count.  share : from the size of the reward to the part of the
+    value's gradient that drift and diffusion act on, what is taken out of it being exact.
     """
     T = coefficients.problem.horizon
     most = lobatto(_COUNTS[-1])
@@ -196,18 +209,20 @@ def times_needed(
     names = np.array(coefficients.names)
     for name in set(coefficients.names):  # components of one field are of one size
         size[names == name] = size[names == name].max()
+    size[names != "reward"] /= share(float(np.sqrt((values[:, names == "reward"] ** 2).mean())))
 
     def missed(predicted: FloatArray) -> float:
         return float((np.sqrt(((predicted - values) ** 2).mean(axis=2)) / size).max())
 
     if missed(values.mean(axis=0, keepdims=True)) < 1e-13:
-        return 1
+        return 1, 0.0
     fine = coefficients.over(T - inside(s0, s1, most), x)
     for count in _COUNTS:
         nodes = lobatto(count)
         own = np.tensordot(barycentric_rows(most, nodes), fine, 1)
-        if missed(np.tensordot(barycentric_rows(nodes, off), own, 1)) < rtol:
-            return count
+        found = missed(np.tensordot(barycentric_rows(nodes, off), own, 1))
+        if found < rtol:
+            return count, found
     return None
 
 

@@ -178,7 +178,7 @@ class Judge:
         if other.complaint:  # steps as they are are the longest that are stable: see what shorter ones change
             other, steps, base, gain = followed(self.run, coefficients, cut(2)), cut(1), self.run, _FROM_SHORTER
         value, policy = self.difference(self.run, other)
-        found: Parts = {"time": (gain * value, gain * policy)}
+        found: Parts = {"time": (gain * value + self.run.misfit, gain * policy + self.run.misfit)}
         poorer = followed(self.run, coefficients, steps, less=LESS[self.equation.problem.dim])
         found["space"] = self._space(base, poorer)
         if max(found["space"]) > enough and base is not self.run:

@@ -45,6 +45,7 @@ _MOST_STEPS = 20_000
 _LAYER = 0.05  # of the horizon, at most
 _SUDDEN = 1e-9  # of the horizon: the first step after a jump
 _SHORTEST = 1e-11  # of the horizon
+_COMING = 10.0  # widths: how steep a reward may be
 _NOTHING = 1e-12  # temperatures: a value below is none
 
 
@@ -80,7 +81,9 @@ class Marcher:
         corners = np.concatenate([self.T * _EDGES, self.T - np.asarray(equation.jumps)])
         self.corners = np.unique(corners[(corners >= 0) & (corners <= self.T)])
         self.metric = equation.metric
+        self.width = float((np.ptp(np.stack(equation.box.bounds), axis=0) / self.metric).max())
         self.least_v, self.least_g = self._scales()
+        self.size_w = 0.0  # the norm of the gradient of what is solved for
         self.size_v, self.size_g, self.h = self.least_v, self.least_g, 0.0
         self.peak = self.size_v  # the most of u in the box
         self.rough = False  # whether the terminal reward is not resolved
@@ -121,6 +124,8 @@ class Marcher:
             self.size_v = max(grid.mean(value**2) ** 0.5, self.least_v)
             square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, whole, strict=True))
             self.size_g = max(float(square) ** 0.5, self.least_g)
+            square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, slopes, strict=True))
+            self.size_w = float(square) ** 0.5
             allowed = self.tol.space * self.size_g
             more = self._refined(grid, found, allowed, 1.0)
             if more is None or self._size(more) > self.tol.most:
@@ -169,12 +174,15 @@ class Marcher:
         pick = self.rng.choice(grid.size, min(_CHECKED, grid.size), p=joint.ravel())
         low, high = self.equation.box.bounds
         x = np.concatenate([nodes[pick], self.rng.uniform(low, high, (_CHECKED // 4, grid.dim))])
-        while (count := times_needed(self.coefficients, s0, s1, x, self.tol.table, self._floors())) is None:
+        rtol, floors, share = self.tol.table, self._floors(), partial(self._share, s1 - s0)
+        while (found := times_needed(self.coefficients, s0, s1, x, rtol, floors, share)) is None:
             s1 = s0 + (s1 - s0) / 2
             if s1 - s0 < _SHORTEST * self.T:
                 raise ConvergenceError(
                     f"coefficients change too fast around t={self.T - s0:.6g} to be followed: are they finite there?"
                 )
+        count, misfit = found
+        self.result.misfit += misfit * (s1 - s0) / self.T
         times = self.T - inside(s0, s1, lobatto(count))
         values = np.stack([self.coefficients.at(float(t), nodes) for t in times])
         return Table(s0, s1, values.reshape(count, -1, *grid.shape))
@@ -189,6 +197,13 @@ class Marcher:
         reward = 1.0 if coefficients.linear else self.size_v
         sizes = {"diffusion": 0.0, "drift": speed, "reward": reward / T}
         return [sizes[name] for name in coefficients.names]
+
+    def _share(self, length: float, reward: float) -> float:
+        """The part of the gradient of v that is not taken out, or may come within a panel from this reward."""
+        if self.equation.linear:
+            return 1.0
+        left = self.size_w + _COMING * length * reward / self.width
+        return float(np.clip(left / self.size_g, _NOTHING, 1.0))
 
     def _end(self, s0: float) -> float:
         """Where a panel from s0 ends at the latest."""
@@ -227,6 +242,8 @@ class Marcher:
         new = [
             regraded(line, part, allowed) for line, part in zip(grid.lines, good if bad is None else bad, strict=True)
         ]
+        if self._size(new) > self.tol.most:
+            new = edges
         if self.rough:
             self.result.layer = end
             self.rough = self._refined(grid, good, self.tol.space * self.size_g, _TOLERATED) is not None
@@ -276,6 +293,7 @@ class Marcher:
         """Norms of the value and of its gradient: the largest so far, or those of now where T is not resolved."""
         value, *slopes = self._whole(operators.grid, self.T - s, u, operators.gradient(u))
         slope = operators.policy_square(s, slopes) ** 0.5
+        self.size_w = operators.policy_square(s, operators.gradient(u)) ** 0.5
         self.size_v = max(self.size_v, operators.grid.mean(value**2) ** 0.5)
         self.peak = max(float(np.abs(u).max()), self.size_v)
         self.size_g = max(slope, self.least_g if self.rough else self.size_g)
@@ -297,8 +315,7 @@ class Marcher:
         rewards = problem.y(x)
         if problem.running_reward is not None:
             rewards = rewards + self.T * np.mean([problem.r(f * self.T, x) for f in (0.1, 0.5, 0.9)], axis=0)
-        width = float((np.ptp(np.stack(equation.box.bounds), axis=0) / self.metric).max())
         spread = max(self.tol.guess * float(np.ptp(rewards)), _NOTHING * problem.temperature)
         if equation.linear:
-            return _NOTHING, -np.expm1(-spread / problem.temperature) / width
-        return _NOTHING * problem.temperature, spread / width
+            return _NOTHING, -np.expm1(-spread / problem.temperature) / self.width
+        return _NOTHING * problem.temperature, spread / self.width

@@ -51,6 +51,7 @@ class Run:
     equation: Equation
     panels: list[PanelRun] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    misfit: float = 0.0  # of coefficients between the times of their tables, relative
     layer: float = 0.0  # the time to go up to which the gradient is not resolved
     complaint: str = ""
 
@@ -59,6 +60,7 @@ class Run:
         ends = np.array([steps[0].s, *(step.s + step.h for step in steps)])
         ends[-1] = s1
         states = [steps[0].u0, steps[0].slope0, *(w for step in steps for w in (step.u1, step.slope1))]
+        lawson.forget()
         self.panels.append(PanelRun(operators, lawson if len(self.panels) < _KEPT else None, ends, states))
 
     @property

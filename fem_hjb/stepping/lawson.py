@@ -70,6 +70,7 @@ class LawsonPanel:
     def __init__(self, separable: Sequence[FloatArray], remainder: Remainder, size: Size) -> None:
         self.separable, self.remainder, self.size = separable, remainder, size
         self._axes: list[AxisMatrix] = [in_blocks(S) for S in separable]
+        self._norm = max(float(np.abs(S).sum(axis=1).max()) for S in separable)
         self._dense: dict[float, list[FloatArray]] = {}
         self._halves: dict[float, list[AxisMatrix]] = {}
         self.counts = {"steps": 0, "rejected": 0, "evaluations": 0, "exponentials": 0}
@@ -86,16 +87,25 @@ class LawsonPanel:
         return self.remainder(s, u)
 
     def _half(self, h: float) -> list[AxisMatrix]:
+        """exp(h/2 S_k): squares of those of steps half as long, down to one so short that a series will do."""
         if h not in self._halves:
-            smaller = self._dense.get(h / 2)
-            if smaller is not None:
-                dense = [part @ part for part in smaller]
-            else:
-                dense = [expm(h / 2 * S) for S in self.separable]
+            shortest = h
+            while shortest not in self._dense and 0.5 * shortest * self._norm > 1.0:
+                shortest *= 0.5
+            if shortest not in self._dense:
+                self._dense[shortest] = [expm(0.5 * shortest * S) for S in self.separable]
                 self.counts["exponentials"] += 1
-            self._dense[h] = dense
-            self._halves[h] = [in_blocks(part) for part in dense]
+            while shortest < h:
+                self._dense[2 * shortest] = [part @ part for part in self._dense[shortest]]
+                shortest *= 2
+            self._halves[h] = [in_blocks(part) for part in self._dense[h]]
         return self._halves[h]
+
+    def forget(self) -> None:
+        """Let go of all exponentials but those of the longest step."""
+        longest = max(self._halves)
+        self._halves = {longest: self._halves[longest]}
+        self._dense = {longest: self._dense[longest]}
 
     def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """u at s + h, k_5, and k_4."""

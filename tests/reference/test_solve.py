@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Uniform
@@ -136,7 +137,8 @@ def test_a_double_well_at_a_small_temperature():
     solution = solve(problem, rtol=1e-3)
     assert solution.stats["form"] == "value"
     assert solution.error_estimate.met(1e-3)
-    x, t, h = np.linspace(-1.2, 1.2, 41)[:, None], 0.95, 1e-3
+    t, h = 0.95, 1e-3
+    x = sample_paths(problem, n=200, steps=100, rng=0).x[:, 95]
     slope = solution.gradient(t, x)
     change = (solution.value(t + h, x) - solution.value(t - h, x)) / (2 * h)
     curvature = (solution.gradient(t, x + h) - solution.gradient(t, x - h))[:, 0] / (2 * h)
