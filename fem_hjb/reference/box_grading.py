@@ -13,7 +13,7 @@ from fem_hjb.support.checks import FloatArray
 
 FIRST_CELLS = 6
 _SINH = 2.0  # of the grading of a first grid
-_FLOOR = 1e-3  # of its peak: the least weight that a density has in a grid's indicators
+_FLOOR = 1e-6  # of its peak: the least weight that a density has in a grid's indicators
 _SHRINK, _STRETCH = 0.35, 2.0  # by which cells may change at once
 _RATIO = 3.0  # of the widths of neighbours
 _MARGIN = 0.8  # of what is allowed, that is aimed at

@@ -87,6 +87,7 @@ class Marcher:
         self.size_v, self.size_g, self.h = self.least_v, self.least_g, 0.0
         self.peak = self.size_v  # the most of u in the box
         self.rough = False  # whether the terminal reward is not resolved
+        self.unchecked = False  # whether a panel goes on although no grid that is allowed resolves it
 
     def run(self) -> Run:
         """All panels."""
@@ -230,7 +231,7 @@ class Marcher:
             more = self._refined(grid, bad, self.tol.space * self.size_g, _TOLERATED)
             redone += 1
             if more is None or self._size(more) > self.tol.most or redone > _REDONE:
-                self.rough = True  # goes on unresolved
+                self.unchecked = True
                 continue
             edges, end = more, table.s1
         self.result.counts["redone"] = self.result.counts.get("redone", 0) + redone
@@ -244,6 +245,8 @@ class Marcher:
         ]
         if self._size(new) > self.tol.most:
             new = edges
+        if self.unchecked:
+            self.result.layer, self.unchecked = end, False
         if self.rough:
             self.result.layer = end
             self.rough = self._refined(grid, good, self.tol.space * self.size_g, _TOLERATED) is not None
@@ -269,13 +272,13 @@ class Marcher:
                 self._measure(operators, at, step.u1)
                 found = tails_of(operators, [step.u1])
                 allowed = self.tol.space * self.size_g
-                if not self.rough and max(map(total, found)) > _TOLERATED * allowed:
+                if not (self.rough or self.unchecked) and max(map(total, found)) > _TOLERATED * allowed:
                     return steps[:kept], good, found
                 kept, good = len(steps), found
                 if kept >= _MOST_STEPS // 10:  # a panel ends anywhere
                     break
         except ConvergenceError:
-            if self.rough:
+            if self.rough or self.unchecked:
                 raise
             if len(steps) > kept:
                 found = tails_of(operators, [steps[-1].u1])
