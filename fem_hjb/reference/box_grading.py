@@ -7,13 +7,12 @@ import numpy as np
 
 from fem_hjb.paths.extent import Reach
 from fem_hjb.problems.box import BoolArray, Box
-from fem_hjb.reference.box_panel import Grid
+from fem_hjb.reference.box_panel import Equation, Grid
 from fem_hjb.spaces.spectral import SpectralLine, gll
 from fem_hjb.support.checks import FloatArray
 
 FIRST_CELLS = 6
 _SINH = 2.0  # of the grading of a first grid
-_FLOOR = 1e-6  # of its peak: the least weight that a density has in a grid's indicators
 _SHRINK, _STRETCH = 0.35, 2.0  # by which cells may change at once
 _RATIO = 3.0  # of the widths of neighbours
 _MARGIN = 0.8  # of what is allowed, that is aimed at
@@ -35,17 +34,18 @@ def first_edges(box: Box, reach: Reach, kept: BoolArray, cells: int = FIRST_CELL
     return edges
 
 
-def make_grid(edges: Sequence[FloatArray], degree: int, reaches: Sequence[Reach], first: float, last: float) -> Grid:
-    """Spectral elements on these edges, weighted by the marginals over these fractions of the horizon."""
+def make_grid(edges: Sequence[FloatArray], degree: int, equation: Equation, s0: float, s1: float) -> Grid:
+    """Spectral elements on these edges, weighted by the marginals over these times to go."""
+    T = equation.problem.horizon
     lines = tuple(SpectralLine(part, degree) for part in edges)
     masses = []
     for k, line in enumerate(lines):
-        density = np.max([reach.density(k, line.nodes, first, last) for reach in reaches], axis=0)
+        density = np.max([reach.density(k, line.nodes, 1 - s1 / T, 1 - s0 / T) for reach in equation.reaches], axis=0)
         mass = density * line.weights
         if not mass.any():  # no node sees the law: all of them do
             mass = line.weights
         masses.append(np.asarray(mass / mass.sum()))
-    return Grid(lines, tuple(masses))
+    return Grid(lines, tuple(masses), equation.floor)
 
 
 @cache
@@ -66,7 +66,7 @@ def unresolved(grid: Grid, gradient: Sequence[FloatArray], metric: FloatArray) -
     result = []
     for k, (line, mass) in enumerate(zip(grid.lines, grid.masses, strict=True)):
         density = mass / line.weights
-        floor = np.maximum(density, _FLOOR * density.max())
+        floor = np.maximum(density, grid.floor * density.max())
         held = floor[line.cell_dofs].max(axis=1) * line.widths
         held = held / held.sum() if held.sum() > 1 else held
         tails = np.zeros((line.n_cells, 2))

@@ -42,10 +42,14 @@ _DIFFUSIVE = 0.6  # of its maximum over the other axes: the least diffusion of t
 @final
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A tensor grid and, per axis, the weights (n_k,) of a probability along it: products of the law's marginals."""
+    """A tensor grid and, per axis, the weights (n_k,) of a probability along it: products of the law's marginals.
+
+    floor : of its peak, the least weight that a density has where it is asked what the grid resolves.
+    """
 
     lines: tuple[SpectralLine, ...]
     masses: tuple[FloatArray, ...]
+    floor: float
 
     @property
     def dim(self) -> int:
@@ -88,6 +92,7 @@ class Equation:
     truncated: BoolArray
     reaches: tuple[Reach, ...]
     jumps: tuple[float, ...]
+    floor: float
 
     @property
     def metric(self) -> FloatArray:

@@ -36,6 +36,7 @@ _ROUNDS = 5
 _SPACE = {1: 0.2, 2: 0.2, 3: 0.4}  # of the tolerance
 _TIME, _DENSE, _TABLE, _MASS = 0.02, 0.2, 0.05, 0.1  # of the tolerance; the mass, of its square
 _GUESS = 0.03
+_FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
 _LEAST = 1e-13
 _WORTH = 100.0  # draws, that the law under control is read off
 _ROUNDING = 3e-13  # relative: the least error that is admitted
@@ -143,6 +144,7 @@ class _Search:
             truncated(self.problem),
             self.reaches,
             self.jumps,
+            _FLOOR * self.rtol,
         )
         run = Marcher(equation, self.coefficients, self.tolerances, tell).run()
         judge = Judge(run, self.sample, self.seed)
