@@ -183,16 +183,14 @@ for alpha, of in cold.items():
     )
 
 # %% [markdown]
-# So `solve` turns to the *value form*, the equation for $v$ itself, in which nothing is exponentiated. An implicit time
-# step makes a nonlinear system of it, for Newton's method. Its derivative at an iterate $v_k$ with policy
-# $\pi_k = \Lambda \nabla v_k/\alpha$ is
+# So `solve` takes the *value form*, the equation for $v$ itself, in which nothing is exponentiated:
 #
-# $$\delta \mapsto \langle b + \pi_k, \nabla \delta\rangle + \tfrac12 \mathrm{Tr}(\Lambda \nabla^2 \delta),$$
+# $$-\partial_t v = \langle b, \nabla v\rangle + \tfrac12 \mathrm{Tr}(\Lambda \nabla^2 v) + r
+#   + \tfrac{1}{2\alpha} \nabla v^\top \Lambda \nabla v.$$
 #
-# the generator of the process *steered by $\pi_k$*. So each Newton step solves one linear equation, the evaluation of
-# the policy $\pi_k$, and reads off the next policy: it is Howard's policy iteration, and converges quadratically. What
-# small $\alpha$ costs is resolution: as the noise fades $v$ gets a kink, and the policy a jump, where the process must
-# choose between the wells. Cells are halved there and not elsewhere.
+# Its last term is met explicitly, the diffusion exactly. What small $\alpha$ costs is resolution: as the noise fades $v$
+# gets a kink, and the policy a jump, where the process must choose between the wells. The grid follows: cells become
+# small where the gradient asks for it, panel by panel in time.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
@@ -207,8 +205,8 @@ axes[0].legend()
 plt.show()
 
 # %% [markdown]
-# Where $f$ spans few orders of magnitude both forms work. They share neither the unknown nor the time stepping, so that
-# their agreement is a check of both. Brownian motion reflected in an interval, with a closed form to judge both:
+# Where $f$ spans few orders of magnitude both forms work. They do not share the unknown, so that their agreement is a
+# check of both. Brownian motion reflected in an interval, with a closed form to judge both:
 
 # %%
 mild = fh.zoo.get("reflected", dim=1)

@@ -49,11 +49,11 @@ def solve(
     Parameters
     ----------
     rtol : relative error of value and policy, as `compare` measures it: from 1e-10 to 0.1.
-    form : "linear" solves for f, "value" for v itself (by Newton's method, or explicitly where v is not stiff). By
-        default the linear form where f keeps its relative accuracy in double precision, else the value form.
+    form : "linear" solves for f, "value" for v itself. By default the value form, but the linear one where the process
+        is stopped at faces, where f hardly varies on a bounded domain, and where the value form finds no solution.
     box : the box to solve on, which is then kept, whatever its words say of faces that problem.domain does not have; by
-        default one that holds the process up to a mass of rtol^2 / 100 on each side of each axis.
-    max_dofs : unknowns in space that may be spent; 4000, 90 000, 350 000 in one, two, three dimensions.
+        default one that holds the process up to a mass of rtol^2 / 10 on each side of each axis.
+    max_dofs : unknowns in space that may be spent; 1500, 400 000, 1 000 000 in one, two, three dimensions.
     rng : seed of what is random: the samples that say how far the process goes, and that stand for its law, where that
         is not known, when errors are measured.
     progress : called with the fraction of the work done, as far as that is known.
