@@ -26,7 +26,7 @@ from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.probing import instants, looks_steady
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.axes import apply_all, apply_axis
-from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
+from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.stepping.esdirk import Solve
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError, EllipticityError
@@ -79,7 +79,6 @@ class BoxOperators:
             for line, low, high in zip(basis.lines, lower, upper, strict=True)
         ]
         self._mean_weights = reduce(np.multiply.outer, self._averages).ravel()
-        self._waves, self._curvatures = zip(*[_waves(line) for line in basis.lines], strict=True)
         self.iterations = 0
         self._last: tuple[float, Fields] | None = None
         self._constant = problem.constant_diffusion
@@ -206,18 +205,6 @@ class BoxOperators:
                 diffusion[k, k] = fields.diffusion[k, k] - self._along(frozen.diffusion[k], k)
         return Fields(drift, np.asarray(rate), diffusion)
 
-    def bound(self, remainder: Fields) -> tuple[float, float]:
-        """Bounds of the spectral radius of a remainder: of its first-order and zeroth part, and of its second-order."""
-        d, waves = self.dim, [float(part.max()) for part in self._waves]
-        largest = np.abs(remainder.diffusion).reshape(d, d, -1).max(axis=-1)
-        second = sum(0.5 * largest[k, k] * self._curvatures[k] for k in range(d))
-        second += sum(largest[k, m] * waves[k] * waves[m] for k, m in combinations(range(d), 2))
-        return float(np.abs(remainder.rate).max()) + self.advection(remainder.drift), float(second)
-
-    def advection(self, velocity: FloatArray) -> float:
-        """A bound of the spectral radius of <velocity, grad>, velocity (d, *shape), from the finest waves there are."""
-        return float(sum(np.abs(velocity[k]) * self._along(self._waves[k], k) for k in range(self.dim)).max())
-
     def solver(self, fields: Fields, shift: float, inverse: "SeparableInverse", fixed: IntArray) -> Solve:
         """A solver for 1 - shift L, GMRES preconditioned by the separable part; u_i = rhs_i for i in `fixed`."""
         size = self.weights.size
@@ -331,21 +318,6 @@ def check_elliptic(Lambda: FloatArray, x: FloatArray, t: float) -> None:
             f" at t={t:.6g}, x={x[i].tolist()}, where its smallest eigenvalue is {lowest[i]:.3g}; take a box without"
             " these points, or make the diffusion elliptic there"
         )
-
-
-def _waves(line: SpectralLine) -> tuple[FloatArray, float]:
-    """The largest first derivatives around each node (n,), and second ones anywhere, of functions of size 1.
-
-    Inverse spacings, scaled to the spectral radius of D, with a value prescribed at one end or not (on one cell alone D
-    is nilpotent: there, to its norm); and that of the second derivative.
-    """
-    local = 1.0 / np.gradient(line.nodes)
-    first = max(float(np.abs(np.linalg.eigvals(matrix)).max()) for matrix in (line.derivative, line.derivative[1:, 1:]))
-    if line.n_cells == 1:
-        root = np.sqrt(line.weights)
-        first = float(np.linalg.norm(root[:, None] * line.derivative / root, 2))
-    second = float(np.abs(np.linalg.eigvals(line.laplacian)).max())
-    return np.asarray(local * (first / local.max())), second
 
 
 def _normalised(weights: FloatArray) -> FloatArray:

@@ -23,7 +23,6 @@ from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.stepping.radau import radau
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import DomainError, MeasureError, ProblemError
-from tests.support.interpolation import interpolation
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def backward(solution: Any, policy: Policy, alpha: float) -> float:
         return np.vstack([np.stack(rows, axis=1), np.zeros(len(x) + 1)])
 
     *_, last = radau(matrix, np.ones(len(x) + 1), 0.0, problem.horizon, rtol=1e-7, stages=3)
-    return float((interpolation(basis.lines[0], problem.initial_law.expectation) @ last.f1[:-1])[0] - 1.0)
+    return float((basis.lines[0].rows(problem.initial_law.expectation) @ last.f1[:-1])[0] - 1.0)
 
 
 def test_the_average_is_the_value_of_the_backward_equation(well: Any) -> None:

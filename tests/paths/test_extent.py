@@ -1,4 +1,4 @@
-"""How far the process goes: tails against known quantiles, and the boxes made of them."""
+"""How far the process goes, under control too: tails against known quantiles, and the boxes made of them."""
 
 from dataclasses import replace
 
@@ -8,12 +8,17 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from fem_hjb.paths.extent import box_of, reach
+from fem_hjb.paths.extent import Reach, box_of, reach_of, sample_law
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, PointMass
+from fem_hjb.problems.problem import ControlProblem
 
 LQ = zoo.get("lq", 1)  # X_t ~ N(0, 1/2) at all times
+
+
+def reach(problem: ControlProblem, seed: int = 0) -> Reach:
+    return reach_of(sample_law(problem, seed).x)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -73,12 +78,24 @@ def test_boxes_hold_mixtures_up_to_their_mass():
         assert np.max(out) > 1e-3 * mass  # not absurdly wide either
 
 
-def test_weights_are_roots_of_densities():
+def test_densities_are_those_of_the_law_relative_to_their_peak() -> None:
     x = np.linspace(-3, 3, 61)
-    weight = reach(LQ).weight(0, x)
-    np.testing.assert_allclose(np.log(weight), -(x**2) / 2, atol=0.12, rtol=0.15)
-    assert weight.max() <= 1.0
-    assert reach(LQ).weight(0, np.array([1e3]))[0] < 1e-300
+    density = reach(LQ).density(0, x)
+    np.testing.assert_allclose(np.log(density), -(x**2), atol=0.24, rtol=0.15)
+    assert density.max() <= 1.0
+    assert reach(LQ).density(0, np.array([1e3]))[0] < 1e-300
+
+
+def test_densities_are_those_of_the_part_of_the_horizon_asked_for() -> None:
+    problem = zoo.get("lq", 1, A=0.0, a=[4.0], cov=0.01, mean=[-2.0])  # X_t ~ N(4 t - 2, 0.01 + t)
+    found, x = reach(problem), np.array([-2.0, 0.0, 2.0])
+    early, late, whole = found.density(0, x, 0.0, 0.1), found.density(0, x, 0.9, 1.0), found.density(0, x)
+    assert early[0] > 0.9 > 1e-4 > early[2]
+    assert late[2] > 0.9 > 0.01 > late[0]
+    np.testing.assert_array_less(np.maximum(early, late), whole + 1e-12)
+    assert whole[1] > 0.9
+    assert found.density(0, x, 0.55, 0.56)[1] > found.density(0, x, 0.9, 1.0)[1]  # two times at least
+    np.testing.assert_allclose(found.density(0, x, 1.0, 1.0), found.density(0, x, 0.9, 1.0))
 
 
 def test_a_point_is_where_it_is():
@@ -87,19 +104,20 @@ def test_a_point_is_where_it_is():
     assert (found.scale[:, 0] == 0).all()
     assert found.median[0, 0] == 2.0
     assert np.isfinite(found.bounds(1e-9)).all()
-    weight = found.weight(0, np.array([2.0, 2.5, 50.0]))
-    assert np.isfinite(weight).all()
-    assert weight[1] < 1.0
+    density = found.density(0, np.array([2.0, 2.5, 50.0]))
+    assert np.isfinite(density).all()
+    assert density[1] < 1.0
 
 
 def test_the_same_on_every_call():
     problem = replace(LQ, marginal=None)
     np.testing.assert_array_equal(reach(problem).bounds(1e-6), reach(problem).bounds(1e-6))
+    assert reach(problem, 1).bounds(1e-6)[1][0] != reach(problem).bounds(1e-6)[1][0]
 
 
 def test_finite_faces_of_a_domain_stay_and_infinite_ones_are_found():
     reflected = zoo.get("reflected", 2, lower=[0.0, -1.0], upper=[2.0, 1.0])
-    box = box_of(reflected, reach(reflected), 1e-8)
+    box = box_of(reflected, [reach(reflected)], 1e-8)
     np.testing.assert_array_equal(box.bounds, [[0.0, -1.0], [2.0, 1.0]])
     assert box.faces == reflected.domain.faces  # type: ignore[union-attr]
 
@@ -108,12 +126,12 @@ def test_finite_faces_of_a_domain_stay_and_infinite_ones_are_found():
 
     half = Box([-np.inf], [0.0], boundary=[("natural", "absorbing")], exit_reward=exit_reward)
     stopped = replace(zoo.get("soc-molecular-dynamics"), domain=half)
-    box = box_of(stopped, reach(stopped), 1e-8)
+    box = box_of(stopped, [reach(stopped)], 1e-8)
     assert box.bounds[1][0] == 0.0
     assert -2.5 < box.bounds[0][0] < -1.6
     assert box.faces == half.faces
     assert box.exit_reward is exit_reward
-    wide, narrow = (box_of(LQ, reach(LQ), mass) for mass in (1e-10, 1e-3))
+    wide, narrow = (box_of(LQ, [reach(LQ)], mass) for mass in (1e-10, 1e-3))
     assert wide.faces == (("natural", "natural"),)
     assert wide.bounds[1][0] > 1.5 * narrow.bounds[1][0]
 
@@ -124,3 +142,97 @@ def test_scales_follow_the_unit_of_the_state():
     big = zoo.get("lq", 1, Lambda=1e6, Q=1e-6, R=1e-6, cov=0.5e6)
     np.testing.assert_allclose(reach(big).bounds(1e-6), 1e3 * np.array(one), rtol=1e-9)
     assert isinstance(big.initial_law, Gaussian)
+
+
+# Under control
+
+
+def pulled(slope: float, known: bool = True) -> ControlProblem:
+    """X_t ~ N(0, 1/2), reward slope x at T: under P* its mean is slope e^{t - T} / (2 alpha), its variance the same."""
+    base = replace(LQ, terminal_reward=lambda x: slope * x[..., 0], running_reward=None, exact=None)
+    return base if known else replace(base, marginal=None)
+
+
+def test_a_gaussian_tilted_by_a_linear_reward_is_a_shifted_gaussian() -> None:
+    problem = pulled(1.2)
+    alpha, times = problem.temperature, np.linspace(0.0, 1.0, 9)
+    sample = sample_law(problem, 0)
+    weights, draws = sample.optimal()
+    shift = 1.2 / (2 * alpha) * np.exp(times - 1.0)
+    found, plain = reach_of(sample.paths, weights), reach_of(sample.paths)
+    assert draws < 0.6 * weights.size
+    np.testing.assert_allclose(found.median[:, 0], shift, atol=0.08)
+    np.testing.assert_allclose(found.scale[:, :, 0], np.sqrt(0.5), rtol=0.12)
+    np.testing.assert_allclose(plain.median[:, 0], 0.0, atol=0.04)
+    assert np.abs(plain.median[-1] - shift[-1]) > 0.3
+    lower, upper = found.bounds(1e-2)
+    quantile = norm.isf(1e-2) * np.sqrt(0.5)
+    assert upper[0] == pytest.approx(shift.max() + quantile, rel=0.12)
+    assert lower[0] == pytest.approx(shift.min() - quantile, rel=0.12)
+
+
+def test_equal_weights_are_no_weights() -> None:
+    x = np.random.default_rng(0).normal(size=(3, 4001, 2)) ** 3
+    one, other = reach_of(x), reach_of(x, np.full(4001, 1 / 4001))
+    for name in ("median", "scale", "power"):
+        np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=2e-2, atol=1e-3)
+
+
+def test_weights_are_those_of_the_draws_whatever_their_order() -> None:
+    rng = np.random.default_rng(1)
+    x, weights = rng.normal(size=(2, 500, 2)), rng.random(500)
+    weights /= weights.sum()
+    turn = rng.permutation(500)
+    one, other = reach_of(x, weights), reach_of(x[:, turn], weights[turn])
+    np.testing.assert_allclose(other.median, one.median, atol=1e-12)
+    np.testing.assert_allclose(other.scale, one.scale, atol=1e-12)
+    assert np.abs(reach_of(x, weights[turn]).median - one.median).max() > 1e-3
+    doubled = reach_of(np.repeat(x, 3, axis=1), np.repeat(weights / 3, 3))
+    np.testing.assert_allclose(doubled.median, one.median, atol=0.02)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_weights_come_from_the_rewards_along_paths(known: bool) -> None:
+    """E exp(tilt) is the mean of f_0 over the initial law, with rewards on the way as well."""
+    problem = pulled(0.8, known)
+    sample = sample_law(problem, 3)
+    variance = 0.5 * (0.8 / problem.temperature) ** 2
+    assert np.log(np.exp(sample.tilt).mean()) == pytest.approx(variance / 2, abs=0.05)
+    running = replace(problem, running_reward=lambda t, x: 0.7 + 0.0 * x[..., 0] + 2.0 * np.asarray(t))
+    more = sample_law(running, 3)
+    np.testing.assert_allclose(more.tilt - sample.tilt, 1.7 / problem.temperature, rtol=1e-3)
+    np.testing.assert_array_equal(more.paths, sample.paths)
+    assert (sample.x is sample.paths) != known
+    assert sample.times.tolist() == np.linspace(0, 1, 9).tolist()
+    assert sample.nearest(0.0) == 0
+    assert sample.nearest(0.8) == 6
+    assert sample.nearest(1.0) == 8
+
+
+def test_the_law_of_the_start_is_kept_if_its_values_are_given() -> None:
+    problem = pulled(1.2)
+    sample = sample_law(problem, 0)
+    start = sample.paths[0][:, 0]
+    logf = 1.2 / problem.temperature * np.exp(-1.0) * start  # up to a constant
+    kept, draws = sample.optimal(logf)
+    tilted, fewer = sample.optimal()
+    assert kept.sum() == pytest.approx(1.0)
+    assert tilted.sum() == pytest.approx(1.0)
+    assert abs(kept @ start) < 0.06 < tilted @ start - 0.1
+    assert 1 < fewer < draws < start.size
+    even, all_of_them = replace(sample, tilt=0 * sample.tilt).optimal()
+    assert all_of_them == pytest.approx(start.size)
+    assert np.ptp(even) == 0.0
+    huge, _ = replace(sample, tilt=1e4 * sample.tilt).optimal()
+    assert np.isfinite(huge).all()
+
+
+def test_a_box_holds_all_laws_it_is_given() -> None:
+    problem = pulled(3.0)
+    sample = sample_law(problem, 0)
+    plain, tilted = reach_of(sample.x), reach_of(sample.paths, sample.optimal()[0])
+    both, one = box_of(problem, [plain, tilted], 1e-6), box_of(problem, [plain], 1e-6)
+    other = box_of(problem, [tilted], 1e-6)
+    assert both.bounds[0][0] == min(one.bounds[0][0], other.bounds[0][0])
+    assert both.bounds[1][0] == max(one.bounds[1][0], other.bounds[1][0])
+    assert both.bounds[1][0] > one.bounds[1][0] + 0.5

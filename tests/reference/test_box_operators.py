@@ -91,12 +91,6 @@ def generator(problem: ControlProblem, background: Any, t: float, x: FloatArray,
     )
 
 
-def dense(apply: Any, shape: tuple[int, ...]) -> FloatArray:
-    """The matrix of a linear map of arrays."""
-    n = int(np.prod(shape))
-    return np.stack([apply(column.reshape(shape)).ravel() for column in np.eye(n)], axis=1)
-
-
 def random(shape: tuple[int, ...], seed: int = 0) -> FloatArray:
     return np.random.default_rng(seed).normal(size=shape)
 
@@ -386,32 +380,7 @@ def test_nothing_diffuses_across_an_open_face() -> None:
     assert np.abs(result[1:-1] - along[1:-1]).max() > 1.0
 
 
-# Bounds
-
-
-@pytest.mark.parametrize("kind", DIFFUSIONS)
-@pytest.mark.parametrize(("cells", "degree"), [(1, 6), (2, 4), (2, 8), (4, 4)])
-def test_the_bound_is_one_of_the_spectral_radius(kind: str, cells: int, degree: int) -> None:
-    basis = SpectralBasis([SpectralLine(np.linspace(-1.0, 1.0, cells + 1), degree)] * 2)
-    operators = BoxOperators(problem_in(2, DIFFUSIONS[kind](2)), basis, CONSTANTS)
-    fields = operators.fields(0.7)
-    left = operators.remainder(fields, operators.separable(fields))
-    radius = np.abs(np.linalg.eigvals(dense(lambda u: operators.apply(left, u), operators.shape))).max()
-    first, second = operators.bound(left)
-    assert radius <= first + second < (6 if cells > 1 else 20) * radius
-    assert (second == 0.0) == (kind in ("number", "diagonal"))
-
-
-@pytest.mark.parametrize("cells", [1, 2, 3])
-def test_the_bound_of_advection(cells: int) -> None:
-    basis = SpectralBasis([SpectralLine(np.linspace(-1.0, 1.0, cells + 1), 6)] * 2)
-    operators = BoxOperators(problem_in(2), basis, CONSTANTS)
-    x = basis.nodes.T.reshape(2, *basis.shape)
-    velocity = np.stack([1.0 + x[1], -2.0 * x[0]])
-    only = Fields(velocity, np.zeros(operators.shape), np.zeros((2, 2)))
-    radius = np.abs(np.linalg.eigvals(dense(lambda u: operators.apply(only, u), operators.shape))).max()
-    assert radius <= operators.advection(velocity) < 12 * radius
-    assert operators.advection(2 * velocity) == pytest.approx(2 * operators.advection(velocity))
+# Norms, and what is refused
 
 
 def test_norms_are_weighted_where_the_box_is() -> None:

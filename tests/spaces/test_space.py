@@ -570,8 +570,18 @@ def test_a_mesh_of_ones_own():
         (SpaceError, r"product of a LineBasis and a SpatialBasis, got float", lambda: Space.product(1.0, None)),
         (
             SpaceError,
-            r"P1..P4 or B2..B4, not flat, on a grid that starts at 0, got 'P1' from 1",
+            r"the time basis must be on a grid that starts at 0, got one from 1",
             lambda: Space.product(LineBasis([1.0, 2.0], "P1"), HermiteBasis([[0.0, 1.0]])),
+        ),
+        (
+            SpaceError,
+            r"P1..P4 or B2..B4, not flat, or hermite with spectral elements in space, got 'hermite'",
+            lambda: Space.product(LineBasis([0.0, 2.0], "hermite"), HermiteBasis([[0.0, 1.0]])),
+        ),
+        (
+            SpaceError,
+            r"P1..P4 or B2..B4, not flat, .* got flat 'B3'",
+            lambda: Space.product(LineBasis([0.0, 1.0, 2.0], "B3", flat=True), HermiteBasis([[0.0, 1.0]])),
         ),
         (
             SpaceError,

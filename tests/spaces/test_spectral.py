@@ -19,7 +19,6 @@ from fem_hjb.spaces.space import Space
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine, gll
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import SpaceError
-from tests.support.interpolation import interpolation
 
 GRADED = np.array([-1.0, -0.9, -0.6, 0.2, 1.5, 2.0])
 DEGREES = [1, 2, 3, 5, 8, 16, 24, 32]
@@ -169,7 +168,7 @@ def test_the_derivative_of_a_smooth_function_converges_on_a_graded_grid(p: int) 
 
 def interpolation_error(line: SpectralLine, function: Callable[[FloatArray], FloatArray]) -> float:
     x = np.linspace(*line.bounds, 1001)
-    return float(np.abs(interpolation(line, x) @ function(line.nodes) - function(x)).max())
+    return float(np.abs(line.rows(x) @ function(line.nodes) - function(x)).max())
 
 
 def test_interpolation_converges_spectrally() -> None:
@@ -197,7 +196,7 @@ def test_interpolation_is_stable_at_high_degree(p: int) -> None:
     line = SpectralLine([0.0, 1.0], p)
     function = polynomial(p)
     x = np.clip(np.concatenate([np.linspace(0, 1, 999), *(line.nodes + e for e in (-1e-16, 1e-16, 1e-13))]), 0, 1)
-    assert relative(interpolation(line, x) @ function(line.nodes) - function(x), function(x)) < 1e-14
+    assert relative(line.rows(x) @ function(line.nodes) - function(x), function(x)) < 1e-14
     powers = np.linalg.inv(np.vander(line.nodes, increasing=True))
     if p >= 24:
         table = np.vander(x, p + 1, increasing=True) @ powers
@@ -206,9 +205,23 @@ def test_interpolation_is_stable_at_high_degree(p: int) -> None:
 
 def test_at_the_nodes_interpolation_is_the_identity() -> None:
     line = SpectralLine([0.0, 1.0, 2.0, 4.0], 16)
-    table = interpolation(line, line.nodes)
+    table = line.rows(line.nodes)
     np.testing.assert_allclose(table, np.eye(line.n), atol=1e-14)
     np.testing.assert_array_equal(table[:17], np.eye(line.n)[:17])  # where local coordinates are not rounded
+
+
+def test_rows_are_those_of_the_cells_and_go_on_beyond_the_ends() -> None:
+    line = SpectralLine(GRADED, 5)
+    x = np.concatenate([np.linspace(*line.bounds, 77), GRADED])
+    cells, xi = line.locate(x)
+    expected = np.zeros((x.size, line.n))
+    for row, cell, values in zip(expected, cells, line.reference(xi), strict=True):
+        row[line.cell_dofs[cell]] = values
+    np.testing.assert_allclose(line.rows(x), expected, atol=1e-14)
+    function, beyond = polynomial(5), np.array([-1.05, 2.2])
+    np.testing.assert_allclose(line.rows(beyond) @ function(line.nodes), function(beyond), rtol=1e-11)
+    kinked = np.abs(line.nodes - 0.2)  # a node: the end cells do not see the kink
+    np.testing.assert_allclose(line.rows(beyond) @ kinked, np.abs(beyond - 0.2), atol=1e-12)
 
 
 @pytest.mark.parametrize("p", DEGREES)
@@ -345,6 +358,22 @@ def test_values_and_gradients_of_a_smooth_function(dim: int) -> None:
     np.testing.assert_allclose(np.einsum("nl,nld->nd", local, gradients), gradient(x), atol=1e-6)
     np.testing.assert_allclose(values.sum(axis=1), 1.0, atol=1e-13)
     np.testing.assert_allclose(gradients.sum(axis=1), 0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_sums_over_local_functions_are_those_of_the_tables(dim: int, order: int) -> None:
+    rng, basis = np.random.default_rng(5), SpectralBasis([SpectralLine(GRADED, p) for p in (4, 2, 3)[:dim]])
+    cells, xi = basis.locate(rng.uniform(GRADED[0], GRADED[-1], (50, dim)))
+    local = rng.standard_normal((50, basis.local_size))
+    tables = basis.tabulate(cells, xi, order)
+    found = basis.contract(local, cells, xi, order)
+    assert [part.shape for part in found] == [(50,), (50, dim)][: order + 1]
+    for part, table in zip(found, tables, strict=True):
+        np.testing.assert_allclose(part, np.einsum("nl,nl...->n...", local, table), atol=1e-11)
+    if dim > 1:  # the order of the local functions matters
+        turned = local.reshape(50, *[p + 1 for p in (4, 2, 3)[:dim]]).swapaxes(1, -1).reshape(50, -1)
+        assert np.abs(basis.contract(turned, cells, xi, order)[0] - found[0]).max() > 0.1
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])

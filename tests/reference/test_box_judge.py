@@ -1,0 +1,282 @@
+"""What a run leaves, its plan followed again with one thing changed, and the errors that are read off that."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fem_hjb.paths.extent import LawSample
+from fem_hjb.problems import zoo
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.box_coefficients import Coefficients
+from fem_hjb.reference.box_judge import WIDER, Judge, cut, evaluate, followed, merged
+from fem_hjb.reference.box_run import Run
+from fem_hjb.reference.box_tolerance import _Search
+from fem_hjb.solutions.norms import largest_norms, law_points
+from fem_hjb.solutions.solution import Solution
+from fem_hjb.support.checks import FloatArray
+
+
+@dataclass
+class Case:
+    problem: ControlProblem
+    run: Run
+    parts: dict[str, tuple[float, float]]
+    coefficients: Coefficients
+    sample: LawSample
+    solution: Solution
+
+
+@cache
+def case(name: str, d: int, rtol: float, form: str | None = None, half: float | None = None) -> Case:
+    """One run and what it is judged to be worth; half : of a box around 0 that is given."""
+    problem = zoo.get(name, d)
+    box = None if half is None else Box([-half] * d, [half] * d)
+    search = _Search(problem, rtol, form, box, None, 0)
+    found = search.run(lambda _: None)
+    return Case(problem, found.run, found.parts, search.coefficients, search.sample, search.solution(found))
+
+
+@cache
+def usual() -> Case:
+    return case("mixture-diffusion", 1, 1e-5)
+
+
+def truth(run: Run) -> FloatArray:
+    """Errors of value and policy, relative, by quadrature under the law of X_t."""
+    problem = run.equation.problem
+    exact, points, gaps, rows = problem.exact, law_points(problem), [], []
+    assert exact is not None
+    for t, x, _ in points:
+        v, g = evaluate(run, problem.horizon - t, x)
+        rows.append((exact.value(t, x), exact.gradient(t, x)))
+        gaps.append((v - rows[-1][0], g - rows[-1][1]))
+    errors, sizes = largest_norms(problem, points, gaps), largest_norms(problem, points, rows)
+    return np.array(errors) / np.array(sizes)
+
+
+def judged(run: Run, of: Case) -> dict[str, tuple[float, float]]:
+    return Judge(run, of.sample, 0).parts(of.coefficients, math.inf)
+
+
+# Steps
+
+
+def test_neighbours_of_one_length_are_joined() -> None:
+    assert merged(np.array([0.1, 0.1, 0.2, 0.2, 0.4])) == [0.2, 0.4, 0.4]
+    assert merged(np.array([0.1, 0.2, 0.2, 0.1])) == [0.1, 0.4, 0.1]
+    assert merged(np.array([0.1, 0.1, 0.1])) == [0.2, 0.1]
+    assert merged(np.array([0.1, 0.1 * (1 + 1e-12)])) == pytest.approx([0.2])
+    assert merged(np.array([0.3])) == [0.3]
+    rng = np.random.default_rng(0)
+    lengths = 0.1 * 2.0 ** rng.integers(-2, 2, 50)
+    joined = merged(lengths)
+    assert sum(joined) == pytest.approx(lengths.sum())
+    assert len(joined) < 50
+
+
+def test_steps_are_cut() -> None:
+    assert cut(1)(np.array([0.1, 0.2])) == [0.1, 0.2]
+    assert cut(3)(np.array([0.3, 0.6])) == pytest.approx([0.1] * 3 + [0.2] * 3)
+
+
+# Following a plan
+
+
+@pytest.mark.parametrize(("name", "d"), [("mixture-diffusion", 1), ("brownian-mixture", 2), ("reflected", 1)])
+def test_a_plan_followed_with_nothing_changed_gives_the_run(name: str, d: int) -> None:
+    of = case(name, d, 1e-3)
+    again = followed(of.run, of.coefficients, cut(1))
+    assert not again.complaint
+    for one, other in zip(of.run.panels, again.panels, strict=True):
+        assert other.operators is one.operators
+        np.testing.assert_allclose(other.ends, one.ends, atol=1e-13)
+        for u, w in zip(one.states[::2], other.states[::2], strict=True):
+            np.testing.assert_allclose(w, u, atol=1e-10 * max(np.abs(u).max(), 1e-3))
+    judge = Judge(of.run, of.sample, 0)
+    assert max(judge.difference(of.run, again)) < 1e-9
+    assert judge.difference(of.run, of.run) == (0.0, 0.0)
+
+
+def test_coefficients_are_not_used_up_by_following() -> None:
+    """Each panel made again on the grid it has is the same, whether its coefficients are carried or evaluated."""
+    of = usual()
+    first, second = (followed(of.run, of.coefficients, cut(1), less=2) for _ in range(2))
+    for one, other in zip(first.panels, second.panels, strict=True):
+        np.testing.assert_array_equal(one.states[-2], other.states[-2])
+
+
+def test_one_thing_is_changed_at_a_time() -> None:
+    of = usual()
+    longer = followed(of.run, of.coefficients, merged)
+    poorer = followed(of.run, of.coefficients, cut(1), less=2)
+    wider = followed(of.run, of.coefficients, cut(1), wider=WIDER)
+    for own, a, b, c in zip(of.run.panels, longer.panels, poorer.panels, wider.panels, strict=True):
+        line = own.grid.lines[0]
+        assert a.grid is own.grid
+        assert len(a.ends) <= len(own.ends)
+        np.testing.assert_array_equal(b.edges[0], own.edges[0])
+        assert b.grid.lines[0].degree == line.degree - 2
+        assert c.grid.lines[0].degree == line.degree
+        np.testing.assert_array_equal(c.edges[0][1:-1], own.edges[0])
+        width = own.edges[0][-1] - own.edges[0][0]
+        np.testing.assert_allclose(np.diff(c.edges[0])[[0, -1]], WIDER * width)
+    assert sum(len(p.ends) for p in longer.panels) < 0.7 * sum(len(p.ends) for p in of.run.panels)
+
+
+def test_shorter_steps_are_better_and_longer_ones_worse() -> None:
+    """As order 4 promises, by sixteen, where errors in space are small; here between eight and thirty-two."""
+    of = usual()
+    base = followed(of.run, of.coefficients, cut(8))
+    judge = Judge(of.run, of.sample, 0)
+    gaps = [judge.difference(followed(of.run, of.coefficients, steps), base)[0] for steps in (merged, cut(1), cut(2))]
+    assert gaps[0] > 4 * gaps[1]
+    assert gaps[1] > 8 * gaps[2]
+
+
+def test_faces_that_stay_are_not_moved() -> None:
+    of = case("reflected", 1, 1e-3)
+    assert "truncation" not in of.parts
+    wider = followed(of.run, of.coefficients, cut(1), wider=WIDER)
+    np.testing.assert_array_equal(wider.panels[0].edges[0], of.run.panels[0].edges[0])
+    assert set(usual().parts) == {"time", "space", "truncation"}
+
+
+def test_a_run_that_leaves_double_precision_says_when_and_is_infinitely_wrong() -> None:
+    of = usual()
+
+    def exploding(t: float, x: FloatArray) -> FloatArray:
+        values = of.coefficients.at(t, x)
+        values[1] = 1e308 if t < 0.6 else 0.0  # the reward
+        return values
+
+    stub: Any = SimpleNamespace(problem=of.problem, at=exploding)
+    broken = followed(of.run, stub, cut(1), wider=WIDER)
+    assert broken.complaint.startswith("not stable at t=")
+    assert len(broken.panels) < len(of.run.panels)
+    judge = Judge(of.run, of.sample, 0)
+    assert judge.difference(of.run, broken) == (math.inf, math.inf)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(
+    ("name", "d", "form"),
+    [("mixture-diffusion", 1, None), ("brownian-mixture", 2, None), ("lq", 3, None), ("reflected", 1, "linear")],
+)
+def test_a_run_and_its_solution_say_the_same(name: str, d: int, form: str | None) -> None:
+    of = case(name, d, 1e-3, form)
+    assert of.run.equation.linear == (form == "linear")
+    rng, T = np.random.default_rng(1), of.problem.horizon
+    lower, upper = of.run.equation.box.bounds
+    x = np.vstack([rng.uniform(lower, upper, (40, d)), upper + 1.0])
+    for t in (0.0, 0.123, 0.5, 0.97, 0.999, 1.0):
+        v, g = evaluate(of.run, T * (1 - t), x)
+        np.testing.assert_allclose(v[:-1], of.solution.value(T * t, x[:-1]), atol=1e-9)
+        np.testing.assert_allclose(g[:-1], of.solution.gradient(T * t, x[:-1]), atol=1e-7)
+        assert np.isnan(v[-1])
+    panel = of.run.panels[-1]
+    np.testing.assert_allclose(panel.at(T), panel.states[-2])
+    for k in range(len(panel.ends) - 1):
+        np.testing.assert_allclose(panel.at(float(panel.ends[k])), panel.states[2 * k], atol=1e-12)
+
+
+def test_values_have_no_logarithm_where_u_is_not_positive() -> None:
+    of = case("reflected", 1, 1e-3, "linear")
+    last = of.run.panels[-1]
+    states = [*last.states]
+    states[-2] = states[-2] - 2 * states[-2].max() * (last.grid.nodes[:, 0] > last.grid.nodes[:, 0].mean())
+    broken = replace(of.run, panels=[*of.run.panels[:-1], replace(last, states=states)])
+    lower, upper = of.run.equation.box.bounds
+    x = lower + np.array([[0.1], [0.9]]) * (upper - lower)
+    v, g = evaluate(broken, of.problem.horizon, x)
+    np.testing.assert_array_equal(np.isnan(v), [False, True])
+    np.testing.assert_array_equal(np.isnan(g[:, 0]), [False, True])
+    assert of.run.nonpositive == 0 < broken.nonpositive
+
+
+# The judge
+
+
+def test_a_judge_looks_where_the_process_goes_with_and_without_control() -> None:
+    of = case("brownian-mixture", 2, 1e-3)
+    judge = Judge(of.run, of.sample, 0)
+    assert len(judge.laws) == 2
+    assert judge.draws > 100
+    assert judge.times[[0, -1]].tolist() == [0.0, of.problem.horizon]
+    late = judge.points[-1]  # of time to go: the start
+    assert late.shape[1] == 2
+    exact = of.problem.exact
+    assert exact is not None
+    under, optimal = (late[law] for law in judge.laws)
+    assert np.linalg.norm(under.mean(axis=0) - of.problem.initial_law.expectation) < 0.15
+    assert np.isfinite(optimal).all()
+    # at T the draws under control earn more
+    earned = [float(of.problem.y(judge.points[0][law]).mean()) for law in judge.laws]
+    assert earned[1] > earned[0] + 0.1
+
+
+def test_sizes_are_norms_of_value_and_policy() -> None:
+    of = usual()
+    judge, problem = Judge(of.run, of.sample, 0), of.problem
+    exact = problem.exact
+    assert exact is not None
+    norms = []
+    for s, x in zip(judge.times, judge.points, strict=True):
+        t = problem.horizon - float(s)
+        v, g = exact.value(t, x), exact.gradient(t, x)
+        squares = np.stack([v**2, np.einsum("ni,nij,nj->n", g, problem.Lambda(t, x), g)])
+        norms.append([np.sqrt(squares[:, law].mean(axis=1)) for law in judge.laws])
+    np.testing.assert_allclose(judge.sizes, np.max(norms, axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "d", "rtol"),
+    [
+        ("mixture-diffusion", 1, 1e-2),
+        ("brownian-mixture", 1, 1e-2),
+        ("brownian-mixture", 1, 1e-4),
+        ("brownian-mixture", 2, 1e-3),
+        ("mixture-diffusion", 2, 1e-3),
+    ],
+)
+def test_the_estimate_is_near_the_truth(name: str, d: int, rtol: float) -> None:
+    of = case(name, d, rtol)
+    estimate = max(sum(part[i] for part in of.parts.values()) for i in range(2))
+    assert 1 / 3 < estimate / truth(of.run).max() < 30
+
+
+PARTS: dict[str, Any] = {
+    "time": lambda of: followed(of.run, of.coefficients, lambda lengths: merged(np.array(merged(lengths)))),
+    "space": lambda of: followed(of.run, of.coefficients, cut(1), less=4),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_each_part_sees_its_own_error(name: str) -> None:
+    """Of runs made worse in one respect: four times the steps, or four degrees less."""
+    of = usual()
+    worse = PARTS[name](of)
+    true, found = truth(worse), judged(worse, of)
+    assert true[0] > 10 * truth(of.run)[0]
+    assert found[name][0] > 3 * max(part[0] for key, part in found.items() if key != name)
+    assert found[name][0] > 3 * of.parts[name][0]
+    for i in range(2):
+        assert 1 / 4 < found[name][i] / true[i] < 30
+
+
+def test_truncation_is_seen_where_a_box_is_too_small() -> None:
+    """Only in part: what a box enlarged once changes."""
+    of = case("mixture-diffusion", 1, 1e-5, None, 4.4)
+    true = truth(of.run)
+    assert true[0] > 30 * truth(usual().run)[0]
+    assert of.parts["truncation"][0] > 3 * max(of.parts["time"][0], of.parts["space"][0])
+    for i in range(2):
+        assert 1 / 8 < of.parts["truncation"][i] / true[i] < 8
+    assert usual().parts["truncation"][0] < 1e-2 * of.parts["truncation"][0]
