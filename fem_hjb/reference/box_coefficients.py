@@ -194,7 +194,7 @@ def times_needed(
     x: FloatArray,
     rtol: float,
     floors: Sequence[float],
-    share: Callable[[float], float],
+    share: Callable[[float], float] = lambda reward: 1.0,
 ) -> tuple[int, float] | None:
     """How many times a table on [s0, s1] needs, and what it misses at points x between them; None: too many.
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fem_hjb.paths.extent import Reach
 from fem_hjb.problems.box import BoolArray, Box
-from fem_hjb.reference.box_panel import Equation, Grid
+from fem_hjb.reference.box_panel import Grid
 from fem_hjb.spaces.spectral import SpectralLine, gll
 from fem_hjb.support.checks import FloatArray
 
@@ -34,18 +34,19 @@ def first_edges(box: Box, reach: Reach, kept: BoolArray, cells: int = FIRST_CELL
     return edges
 
 
-def make_grid(edges: Sequence[FloatArray], degree: int, equation: Equation, s0: float, s1: float) -> Grid:
-    """Spectral elements on these edges, weighted by the marginals over these times to go."""
-    T = equation.problem.horizon
+def make_grid(
+    edges: Sequence[FloatArray], degree: int, reaches: Sequence[Reach], first: float, last: float, floor: float = 1e-3
+) -> Grid:
+    """Spectral elements on these edges, weighted by the marginals over these fractions of the horizon."""
     lines = tuple(SpectralLine(part, degree) for part in edges)
     masses = []
     for k, line in enumerate(lines):
-        density = np.max([reach.density(k, line.nodes, 1 - s1 / T, 1 - s0 / T) for reach in equation.reaches], axis=0)
+        density = np.max([reach.density(k, line.nodes, first, last) for reach in reaches], axis=0)
         mass = density * line.weights
         if not mass.any():  # no node sees the law: all of them do
             mass = line.weights
         masses.append(np.asarray(mass / mass.sum()))
-    return Grid(lines, tuple(masses), equation.floor)
+    return Grid(lines, tuple(masses), floor)
 
 
 @cache

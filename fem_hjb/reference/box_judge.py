@@ -58,7 +58,9 @@ def followed(
         operators, lawson = own.operators, own.lawson
         if less or wider:
             edges = widened(own.edges, equation.truncated, wider) if wider else own.edges
-            grid = make_grid(edges, own.grid.lines[0].degree - less, equation, s0, s1)
+            grid = make_grid(
+                edges, own.grid.lines[0].degree - less, equation.reaches, 1 - s1 / T, 1 - s0 / T, equation.floor
+            )
             operators = Operators.of(equation, grid, _table(own, grid, coefficients, anew=bool(wider)))
             lawson = None
         if lawson is None:

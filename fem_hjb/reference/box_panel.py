@@ -49,7 +49,7 @@ class Grid:
 
     lines: tuple[SpectralLine, ...]
     masses: tuple[FloatArray, ...]
-    floor: float
+    floor: float = 1e-3
 
     @property
     def dim(self) -> int:
@@ -92,7 +92,7 @@ class Equation:
     truncated: BoolArray
     reaches: tuple[Reach, ...]
     jumps: tuple[float, ...]
-    floor: float
+    floor: float = 1e-3
 
     @property
     def metric(self) -> FloatArray:
@@ -205,7 +205,7 @@ class Operators:
     def _main_effect(self, values: FloatArray, axis: int) -> FloatArray:
         others = [w for k, w in enumerate(self._averages) if k != axis]
         moved = np.moveaxis(values, axis, -1)
-        return np.asarray(reduce(lambda array, w: np.tensordot(w, array, (0, 0)), others, moved))
+        return np.array(reduce(lambda array, w: np.tensordot(w, array, (0, 0)), others, moved))
 
     def gradient(self, u: FloatArray) -> list[FloatArray]:
         """The derivatives along the axes."""
