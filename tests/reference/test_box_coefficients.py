@@ -212,7 +212,13 @@ def test_a_table_is_the_polynomial_through_its_times(count: int) -> None:
 
 
 def needed(coefficients: Coefficients, rtol: float = 1e-6, s0: float = 0.1, s1: float = 0.4) -> int | None:
-    return times_needed(coefficients, s0, s1, POINTS, rtol, [0.0] * len(coefficients.names))
+    found = times_needed(coefficients, s0, s1, POINTS, rtol, [0.0] * len(coefficients.names), whole)
+    assert found is None or found[1] < rtol
+    return None if found is None else found[0]
+
+
+def whole(reward: float) -> float:
+    return 1.0
 
 
 def test_one_time_is_enough_for_what_is_steady_and_none_for_what_is_too_fast() -> None:
@@ -245,10 +251,26 @@ def test_as_many_times_are_taken_as_the_tolerance_asks_for() -> None:
 
 def test_fields_that_hardly_matter_need_not_be_accurate() -> None:
     weak = of(running_reward=lambda t, x: 1e-6 * np.sin(30 * np.asarray(t)) * np.cos(x[..., 0]) + 0.1)
-    alone = times_needed(weak, 0.1, 0.4, POINTS, 1e-4, [0.0, 0.0, 0.0])
+    alone = times_needed(weak, 0.1, 0.4, POINTS, 1e-4, [0.0, 0.0, 0.0], whole)
     assert alone is not None
-    assert alone > 5
-    assert times_needed(weak, 0.1, 0.4, POINTS, 1e-4, [0.0, 0.0, 1.0]) == 2
+    assert alone[0] > 5
+    floored = times_needed(weak, 0.1, 0.4, POINTS, 1e-4, [0.0, 0.0, 1.0], whole)
+    assert floored is not None
+    assert floored[0] == 2
+
+
+def test_a_drift_that_acts_on_little_need_not_be_accurate() -> None:
+    wave, asked = of(scaled(lambda t: 2 + np.sin(8 * t)), running_reward=lambda t, x: 0.1 + 3.0 + 0.0 * x[..., 0]), []
+
+    def small(reward: float) -> float:
+        asked.append(reward)
+        return 1e-3
+
+    found = [times_needed(wave, 0.1, 0.4, POINTS, 1e-6, [0.0] * 3, share) for share in (whole, small)]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[1][0] < found[0][0]
+    assert asked == [pytest.approx(3.0)]
 
 
 def test_a_jump_at_the_end_of_a_panel_is_not_seen_from_inside() -> None:

@@ -12,7 +12,6 @@ from fem_hjb.reference import box_grading as grading
 from fem_hjb.reference.box_grading import (
     first_edges,
     halved,
-    make_grid,
     regraded,
     total,
     transfer,
@@ -22,6 +21,7 @@ from fem_hjb.reference.box_grading import (
 from fem_hjb.reference.box_panel import Grid
 from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.support.checks import FloatArray
+from tests.support.grids import grid_on
 
 BOX = Box([-5.0], [4.0])
 
@@ -32,7 +32,7 @@ def reach_in(d: int, scale: float = 1.0, middle: float = 0.0) -> Reach:
 
 
 def grid_of(*edges: Any, degree: int = 12, reach: Reach | None = None) -> Grid:
-    return make_grid([np.asarray(part) for part in edges], degree, [reach or reach_in(len(edges))], 0.0, 1.0)
+    return grid_on([np.asarray(part) for part in edges], degree, [reach or reach_in(len(edges))], 0.0, 1.0)
 
 
 def gradient(grid: Grid, u: FloatArray) -> list[FloatArray]:
@@ -227,12 +227,12 @@ def test_first_cells_are_small_in_the_middle_of_the_law_or_equal_between_faces_t
 
 def test_weights_are_those_of_the_law_or_all_alike_where_it_is_not_seen() -> None:
     edges = [np.linspace(-5, 4, 10)]
-    near, far = (make_grid(edges, 8, [reach_in(1, 0.5, m)], 0.0, 1.0) for m in (1.0, 1000.0))
+    near, far = (grid_on(edges, 8, [reach_in(1, 0.5, m)], 0.0, 1.0) for m in (1.0, 1000.0))
     x = near.lines[0].nodes
     assert near.masses[0] @ x == pytest.approx(1.0, abs=1e-4)
     assert near.masses[0] @ (x - 1) ** 2 == pytest.approx(0.25, rel=1e-3)
     np.testing.assert_allclose(far.masses[0], far.lines[0].weights / 9)
-    both = make_grid(edges, 8, [reach_in(1, 0.5, m) for m in (1.0, -3.0)], 0.0, 1.0)
+    both = grid_on(edges, 8, [reach_in(1, 0.5, m) for m in (1.0, -3.0)], 0.0, 1.0)
     assert both.masses[0] @ x == pytest.approx(-1.0, abs=1e-3)
     assert both.masses[0].sum() == pytest.approx(1.0)
 

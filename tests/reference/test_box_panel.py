@@ -11,10 +11,10 @@ from fem_hjb.problems.gauge import Gauge, QuadraticGauge
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto
-from fem_hjb.reference.box_grading import make_grid
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.spaces.axes import apply_sum
 from fem_hjb.support.checks import FloatArray
+from tests.support.grids import grid_on
 
 ALPHA = 0.6
 T = 1.0
@@ -89,7 +89,7 @@ def reach_in(d: int, scale: float = 0.5) -> Reach:
 
 def grid_in(d: int, degree: int = 4, width: float = 1.0) -> Grid:
     edges = [np.array([-1.1, -0.3, 0.2, 1.0][k % 2 :]) * width - 0.1 * k for k in range(d)]
-    return make_grid(edges, degree, [reach_in(d)], 0.5, 0.8)
+    return grid_on(edges, degree, [reach_in(d)], 0.5, 0.8)
 
 
 def operators_of(
@@ -106,7 +106,7 @@ def operators_of(
     values = np.stack([coefficients.at(float(t), grid.nodes) for t in times]).reshape(count, -1, *grid.shape)
     truncated = np.full((2, grid.dim), open_)
     box = Box(*np.array([line.bounds for line in grid.lines]).T)
-    equation = Equation(problem, background, linear, box, truncated, (reach_in(grid.dim),), ())
+    equation = Equation(problem, background, linear, box, truncated, (reach_in(grid.dim),), (), 1e-3)
     return Operators.of(equation, grid, Table(S0, S1, values))
 
 
@@ -311,7 +311,7 @@ def test_nothing_diffuses_across_an_open_face() -> None:
 
 def test_closed_faces_reflect() -> None:
     """cos(pi x) on [0, 1] is an eigenfunction only with natural conditions."""
-    grid = make_grid([np.array([0.0, 0.4, 1.0])], 14, [reach_in(1)], 0.0, 1.0)
+    grid = grid_on([np.array([0.0, 0.4, 1.0])], 14, [reach_in(1)], 0.0, 1.0)
     own = operators_of(problem_in(1, 1.0, lambda t, x: 0.0 * x, running_reward=None), grid)
     wave = np.cos(np.pi * grid.lines[0].nodes)
     np.testing.assert_allclose(own.separable[0] @ wave, -0.5 * np.pi**2 * wave, atol=1e-7)
@@ -348,7 +348,7 @@ def test_norms_are_means_under_the_weights_of_the_grid(d: int, kind: str) -> Non
 def test_the_weights_of_a_grid_are_those_of_the_law() -> None:
     """Means of polynomials under a product of Gaussians of standard deviation 0.2."""
     reach = reach_in(2, 0.2)
-    grid = make_grid([np.linspace(-1.4, 1.6, 7)] * 2, 12, [reach], 0.0, 1.0)
+    grid = grid_on([np.linspace(-1.4, 1.6, 7)] * 2, 12, [reach], 0.0, 1.0)
     x = grid.nodes.reshape(*grid.shape, 2)
     z = (x - 0.1) / 0.2
     assert grid.mean(np.ones(grid.shape)) == pytest.approx(1.0, abs=1e-13)
@@ -363,7 +363,7 @@ def test_the_weights_of_a_grid_are_those_of_the_law() -> None:
 def test_the_start_is_the_terminal_reward_without_the_background(linear: bool) -> None:
     problem, background, grid = problem_in(2), background_in(2), grid_in(2)
     box = Box([-1.1, -1.1], [1.0, 1.0])
-    equation = Equation(problem, background, linear, box, np.ones((2, 2), dtype=np.bool_), (reach_in(2),), ())
+    equation = Equation(problem, background, linear, box, np.ones((2, 2), dtype=np.bool_), (reach_in(2),), (), 1e-3)
     w = equation.start(grid).ravel()
     v = background.guess(T, grid.nodes) + (ALPHA * np.log(w) if linear else w)
     np.testing.assert_allclose(v, problem.y(grid.nodes), atol=1e-12)

@@ -248,17 +248,20 @@ def test_exponentials_are_counted_and_shared(monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) == 2 * own.counts["exponentials"]
     assert np.array_equal(again[-1].u1, steps[-1].u1)
     before = own.counts["exponentials"]
-    list(replay(own, START, 0.0, [2 * h for h in widths]))  # squares of what there is
-    assert own.counts["exponentials"] == before
     list(replay(own, START, 0.0, [0.3 * min(widths)]))
     assert own.counts["exponentials"] == before + 1
+    own.forget()  # all but those of the longest step
+    marched(own, START, END, 1e-6, 1.0)
+    assert own.counts["exponentials"] > before + 1
 
 
 def test_squared_exponentials_are_exponentials() -> None:
     own = panel(nothing)
-    steps = list(replay(own, START, 0.0, [0.1, 0.2, 0.4]))
-    assert own.counts["exponentials"] == 1
-    np.testing.assert_allclose(steps[-1].u1, apply_all([expm(0.7 * S1)] * 2, START), atol=1e-13)
+    steps = list(replay(own, START, 0.0, [1.0, 2.0, 4.0]))
+    before = own.counts["exponentials"]
+    steps += replay(own, steps[-1].u1, 7.0, [8.0])
+    assert own.counts["exponentials"] == before == 1
+    np.testing.assert_allclose(steps[-1].u1, apply_all([expm(15.0 * S1)] * 2, START), atol=1e-12)
 
 
 def test_steps_grow_to_what_the_tolerance_allows_and_shrink_at_once() -> None:
