@@ -188,9 +188,9 @@ for alpha, of in cold.items():
 # $$-\partial_t v = \langle b, \nabla v\rangle + \tfrac12 \mathrm{Tr}(\Lambda \nabla^2 v) + r
 #   + \tfrac{1}{2\alpha} \nabla v^\top \Lambda \nabla v.$$
 #
-# Its last term is met explicitly, the diffusion exactly. What small $\alpha$ costs is resolution: as the noise fades $v$
-# gets a kink, and the policy a jump, where the process must choose between the wells. The grid follows: cells become
-# small where the gradient asks for it, panel by panel in time.
+# Its last term is met explicitly, the diffusion exactly. What small $\alpha$ costs is resolution: as the noise fades,
+# $v$ gets a kink, and the policy a jump, where the process must choose between the wells. The grid follows: cells
+# become small where the gradient asks for it, panel by panel in time.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")

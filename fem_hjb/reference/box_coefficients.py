@@ -181,10 +181,10 @@ class Table:
 
 
 def lobatto(count: int) -> FloatArray:
-    """The extrema of a Chebyshev polynomial on [0, 1], or the middle for one."""
+    """The extrema of a Chebyshev polynomial on [0, 1], the ends a little inside; or the middle for one."""
     if count == 1:
         return np.array([0.5])
-    return np.asarray((1 - np.cos(np.pi * np.arange(count) / (count - 1))) / 2)
+    return np.asarray(np.clip((1 - np.cos(np.pi * np.arange(count) / (count - 1))) / 2, _EDGE, 1 - _EDGE))
 
 
 def times_needed(
@@ -194,7 +194,7 @@ def times_needed(
     x: FloatArray,
     rtol: float,
     floors: Sequence[float],
-    share: Callable[[float], float] = lambda reward: 1.0,
+    share: Callable[[float], float],
 ) -> tuple[int, float] | None:
     """How many times a table on [s0, s1] needs, and what it misses at points x between them; None: too many.
 

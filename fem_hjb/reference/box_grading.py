@@ -7,7 +7,7 @@ import numpy as np
 
 from fem_hjb.paths.extent import Reach
 from fem_hjb.problems.box import BoolArray, Box
-from fem_hjb.reference.box_panel import Grid
+from fem_hjb.reference.box_panel import Equation, Grid
 from fem_hjb.spaces.spectral import SpectralLine, gll
 from fem_hjb.support.checks import FloatArray
 
@@ -34,26 +34,28 @@ def first_edges(box: Box, reach: Reach, kept: BoolArray, cells: int = FIRST_CELL
     return edges
 
 
-def make_grid(
-    edges: Sequence[FloatArray], degree: int, reaches: Sequence[Reach], first: float, last: float, floor: float = 1e-3
-) -> Grid:
-    """Spectral elements on these edges, weighted by the marginals over these fractions of the horizon."""
+def make_grid(edges: Sequence[FloatArray], degree: int, equation: Equation, s0: float, s1: float) -> Grid:
+    """Spectral elements on these edges, weighted by the marginals over these times to go."""
+    T = equation.problem.horizon
     lines = tuple(SpectralLine(part, degree) for part in edges)
     masses = []
     for k, line in enumerate(lines):
-        density = np.max([reach.density(k, line.nodes, first, last) for reach in reaches], axis=0)
+        density = np.max([reach.density(k, line.nodes, 1 - s1 / T, 1 - s0 / T) for reach in equation.reaches], axis=0)
         mass = density * line.weights
         if not mass.any():  # no node sees the law: all of them do
             mass = line.weights
         masses.append(np.asarray(mass / mass.sum()))
-    return Grid(lines, tuple(masses), floor)
+    return Grid(lines, tuple(masses), equation.floor)
 
 
 @cache
 def _modes(p: int) -> FloatArray:
-    """Rows that take nodal values of a cell to its four highest Legendre coefficients, as root mean squares."""
-    inverse = np.linalg.inv(np.polynomial.legendre.legvander(gll(p)[0], p))[-4:]
-    return np.asarray(inverse / np.sqrt(2 * np.arange(p - 3, p + 1) + 1)[:, None])
+    """Rows that take nodal values of a gradient, of degree p - 1, to its four highest Legendre coefficients.
+
+    As root mean squares.
+    """
+    inverse = np.linalg.inv(np.polynomial.legendre.legvander(gll(p)[0], p))[-5:-1]
+    return np.asarray(inverse / np.sqrt(2 * np.arange(p - 4, p) + 1)[:, None])
 
 
 def unresolved(grid: Grid, gradient: Sequence[FloatArray], metric: FloatArray) -> list[FloatArray]:

@@ -27,7 +27,7 @@ _ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what orde
 _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
 _DRAWS = {1: 1024, 2: 768, 3: 512}
 _NEAR_T = (0.0, 0.003, 0.015, 0.04)  # of the time to go
-_MOST_TIMES = 12
+_MOST_TIMES = 14
 _WORTH = 40.0  # draws: fewer do not stand for a law
 _DOUBT, _LEAST_GAIN = 1.3, 0.03  # of what these degrees are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
@@ -58,9 +58,7 @@ def followed(
         operators, lawson = own.operators, own.lawson
         if less or wider:
             edges = widened(own.edges, equation.truncated, wider) if wider else own.edges
-            grid = make_grid(
-                edges, own.grid.lines[0].degree - less, equation.reaches, 1 - s1 / T, 1 - s0 / T, equation.floor
-            )
+            grid = make_grid(edges, own.grid.lines[0].degree - less, equation, s0, s1)
             operators = Operators.of(equation, grid, _table(own, grid, coefficients, anew=bool(wider)))
             lawson = None
         if lawson is None:
@@ -114,10 +112,12 @@ class Judge:
         self.run, self.equation = run, run.equation
         problem = run.equation.problem
         T = problem.horizon
-        middles = np.array([(panel.ends[0] + panel.ends[-1]) / 2 for panel in run.panels])
-        if middles.size > _MOST_TIMES - len(_NEAR_T):
-            middles = middles[np.linspace(0, middles.size - 1, _MOST_TIMES - len(_NEAR_T)).astype(int)]
-        times = np.unique(np.concatenate([T * np.array(_NEAR_T), middles, [T]]))
+        # errors jump where a panel starts on a coarser grid, and are largest in the middle of steps
+        some = np.array([0.5 * (panel.ends[0] + panel.ends[1 - 2 * (k % 2)]) for k, panel in enumerate(run.panels)])
+        most = _MOST_TIMES - len(_NEAR_T)
+        if some.size > most:
+            some = some[np.linspace(0, some.size - 1, most).astype(int)]
+        times = np.unique(np.concatenate([T * np.array(_NEAR_T), some, [T]]))
         self.times = times[times >= min(run.layer, T)]
         rng = np.random.default_rng(seed)
         count = _DRAWS[problem.dim]

@@ -107,8 +107,7 @@ class Marcher:
         return self.result
 
     def _grid(self, edges: Sequence[FloatArray], s0: float, s1: float) -> Grid:
-        equation, T = self.equation, self.T
-        return make_grid(edges, self.tol.degree, equation.reaches, 1 - s1 / T, 1 - s0 / T, equation.floor)
+        return make_grid(edges, self.tol.degree, self.equation, s0, s1)
 
     def _size(self, edges: Sequence[FloatArray]) -> int:
         return int(np.prod([(len(part) - 1) * self.tol.degree + 1 for part in edges]))

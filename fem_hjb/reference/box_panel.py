@@ -49,7 +49,7 @@ class Grid:
 
     lines: tuple[SpectralLine, ...]
     masses: tuple[FloatArray, ...]
-    floor: float = 1e-3
+    floor: float
 
     @property
     def dim(self) -> int:
@@ -92,7 +92,7 @@ class Equation:
     truncated: BoolArray
     reaches: tuple[Reach, ...]
     jumps: tuple[float, ...]
-    floor: float = 1e-3
+    floor: float
 
     @property
     def metric(self) -> FloatArray:

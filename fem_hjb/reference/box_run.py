@@ -1,7 +1,7 @@
 """What a run over panels of time leaves, and as functions of space and time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -65,9 +65,9 @@ class Run:
 
     @property
     def tails(self) -> float:
-        """What is not resolved of the gradient, the most of all panels."""
+        """What is not resolved of the gradient under the law itself, the most of all panels."""
         found = [
-            tails_of(panel.operators, (panel.states[-2 * (len(panel.ends) // 2)], panel.states[-2]))
+            tails_of(panel.operators, (panel.states[-2 * (len(panel.ends) // 2)], panel.states[-2]), floored=False)
             for panel in self.panels
             if panel.ends[-1] > self.layer
         ]
@@ -103,7 +103,8 @@ class Run:
         return PanelSpace(tuple(panels)), np.concatenate(parts)
 
 
-def tails_of(operators: Operators, states: Sequence[FloatArray]) -> list[FloatArray]:
-    """`unresolved` of each cell of each axis, the most of some states."""
-    found = [unresolved(operators.grid, operators.gradient(u), operators.metric) for u in states]
+def tails_of(operators: Operators, states: Sequence[FloatArray], *, floored: bool = True) -> list[FloatArray]:
+    """`unresolved` of each cell of each axis, the most of some states; also where the law is below its floor, or not."""
+    grid = operators.grid if floored else replace(operators.grid, floor=0.0)
+    found = [unresolved(grid, operators.gradient(u), operators.metric) for u in states]
     return [np.max(parts, axis=0) for parts in zip(*found, strict=True)]

@@ -33,7 +33,7 @@ from fem_hjb.support.progress import Progress
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
-_SPACE = {1: 0.2, 2: 0.2, 3: 0.4}  # of the tolerance
+_SPACE = {1: 0.6, 2: 0.6, 3: 0.5}  # of the tolerance
 _TIME, _DENSE, _TABLE, _MASS = 0.02, 0.2, 0.05, 0.1  # of the tolerance; the mass, of its square
 _GUESS = 0.03
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law

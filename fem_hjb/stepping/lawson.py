@@ -18,6 +18,7 @@ so that what a transport of speed c adds to them, h c k, stays bounded on all gr
 estimate. A step is also no longer than the cubic through values and slopes at its ends can follow u.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -35,6 +36,8 @@ _GROW_BELOW = 0.5  # steps double if the estimate of the doubled step stays belo
 _FINEST = 2**40  # parts of the first step
 _MAX_STEPS = 100_000
 _LONGEST_WAIT = 32  # steps without an attempt to grow, after attempts in vain
+
+_OCTAVE = 10**9  # lengths of steps are known to so many parts of a doubling, so that rounding does not matter
 
 Remainder = Callable[[float, FloatArray], FloatArray]
 Size = Callable[[FloatArray], float]
@@ -71,8 +74,8 @@ class LawsonPanel:
         self.separable, self.remainder, self.size = separable, remainder, size
         self._axes: list[AxisMatrix] = [in_blocks(S) for S in separable]
         self._norm = max(float(np.abs(S).sum(axis=1).max()) for S in separable)
-        self._dense: dict[float, list[FloatArray]] = {}
-        self._halves: dict[float, list[AxisMatrix]] = {}
+        self._dense: dict[int, list[FloatArray]] = {}
+        self._halves: dict[int, list[AxisMatrix]] = {}
         self.counts = {"steps": 0, "rejected": 0, "evaluations": 0, "exponentials": 0}
 
     def slope(self, u: FloatArray, left: FloatArray) -> FloatArray:
@@ -88,18 +91,19 @@ class LawsonPanel:
 
     def _half(self, h: float) -> list[AxisMatrix]:
         """exp(h/2 S_k): squares of those of steps half as long, down to one so short that a series will do."""
-        if h not in self._halves:
-            shortest = h
-            while shortest not in self._dense and 0.5 * shortest * self._norm > 1.0:
-                shortest *= 0.5
+        key = _key(h)
+        if key not in self._halves:
+            halvings = 0
+            while key - halvings * _OCTAVE not in self._dense and 0.5**halvings * h * self._norm > 2.0:
+                halvings += 1
+            shortest = key - halvings * _OCTAVE
             if shortest not in self._dense:
-                self._dense[shortest] = [expm(0.5 * shortest * S) for S in self.separable]
+                self._dense[shortest] = [expm(0.5 ** (halvings + 1) * h * S) for S in self.separable]
                 self.counts["exponentials"] += 1
-            while shortest < h:
-                self._dense[2 * shortest] = [part @ part for part in self._dense[shortest]]
-                shortest *= 2
-            self._halves[h] = [in_blocks(part) for part in self._dense[h]]
-        return self._halves[h]
+            for longer in range(shortest + _OCTAVE, key + 1, _OCTAVE):
+                self._dense[longer] = [part @ part for part in self._dense[longer - _OCTAVE]]
+            self._halves[key] = [in_blocks(part) for part in self._dense[key]]
+        return self._halves[key]
 
     def forget(self) -> None:
         """Let go of all exponentials but those of the longest step."""
@@ -137,6 +141,10 @@ class LawsonPanel:
         forced = step.u1 - apply_all(half, carried)
         end = apply_sum(self._axes, forced) + k5
         return np.asarray(carried + 0.5 * forced + h / 8 * (k1 - end))
+
+
+def _key(h: float) -> int:
+    return round(math.log2(h) * _OCTAVE)
 
 
 def march(

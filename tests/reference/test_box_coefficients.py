@@ -207,7 +207,7 @@ def test_a_table_is_the_polynomial_through_its_times(count: int) -> None:
     table = Table(s0, s1, np.stack([fields(s0 + (s1 - s0) * node) for node in nodes]))
     for s in (0.2, 0.27, 0.41, 0.5):
         np.testing.assert_allclose(table.at(s), fields(s), atol=1e-11)
-    assert (nodes[[0, -1]] == ([0.5, 0.5] if count == 1 else [0.0, 1.0])).all()
+    np.testing.assert_allclose(nodes[[0, -1]], [0.5, 0.5] if count == 1 else [0.0, 1.0], atol=1e-8)  # a little inside
     np.testing.assert_allclose(nodes, 1 - nodes[::-1], atol=1e-15)
 
 
