@@ -104,7 +104,7 @@ class Run:
 
 
 def tails_of(operators: Operators, states: Sequence[FloatArray], *, floored: bool = True) -> list[FloatArray]:
-    """`unresolved` of each cell of each axis, the most of some states; also where the law is below its floor, or not."""
+    """`unresolved` of each cell of each axis, the most of some states; with the floor of the grid's weights, or not."""
     grid = operators.grid if floored else replace(operators.grid, floor=0.0)
     found = [unresolved(grid, operators.gradient(u), operators.metric) for u in states]
     return [np.max(parts, axis=0) for parts in zip(*found, strict=True)]

@@ -33,7 +33,7 @@ from fem_hjb.support.progress import Progress
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
-_SPACE = {1: 0.6, 2: 0.6, 3: 0.5}  # of the tolerance
+_SPACE = {1: 0.3, 2: 0.6, 3: 0.5}  # of the tolerance
 _TIME, _DENSE, _TABLE, _MASS = 0.02, 0.2, 0.05, 0.1  # of the tolerance; the mass, of its square
 _GUESS = 0.03
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
@@ -66,6 +66,7 @@ def solve_to_tolerance(
 def _best(search: "_Search", form: str | None, told: Progress) -> "_Judged":
     """The run with the least error of those that were needed, or that could be made."""
     best: _Judged | None = None
+    idle = 0  # rounds that did not help
     for k in range(_ROUNDS):
         try:
             found = search.run(partial(_part_of, told, k))
@@ -77,10 +78,10 @@ def _best(search: "_Search", form: str | None, told: Progress) -> "_Judged":
             search.choose("linear")
             search.why = f"{search.why}; the value form failed: {failure}"
             found = search.run(partial(_part_of, told, k))
-        better = best is None or found.error < best.error
-        if best is None or better:
+        idle = 0 if best is None or found.error < best.error else idle + 1
+        if best is None or not idle:
             best = found
-        if found.error <= search.rtol or not better or not search.tightened(found):
+        if found.error <= search.rtol or idle > 1 or not search.tightened(found):
             break
     if best is None:
         raise ConvergenceError(f"no solution of {search.problem.name!r}")

@@ -265,7 +265,7 @@ def test_each_part_sees_its_own_error(name: str) -> None:
     worse = PARTS[name](of)
     true, found = truth(worse), judged(worse, of)
     assert true[0] > 10 * truth(of.run)[0]
-    assert found[name][0] == max(part[0] for part in found.values())
+    assert found[name][0] > 0.5 * max(part[0] for part in found.values())
     assert found[name][0] > 3 * of.parts[name][0]
     for i in range(2):
         assert 1 / 8 < found[name][i] / true[i] < 30
@@ -273,7 +273,7 @@ def test_each_part_sees_its_own_error(name: str) -> None:
 
 def test_truncation_is_seen_where_a_box_is_too_small() -> None:
     """Only in part: what a box enlarged once changes."""
-    of = case("mixture-diffusion", 1, 1e-5, None, 4.4)
+    of = case("mixture-diffusion", 1, 1e-5, None, 4.0)
     true = truth(of.run)
     assert true[0] > 30 * truth(usual().run)[0]
     assert of.parts["truncation"][0] > 3 * max(of.parts["time"][0], of.parts["space"][0])
