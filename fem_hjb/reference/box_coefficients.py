@@ -195,24 +195,34 @@ def times_needed(
     rtol: float,
     floors: Sequence[float],
     share: Callable[[float], float],
+    drawn: int = 0,
 ) -> tuple[int, float] | None:
     """How many times a table on [s0, s1] needs, and what it misses at points x between them; None: too many.
 
-    floors (m,) : sizes below which each field does not count.  share : from the size of the reward to the part of the
-    value's gradient that drift and diffusion act on, what is taken out of it being exact.
+    floors (m,) : sizes below which each field does not count.
+    share : from the size of the reward to the part of the value's gradient that drift and diffusion act on, what is
+        taken out of it being exact.
+    drawn : how many of the points, the first ones, are drawn from the law.
     """
     T = coefficients.problem.horizon
     most = lobatto(_COUNTS[-1])
     off = np.sort(np.concatenate([[_EDGE, 1 - _EDGE], (most[1:] + most[:-1]) / 2]))
     values = coefficients.over(T - inside(s0, s1, off), x)
-    size = np.maximum(np.sqrt((values**2).mean(axis=(0, 2))), np.asarray(floors))
+    # rewards and drifts far out may be huge: what is drawn from the law is compared with its own size
+    groups = [slice(0, drawn), slice(drawn, None)] if 0 < drawn < len(x) else [slice(None)]
     names = np.array(coefficients.names)
-    for name in set(coefficients.names):  # components of one field are of one size
-        size[names == name] = size[names == name].max()
-    size[names != "reward"] /= share(float(np.sqrt((values[:, names == "reward"] ** 2).mean())))
+    sizes = []
+    for group in groups:
+        size = np.maximum(np.sqrt((values[..., group] ** 2).mean(axis=(0, 2))), np.asarray(floors))
+        for name in set(coefficients.names):  # components of one field are of one size
+            size[names == name] = size[names == name].max()
+        reward = values[:, names == "reward", group]
+        size[names != "reward"] /= share(float(np.sqrt((reward**2).mean())))
+        sizes.append(size)
 
     def missed(predicted: FloatArray) -> float:
-        return float((np.sqrt(((predicted - values) ** 2).mean(axis=2)) / size).max())
+        errors = [np.sqrt(((predicted - values)[..., group] ** 2).mean(axis=2)) for group in groups]
+        return max(float((error / size).max()) for error, size in zip(errors, sizes, strict=True))
 
     if missed(values.mean(axis=0, keepdims=True)) < 1e-13:
         return 1, 0.0

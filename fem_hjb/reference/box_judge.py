@@ -27,9 +27,9 @@ _ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what orde
 _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
 _DRAWS = {1: 1024, 2: 768, 3: 512}
 _NEAR_T = (0.0, 0.003, 0.015, 0.04)  # of the time to go
-_MOST_TIMES = 14
+_MOST_TIMES = 24
 _WORTH = 40.0  # draws: fewer do not stand for a law
-_DOUBT, _LEAST_GAIN = 1.3, 0.03  # of what these degrees are worth
+_DOUBT, _LEAST_GAIN = 1.3, 0.1  # of what these degrees are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]
@@ -113,7 +113,7 @@ class Judge:
         problem = run.equation.problem
         T = problem.horizon
         # errors jump where a panel starts on a coarser grid, and are largest in the middle of steps
-        some = np.array([0.5 * (panel.ends[0] + panel.ends[1 - 2 * (k % 2)]) for k, panel in enumerate(run.panels)])
+        some = np.array([0.5 * (panel.ends[0] + panel.ends[k]) for panel in run.panels for k in (1, -1)])
         most = _MOST_TIMES - len(_NEAR_T)
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]

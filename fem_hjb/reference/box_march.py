@@ -176,7 +176,7 @@ class Marcher:
         low, high = self.equation.box.bounds
         x = np.concatenate([nodes[pick], self.rng.uniform(low, high, (_CHECKED // 4, grid.dim))])
         rtol, floors, share = self.tol.table, self._floors(), partial(self._share, s1 - s0)
-        while (found := times_needed(self.coefficients, s0, s1, x, rtol, floors, share)) is None:
+        while (found := times_needed(self.coefficients, s0, s1, x, rtol, floors, share, len(pick))) is None:
             s1 = s0 + (s1 - s0) / 2
             if s1 - s0 < _SHORTEST * self.T:
                 raise ConvergenceError(
@@ -260,6 +260,9 @@ class Marcher:
         s0 = operators.table.s0
         self._measure(operators, s0, u)
         good = tails_of(operators, [u])
+        unresolved_now = max(map(total, good)) > _TOLERATED * self.tol.space * self.size_g
+        if unresolved_now and self.result.panels and not (self.rough or self.unchecked):
+            return [], good, good  # the grid is too coarse for what it begins with
         first = min(self.h, end - s0) if self.h > 0 else self._first_step(operators, u, end - s0)
         steps: list[Step] = []
         kept, found = 0, good

@@ -67,7 +67,7 @@ class Run:
     def tails(self) -> float:
         """What is not resolved of the gradient under the law itself, the most of all panels."""
         found = [
-            tails_of(panel.operators, (panel.states[-2 * (len(panel.ends) // 2)], panel.states[-2]), floored=False)
+            tails_of(panel.operators, (panel.states[0], panel.states[-2]), floored=False)
             for panel in self.panels
             if panel.ends[-1] > self.layer
         ]
