@@ -64,8 +64,9 @@ def followed(
         if lawson is None:
             lawson = LawsonPanel(operators.separable, operators.remainder, operators.root_mean_square)
         grid = operators.grid
-        u = equation.start(grid) if before is None else transfer(before.states[-2], before.grid, grid)
-        steps = list(replay(lawson, u, s0, lengths(np.diff(own.ends))))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not stable is seen by its end
+            u = equation.start(grid) if before is None else transfer(before.states[-2], before.grid, grid)
+            steps = list(replay(lawson, u, s0, lengths(np.diff(own.ends))))
         result.keep(operators, lawson, steps, s1)
         before = result.panels[-1]
         if not np.isfinite(before.states[-2]).all():

@@ -87,7 +87,8 @@ class LawsonPanel:
     def first(self, s: float, u: FloatArray) -> FloatArray:
         """N(s, u)."""
         self.counts["evaluations"] += 1
-        return self.remainder(s, u)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes out of steps is looked at
+            return self.remainder(s, u)
 
     def _half(self, h: float) -> list[AxisMatrix]:
         """exp(h/2 S_k): squares of those of steps half as long, down to one so short that a series will do."""
