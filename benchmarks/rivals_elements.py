@@ -10,6 +10,7 @@ depends on time, and factored anew whenever they or the step change. In three di
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Setting:
         return f"{self.nodes} cells, order {self.order}, {self.scheme} {self.steps}, margin {self.margin:g}"
 
 
-class Elements:
+class Elements(ABC):
     """March; a subclass has mass, stiffness(t), solve(matrix, rhs, guess) and combine(M, A, c): M - c A."""
 
     def __init__(self, case: Case, problem: Any, low: Array, high: Array, setting: Setting, cap: float) -> None:
@@ -105,26 +106,26 @@ class Elements:
         gradient[~(f > 0)] = 0.0
         return np.asarray(self.problem.policy_from_gradient(t, x, gradient))
 
-    def set_up(self) -> Array:
-        raise NotImplementedError
+    @abstractmethod
+    def set_up(self) -> Array: ...
 
-    def stiffness(self, t: float) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def stiffness(self, t: float) -> Any: ...
 
-    def combine(self, A: Any, c: float) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def combine(self, A: Any, c: float) -> Any: ...
 
-    def factor(self, S: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def factor(self, S: Any) -> Any: ...
 
-    def multiply(self, f: Array) -> Array:
-        raise NotImplementedError
+    @abstractmethod
+    def multiply(self, f: Array) -> Array: ...
 
-    def solve(self, factors: Any, rhs: Array, guess: Array) -> Array:
-        raise NotImplementedError
+    @abstractmethod
+    def solve(self, factors: Any, rhs: Array, guess: Array) -> Array: ...
 
-    def evaluate(self, f: Array, x: Array) -> tuple[Array, Array]:
-        raise NotImplementedError
+    @abstractmethod
+    def evaluate(self, f: Array, x: Array) -> tuple[Array, Array]: ...
 
 
 class Skfem(Elements):
