@@ -155,11 +155,17 @@ class Table:
         gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(len(values))
         self._weights = 1.0 / gaps.prod(axis=1)
         self._flat = values.reshape(len(values), -1)
+        self._last: tuple[float, FloatArray] | None = None  # steps ask twice for each of their times
 
     def at(self, s: float) -> FloatArray:
         """(m, *shape) at time to go s."""
         if len(self.nodes) == 1:
             return np.asarray(self.values[0])
+        if self._last is None or self._last[0] != s:
+            self._last = s, self._interpolated(s)
+        return self._last[1]
+
+    def _interpolated(self, s: float) -> FloatArray:
         gaps = (s - self.s0) / (self.s1 - self.s0) - self.nodes
         here = int(np.abs(gaps).argmin())
         if gaps[here] == 0.0:

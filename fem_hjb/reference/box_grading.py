@@ -11,7 +11,7 @@ from fem_hjb.reference.box_panel import Equation, Grid
 from fem_hjb.spaces.spectral import SpectralLine, gll
 from fem_hjb.support.checks import FloatArray
 
-FIRST_CELLS = 6
+FIRST_CELLS = {1: 6, 2: 6, 3: 5}
 _SINH = 2.0  # of the grading of a first grid
 _SHRINK, _STRETCH = 0.35, 2.0  # by which cells may change at once
 _RATIO = 3.0  # of the widths of neighbours
@@ -20,7 +20,7 @@ _LARGEST, _FEWEST = 0.35, 4  # of that width; cells: a flat value needs few, the
 _FINEST = 1e-12  # of the width of a box: no cell is smaller
 
 
-def first_edges(box: Box, reach: Reach, kept: BoolArray, cells: int = FIRST_CELLS) -> list[FloatArray]:
+def first_edges(box: Box, reach: Reach, kept: BoolArray, cells: int) -> list[FloatArray]:
     """Edges of cells for each axis: small in the middle of the law, equal where both faces are kept (2, d)."""
     edges = []
     for k, (low, high) in enumerate(zip(*box.bounds, strict=True)):
@@ -120,13 +120,15 @@ def halved(edges: FloatArray, marked: BoolArray) -> FloatArray:
 
 
 def widened(edges: Sequence[FloatArray], moving: BoolArray, share: float) -> list[FloatArray]:
-    """One more cell of this share of the width beyond each of the faces (2, d) that may move."""
+    """Each of the faces (2, d) that may move moved out by this share of the width: a large last cell is stretched."""
     result = []
     for k, part in enumerate(edges):
         by = share * (part[-1] - part[0])
-        low = [part[0] - by] if moving[0, k] else []
-        high = [part[-1] + by] if moving[1, k] else []
-        result.append(np.concatenate([low, part, high]))
+        low = [part[0] - by] if moving[0, k] else [part[0]]
+        high = [part[-1] + by] if moving[1, k] else [part[-1]]
+        first = 1 if not moving[0, k] or part[1] - part[0] >= 2 * by else 0
+        last = len(part) - 1 if not moving[1, k] or part[-1] - part[-2] >= 2 * by else len(part)
+        result.append(np.concatenate([low, part[first:last], high]))
     return result
 
 

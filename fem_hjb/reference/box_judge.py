@@ -2,21 +2,25 @@ r"""How wrong a run is: its plan followed again with one thing changed, and the 
 
 Followed again are: steps twice as long (whose error is about 16 times that of the run's own steps), and with these
 longer steps, which cost half as much, elements of fewer degrees and a wider box. What the runs differ by at draws of
-X_t, uncontrolled and optimally controlled, relative to the largest norms over time, is the error.
+X_t, uncontrolled and optimally controlled, relative to the largest norms over time, is the error. Draws are shared out
+among the points of a tensor grid, on which functions are cheap to evaluate.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import final
 
 import numpy as np
 
 from fem_hjb.paths.extent import LawSample
-from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.box_coefficients import Coefficients, Table, inside
 from fem_hjb.reference.box_grading import make_grid, transfer, widened
-from fem_hjb.reference.box_panel import Grid, Operators
+from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import PanelRun, Run
-from fem_hjb.spaces.axes import apply_axis
+from fem_hjb.spaces.axes import apply_axis, tensor_points
 from fem_hjb.spaces.spectral import contract_axes
 from fem_hjb.stepping.lawson import LawsonPanel, replay
 from fem_hjb.support.checks import FloatArray
@@ -25,7 +29,7 @@ LESS = {1: 2, 2: 2, 3: 1}  # degrees
 WIDER = 0.06  # of the width, by which a box is enlarged on each side
 _ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
 _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
-_DRAWS = {1: 1024, 2: 768, 3: 512}
+_PLACES = {1: 256, 2: 48, 3: 24}  # along an axis
 _NEAR_T = (0.0, 0.003, 0.015, 0.04)  # of the time to go
 _MOST_TIMES = 24
 _WORTH = 40.0  # draws: fewer do not stand for a law
@@ -59,7 +63,7 @@ def followed(
         if less or wider:
             edges = widened(own.edges, equation.truncated, wider) if wider else own.edges
             grid = make_grid(edges, own.grid.lines[0].degree - less, equation, s0, s1)
-            operators = Operators.of(equation, grid, _table(own, grid, coefficients, anew=bool(wider)))
+            operators = Operators.of(equation, grid, _table(own, grid, coefficients))
             lawson = None
         if lawson is None:
             lawson = LawsonPanel(operators.separable, operators.remainder, operators.root_mean_square)
@@ -75,18 +79,23 @@ def followed(
     return result
 
 
-def _table(own: PanelRun, grid: Grid, coefficients: Coefficients, *, anew: bool) -> Table:
-    """The coefficients of a panel on another grid: interpolated, or evaluated anew."""
-    old = own.operators.table
-    if anew:
-        problem, count = coefficients.problem, len(old.nodes)
-        times = problem.horizon - inside(old.s0, old.s1, lobatto(count))
-        values = np.stack([coefficients.at(float(t), grid.nodes) for t in times])
-        return Table(old.s0, old.s1, values.reshape(count, -1, *grid.shape))
-    fields = own.operators.coefficients()
+def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
+    """The coefficients of a panel on another grid: interpolated, and evaluated only where that reaches further."""
+    old, fields = own.operators.table, own.operators.coefficients()
+    inner = []
     for k, (before, after) in enumerate(zip(own.grid.lines, grid.lines, strict=True)):
-        fields = apply_axis(before.rows(after.nodes), fields, k + 2)
-    return Table(old.s0, old.s1, fields)
+        low, high = before.bounds
+        inner.append((after.nodes >= low) & (after.nodes <= high))
+        fields = apply_axis(before.rows(after.nodes[inner[k]]), fields, k + 2)
+    known = reduce(np.logical_and.outer, inner)
+    if known.all():
+        return Table(old.s0, old.s1, fields)
+    values = np.empty((*fields.shape[:2], *grid.shape))
+    values[..., known] = fields.reshape(*fields.shape[:2], -1)
+    beyond = grid.nodes[~known.ravel()]
+    for row, t in zip(values, coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes), strict=True):
+        row[:, ~known] = coefficients.at(float(t), beyond)
+    return Table(old.s0, old.s1, values)
 
 
 def merged(lengths: FloatArray) -> list[float]:
@@ -106,8 +115,64 @@ def cut(parts: int) -> Steps:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where runs are compared at a time to go s: a tensor grid that holds draws under the laws as weights.
+
+    axes : coordinates (m_k,), increasing.  weights : for each law (*shape), of sum 1.
+    Lambda : (d, d), or (*shape, d, d) where it varies.
+    """
+
+    s: float
+    axes: tuple[FloatArray, ...]
+    weights: tuple[FloatArray, ...]
+    Lambda: FloatArray
+
+    @property
+    def nodes(self) -> FloatArray:
+        """(n, d)."""
+        return tensor_points(self.axes)
+
+
+def places_of(problem: ControlProblem, s: float, draws: Sequence[FloatArray], bounds: Sequence[FloatArray]) -> Places:
+    """Draws (n, d) under each law, those within bounds, shared out linearly among the neighbours on a grid."""
+    inside = [x[((x >= bounds[0]) & (x <= bounds[1])).all(axis=1)] for x in draws]
+    pooled = np.concatenate(inside)
+    half = _PLACES[problem.dim] // 2
+    axes = []
+    for column in pooled.T:
+        spread = np.linspace(column.min(), column.max(), half)
+        axes.append(np.unique(np.concatenate([spread, np.quantile(column, np.linspace(0.0, 1.0, half))])))
+    constant, t = problem.constant_diffusion, problem.horizon - s
+    shape = tuple(map(len, axes))
+    Lambda = (
+        problem.Lambda(t, tensor_points(axes)).reshape(*shape, *pooled.shape[1:] * 2) if constant is None else constant
+    )
+    return Places(s, tuple(axes), tuple(_shared(axes, x) for x in inside if len(x)), Lambda)
+
+
+def _shared(axes: Sequence[FloatArray], x: FloatArray) -> FloatArray:
+    """The weights (*shape) of a sum over points x (n, d), each shared out multilinearly; of sum 1."""
+    result = np.zeros([len(axis) for axis in axes])
+    below, parts = [], []
+    for axis, column in zip(axes, x.T, strict=True):
+        k = np.clip(np.searchsorted(axis, column, side="right") - 1, 0, max(len(axis) - 2, 0))
+        above = np.minimum(k + 1, len(axis) - 1)
+        width = axis[above] - axis[k]
+        part = np.divide(column - axis[k], width, out=np.zeros(len(x)), where=width > 0)
+        below.append((k, above))
+        parts.append((1.0 - part, part))
+    for corner in np.ndindex(*[2] * len(axes)):
+        index = tuple(ends[c] for ends, c in zip(below, corner, strict=True))
+        np.add.at(
+            result, index, math.prod((part[c] for part, c in zip(parts, corner, strict=True)), start=np.ones(len(x)))
+        )
+    return result / len(x)
+
+
+@final
 class Judge:
-    """Where runs are compared: times, draws under P at each, and draws under P* as many as they are worth."""
+    """Where runs are compared: times, and at each draws under P, and under P* if the sample is worth it."""
 
     def __init__(self, run: Run, sample: LawSample, seed: int) -> None:
         self.run, self.equation = run, run.equation
@@ -119,40 +184,40 @@ class Judge:
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]
         times = np.unique(np.concatenate([T * np.array(_NEAR_T), some, [T]]))
-        self.times = times[times >= min(run.layer, T)]
-        rng = np.random.default_rng(seed)
-        count = _DRAWS[problem.dim]
-        some = rng.choice(sample.x.shape[1], min(count, sample.x.shape[1]), replace=False)
-        places = [sample.nearest(T - s) for s in self.times]
-        self.points = [sample.x[k][some] for k in places]
-        self.laws = [slice(0, some.size)]  # which points are draws under P, and under P*
+        times = times[times >= min(run.layer, T)]
         start = evaluate(run, T, sample.paths[0])[0]
         known = np.isfinite(start)
         weights, self.draws = sample.optimal(np.where(known, start, 0.0) / problem.temperature)
-        if self.draws >= _WORTH:
-            chosen = rng.choice(weights.size, count, p=weights)
-            self.points = [
-                np.concatenate([x, sample.paths[k][chosen]]) for x, k in zip(self.points, places, strict=True)
-            ]
-            self.laws.append(slice(some.size, some.size + count))
+        chosen = np.random.default_rng(seed).choice(weights.size, weights.size, p=weights)
+        bounds = run.equation.box.bounds
+        self.places = []
+        for s in times.tolist():
+            k = sample.nearest(T - s)
+            draws = [sample.x[k], sample.paths[k][chosen]] if self.draws >= _WORTH else [sample.x[k]]
+            self.places.append(places_of(problem, s, draws, bounds))
         self.rows = self._rows(run)
-        self.sizes = self._norms(self.rows)
+        whole = [self._whole(place, *row) for place, row in zip(self.places, self.rows, strict=True)]
+        self.sizes = self._norms(whole)
 
     def _rows(self, run: Run) -> Rows:
-        return [evaluate(run, float(s), x) for s, x in zip(self.times, self.points, strict=True)]
+        return [on_places(run, place) for place in self.places]
+
+    def _whole(self, place: Places, w: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What was taken out put back."""
+        gauge, x, t = self.equation.gauge, place.nodes, self.equation.problem.horizon - place.s
+        return w + gauge.guess(t, x).reshape(w.shape), slopes + gauge.guess_gradient(t, x).reshape(slopes.shape)
 
     def _norms(self, rows: Rows) -> FloatArray:
         """The largest over time of the norms of value and policy under each law, (laws, 2); nan left out."""
-        problem = self.equation.problem
-        found = np.zeros((len(self.laws), 2))
-        for s, x, (v, g) in zip(self.times, self.points, rows, strict=True):
-            known = np.isfinite(v) & np.isfinite(g).all(axis=1)
-            squares = np.zeros((2, len(x)))
-            squares[0, known] = v[known] ** 2
-            Lambda = problem.Lambda(problem.horizon - s, x[known])
-            squares[1, known] = np.einsum("ni,nij,nj->n", g[known], Lambda, g[known])
-            for law, draws in enumerate(self.laws):
-                norms = np.sqrt(np.maximum(squares[:, draws].sum(axis=1), 0.0) / max(int(known[draws].sum()), 1))
+        found = np.zeros((max(len(place.weights) for place in self.places), 2))
+        for place, (v, g) in zip(self.places, rows, strict=True):
+            known = np.isfinite(v) & np.isfinite(g).all(axis=-1)
+            gradient = np.where(known[..., None], g, 0.0)
+            pushed = (gradient[..., None, :] @ place.Lambda)[..., 0, :]
+            squares = np.where(known, v, 0.0) ** 2, np.maximum((pushed * gradient).sum(axis=-1), 0.0)
+            for law, weights in enumerate(place.weights):
+                mass = max(float(weights[known].sum()), 1e-300)
+                norms = [math.sqrt(float((weights * square).sum()) / mass) for square in squares]
                 found[law] = np.maximum(found[law], norms)
         return found
 
@@ -175,6 +240,7 @@ class Judge:
         the run's: a part of space that exceeds this is measured again with the run's own steps.
         """
         steps: Steps = merged
+        less = LESS[self.equation.problem.dim]
         other = followed(self.run, coefficients, steps)
         gain = 1.0 / _ORDER_GAIN
         base = other
@@ -182,10 +248,10 @@ class Judge:
             other, steps, base, gain = followed(self.run, coefficients, cut(2)), cut(1), self.run, _FROM_SHORTER
         value, policy = self.difference(self.run, other)
         found: Parts = {"time": (gain * value + self.run.misfit, gain * policy + self.run.misfit)}
-        poorer = followed(self.run, coefficients, steps, less=LESS[self.equation.problem.dim])
+        poorer = followed(self.run, coefficients, steps, less=less)
         found["space"] = self._space(base, poorer)
         if max(found["space"]) > enough and base is not self.run:
-            poorer = followed(self.run, coefficients, cut(1), less=LESS[self.equation.problem.dim])
+            poorer = followed(self.run, coefficients, cut(1), less=less)
             found["space"] = min(found["space"], self._space(self.run, poorer), key=max)
         if self.equation.truncated.any():
             found["truncation"] = self._truncation(base, coefficients, steps)
@@ -209,12 +275,36 @@ class Judge:
         return better * value, better * policy
 
 
+def on_places(run: Run, place: Places) -> tuple[FloatArray, FloatArray]:
+    """v - v0 (*shape) and its gradient (*shape, d) on a tensor grid; nan where there is no logarithm."""
+    equation, panel = run.equation, _panel_at(run, place.s)
+    parts: dict[tuple[int, ...], FloatArray] = {(): panel.at(place.s)}
+    for k, (line, x) in enumerate(zip(panel.grid.lines, place.axes, strict=True)):
+        rows = line.rows(x), line.rows(x, order=1)
+        parts = {(*slot, m): apply_axis(rows[m], part, k) for slot, part in parts.items() for m in range(2 - sum(slot))}
+    d = len(place.axes)
+    unit = np.eye(d, dtype=np.int64).tolist()
+    return _logarithms(equation, parts[(0,) * d], np.stack([parts[tuple(e)] for e in unit], axis=-1))
+
+
+def _panel_at(run: Run, s: float) -> PanelRun:
+    return next(panel for panel in run.panels if s <= panel.ends[-1] * (1 + 1e-12) or panel is run.panels[-1])
+
+
+def _logarithms(equation: Equation, u: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """v - v0 and its gradient from u and its gradient (..., d): the same in the value form."""
+    if not equation.linear:
+        return u, slopes
+    alpha, positive = equation.problem.temperature, np.where(u > 0, u, np.nan)
+    return alpha * np.log(positive), alpha * slopes / positive[..., None]
+
+
 def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
     """v (n,) and grad v (n, d) at points and a time to go; nan outside the box and where there is no logarithm."""
     equation = run.equation
     problem, gauge = equation.problem, equation.gauge
     t = problem.horizon - s
-    panel = next(panel for panel in run.panels if s <= panel.ends[-1] * (1 + 1e-12) or panel is run.panels[-1])
+    panel = _panel_at(run, s)
     lines = panel.grid.lines
     found = [line.locate(x[:, k]) for k, line in enumerate(lines)]
     outside = np.any([cells < 0 for cells, _ in found], axis=0)
@@ -225,8 +315,5 @@ def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]
         index.append(dofs.reshape(len(x), *[-1 if m == k else 1 for m in range(len(lines))]))
     values, slopes = contract_axes(panel.at(s)[tuple(index)], tables)
     values[outside] = np.nan
-    if equation.linear:
-        values[values <= 0] = np.nan
-        logs = problem.temperature * np.log(values)
-        return gauge.guess(t, x) + logs, gauge.guess_gradient(t, x) + problem.temperature * slopes / values[:, None]
-    return gauge.guess(t, x) + values, gauge.guess_gradient(t, x) + slopes
+    w, gradient = _logarithms(equation, values, slopes)
+    return gauge.guess(t, x) + w, gauge.guess_gradient(t, x) + gradient

@@ -31,7 +31,7 @@ from fem_hjb.stepping.lawson import LawsonPanel, Step, march
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
-_EDGES = np.array([0.0, 0.01, 0.03, 0.07, 0.13, 0.22, 0.35, 0.55, 0.77, 1.0])  # of the time to go
+_EDGES = np.array([0.0, 0.02, 0.1, 0.3, 1.0])  # of the time to go
 _STEPS = 48  # of the length of the last one: a panel is no longer, so that grids follow what steps see
 _ROUNDS = 14  # in which the grid of a terminal reward is sought
 _REDONE = 6  # times that a panel is done again on a finer grid
@@ -138,7 +138,7 @@ class Marcher:
 
     def _first_edges(self) -> list[FloatArray]:
         dim, degree = self.equation.problem.dim, self.tol.degree
-        cells = min(FIRST_CELLS, int((self.tol.most ** (1 / dim) * (1 + 1e-12) - 1) / degree))
+        cells = min(FIRST_CELLS[dim], int((self.tol.most ** (1 / dim) * (1 + 1e-12) - 1) / degree))
         if cells < 1:
             raise ConvergenceError(
                 f"max_dofs={self.tol.most} is less than one cell of degree {degree} per axis has,"

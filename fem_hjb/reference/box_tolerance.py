@@ -33,8 +33,8 @@ from fem_hjb.support.progress import Progress
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
-_SPACE = {1: 0.3, 2: 0.6, 3: 0.5}  # of the tolerance
-_TIME, _DENSE, _TABLE, _MASS = 0.02, 0.2, 0.05, 0.1  # of the tolerance; the mass, of its square
+_SPACE = 0.3  # of the tolerance
+_TIME, _DENSE, _TABLE, _MASS = 0.05, 0.2, 0.05, 0.1  # of the tolerance; the mass, of its square
 _GUESS = 0.03
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
 _LEAST = 1e-13
@@ -123,7 +123,7 @@ class _Search:
         self.tolerances = Tolerances(
             time=max(_TIME * rtol, _LEAST),
             dense=_DENSE * rtol,
-            space=_SPACE[problem.dim] * rtol,
+            space=_SPACE * rtol,
             table=_TABLE * rtol,
             degree=_degree(problem.dim, rtol),
             most=self.most,
@@ -157,6 +157,8 @@ class _Search:
         """Ask for more where the parts exceed their shares; False if nothing more can be asked for."""
         t, rtol = self.tolerances, self.rtol
         excess = {name: max(part) / (_SHARES[name] * rtol) for name, part in found.parts.items()}
+        if max(excess.values()) <= 1:  # the parts are small enough, their sum is not
+            excess[max(excess, key=lambda name: excess[name])] = found.error / rtol
         changes: dict[str, Any] = {}
         if excess["time"] > 1:
             factor = max(0.5 / min(excess["time"], 1e9) ** 1.25, 1e-3)
@@ -219,7 +221,7 @@ def _degree(dim: int, rtol: float) -> int:
     if dim == 3:
         return 6 if rtol >= 3e-3 else 8 if rtol >= 1e-4 else 12
     if dim == 2:
-        return 12 if rtol >= 1e-6 else 16
+        return 8 if rtol >= 3e-4 else 12 if rtol >= 1e-6 else 16
     return 12 if rtol >= 1e-3 else 16 if rtol >= 1e-6 else 20
 
 

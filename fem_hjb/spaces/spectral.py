@@ -184,12 +184,17 @@ class SpectralLine(Plain):
             result[:, 1] = result[:, 0] @ self._D / self.widths[cells, None]
         return result
 
-    def rows(self, x: ArrayLike) -> FloatArray:
-        """The values (k, n) of all basis functions at points x (k,); beyond the ends those of the end cells go on."""
+    def rows(self, x: ArrayLike, order: int = 0) -> FloatArray:
+        """The values (k, n) of all basis functions at points x (k,), or for order 1 their derivatives in x.
+
+        Beyond the ends those of the end cells go on; derivatives at a grid point are those on its right.
+        """
         points = np.asarray(x, dtype=np.float64)
         cells = np.clip(np.searchsorted(self.grid, points, side="right") - 1, 0, self.n_cells - 1)
         result = np.zeros((points.size, self.n))
-        local = self.reference((points - self.grid[cells]) / self.widths[cells])
+        local = self.reference((points - self.grid[cells]) / self.widths[cells], order)
+        if order:
+            local = local / self.widths[cells, None]
         np.put_along_axis(result, self.cell_dofs[cells], local, axis=1)
         return result
 

@@ -212,7 +212,7 @@ def test_boxes_are_widened_at_faces_that_may_move() -> None:
 
 def test_first_cells_are_small_in_the_middle_of_the_law_or_equal_between_faces_that_stay() -> None:
     box = Box([-5.0, 0.0], [4.0, 1.0])
-    edges = first_edges(box, reach_in(2, 1.0, 0.6), np.array([[False, True], [False, True]]))
+    edges = first_edges(box, reach_in(2, 1.0, 0.6), np.array([[False, True], [False, True]]), 6)
     widths = np.diff(edges[0])
     assert edges[0][[0, -1]].tolist() == [-5.0, 4.0]
     assert np.abs(edges[0] - 0.6).min() < 1e-12
@@ -220,7 +220,7 @@ def test_first_cells_are_small_in_the_middle_of_the_law_or_equal_between_faces_t
     assert widths.max() > 2.5 * widths.min()
     np.testing.assert_allclose(np.diff(edges[1]), 1 / (len(edges[1]) - 1))
     for middle in (-30.0, 30.0):  # a law beyond the box
-        aside = first_edges(BOX, reach_in(1, 1.0, middle), np.zeros((2, 1), dtype=np.bool_))[0]
+        aside = first_edges(BOX, reach_in(1, 1.0, middle), np.zeros((2, 1), dtype=np.bool_), 6)[0]
         assert (np.diff(aside) > 0).all()
         assert aside[[0, -1]].tolist() == [-5.0, 4.0]
 
