@@ -12,11 +12,13 @@ polynomials. How many times are needed is seen at points drawn from where the pr
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_operators import check_elliptic
@@ -154,8 +156,19 @@ class Table:
         self.nodes = lobatto(len(values))
         gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(len(values))
         self._weights = 1.0 / gaps.prod(axis=1)
-        self._flat = values.reshape(len(values), -1)
         self._last: tuple[float, FloatArray] | None = None  # steps ask twice for each of their times
+
+    @cached_property
+    def _moving(self) -> BoolArray:
+        """(m,): the fields that depend on time."""
+        first = self.values[0]
+        return np.array([any((row[k] != first[k]).any() for row in self.values[1:]) for k in range(len(first))])
+
+    @cached_property
+    def _flat(self) -> FloatArray:
+        """(q, n) of these."""
+        values = self.values if self._moving.all() else self.values[:, self._moving]
+        return np.asarray(values.reshape(len(values), -1))
 
     def at(self, s: float) -> FloatArray:
         """(m, *shape) at time to go s."""
@@ -171,7 +184,12 @@ class Table:
         if gaps[here] == 0.0:
             return np.asarray(self.values[here])
         quotients = self._weights / gaps
-        return np.asarray((quotients / quotients.sum()) @ self._flat).reshape(self.values.shape[1:])
+        quotients /= quotients.sum()
+        if self._moving.all():
+            return np.asarray(quotients @ self._flat).reshape(self.values.shape[1:])
+        result: FloatArray = self.values[0].copy()
+        result[self._moving] = (quotients @ self._flat).reshape(-1, *self.values.shape[2:])
+        return result
 
 
 def lobatto(count: int) -> FloatArray:

@@ -21,7 +21,7 @@ from fem_hjb.reference.box_grading import make_grid, transfer, widened
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import PanelRun, Run
 from fem_hjb.spaces.axes import apply_axis, tensor_points
-from fem_hjb.spaces.spectral import contract_axes
+from fem_hjb.spaces.spectral import SpectralLine, contract_axes
 from fem_hjb.stepping.lawson import LawsonPanel, replay
 from fem_hjb.support.checks import FloatArray
 
@@ -86,7 +86,7 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     for k, (before, after) in enumerate(zip(own.grid.lines, grid.lines, strict=True)):
         low, high = before.bounds
         inner.append((after.nodes >= low) & (after.nodes <= high))
-        fields = apply_axis(before.rows(after.nodes[inner[k]]), fields, k + 2)
+        fields = _along(fields, k + 2, before, after.nodes[inner[k]])
     known = reduce(np.logical_and.outer, inner)
     if known.all():
         return Table(old.s0, old.s1, fields)
@@ -96,6 +96,19 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     for row, t in zip(values, coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes), strict=True):
         row[:, ~known] = coefficients.at(float(t), beyond)
     return Table(old.s0, old.s1, values)
+
+
+def _along(fields: FloatArray, axis: int, line: SpectralLine, x: FloatArray) -> FloatArray:
+    """Fields at other points (k,) along an axis: taken where these are nodes, else interpolated."""
+    place = np.minimum(np.searchsorted(line.nodes, x), line.n - 1)
+    new = line.nodes[place] != x
+    if new.all():
+        return apply_axis(line.rows(x), fields, axis)
+    result = np.take(fields, place, axis)
+    if new.any():
+        index = (*[slice(None)] * axis, new)
+        result[index] = apply_axis(line.rows(x[new]), fields, axis)
+    return result
 
 
 def merged(lengths: FloatArray) -> list[float]:
