@@ -14,11 +14,11 @@ ORDER = {
     "problems": "divergence box laws problem probing blocks rewards closed_form linear manufactured gauge mixtures zoo",
     "paths": "simulate tree_sum extent sources",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
-    "stepping": "esdirk lawson radau",
+    "stepping": "esdirk lawson implicit radau",
     "solutions": "density estimate norms solution compare files",
     "reference": (
-        "faces box_background box_form box_grids box_operators mesh_in_time mesh_linear mesh_operators box_solve "
-        "box_absorbing box_coefficients box_panel box_grading box_run box_march box_judge box_tolerance "
+        "faces box_background box_form box_operators mesh_in_time mesh_linear mesh_operators "
+        "box_coefficients box_panel box_grading box_faces box_run box_march box_judge box_tolerance "
         "fokker_planck_start fokker_planck_box fokker_planck_automatic fokker_planck_mesh fokker_planck "
         "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
     ),

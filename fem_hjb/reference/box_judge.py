@@ -17,12 +17,13 @@ import numpy as np
 from fem_hjb.paths.extent import LawSample
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside
-from fem_hjb.reference.box_grading import make_grid, transfer, widened
+from fem_hjb.reference.box_faces import begun, panel_of
+from fem_hjb.reference.box_grading import make_grid, widened
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import PanelRun, Run
 from fem_hjb.spaces.axes import apply_axis, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine, contract_axes
-from fem_hjb.stepping.lawson import LawsonPanel, replay
+from fem_hjb.stepping.lawson import replay
 from fem_hjb.support.checks import FloatArray
 
 LESS = {1: 2, 2: 2, 3: 1}  # degrees
@@ -59,19 +60,19 @@ def followed(
     before: PanelRun | None = None
     for own in run.panels:
         s0, s1 = float(own.ends[0]), float(own.ends[-1])
-        operators, lawson = own.operators, own.lawson
+        operators, panel = own.operators, own.stepped
         if less or wider:
             edges = widened(own.edges, equation.truncated, wider) if wider else own.edges
             grid = make_grid(edges, own.grid.lines[0].degree - less, equation, s0, s1)
             operators = Operators.of(equation, grid, _table(own, grid, coefficients))
-            lawson = None
-        if lawson is None:
-            lawson = LawsonPanel(operators.separable, operators.remainder, operators.root_mean_square)
+            panel = None
+        if panel is None:
+            panel = panel_of(equation, operators, operators.root_mean_square)
         grid = operators.grid
         with np.errstate(over="ignore", invalid="ignore"):  # what is not stable is seen by its end
-            u = equation.start(grid) if before is None else transfer(before.states[-2], before.grid, grid)
-            steps = list(replay(lawson, u, s0, lengths(np.diff(own.ends))))
-        result.keep(operators, lawson, steps, s1)
+            u = begun(equation, grid, s0, None if before is None else (before.grid, before.states[-2]))
+            steps = list(replay(panel, u, s0, lengths(np.diff(own.ends))))
+        result.keep(operators, panel, steps, s1)
         before = result.panels[-1]
         if not np.isfinite(before.states[-2]).all():
             result.complaint = f"not stable at t={T - s1:.6g}"
@@ -148,8 +149,14 @@ class Places:
 
 
 def places_of(problem: ControlProblem, s: float, draws: Sequence[FloatArray], bounds: Sequence[FloatArray]) -> Places:
-    """Draws (n, d) under each law, those within bounds, shared out linearly among the neighbours on a grid."""
+    """Draws (n, d) under each law, those within bounds, shared out linearly among the neighbours on a grid.
+
+    Draws of a process that has been stopped are left out as long as others are there: nothing is to be steered.
+    """
     inside = [x[((x >= bounds[0]) & (x <= bounds[1])).all(axis=1)] for x in draws]
+    if problem.domain is not None and problem.domain.absorbing:
+        running = [x[~problem.domain.exited(x)] for x in inside]
+        inside = running if any(map(len, running)) else inside
     pooled = np.concatenate(inside)
     half = _PLACES[problem.dim] // 2
     axes = []
@@ -241,10 +248,17 @@ class Judge:
         first = self.rows if one is self.run else self._rows(one)
         second = self.rows if other is self.run else self._rows(other)
         gaps = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(first, second, strict=True)]
+        lost = self._lost(gaps)
         width = float((np.ptp(np.stack(self.equation.box.bounds), axis=0) / self.equation.metric).max())
         floor = _NOTHING * self.equation.problem.temperature * np.array([1.0, 1.0 / width])
         value, policy = (self._norms(gaps) / np.maximum(self.sizes, floor)).max(axis=0).tolist()
-        return value, policy
+        return math.hypot(value, lost), math.hypot(policy, lost)
+
+    def _lost(self, rows: Rows) -> float:
+        """The root of the most mass, over times and laws, where one of two runs has no logarithm: all wrong."""
+        return math.sqrt(
+            max(float(w[~np.isfinite(v)].sum()) for p, (v, _) in zip(self.places, rows, strict=True) for w in p.weights)
+        )
 
     def parts(self, coefficients: Coefficients, enough: float) -> Parts:
         """The parts of the error, (value, policy) each.

@@ -14,6 +14,7 @@ from typing import final
 import numpy as np
 
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
+from fem_hjb.reference.box_faces import begun, exit_rewards, panel_of
 from fem_hjb.reference.box_grading import (
     FIRST_CELLS,
     first_edges,
@@ -21,13 +22,12 @@ from fem_hjb.reference.box_grading import (
     make_grid,
     regraded,
     total,
-    transfer,
     unresolved,
 )
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import Run, tails_of
 from fem_hjb.spaces.axes import apply_axis
-from fem_hjb.stepping.lawson import LawsonPanel, Step, march
+from fem_hjb.stepping.lawson import Panel, Step, march
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
@@ -92,7 +92,7 @@ class Marcher:
     def run(self) -> Run:
         """All panels."""
         grid = self._first_grid()
-        state = grid, self.equation.start(grid)
+        state = grid, begun(self.equation, grid, 0.0, None)
         s, edges = 0.0, [line.grid for line in grid.lines]
         while s < self.T * (1 - 1e-12):
             s, state, edges = self._panel(s, state, edges)
@@ -118,7 +118,7 @@ class Marcher:
         edges = self._first_edges()
         for _ in range(_ROUNDS):
             grid = self._grid(edges, 0.0, self.corners[1])
-            u = equation.start(grid)
+            u = begun(equation, grid, 0.0, None)
             slopes = [apply_axis(line.derivative, u, k) for k, line in enumerate(grid.lines)]
             found = unresolved(grid, slopes, self.metric)
             value, *whole = self._whole(grid, self.T, u, slopes)
@@ -221,8 +221,8 @@ class Marcher:
             grid = self._grid(edges, s0, end)
             table = self._table(grid, s0, end)
             operators = Operators.of(self.equation, grid, table)
-            u = transfer(state[1], state[0], grid) if self.result.panels else self.equation.start(grid)
-            panel = LawsonPanel(operators.separable, operators.remainder, partial(self._relative, operators))
+            u = begun(self.equation, grid, s0, state if self.result.panels else None)
+            panel = panel_of(self.equation, operators, partial(self._relative, operators))
             steps, good, bad = self._steps(operators, panel, u, table.s1)
             for name, number in panel.counts.items():
                 self.result.counts[name] = self.result.counts.get(name, 0) + number
@@ -254,7 +254,7 @@ class Marcher:
         return end, (grid, steps[-1].u1), new
 
     def _steps(
-        self, operators: Operators, panel: LawsonPanel, u: FloatArray, end: float
+        self, operators: Operators, panel: Panel, u: FloatArray, end: float
     ) -> tuple[list[Step], list[FloatArray], list[FloatArray] | None]:
         """Steps as long as the gradient is resolved; what is not at the last of them, and where it is too much."""
         s0 = operators.table.s0
@@ -263,7 +263,7 @@ class Marcher:
         unresolved_now = max(map(total, good)) > _TOLERATED * self.tol.space * self.size_g
         if unresolved_now and self.result.panels and not (self.rough or self.unchecked):
             return [], good, good  # the grid is too coarse for what it begins with
-        first = min(self.h, end - s0) if self.h > 0 else self._first_step(operators, u, end - s0)
+        first = min(self.h, end - s0) if self.h > 0 else self._first_step(operators, panel.first(s0, u), end - s0)
         steps: list[Step] = []
         kept, found = 0, good
         try:
@@ -278,7 +278,8 @@ class Marcher:
                 if not (self.rough or self.unchecked) and max(map(total, found)) > _TOLERATED * allowed:
                     return steps[:kept], good, found
                 kept, good = len(steps), found
-                if kept >= _MOST_STEPS // 10:  # a panel ends anywhere
+                layered = self.rough and max(map(total, found)) <= allowed
+                if layered or kept >= _MOST_STEPS // 10:  # a panel ends anywhere
                     break
         except ConvergenceError:
             if self.rough or self.unchecked:
@@ -288,10 +289,10 @@ class Marcher:
             return steps[:kept], good, found
         return steps, good, None
 
-    def _first_step(self, operators: Operators, u: FloatArray, length: float) -> float:
+    def _first_step(self, operators: Operators, left: FloatArray, length: float) -> float:
         if self.rough:  # exponentials of longer steps are squares of those of shorter ones
             return _SUDDEN * self.T
-        speed = operators.sizes(0.0, operators.remainder(0.0, u))
+        speed = operators.sizes(operators.table.s0, left)
         fastest = max(a / max(b, 1e-300) for a, b in zip(speed, (self.size_v, self.size_g), strict=True))
         return float(min(length / 3, max(self.tol.time**0.25 / max(fastest, 1e-300), 1e-10 * self.T)))
 
@@ -321,6 +322,7 @@ class Marcher:
         rewards = problem.y(x)
         if problem.running_reward is not None:
             rewards = rewards + self.T * np.mean([problem.r(f * self.T, x) for f in (0.1, 0.5, 0.9)], axis=0)
+        rewards = np.concatenate([rewards, *exit_rewards(equation, x)])
         spread = max(self.tol.guess * float(np.ptp(rewards)), _NOTHING * problem.temperature)
         if equation.linear:
             return _NOTHING, -np.expm1(-spread / problem.temperature) / self.width

@@ -8,31 +8,25 @@ Values are arrays of shape (n_1, ..., n_d). First derivatives are averaged deriv
 along one axis the weak Laplacian -K_k / m_k, which brings the natural condition d u / d n = 0 (normal reflection, for
 any Lambda), mixed ones products of first derivatives. All the work is products of 1-D matrices with reshaped arrays.
 
-The part of L that is a sum of operators on one axis each is kept apart: its exponential is exact, and it can be
-inverted by diagonalising its 1-D matrices (R. E. Lynch, J. R. Rice and D. H. Thomas, Numer. Math. 6 (1964) 185-199).
+The part of L that is a sum of operators on one axis each is kept apart: its exponential is exact.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
-from typing import Any, final
+from typing import final
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, gmres
 
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.probing import instants, looks_steady
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.spaces.axes import apply_all, apply_axis
+from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.spaces.spectral import SpectralBasis
-from fem_hjb.stepping.esdirk import Solve
-from fem_hjb.support.checks import FloatArray, IntArray
-from fem_hjb.support.errors import ConvergenceError, EllipticityError
-
-_CONDITION = 1e7  # of eigenvectors, beyond which only the self-adjoint part of an operator is diagonalised
-_RESTART, _RESTARTS = 40, 10
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import EllipticityError
 
 
 @final
@@ -78,8 +72,6 @@ class BoxOperators:
             _normalised(line.weights * np.exp(-0.5 * (4.0 * (2.0 * line.nodes - low - high) / (high - low)) ** 2))
             for line, low, high in zip(basis.lines, lower, upper, strict=True)
         ]
-        self._mean_weights = reduce(np.multiply.outer, self._averages).ravel()
-        self.iterations = 0
         self._last: tuple[float, Fields] | None = None
         self._constant = problem.constant_diffusion
         self._mixed: dict[tuple[int, int], FloatArray | None] = dict.fromkeys(combinations(range(self.dim), 2))
@@ -205,54 +197,6 @@ class BoxOperators:
                 diffusion[k, k] = fields.diffusion[k, k] - self._along(frozen.diffusion[k], k)
         return Fields(drift, np.asarray(rate), diffusion)
 
-    def solver(self, fields: Fields, shift: float, inverse: "SeparableInverse", fixed: IntArray) -> Solve:
-        """A solver for 1 - shift L, GMRES preconditioned by the separable part; u_i = rhs_i for i in `fixed`."""
-        size = self.weights.size
-        free = np.ones(size, dtype=np.bool_)
-        free[fixed] = False
-
-        def matvec(v: FloatArray) -> FloatArray:
-            w = v - shift * self.apply(fields, v.reshape(self.shape)).ravel()
-            return np.asarray(np.where(free, w, v))
-
-        def precondition(r: FloatArray) -> FloatArray:
-            return np.asarray(np.where(free, inverse(r.reshape(self.shape), shift).ravel(), r))
-
-        def count(_: float) -> None:
-            self.iterations += 1
-
-        operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
-        preconditioner = LinearOperator((size, size), matvec=precondition, dtype=np.float64)
-
-        def solve(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
-            start = guess.copy()
-            start[fixed] = rhs[fixed]
-            solution, failed = gmres(
-                operator,
-                rhs,
-                x0=start,
-                rtol=rtol,
-                atol=0.0,
-                restart=_RESTART,
-                maxiter=_RESTARTS,
-                M=preconditioner,
-                callback=count,
-                callback_type="pr_norm",
-            )
-            if failed:
-                raise ConvergenceError(
-                    f"GMRES did not reach a relative residual of {rtol:.1e} in {_RESTART * _RESTARTS} iterations for"
-                    f" {size} unknowns; take smaller time steps or a coarser grid"
-                )
-            return np.asarray(solution)
-
-        return solve
-
-    def norm(self, u: FloatArray) -> float:
-        """The root of the mean square of u under the Gaussian weight of the separable averages."""
-        flat = u.ravel()
-        return float(np.sqrt(self._mean_weights @ (flat * flat)))
-
     def _along(self, values: FloatArray, axis: int) -> FloatArray:
         return values.reshape([-1 if k == axis else 1 for k in range(self.dim)])
 
@@ -264,37 +208,6 @@ class BoxOperators:
         return np.asarray(
             reduce(lambda array, w: np.tensordot(w, array, (0, 0)), others, np.moveaxis(values, axis, -1))
         )
-
-
-@final
-class SeparableInverse:
-    """r -> (1 - shift S)^{-1} r for a separable S, by diagonalising its 1-D matrices.
-
-    They are not self-adjoint. Where eigenvectors are too ill-conditioned to be of use, the drift is left out, which
-    leaves matrices that are self-adjoint for the nodes' weights: good enough for a preconditioner.
-    """
-
-    def __init__(self, operators: "BoxOperators", parts: "SeparableOperator") -> None:
-        eigen: list[Any] = [np.linalg.eig(matrix) for matrix in parts.matrices]
-        if any(np.linalg.cond(vectors) > _CONDITION for _, vectors in eigen):
-            eigen = []
-            for k, line in enumerate(operators.basis.lines):
-                root = np.sqrt(line.weights)
-                mean = float(parts.diffusion[k].mean())
-                symmetric = 0.5 * mean * root[:, None] * operators.second[k] / root
-                values, vectors = np.linalg.eigh(
-                    (symmetric + symmetric.T) / 2 + np.diag(np.minimum(parts.rate[k], 0.0))
-                )
-                eigen.append((values, vectors / root[:, None]))
-        if all(float(np.abs(values.imag).max()) == 0.0 for values, _ in eigen):
-            eigen = [(values.real, vectors.real) for values, vectors in eigen]
-        self._vectors = [vectors for _, vectors in eigen]
-        self._inverses = [np.linalg.inv(vectors) for _, vectors in eigen]
-        self._sum = reduce(np.add.outer, [values for values, _ in eigen])
-
-    def __call__(self, r: FloatArray, shift: float) -> FloatArray:
-        coefficients = apply_all(self._inverses, r) / (1.0 - shift * self._sum)
-        return np.ascontiguousarray(apply_all(self._vectors, coefficients).real)
 
 
 @final

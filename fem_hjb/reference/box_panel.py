@@ -104,6 +104,11 @@ class Equation:
             Lambda = problem.Lambda(0.5 * problem.horizon, x).mean(axis=0)
         return np.sqrt(np.diag(Lambda))
 
+    @property
+    def absorbing(self) -> BoolArray:
+        """(2, d): the faces at which the process is stopped."""
+        return self.box.where("absorbing")
+
     def start(self, grid: "Grid") -> FloatArray:
         """w or u at T, (*shape)."""
         problem, x = self.problem, grid.nodes
@@ -174,6 +179,7 @@ class Operators:
         grid, d, values = self.grid, self.grid.dim, self.table.values
         middle = values[len(values) // 2].copy()
         self.separable: list[FloatArray] = []
+        self.axes: list[AxisMatrix] = []  # the same
         self._taken: list[FloatArray] = []  # of the diagonal of Lambda
         self._taken_of: list[dict[int, FloatArray]] = []  # of each field
         for k in range(d):
@@ -191,6 +197,7 @@ class Operators:
             for place, part in taken.items():
                 values[:, place] -= grid.along(part, k)
             self.separable.append(S)
+            self.axes.append(in_blocks(S))
             self._taken.append(diffusion)
             self._taken_of.append(taken)
 

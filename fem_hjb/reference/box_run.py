@@ -6,15 +6,16 @@ from typing import final
 
 import numpy as np
 
+from fem_hjb.reference.box_faces import between
 from fem_hjb.reference.box_grading import unresolved
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space
-from fem_hjb.stepping.lawson import LawsonPanel, Step, hermite
+from fem_hjb.stepping.lawson import Panel, Step, hermite
 from fem_hjb.support.checks import FloatArray
 
-_KEPT = 32  # panels whose exponentials are kept
+_KEPT = 32  # panels whose exponentials or factors are kept
 
 
 @final
@@ -23,7 +24,7 @@ class PanelRun:
     """One panel of a run: what was solved there, the times to go at the ends of its steps, and u and u' there."""
 
     operators: Operators
-    lawson: LawsonPanel | None  # kept for its exponentials
+    stepped: Panel | None  # kept for its exponentials or factors
     ends: FloatArray
     states: list[FloatArray]
 
@@ -55,13 +56,13 @@ class Run:
     layer: float = 0.0  # the time to go up to which the gradient is not resolved
     complaint: str = ""
 
-    def keep(self, operators: Operators, lawson: LawsonPanel, steps: Sequence[Step], s1: float) -> None:
+    def keep(self, operators: Operators, stepped: Panel, steps: Sequence[Step], s1: float) -> None:
         """Add a panel that ends at s1."""
         ends = np.array([steps[0].s, *(step.s + step.h for step in steps)])
         ends[-1] = s1
         states = [steps[0].u0, steps[0].slope0, *(w for step in steps for w in (step.u1, step.slope1))]
-        lawson.forget()
-        self.panels.append(PanelRun(operators, lawson if len(self.panels) < _KEPT else None, ends, states))
+        stepped.forget()
+        self.panels.append(PanelRun(operators, stepped if len(self.panels) < _KEPT else None, ends, states))
 
     @property
     def tails(self) -> float:
@@ -75,8 +76,11 @@ class Run:
 
     @property
     def nonpositive(self) -> int:
-        """The number of nodes, at ends of steps, where u <= 0."""
-        return sum(int((u <= 0).sum()) for panel in self.panels for u in panel.states[::2])
+        """The number of nodes, at ends of steps, where u <= 0; what is prescribed may vanish."""
+        absorbing = self.equation.absorbing
+        return sum(
+            int((u[between(panel.grid, absorbing)] <= 0).sum()) for panel in self.panels for u in panel.states[::2]
+        )
 
     @property
     def dofs(self) -> int:

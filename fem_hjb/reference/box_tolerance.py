@@ -15,7 +15,6 @@ from fem_hjb.paths.extent import LawSample, Reach, box_of, reach_of, sample_law
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import ValueGauge
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference import box_absorbing
 from fem_hjb.reference.box_coefficients import Coefficients
 from fem_hjb.reference.box_form import choose_form, given_box
 from fem_hjb.reference.box_judge import Judge, Parts
@@ -52,11 +51,8 @@ def solve_to_tolerance(
     seed: int = 0,
 ) -> Solution:
     """Runs until the estimate meets the tolerance, or nothing more can be done; see the module."""
-    if problem.domain is not None and problem.domain.absorbing:
-        if form == "value":
-            raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
-        own = None if box is None else given_box(problem, box)
-        return box_absorbing.solve_stopped(problem, rtol, own, max_dofs, progress, seed)
+    if problem.domain is not None and problem.domain.absorbing and form == "value":
+        raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
     told = (lambda _: None) if progress is None else progress
     with threadpool_limits(1, user_api="blas"):  # matrices along axes are small: more threads wait for each other
         search = _Search(problem, rtol, form, box, max_dofs, seed)
@@ -187,7 +183,7 @@ class _Search:
         bad = run.nonpositive if self.linear else 0
         stats = {
             "form": "linear" if self.linear else "value",
-            "route": "lawson",
+            "route": "esdirk" if self.box.absorbing else "lawson",
             "why": self.why,
             "gauge": self.why,
             "dofs": run.dofs,

@@ -200,25 +200,50 @@ def rtol_in_range(value: Any, name: str) -> float:
 
 
 @final
-class _Stepper:
-    """The state (f, f') and one attempted step from it."""
+class Stages:
+    """The stages of one step from given f and f'. It keeps the last solver, `solves` counts its solves."""
 
-    def __init__(self, system: LinearSystem, f: FloatArray, t0: float, t1: float, rtol: float) -> None:
-        self.system, self.rtol, self.f, self.solves = system, rtol, f, 0
+    def __init__(self, system: LinearSystem, rtol: float) -> None:
+        self.system, self.rtol, self.solves = system, rtol, 0
         self._cached: tuple[Any, float, Solve] | None = None
         c = ESDIRK43.c
         self._differentiate = differentiation_matrix(c)
         # The slope of each stage is predicted from those before it, by a cubic at most: polynomials of higher degree
         # magnify what is rough in them. Only iterative solvers look at the guess.
         self._predict = [_extrapolation(c[:i], c[i]) for i in range(c.size)]
-        self.slope, self._slopes = np.zeros_like(f), np.empty((c.size, f.size))
-        self.f[system.fixed] = system.fixed_values(t0)
-        self.size = system.norm(f)
-        K = system.stiffness(t0)
+
+    def slope(self, t: float, f: FloatArray, h: float) -> FloatArray:
+        """f' at t. g' there is taken from the stages of a step over h."""
+        K = self.system.stiffness(t)
         rhs = K @ f
-        # No step is known yet: g' at t0 is taken from the stages of one over a hundredth of the interval.
-        rhs[system.fixed] = self._prescribed(t0, 0.01 * (t1 - t0))[1][0]
-        self.slope = self._solve(K, 0.0, rhs, self.slope)
+        rhs[self.system.fixed] = self._prescribed(t, h)[1][0]
+        return self._solve(K, 0.0, rhs, np.zeros_like(f))
+
+    def step(
+        self, t: float, h: float, f: FloatArray, slope: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray, bool]:
+        """f and f' at t + h, the error estimate (n,), and whether factors can be kept."""
+        system, tableau = self.system, ESDIRK43
+        fixed, shift = system.fixed, h * tableau.gamma
+        slopes = np.empty((tableau.c.size, f.size))
+        slopes[0] = slope
+        exact, derivatives = self._prescribed(t, h)
+        stages = exact[0] + h * (tableau.a @ derivatives)
+        first = K = None
+        stage = f
+        for i in range(1, tableau.c.size):
+            K = system.stiffness(t + tableau.c[i] * h)
+            first = K if i == 1 else first
+            known = f + h * (tableau.a[i, :i] @ slopes[:i])
+            known[fixed] = stages[i] - shift * derivatives[i]
+            rhs = system.mass @ known
+            rhs[fixed] = stages[i]
+            stage = self._solve(K, shift, rhs, known + shift * (self._predict[i] @ slopes[:i]))
+            slopes[i] = (stage - known) / shift
+        stage[fixed] = exact[-1]
+        error = h * ((tableau.b - tableau.b_hat) @ slopes)
+        error[fixed] = 0.0
+        return stage, slopes[-1].copy(), error, system.factors and K is first
 
     def _prescribed(self, t: float, h: float) -> tuple[FloatArray, FloatArray]:
         """g and g' at the stage times, each (s, k)."""
@@ -232,30 +257,22 @@ class _Stepper:
         self.solves += 1
         return self._cached[2](rhs, guess, self.rtol)
 
+
+@final
+class _Stepper:
+    """The state (f, f') and one attempted step from it."""
+
+    def __init__(self, system: LinearSystem, f: FloatArray, t0: float, t1: float, rtol: float) -> None:
+        self.system, self.stages, self.f = system, Stages(system, rtol), f
+        self.f[system.fixed] = system.fixed_values(t0)
+        self.size = system.norm(f)
+        self.slope = self.stages.slope(t0, f, 0.01 * (t1 - t0))  # no step is known yet
+
     def attempt(self, t: float, h: float) -> tuple[FloatArray, FloatArray, float, bool]:
         """f and f' at t + h, the error estimate relative to the norm of f, and whether factors can be kept."""
-        system, tableau = self.system, ESDIRK43
-        fixed, shift = system.fixed, h * tableau.gamma
-        slopes = self._slopes
-        slopes[0] = self.slope
-        exact, derivatives = self._prescribed(t, h)
-        stages = exact[0] + h * (tableau.a @ derivatives)
-        first = K = None
-        stage = self.f
-        for i in range(1, tableau.c.size):
-            K = system.stiffness(t + tableau.c[i] * h)
-            first = K if i == 1 else first
-            known = self.f + h * (tableau.a[i, :i] @ slopes[:i])
-            known[fixed] = stages[i] - shift * derivatives[i]
-            rhs = system.mass @ known
-            rhs[fixed] = stages[i]
-            stage = self._solve(K, shift, rhs, known + shift * (self._predict[i] @ slopes[:i]))
-            slopes[i] = (stage - known) / shift
-        stage[fixed] = exact[-1]
-        error = h * ((tableau.b - tableau.b_hat) @ slopes)
-        error[fixed] = 0.0
-        size = max(self.size, system.norm(stage))
-        return stage, slopes[-1].copy(), system.norm(error) / size if size > 0 else 0.0, system.factors and K is first
+        stage, slope, error, keep = self.stages.step(t, h, self.f, self.slope)
+        size = max(self.size, self.system.norm(stage))
+        return stage, slope, self.system.norm(error) / size if size > 0 else 0.0, keep
 
     def accept(self, t: float, h: float, result: tuple[FloatArray, FloatArray, float], rejected: int) -> EsdirkStep:
         f1, slope1, error = result
@@ -270,9 +287,10 @@ class _Stepper:
             derivative1=slope1,
             error=error,
             rejected=rejected,
-            solves=self.solves,
+            solves=self.stages.solves,
         )
-        self.f, self.slope, self.size, self.solves = f1, slope1, self.system.norm(f1), 0
+        self.f, self.slope, self.size = f1, slope1, self.system.norm(f1)
+        self.stages.solves = 0
         return step
 
 
@@ -287,7 +305,7 @@ def _fixed(stepper: _Stepper, t0: float, t1: float, steps: int) -> Iterator[Esdi
                 " that the coefficients stay bounded there"
             )
         yield stepper.accept(float(t), h, (f1, slope1, error), 0)
-        stepper.rtol = min(max(_FIXED_SOLVER_SHARE * error, _FIXED_SOLVER_RANGE[0]), _FIXED_SOLVER_RANGE[1])
+        stepper.stages.rtol = min(max(_FIXED_SOLVER_SHARE * error, _FIXED_SOLVER_RANGE[0]), _FIXED_SOLVER_RANGE[1])
 
 
 def _in_pieces(system: LinearSystem, f: FloatArray, t0: float, t1: float, rtol: float) -> Iterator[EsdirkStep]:

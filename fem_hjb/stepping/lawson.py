@@ -21,7 +21,7 @@ estimate. A step is also no longer than the cubic through values and slopes at i
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 from scipy.linalg import expm
@@ -59,6 +59,28 @@ class Step:
     def ends(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         """u0, u0', u1, u1'."""
         return self.u0, self.slope0, self.u1, self.slope1
+
+
+class Panel(Protocol):
+    """A method on one panel of time, as `march` and `replay` ask: k is what a step hands over to the next one."""
+
+    size: Size
+    counts: dict[str, int]
+
+    def first(self, s: float, u: FloatArray) -> FloatArray:
+        """k at the start."""
+
+    def slope(self, u: FloatArray, left: FloatArray) -> FloatArray:
+        """u', from u and k there."""
+
+    def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """u and k at s + h, and an estimate of order 4 of the local error."""
+
+    def middle(self, h: float, step: Step, k1: FloatArray, k5: FloatArray) -> FloatArray:
+        """u in the middle of a step, more accurately than by the cubic."""
+
+    def forget(self) -> None:
+        """Let go of what can be made again."""
 
 
 @final
@@ -113,7 +135,7 @@ class LawsonPanel:
         self._dense = {longest: self._dense[longest]}
 
     def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """u at s + h, k_5, and k_4."""
+        """u at s + h, k_5, and h/10 (k_4 - k_5)."""
         half, N = self._half(h), self.remainder
         self.counts["evaluations"] += 4
         a, b = apply_all(half, u), apply_all(half, k1)
@@ -133,7 +155,10 @@ class LawsonPanel:
         k2 += a
         u1 = apply_all(half, k2)
         u1 += h / 6 * k4
-        return u1, N(s + h, u1), k4
+        k5 = N(s + h, u1)
+        k4 -= k5
+        k4 *= h / 10
+        return u1, k5, k4
 
     def middle(self, h: float, step: Step, k1: FloatArray, k5: FloatArray) -> FloatArray:
         """u in the middle of a step: what S makes of u is exact, the rest a cubic."""
@@ -149,7 +174,7 @@ def _key(h: float) -> int:
 
 
 def march(
-    panel: LawsonPanel,
+    panel: Panel,
     u: FloatArray,
     s0: float,
     s1: float,
@@ -174,8 +199,8 @@ def march(
     for _ in range(_MAX_STEPS):
         s, h = s0 + (s1 - s0) * (place / total), (s1 - s0) * (width / total)
         with np.errstate(over="ignore", invalid="ignore"):  # a step too long is seen by its estimate
-            u1, k5, k4 = panel.step(s, h, u, k1)
-            error = panel.size(h / 10 * (k4 - k5)) / rtol
+            u1, k5, wrong = panel.step(s, h, u, k1)
+            error = panel.size(wrong) / rtol
             if error <= 1:
                 step = Step(s, h, u, slope, u1, panel.slope(u1, k5))
                 error = max(error, _missed(panel, before, step, k1, k5) / rtol_dense)
@@ -204,7 +229,7 @@ def march(
     raise ConvergenceError(f"{_MAX_STEPS} steps did not reach s={s1:.6g}")
 
 
-def replay(panel: LawsonPanel, u: FloatArray, s0: float, lengths: Sequence[float]) -> Iterator[Step]:
+def replay(panel: Panel, u: FloatArray, s0: float, lengths: Sequence[float]) -> Iterator[Step]:
     """Steps of given lengths, whatever their errors are."""
     k1 = panel.first(s0, u)
     slope, s = panel.slope(u, k1), s0
@@ -217,7 +242,7 @@ def replay(panel: LawsonPanel, u: FloatArray, s0: float, lengths: Sequence[float
         u, slope, k1, s = step.u1, step.slope1, k5, s + h
 
 
-def _missed(panel: LawsonPanel, before: Step | None, step: Step, k1: FloatArray, k5: FloatArray) -> float:
+def _missed(panel: Panel, before: Step | None, step: Step, k1: FloatArray, k5: FloatArray) -> float:
     """What the cubic of a step misses: from the middle of it, or from that of a longer one which ends two steps."""
     if before is None:
         return panel.size(hermite(0.5, step.h, *step.ends) - panel.middle(step.h, step, k1, k5))

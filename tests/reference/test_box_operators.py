@@ -1,4 +1,4 @@
-"""The generator at the nodes of a box: against derivatives, its adjoint, its parts, its inverses, its open faces."""
+"""The generator at the nodes of a box: against derivatives, its adjoint, its parts, its open faces."""
 
 from typing import Any
 
@@ -11,17 +11,16 @@ from fem_hjb.problems.gauge import Gauge, QuadraticGauge, constant_gauge
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge
-from fem_hjb.reference.box_operators import BoxOperators, Fields, SeparableInverse, check_elliptic
+from fem_hjb.reference.box_operators import BoxOperators, Fields, check_elliptic
 from fem_hjb.spaces.axes import apply_sum
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError, EllipticityError
+from fem_hjb.support.errors import EllipticityError
 from tests.support.exactness import space_derivative, time_derivative
 
 ALPHA = 0.6
 CONSTANTS = Gauge(temperature=ALPHA, horizon=1.0, terminal=0.2, running=0.1)
 FULL = np.array([[1.0, 0.3, 0.1], [0.3, 0.7, -0.2], [0.1, -0.2, 0.9]])
-NONE = np.zeros(0, dtype=np.int64)
 
 
 def in_space(t: Any, x: FloatArray) -> FloatArray:
@@ -282,53 +281,6 @@ def test_what_does_not_depend_on_time_is_evaluated_once() -> None:
     assert not BoxOperators(lq, basis, quadratic).autonomous  # its drift holds the moving v0
 
 
-# Inverses
-
-
-@pytest.mark.parametrize("d", [1, 2, 3])
-def test_the_inverse_of_the_separable_part(d: int) -> None:
-    operators = BoxOperators(problem_in(d, FULL[:d, :d]), basis_in(d, 4), CONSTANTS)
-    parts = operators.separable(operators.fields(0.3))
-    inverse = SeparableInverse(operators, parts)
-    r = random(operators.shape)
-    for shift in (0.01, 0.2, 3.0):
-        solved = inverse(r, shift)
-        np.testing.assert_allclose(solved - shift * apply_sum(parts.matrices, solved), r, atol=1e-10)
-
-
-@pytest.mark.parametrize("strong", [False, True])
-def test_the_solver_solves(strong: bool) -> None:
-    """With drifts whose eigenvectors are of no use, too: the preconditioner is then another one."""
-
-    def inwards(t: Any, x: FloatArray) -> FloatArray:
-        return np.asarray(-2.0 * x + 0.1 * x[..., ::-1])
-
-    problem = problem_in(2, 0.5 * FULL[:2, :2], drift=inwards)
-    operators = BoxOperators(problem, basis_in(2, 8, 8 if strong else 3, 6.0 if strong else 1.5), CONSTANTS)
-    fields, fixed = operators.fields(0.3), np.array([0, 5, 17])
-    parts = operators.separable(fields)
-    inverse = SeparableInverse(operators, parts)
-    rhs, shift = random((operators.weights.size,)), 0.01
-    r = rhs.reshape(operators.shape)
-    rough = inverse(r, shift)
-    missed = np.linalg.norm(rough - shift * apply_sum(parts.matrices, rough) - r) / np.linalg.norm(r)
-    assert missed > 1e-3 if strong else missed < 1e-9
-    u = operators.solver(fields, shift, inverse, fixed)(rhs, np.zeros_like(rhs), 1e-9)
-    residual = u - shift * operators.apply(fields, u.reshape(operators.shape)).ravel() - rhs
-    residual[fixed] = u[fixed] - rhs[fixed]
-    assert np.linalg.norm(residual) < 1e-8 * np.linalg.norm(rhs)
-    np.testing.assert_array_equal(u[fixed], rhs[fixed])
-    assert 0 < operators.iterations < 200
-
-
-def test_a_solver_that_does_not_converge_says_so() -> None:
-    operators = BoxOperators(problem_in(2, FULL[:2, :2]), basis_in(2), CONSTANTS)
-    fields = operators.fields(0.3)
-    solve = operators.solver(fields, 0.1, SeparableInverse(operators, operators.separable(fields)), NONE)
-    with pytest.raises(ConvergenceError, match=r"GMRES did not reach a relative residual of 1\.0e-30"):
-        solve(random((operators.weights.size,)), np.zeros(operators.weights.size), 1e-30)
-
-
 # Faces
 
 
@@ -380,17 +332,7 @@ def test_nothing_diffuses_across_an_open_face() -> None:
     assert np.abs(result[1:-1] - along[1:-1]).max() > 1.0
 
 
-# Norms, and what is refused
-
-
-def test_norms_are_weighted_where_the_box_is() -> None:
-    operators = BoxOperators(problem_in(2), basis_in(2), CONSTANTS)
-    assert operators.norm(np.full(operators.shape, -3.0)) == pytest.approx(3.0, rel=1e-12)
-    corner = np.zeros(operators.shape)
-    corner[0, 0] = 1.0
-    middle = np.zeros(operators.shape)
-    middle[tuple(n // 2 for n in operators.shape)] = 1.0
-    assert operators.norm(corner) < 1e-2 * operators.norm(middle)
+# What is refused
 
 
 def test_a_diffusion_that_is_not_elliptic_is_refused_with_place() -> None:

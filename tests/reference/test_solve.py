@@ -114,7 +114,7 @@ def test_the_words_of_a_box_to_truncate_to_do_not_matter(boundary: str):
 def test_absorbing_faces():
     solution = solve(zoo.get("soc-molecular-dynamics"), rtol=1e-4)
     assert np.exp(solution.value(0.0, [[-1.0]])[0]) == pytest.approx(0.4020938, rel=1e-4)
-    assert solution.stats["route"] == "collocation"
+    assert solution.stats["route"] == "esdirk"
     assert solution.error_estimate.met(1e-4)
 
 

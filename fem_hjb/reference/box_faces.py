@@ -1,0 +1,231 @@
+r"""The equation of a box on one panel of time where u is prescribed at absorbing faces, for implicit steps.
+
+At absorbing faces u = exp((g - v0) / alpha) with the exit reward g. The nodes between them are a tensor grid again: on
+it 1 - c L is inverted by LU of a banded matrix in one dimension, and in more by GMRES, preconditioned by the separable
+part of L, which is inverted by diagonalising its 1-D matrices (R. E. Lynch, J. R. Rice and D. H. Thomas, Numer. Math. 6
+(1964) 185-199). Lawson's method is no choice: its order falls to one where values are prescribed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, final
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg.lapack import dgbtrf, dgbtrs
+from scipy.sparse.linalg import LinearOperator, gmres
+
+from fem_hjb.problems.box import BoolArray
+from fem_hjb.reference.box_grading import transfer
+from fem_hjb.reference.box_panel import Equation, Grid, Operators
+from fem_hjb.spaces.axes import apply_all, apply_sum
+from fem_hjb.stepping.esdirk import LinearSystem, Solve
+from fem_hjb.stepping.implicit import ImplicitPanel
+from fem_hjb.stepping.lawson import LawsonPanel, Panel, Size
+from fem_hjb.support.checks import FloatArray, IntArray
+from fem_hjb.support.errors import ConvergenceError
+
+_CONDITION = 1e7  # of eigenvectors, beyond which only the self-adjoint part of an operator is diagonalised
+_RESTART, _RESTARTS = 40, 5
+
+
+def panel_of(equation: Equation, operators: Operators, size: Size) -> Panel:
+    """The method for a panel: Lawson's, or implicit steps where values are prescribed on faces."""
+    if not equation.absorbing.any():
+        return LawsonPanel(operators.separable, operators.remainder, size)
+    return ImplicitPanel(FaceSystem(equation, operators), operators.table.s0, operators.table.s1, size)
+
+
+def begun(equation: Equation, grid: Grid, s: float, before: tuple[Grid, FloatArray] | None) -> FloatArray:
+    """u or w on the grid of a panel at its start s, from what it was on the grid before, or at T."""
+    u = equation.start(grid) if before is None else transfer(before[1], before[0], grid)
+    if equation.absorbing.any():
+        fixed = on_faces(grid, equation.absorbing)
+        u.ravel()[fixed.ravel()] = prescribed(equation, s, grid.nodes[fixed.ravel()])
+    return u
+
+
+def between(grid: Grid, absorbing: BoolArray) -> tuple[slice, ...]:
+    """The nodes that are on none of these faces (2, d)."""
+    return tuple(slice(int(low), n - int(high)) for n, (low, high) in zip(grid.shape, absorbing.T, strict=True))
+
+
+def on_faces(grid: Grid, absorbing: BoolArray) -> BoolArray:
+    """(*shape): which nodes are on these faces (2, d)."""
+    fixed = np.ones(grid.shape, dtype=np.bool_)
+    fixed[between(grid, absorbing)] = False
+    return fixed
+
+
+def prescribed(equation: Equation, s: float, x: FloatArray) -> FloatArray:
+    """u = exp((g - v0) / alpha) at points x (n, d) of absorbing faces."""
+    problem = equation.problem
+    t = float(np.clip(problem.horizon - s, 0.0, problem.horizon))
+    return np.asarray(np.exp((problem.exit_reward(t, x) - equation.gauge.guess(t, x)) / problem.temperature))
+
+
+def exit_rewards(equation: Equation, x: FloatArray) -> list[FloatArray]:
+    """Those at points (n, d) of the box moved to each absorbing face, at a few times."""
+    found = []
+    for side, axis in np.argwhere(equation.absorbing).tolist():
+        face = x.copy()
+        face[:, axis] = equation.box.bounds[side][axis]
+        found += [equation.problem.exit_reward(f * equation.problem.horizon, face) for f in (0.0, 0.5, 1.0)]
+    return found
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Stiffness:
+    """L at one time to go, as something that vectors are multiplied with."""
+
+    operators: Operators
+    s: float
+
+    def __matmul__(self, u: FloatArray) -> FloatArray:
+        operators = self.operators
+        full = u.reshape(operators.grid.shape)
+        return np.asarray(apply_sum(operators.axes, full) + operators.remainder(self.s, full)).ravel()
+
+
+@final
+class FaceSystem(LinearSystem):
+    """u' = L(s) u on the nodes of a panel, u prescribed at absorbing faces."""
+
+    def __init__(self, equation: Equation, operators: Operators) -> None:
+        self.equation, self.operators = equation, operators
+        grid = operators.grid
+        self.mass = sp.identity(grid.size, format="csr")
+        self.free = between(grid, equation.absorbing)
+        self.fixed = np.flatnonzero(on_faces(grid, equation.absorbing))
+        self.factors = grid.dim == 1
+        self._nodes = grid.nodes[self.fixed]
+        self._last = _Stiffness(operators, operators.table.s0)
+        self._inverse: SeparableInverse | None = None
+        self._bands: _Bands | None = None
+
+    def stiffness(self, t: float) -> Any:
+        if t != self._last.s and len(self.operators.table.nodes) > 1:
+            self._last = _Stiffness(self.operators, t)
+        return self._last
+
+    def fixed_values(self, t: float) -> FloatArray:
+        return prescribed(self.equation, t, self._nodes)
+
+    def solver(self, stiffness: Any, shift: float) -> Solve:
+        if shift == 0.0:
+            return lambda rhs, guess, rtol: rhs
+        if self.operators.grid.dim == 1:
+            if self._bands is None:
+                self._bands = _Bands(self.operators, self.fixed)
+            return self._bands.solver(stiffness.s, shift)
+        if self._inverse is None:
+            lines = [S[part, part] for S, part in zip(self.operators.separable, self.free, strict=True)]
+            weights = [line.weights[part] for line, part in zip(self.operators.grid.lines, self.free, strict=True)]
+            self._inverse = SeparableInverse(lines, weights)
+        return _Krylov(stiffness, shift, self.free, self._inverse)
+
+
+@final
+class _Bands:
+    """L of one dimension as bands, (3 p + 1, n) as LAPACK has them: elements of degree p couple p neighbours."""
+
+    def __init__(self, operators: Operators, fixed: IntArray) -> None:
+        line = operators.grid.lines[0]
+        self.table, self.varies = operators.table, operators.constant is None
+        self.p, n = line.degree, line.n
+        offset = np.arange(-2 * self.p, self.p + 1)[:, None]  # row minus column
+        self._row = np.arange(n) + offset
+        self._known = (self._row >= 0) & (self._row < n) & (np.abs(offset) <= self.p)
+        self._row = np.clip(self._row, 0, n - 1)
+        self._fixed = np.isin(self._row, fixed)
+        self._eye = np.where(offset == 0, 1.0, 0.0) * np.ones(n)
+        second = operators.inner[0][:, None] * line.laplacian
+        self._parts = [self._banded(part) for part in (operators.separable[0], line.derivative, second)]
+
+    def _banded(self, matrix: FloatArray) -> FloatArray:
+        return np.where(self._known, matrix[self._row, np.arange(len(matrix))], 0.0)
+
+    def solver(self, s: float, shift: float) -> Solve:
+        fields, (S, D, D2) = self.table.at(s), self._parts
+        L = S + fields[0][self._row] * D + fields[1][self._row] * self._eye
+        if self.varies:
+            L += 0.5 * fields[2][self._row] * D2
+        bands = self._eye - np.where(self._fixed, 0.0, shift * L)
+        lu, pivots, failed = dgbtrf(np.asfortranarray(bands), self.p, self.p, overwrite_ab=True)
+        if failed:
+            raise ConvergenceError("the matrix of an implicit step is singular or not finite")
+
+        def solve(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
+            return np.asarray(dgbtrs(lu, self.p, self.p, rhs, pivots)[0])
+
+        return solve
+
+
+@final
+class SeparableInverse:
+    """r -> (1 - shift S)^{-1} r for S = sum_k 1 x .. x S_k x .. x 1, by diagonalising the S_k.
+
+    They are not self-adjoint. Where eigenvectors are too ill-conditioned to be of use, what is not self-adjoint for the
+    weights of the nodes is left out: good enough for a preconditioner.
+    """
+
+    def __init__(self, matrices: Sequence[FloatArray], weights: Sequence[FloatArray]) -> None:
+        self._vectors: list[FloatArray] = []
+        self._inverses: list[FloatArray] = []
+        values = []
+        for S, w in zip(matrices, weights, strict=True):
+            value, vectors = np.linalg.eig(S)
+            if np.abs(value.imag).max() > 0.0 or np.linalg.cond(vectors) > _CONDITION:
+                root = np.sqrt(w)
+                symmetric = root[:, None] * S / root
+                value, vectors = np.linalg.eigh((symmetric + symmetric.T) / 2)
+                vectors = vectors / root[:, None]
+            values.append(value.real)
+            self._vectors.append(np.ascontiguousarray(vectors.real))
+            self._inverses.append(np.asarray(np.linalg.inv(self._vectors[-1]), dtype=np.float64))
+        self._sum = np.asarray(reduce(np.add.outer, values))
+
+    def __call__(self, r: FloatArray, shift: float) -> FloatArray:
+        return apply_all(self._vectors, apply_all(self._inverses, r) / (1.0 - np.minimum(shift * self._sum, 0.5)))
+
+
+@final
+class _Krylov:
+    """A `Solve` for 1 - shift L between the faces."""
+
+    def __init__(self, stiffness: _Stiffness, shift: float, free: tuple[slice, ...], inverse: SeparableInverse) -> None:
+        self.stiffness, self.shift, self.free, self.inverse = stiffness, shift, free, inverse
+        self.shape = stiffness.operators.grid.shape
+
+    def __call__(self, rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
+        result = rhs.copy()
+        on_grid = result.reshape(self.shape)
+        on_grid[self.free] = 0.0
+        r = (rhs + self.shift * (self.stiffness @ result)).reshape(self.shape)[self.free]
+        count = r.size
+        shape = r.shape
+
+        def matvec(v: FloatArray) -> FloatArray:
+            full = np.zeros(self.shape)
+            full[self.free] = v.reshape(shape)
+            return v.ravel() - self.shift * (self.stiffness @ full.ravel()).reshape(self.shape)[self.free].ravel()
+
+        def precondition(v: FloatArray) -> FloatArray:
+            return self.inverse(v.reshape(shape), self.shift).ravel()
+
+        solution, failed = gmres(
+            LinearOperator((count, count), matvec=matvec, dtype=np.float64),
+            r.ravel(),
+            x0=guess.reshape(self.shape)[self.free].ravel(),
+            rtol=rtol,
+            atol=0.0,
+            restart=_RESTART,
+            maxiter=_RESTARTS,
+            M=LinearOperator((count, count), matvec=precondition, dtype=np.float64),
+        )
+        if failed:
+            raise ConvergenceError(f"GMRES did not reach a relative residual of {rtol:.1e} for {count} unknowns")
+        on_grid[self.free] = solution.reshape(shape)
+        return result
