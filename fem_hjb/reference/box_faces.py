@@ -27,6 +27,7 @@ from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError
 
 _CONDITION = 1e7  # of eigenvectors, beyond which only the self-adjoint part of an operator is diagonalised
+_LEAST = 0.5  # of 1 - shift times an eigenvalue
 _RESTART, _RESTARTS = 40, 5
 
 
@@ -165,30 +166,30 @@ class _Bands:
 
 @final
 class SeparableInverse:
-    """r -> (1 - shift S)^{-1} r for S = sum_k 1 x .. x S_k x .. x 1, by diagonalising the S_k.
+    """r -> (1 - shift S)^{-1} r for S = sum_k 1 x .. x S_k x .. x 1, by diagonalising the S_k: a preconditioner.
 
     They are not self-adjoint. Where eigenvectors are too ill-conditioned to be of use, what is not self-adjoint for the
-    weights of the nodes is left out: good enough for a preconditioner.
+    weights of the nodes is left out. Modes that grow fast are taken to grow more slowly, so that the inverse exists.
     """
 
     def __init__(self, matrices: Sequence[FloatArray], weights: Sequence[FloatArray]) -> None:
-        self._vectors: list[FloatArray] = []
-        self._inverses: list[FloatArray] = []
-        values = []
-        for S, w in zip(matrices, weights, strict=True):
-            value, vectors = np.linalg.eig(S)
-            if np.abs(value.imag).max() > 0.0 or np.linalg.cond(vectors) > _CONDITION:
+        eigen: list[Any] = [np.linalg.eig(S) for S in matrices]
+        for k, (S, w) in enumerate(zip(matrices, weights, strict=True)):
+            if np.linalg.cond(eigen[k][1]) > _CONDITION:
                 root = np.sqrt(w)
                 symmetric = root[:, None] * S / root
-                value, vectors = np.linalg.eigh((symmetric + symmetric.T) / 2)
-                vectors = vectors / root[:, None]
-            values.append(value.real)
-            self._vectors.append(np.ascontiguousarray(vectors.real))
-            self._inverses.append(np.asarray(np.linalg.inv(self._vectors[-1]), dtype=np.float64))
-        self._sum = np.asarray(reduce(np.add.outer, values))
+                values, vectors = np.linalg.eigh((symmetric + symmetric.T) / 2)
+                eigen[k] = values, vectors / root[:, None]
+        if all(float(np.abs(values.imag).max()) == 0.0 for values, _ in eigen):
+            eigen = [(values.real, vectors.real) for values, vectors in eigen]
+        self._vectors = [np.ascontiguousarray(vectors) for _, vectors in eigen]
+        self._inverses = [np.linalg.inv(vectors) for vectors in self._vectors]
+        self._sum = reduce(np.add.outer, [values for values, _ in eigen])
 
     def __call__(self, r: FloatArray, shift: float) -> FloatArray:
-        return apply_all(self._vectors, apply_all(self._inverses, r) / (1.0 - np.minimum(shift * self._sum, 0.5)))
+        damped = 1.0 - shift * self._sum
+        divisor = np.where(damped.real < _LEAST, damped + (_LEAST - damped.real), damped)
+        return np.ascontiguousarray(apply_all(self._vectors, apply_all(self._inverses, r) / divisor).real)
 
 
 @final
