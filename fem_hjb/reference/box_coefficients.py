@@ -170,6 +170,12 @@ class Table:
         values = self.values if self._moving.all() else self.values[:, self._moving]
         return np.asarray(values.reshape(len(values), -1))
 
+    def forget(self) -> None:
+        """Let go of the values."""
+        self.values = np.empty((0, *self.values.shape[1:]))
+        self._last = None
+        self.__dict__.pop("_flat", None)
+
     def at(self, s: float) -> FloatArray:
         """(m, *shape) at time to go s."""
         if len(self.nodes) == 1:

@@ -7,9 +7,9 @@ among the points of a tensor grid, on which functions are cheap to evaluate.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import final
 
 import numpy as np
@@ -20,7 +20,7 @@ from fem_hjb.reference.box_coefficients import Coefficients, Table, inside
 from fem_hjb.reference.box_faces import begun, panel_of
 from fem_hjb.reference.box_grading import make_grid, widened
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
-from fem_hjb.reference.box_run import PanelRun, Run
+from fem_hjb.reference.box_run import PanelRun, Run, panel_run
 from fem_hjb.spaces.axes import apply_axis, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine, contract_axes
 from fem_hjb.stepping.lawson import replay
@@ -49,15 +49,15 @@ def followed(
     *,
     less: int = 0,
     wider: float = 0.0,
-) -> Run:
+) -> Iterator[PanelRun]:
     """The plan of a run again, with other steps, and perhaps elements of fewer degrees or a wider box.
+
+    One panel after the other, as all of them may be too much to hold; the last one is not finite if it is not stable.
 
     lengths : what becomes of the steps (k,) of a panel.
     """
     equation = run.equation
-    T = equation.problem.horizon
-    result = Run(equation)
-    before: PanelRun | None = None
+    before: tuple[Grid, FloatArray] | None = None
     for own in run.panels:
         s0, s1 = float(own.ends[0]), float(own.ends[-1])
         operators, panel = own.operators, own.stepped
@@ -68,16 +68,14 @@ def followed(
             panel = None
         if panel is None:
             panel = panel_of(equation, operators, operators.root_mean_square)
-        grid = operators.grid
         with np.errstate(over="ignore", invalid="ignore"):  # what is not stable is seen by its end
-            u = begun(equation, grid, s0, None if before is None else (before.grid, before.states[-2]))
+            u = begun(equation, operators.grid, s0, before)
             steps = list(replay(panel, u, s0, lengths(np.diff(own.ends))))
-        result.keep(operators, panel, steps, s1)
-        before = result.panels[-1]
-        if not np.isfinite(before.states[-2]).all():
-            result.complaint = f"not stable at t={T - s1:.6g}"
-            break
-    return result
+        found = panel_run(operators, panel, steps, s1)
+        before = found.grid, found.last
+        yield found
+        if not found.finite:
+            return
 
 
 def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
@@ -191,6 +189,20 @@ def _shared(axes: Sequence[FloatArray], x: FloatArray) -> FloatArray:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What is kept of a run: v - v0 and its gradient at the places, and what is not resolved of the gradient."""
+
+    rows: Rows
+    tails: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run has left double precision."""
+        return not self.rows
+
+
+@final
 class Judge:
     """Where runs are compared: times, and at each draws under P, and under P* if the sample is worth it."""
 
@@ -215,12 +227,22 @@ class Judge:
             k = sample.nearest(T - s)
             draws = [sample.x[k], sample.paths[k][chosen]] if self.draws >= _WORTH else [sample.x[k]]
             self.places.append(places_of(problem, s, draws, bounds))
-        self.rows = self._rows(run)
-        whole = [self._whole(place, *row) for place, row in zip(self.places, self.rows, strict=True)]
+        self.own = self.seen(run.panels)
+        whole = [self._whole(place, *row) for place, row in zip(self.places, self.own.rows, strict=True)]
         self.sizes = self._norms(whole)
 
-    def _rows(self, run: Run) -> Rows:
-        return [on_places(run, place) for place in self.places]
+    def seen(self, panels: Iterable[PanelRun]) -> Seen:
+        """Look at a run, of which one panel at a time need exist."""
+        rows: Rows = []
+        tails, last = 0.0, self.run.panels[-1].ends[-1]
+        for panel in panels:
+            if not panel.finite:
+                return Seen([], math.inf)
+            end = panel.ends[-1]
+            while len(rows) < len(self.places) and (self.places[len(rows)].s <= end * (1 + 1e-12) or end == last):
+                rows.append(on_places(self.equation, panel, self.places[len(rows)]))
+            tails = max(tails, panel.tails if end > self.run.layer else 0.0)
+        return Seen(rows, tails)
 
     def _whole(self, place: Places, w: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
         """What was taken out put back."""
@@ -241,13 +263,11 @@ class Judge:
                 found[law] = np.maximum(found[law], norms)
         return found
 
-    def difference(self, one: Run, other: Run) -> tuple[float, float]:
+    def difference(self, one: Seen, other: Seen) -> tuple[float, float]:
         """Relative differences of value and policy, the larger of those under P and P*; inf for a run that failed."""
-        if one.complaint or other.complaint:
+        if one.failed or other.failed:
             return math.inf, math.inf
-        first = self.rows if one is self.run else self._rows(one)
-        second = self.rows if other is self.run else self._rows(other)
-        gaps = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(first, second, strict=True)]
+        gaps = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(one.rows, other.rows, strict=True)]
         lost = self._lost(gaps)
         width = float((np.ptp(np.stack(self.equation.box.bounds), axis=0) / self.equation.metric).max())
         floor = _NOTHING * self.equation.problem.temperature * np.array([1.0, 1.0 / width])
@@ -268,43 +288,42 @@ class Judge:
         """
         steps: Steps = merged
         less = LESS[self.equation.problem.dim]
-        other = followed(self.run, coefficients, steps)
+        follow = partial(followed, self.run, coefficients)
+        other = self.seen(follow(steps))
         gain = 1.0 / _ORDER_GAIN
         base = other
-        if other.complaint:  # steps as they are are the longest that are stable: see what shorter ones change
-            other, steps, base, gain = followed(self.run, coefficients, cut(2)), cut(1), self.run, _FROM_SHORTER
-        value, policy = self.difference(self.run, other)
+        if other.failed:  # steps as they are are the longest that are stable: see what shorter ones change
+            other, steps, base, gain = self.seen(follow(cut(2))), cut(1), self.own, _FROM_SHORTER
+        value, policy = self.difference(self.own, other)
         found: Parts = {"time": (gain * value + self.run.misfit, gain * policy + self.run.misfit)}
-        poorer = followed(self.run, coefficients, steps, less=less)
-        found["space"] = self._space(base, poorer)
-        if max(found["space"]) > enough and base is not self.run:
-            poorer = followed(self.run, coefficients, cut(1), less=less)
-            found["space"] = min(found["space"], self._space(self.run, poorer), key=max)
+        found["space"] = self._space(base, self.seen(follow(steps, less=less)))
+        if max(found["space"]) > enough and base is not self.own:
+            again = self._space(self.own, self.seen(follow(cut(1), less=less)))
+            found["space"] = min(found["space"], again, key=max)
         if self.equation.truncated.any():
             found["truncation"] = self._truncation(base, coefficients, steps)
         return found
 
-    def _truncation(self, base: Run, coefficients: Coefficients, steps: Steps) -> tuple[float, float]:
+    def _truncation(self, base: Seen, coefficients: Coefficients, steps: Steps) -> tuple[float, float]:
         """Of a wider box; where more happens than the steps can follow, they are cut."""
-        wider = followed(self.run, coefficients, steps, wider=WIDER)
+        wider = self.seen(followed(self.run, coefficients, steps, wider=WIDER))
         for parts in (1, 2, 4, 8):
-            if not wider.complaint:
+            if not wider.failed:
                 break
-            base, wider = self.run, followed(self.run, coefficients, cut(parts), wider=WIDER)
+            base, wider = self.own, self.seen(followed(self.run, coefficients, cut(parts), wider=WIDER))
         return self.difference(base, wider)
 
-    def _space(self, longer: Run, poorer: Run) -> tuple[float, float]:
+    def _space(self, longer: Seen, poorer: Seen) -> tuple[float, float]:
         """Of elements of fewer degrees, times how much better those of the run are by what they do not resolve."""
         value, policy = self.difference(longer, poorer)
-        if poorer.complaint:
+        if poorer.failed:
             return value, policy
-        better = float(np.clip(_DOUBT * self.run.tails / max(poorer.tails, 1e-300), _LEAST_GAIN, 1.0))
+        better = float(np.clip(_DOUBT * self.own.tails / max(poorer.tails, 1e-300), _LEAST_GAIN, 1.0))
         return better * value, better * policy
 
 
-def on_places(run: Run, place: Places) -> tuple[FloatArray, FloatArray]:
+def on_places(equation: Equation, panel: PanelRun, place: Places) -> tuple[FloatArray, FloatArray]:
     """v - v0 (*shape) and its gradient (*shape, d) on a tensor grid; nan where there is no logarithm."""
-    equation, panel = run.equation, _panel_at(run, place.s)
     parts: dict[tuple[int, ...], FloatArray] = {(): panel.at(place.s)}
     for k, (line, x) in enumerate(zip(panel.grid.lines, place.axes, strict=True)):
         rows = line.rows(x), line.rows(x, order=1)
@@ -312,10 +331,6 @@ def on_places(run: Run, place: Places) -> tuple[FloatArray, FloatArray]:
     d = len(place.axes)
     unit = np.eye(d, dtype=np.int64).tolist()
     return _logarithms(equation, parts[(0,) * d], np.stack([parts[tuple(e)] for e in unit], axis=-1))
-
-
-def _panel_at(run: Run, s: float) -> PanelRun:
-    return next(panel for panel in run.panels if s <= panel.ends[-1] * (1 + 1e-12) or panel is run.panels[-1])
 
 
 def _logarithms(equation: Equation, u: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -331,7 +346,7 @@ def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]
     equation = run.equation
     problem, gauge = equation.problem, equation.gauge
     t = problem.horizon - s
-    panel = _panel_at(run, s)
+    panel = next(panel for panel in run.panels if s <= panel.ends[-1] * (1 + 1e-12) or panel is run.panels[-1])
     lines = panel.grid.lines
     found = [line.locate(x[:, k]) for k, line in enumerate(lines)]
     outside = np.any([cells < 0 for cells, _ in found], axis=0)

@@ -25,7 +25,7 @@ from fem_hjb.reference.box_grading import (
     unresolved,
 )
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
-from fem_hjb.reference.box_run import Run, tails_of
+from fem_hjb.reference.box_run import Run, panel_run, tails_of
 from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.stepping.lawson import Panel, Step, march
 from fem_hjb.support.checks import FloatArray
@@ -237,7 +237,7 @@ class Marcher:
         self.result.counts["redone"] = self.result.counts.get("redone", 0) + redone
         end = steps[-1].s + steps[-1].h
         end = table.s1 if end > table.s1 - _SHORTEST * self.T else end
-        self.result.keep(operators, panel, steps, end)
+        self.result.keep(panel_run(operators, panel, steps, end))
         self.h = steps[-1].h
         allowed = self.tol.space * self.size_g * (1.0 if bad is None else _AHEAD)
         new = [

@@ -37,11 +37,36 @@ class PanelRun:
         """Of the cells of each axis."""
         return [line.grid for line in self.grid.lines]
 
+    @property
+    def last(self) -> FloatArray:
+        """u at the end."""
+        return self.states[-2]
+
+    @property
+    def finite(self) -> bool:
+        """Whether it is a number at all nodes."""
+        return bool(np.isfinite(self.last).all())
+
+    @property
+    def tails(self) -> float:
+        """What is not resolved of the gradient under the law itself, at the ends."""
+        axes = tails_of(self.operators, (self.states[0], self.last), floored=False)
+        return float(np.sqrt(sum((part**2).sum() for part in axes)))
+
     def at(self, s: float) -> FloatArray:
         """u at a time to go."""
         k = int(np.clip(np.searchsorted(self.ends, s) - 1, 0, len(self.ends) - 2))
         h = self.ends[k + 1] - self.ends[k]
         return hermite((s - self.ends[k]) / h, h, *self.states[2 * k : 2 * k + 4])
+
+
+def panel_run(operators: Operators, stepped: Panel, steps: Sequence[Step], s1: float) -> PanelRun:
+    """Steps that end at s1."""
+    ends = np.array([steps[0].s, *(step.s + step.h for step in steps)])
+    ends[-1] = s1
+    states = [steps[0].u0, steps[0].slope0, *(w for step in steps for w in (step.u1, step.slope1))]
+    stepped.forget()
+    return PanelRun(operators, stepped, ends, states)
 
 
 @final
@@ -54,25 +79,10 @@ class Run:
     counts: dict[str, int] = field(default_factory=dict)
     misfit: float = 0.0  # of coefficients between the times of their tables, relative
     layer: float = 0.0  # the time to go up to which the gradient is not resolved
-    complaint: str = ""
 
-    def keep(self, operators: Operators, stepped: Panel, steps: Sequence[Step], s1: float) -> None:
-        """Add a panel that ends at s1."""
-        ends = np.array([steps[0].s, *(step.s + step.h for step in steps)])
-        ends[-1] = s1
-        states = [steps[0].u0, steps[0].slope0, *(w for step in steps for w in (step.u1, step.slope1))]
-        stepped.forget()
-        self.panels.append(PanelRun(operators, stepped if len(self.panels) < _KEPT else None, ends, states))
-
-    @property
-    def tails(self) -> float:
-        """What is not resolved of the gradient under the law itself, the most of all panels."""
-        found = [
-            tails_of(panel.operators, (panel.states[0], panel.states[-2]), floored=False)
-            for panel in self.panels
-            if panel.ends[-1] > self.layer
-        ]
-        return max(float(np.sqrt(sum((part**2).sum() for part in axes))) for axes in found)
+    def keep(self, panel: PanelRun) -> None:
+        """Add a panel."""
+        self.panels.append(panel if len(self.panels) < _KEPT else replace(panel, stepped=None))
 
     @property
     def nonpositive(self) -> int:
@@ -87,24 +97,33 @@ class Run:
         """The most unknowns in space."""
         return max(panel.grid.size for panel in self.panels)
 
+    def forget(self) -> None:
+        """Let go of coefficients and exponentials: this plan is not followed again."""
+        for panel in self.panels:
+            panel.operators.table.forget()
+        self.panels = [replace(panel, stepped=None) for panel in self.panels]
+
     def space(self) -> tuple[PanelSpace, FloatArray]:
-        """As functions of t: the space, and coefficients (n_dofs,)."""
+        """As functions of t: the space, and coefficients (n_dofs,). Panels are used up, as they may be large."""
         T = self.equation.problem.horizon
-        panels: list[Space] = []
-        parts = []
-        for panel in self.panels[::-1]:
+        result = np.empty(sum(2 * len(panel.ends) * panel.grid.size for panel in self.panels))
+        spaces: list[Space] = []
+        place = 0
+        while self.panels:
+            panel = self.panels.pop()
             times = T - panel.ends[::-1]
-            times[0] = panels[-1].time.bounds[1] if panels else 0.0
-            times[-1] = T if panel is self.panels[0] else times[-1]
+            times[0] = spaces[-1].time.bounds[1] if spaces else 0.0
+            times[-1] = times[-1] if self.panels else T
             line = LineBasis(times, "hermite")
-            rows = np.empty((line.n_dofs, panel.grid.size))
+            rows = result[place : place + line.n_dofs * panel.grid.size].reshape(line.n_dofs, -1)
+            place += rows.size
             for row, u in zip(rows[::2], panel.states[-2::-2], strict=True):
                 row[:] = u.ravel()
             for row, slope, width in zip(rows[1::2], panel.states[::-2], line.node_widths, strict=True):
                 np.multiply(slope.ravel(), -width, out=row)
-            panels.append(Space.from_(line, panel.grid.basis()))
-            parts.append(rows.reshape(-1))
-        return PanelSpace(tuple(panels)), np.concatenate(parts)
+            spaces.append(Space.from_(line, panel.grid.basis()))
+        result.setflags(write=False)
+        return PanelSpace(tuple(spaces)), result
 
 
 def tails_of(operators: Operators, states: Sequence[FloatArray], *, floored: bool = True) -> list[FloatArray]:

@@ -74,6 +74,7 @@ def _best(search: "_Search", form: str | None, told: Progress) -> "_Judged":
             search.choose("linear")
             search.why = f"{search.why}; the value form failed: {failure}"
             found = search.run(partial(_part_of, told, k))
+        found.run.forget()
         idle = 0 if best is None or found.error < best.error else idle + 1
         if best is None or not idle:
             best = found
@@ -175,7 +176,6 @@ class _Search:
     def solution(self, best: _Judged) -> Solution:
         """What is handed out."""
         run, c = best.run, self.coefficients
-        space, rows = run.space()
         rounding = _ROUNDING * (1.0 + 0.1 * _finest(run))
         value, policy = ({name: part[i] for name, part in best.parts.items()} for i in range(2))
         value["space"] += rounding
@@ -197,6 +197,7 @@ class _Search:
             "seconds_in_callables": c.seconds,
             "draws_under_control": best.draws,
         }
+        space, rows = run.space()
         return Solution(
             problem=self.problem,
             space=space,
@@ -215,7 +216,7 @@ def _part_of(told: Progress, k: int, part: float) -> None:
 
 def _degree(dim: int, rtol: float) -> int:
     if dim == 3:
-        return 6 if rtol >= 3e-3 else 8 if rtol >= 1e-4 else 12
+        return 6 if rtol >= 3e-3 else 8 if rtol >= 3e-4 else 12
     if dim == 2:
         return 8 if rtol >= 3e-4 else 12 if rtol >= 1e-6 else 16
     return 12 if rtol >= 1e-3 else 16 if rtol >= 1e-6 else 20
