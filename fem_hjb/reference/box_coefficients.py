@@ -12,13 +12,11 @@ polynomials. How many times are needed is seen at points drawn from where the pr
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_operators import check_elliptic
@@ -149,52 +147,67 @@ def _all_times(times: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray
 
 @final
 class Table:
-    """Fields (m, *shape) on a grid at q times of [s0, s1], and the polynomial through them."""
+    """Fields (m, *shape) on a grid at q times of [s0, s1], and the polynomial through them.
 
-    def __init__(self, s0: float, s1: float, values: FloatArray) -> None:
-        self.s0, self.s1, self.values = s0, s1, values
+    single : whether the values are kept in single precision, which halves what they take and what it takes to
+        interpolate them; where an error of 3e-7, relative, does not matter.
+    """
+
+    def __init__(self, s0: float, s1: float, values: FloatArray, *, single: bool = False) -> None:
+        self.s0, self.s1, self.values, self.single = s0, s1, values, single
         self.nodes = lobatto(len(values))
         gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(len(values))
         self._weights = 1.0 / gaps.prod(axis=1)
         self._last: tuple[float, FloatArray] | None = None  # steps ask twice for each of their times
 
-    @cached_property
-    def _moving(self) -> BoolArray:
-        """(m,): the fields that depend on time."""
-        first = self.values[0]
-        return np.array([any((row[k] != first[k]).any() for row in self.values[1:]) for k in range(len(first))])
+    def settle(self) -> None:
+        """The values (q, m, *shape) are now what they are: keep what moves, once, and one row of what does not."""
+        values, self.values = self.values, np.empty(0)
+        self._shape = values.shape[1:]
+        moving = [any((row[k] != values[0, k]).any() for row in values[1:]) for k in range(len(values[0]))]
+        self._moving = np.array(moving)  # (m,)
+        self._steady = values[0][~self._moving]
+        rows: Any = values
+        if self.single or not self._moving.all():
+            dtype = np.float32 if self.single else np.float64
+            rows = np.empty((len(values), int(self._moving.sum()), *self._shape[1:]), dtype)
+            for k, row in enumerate(values):
+                rows[k] = row[self._moving]
+        self._rows = rows.reshape(len(values), -1)
 
-    @cached_property
-    def _flat(self) -> FloatArray:
-        """(q, n) of these."""
-        values = self.values if self._moving.all() else self.values[:, self._moving]
-        return np.asarray(values.reshape(len(values), -1))
+    def row(self, k: int) -> FloatArray:
+        """(m, *shape) at the k-th of the times."""
+        return self._with(np.array(self._rows[k], dtype=np.float64))
+
+    def rest(self) -> None:
+        """Let go of what was asked for last."""
+        self._last = None
 
     def forget(self) -> None:
-        """Let go of the values."""
-        self.values = np.empty((0, *self.values.shape[1:]))
-        self._last = None
-        self.__dict__.pop("_flat", None)
+        """Let go of all of it."""
+        self._steady = self._rows = np.empty(0)
+        self.rest()
 
     def at(self, s: float) -> FloatArray:
         """(m, *shape) at time to go s."""
-        if len(self.nodes) == 1:
-            return np.asarray(self.values[0])
-        if self._last is None or self._last[0] != s:
-            self._last = s, self._interpolated(s)
+        if self._last is None or (self._last[0] != s and self._moving.any()):
+            gaps = (s - self.s0) / (self.s1 - self.s0) - self.nodes
+            here = int(np.abs(gaps).argmin())
+            if gaps[here] == 0.0 or len(gaps) == 1:
+                self._last = s, self.row(here)
+            else:
+                quotients = self._weights / gaps
+                row = (quotients / quotients.sum()).astype(self._rows.dtype) @ self._rows
+                self._last = s, self._with(row.astype(np.float64, copy=False))
         return self._last[1]
 
-    def _interpolated(self, s: float) -> FloatArray:
-        gaps = (s - self.s0) / (self.s1 - self.s0) - self.nodes
-        here = int(np.abs(gaps).argmin())
-        if gaps[here] == 0.0:
-            return np.asarray(self.values[here])
-        quotients = self._weights / gaps
-        quotients /= quotients.sum()
+    def _with(self, row: FloatArray) -> FloatArray:
+        """All fields, from those that depend on time."""
         if self._moving.all():
-            return np.asarray(quotients @ self._flat).reshape(self.values.shape[1:])
-        result: FloatArray = self.values[0].copy()
-        result[self._moving] = (quotients @ self._flat).reshape(-1, *self.values.shape[2:])
+            return np.asarray(row.reshape(self._shape))
+        result = np.empty(self._shape)
+        result[~self._moving] = self._steady
+        result[self._moving] = row.reshape(-1, *self._shape[1:])
         return result
 
 

@@ -120,15 +120,25 @@ def halved(edges: FloatArray, marked: BoolArray) -> FloatArray:
 
 
 def widened(edges: Sequence[FloatArray], moving: BoolArray, share: float) -> list[FloatArray]:
-    """Each of the faces (2, d) that may move moved out by this share of the width: a large last cell is stretched."""
+    """One more cell of this share of the width beyond each of the faces (2, d) that may move."""
     result = []
     for k, part in enumerate(edges):
         by = share * (part[-1] - part[0])
-        low = [part[0] - by] if moving[0, k] else [part[0]]
-        high = [part[-1] + by] if moving[1, k] else [part[-1]]
-        first = 1 if not moving[0, k] or part[1] - part[0] >= 2 * by else 0
-        last = len(part) - 1 if not moving[1, k] or part[-1] - part[-2] >= 2 * by else len(part)
-        result.append(np.concatenate([low, part[first:last], high]))
+        low = [part[0] - by] if moving[0, k] else []
+        high = [part[-1] + by] if moving[1, k] else []
+        result.append(np.concatenate([low, part, high]))
+    return result
+
+
+def stretched(edges: Sequence[FloatArray], moving: BoolArray, share: float) -> list[FloatArray]:
+    """As `widened`, but cells at these faces that are at least twice as wide are stretched, so that none is added."""
+    result = []
+    for k, part in enumerate(widened(edges, moving, share)):
+        by = share * (edges[k][-1] - edges[k][0])
+        kept = np.ones(len(part), dtype=np.bool_)
+        kept[1] = not moving[0, k] or part[2] - part[1] < 2 * by
+        kept[-2] &= not moving[1, k] or part[-2] - part[-3] < 2 * by
+        result.append(part[kept])
     return result
 
 

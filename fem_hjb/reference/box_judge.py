@@ -7,7 +7,7 @@ among the points of a tensor grid, on which functions are cheap to evaluate.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import final
@@ -15,10 +15,11 @@ from typing import final
 import numpy as np
 
 from fem_hjb.paths.extent import LawSample
+from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside
 from fem_hjb.reference.box_faces import begun, panel_of
-from fem_hjb.reference.box_grading import make_grid, widened
+from fem_hjb.reference.box_grading import make_grid, stretched, widened
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run
 from fem_hjb.spaces.axes import apply_axis, tensor_points
@@ -39,6 +40,8 @@ _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]
 Steps = Callable[[FloatArray], list[float]]
+Widening = Callable[[Sequence[FloatArray], BoolArray, float], list[FloatArray]]
+Follow = Callable[..., Iterator[PanelRun]]
 Rows = list[tuple[FloatArray, FloatArray]]
 
 
@@ -48,21 +51,22 @@ def followed(
     lengths: Steps,
     *,
     less: int = 0,
-    wider: float = 0.0,
+    wider: Widening | None = None,
 ) -> Iterator[PanelRun]:
     """The plan of a run again, with other steps, and perhaps elements of fewer degrees or a wider box.
 
     One panel after the other, as all of them may be too much to hold; the last one is not finite if it is not stable.
 
     lengths : what becomes of the steps (k,) of a panel.
+    wider : `widened` or `stretched`.
     """
     equation = run.equation
     before: tuple[Grid, FloatArray] | None = None
     for own in run.panels:
         s0, s1 = float(own.ends[0]), float(own.ends[-1])
         operators, panel = own.operators, own.stepped
-        if less or wider:
-            edges = widened(own.edges, equation.truncated, wider) if wider else own.edges
+        if less or wider is not None:
+            edges = own.edges if wider is None else wider(own.edges, equation.truncated, WIDER)
             grid = make_grid(edges, own.grid.lines[0].degree - less, equation, s0, s1)
             operators = Operators.of(equation, grid, _table(own, grid, coefficients))
             panel = None
@@ -80,21 +84,20 @@ def followed(
 
 def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     """The coefficients of a panel on another grid: interpolated, and evaluated only where that reaches further."""
-    old, fields = own.operators.table, own.operators.coefficients()
-    inner = []
-    for k, (before, after) in enumerate(zip(own.grid.lines, grid.lines, strict=True)):
-        low, high = before.bounds
-        inner.append((after.nodes >= low) & (after.nodes <= high))
-        fields = _along(fields, k + 2, before, after.nodes[inner[k]])
+    old = own.operators.table
+    bounds = [line.bounds for line in own.grid.lines]
+    inner = [(line.nodes >= low) & (line.nodes <= high) for line, (low, high) in zip(grid.lines, bounds, strict=True)]
     known = reduce(np.logical_and.outer, inner)
-    if known.all():
-        return Table(old.s0, old.s1, fields)
-    values = np.empty((*fields.shape[:2], *grid.shape))
-    values[..., known] = fields.reshape(*fields.shape[:2], -1)
     beyond = grid.nodes[~known.ravel()]
-    for row, t in zip(values, coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes), strict=True):
-        row[:, ~known] = coefficients.at(float(t), beyond)
-    return Table(old.s0, old.s1, values)
+    values = np.empty((len(old.nodes), len(coefficients.names), *grid.shape))
+    for k, t in enumerate((coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()):
+        fields = own.operators.coefficients(k)
+        for axis, (before, after) in enumerate(zip(own.grid.lines, grid.lines, strict=True)):
+            fields = _along(fields, axis + 1, before, after.nodes[inner[axis]])
+        values[k][:, known] = fields.reshape(len(fields), -1)
+        if len(beyond):
+            values[k][:, ~known] = coefficients.at(t, beyond)
+    return Table(old.s0, old.s1, values, single=old.single)
 
 
 def _along(fields: FloatArray, axis: int, line: SpectralLine, x: FloatArray) -> FloatArray:
@@ -280,11 +283,11 @@ class Judge:
             max(float(w[~np.isfinite(v)].sum()) for p, (v, _) in zip(self.places, rows, strict=True) for w in p.weights)
         )
 
-    def parts(self, coefficients: Coefficients, enough: float) -> Parts:
+    def parts(self, coefficients: Coefficients, enough: Mapping[str, float]) -> Parts:
         """The parts of the error, (value, policy) each.
 
-        enough : what makes no trouble. Steps twice as long may be less stable on a poorer grid, which is no error of
-        the run's: a part of space that exceeds this is measured again with the run's own steps.
+        enough : what makes no trouble, of each. Steps twice as long may be less stable on a poorer grid, which is no
+        error of the run's: a part of space that exceeds this is measured again with the run's own steps.
         """
         steps: Steps = merged
         less = LESS[self.equation.problem.dim]
@@ -297,21 +300,27 @@ class Judge:
         value, policy = self.difference(self.own, other)
         found: Parts = {"time": (gain * value + self.run.misfit, gain * policy + self.run.misfit)}
         found["space"] = self._space(base, self.seen(follow(steps, less=less)))
-        if max(found["space"]) > enough and base is not self.own:
+        if max(found["space"]) > enough["space"] and base is not self.own:
             again = self._space(self.own, self.seen(follow(cut(1), less=less)))
             found["space"] = min(found["space"], again, key=max)
         if self.equation.truncated.any():
-            found["truncation"] = self._truncation(base, coefficients, steps)
+            found["truncation"] = self._truncation(base, follow, steps, enough["truncation"])
         return found
 
-    def _truncation(self, base: Seen, coefficients: Coefficients, steps: Steps) -> tuple[float, float]:
-        """Of a wider box; where more happens than the steps can follow, they are cut."""
-        wider = self.seen(followed(self.run, coefficients, steps, wider=WIDER))
+    def _truncation(self, base: Seen, follow: Follow, steps: Steps, enough: float) -> tuple[float, float]:
+        """Of a wider box. Where cells that are stretched change too much, see what others beyond them do.
+
+        Where more happens than the steps can follow, they are cut.
+        """
+        found = self.difference(base, self.seen(follow(steps, wider=stretched)))
+        if max(found) <= enough:
+            return found
+        wider = self.seen(follow(steps, wider=widened))
         for parts in (1, 2, 4, 8):
             if not wider.failed:
                 break
-            base, wider = self.own, self.seen(followed(self.run, coefficients, cut(parts), wider=WIDER))
-        return self.difference(base, wider)
+            base, wider = self.own, self.seen(follow(cut(parts), wider=widened))
+        return min(found, self.difference(base, wider), key=max)
 
     def _space(self, longer: Seen, poorer: Seen) -> tuple[float, float]:
         """Of elements of fewer degrees, times how much better those of the run are by what they do not resolve."""

@@ -42,6 +42,7 @@ _AHEAD = 0.3  # of what is allowed, for the grid after one that failed to resolv
 _TOLERATED = 1.5  # times what is allowed, before a panel is done again
 _ANYWHERE = 1e-3  # of the most of u: what a step may be wrong by where the process hardly goes
 _MOST_STEPS = 20_000
+_SINGLE = 3e-6  # the least tolerance of tables in single precision
 _LAYER = 0.05  # of the horizon, at most
 _SUDDEN = 1e-9  # of the horizon: the first step after a jump
 _SHORTEST = 1e-11  # of the horizon
@@ -185,8 +186,10 @@ class Marcher:
         count, misfit = found
         self.result.misfit += misfit * (s1 - s0) / self.T
         times = self.T - inside(s0, s1, lobatto(count))
-        values = np.stack([self.coefficients.at(float(t), nodes) for t in times])
-        return Table(s0, s1, values.reshape(count, -1, *grid.shape))
+        values = np.empty((count, len(self.coefficients.names), *grid.shape))
+        for row, t in zip(values, times.tolist(), strict=True):
+            row[:] = self.coefficients.at(t, nodes).reshape(row.shape)
+        return Table(s0, s1, values, single=rtol > _SINGLE)
 
     def _floors(self) -> list[float]:
         """Sizes of the fields that do not count: of drifts, what diffusion does in T; of rewards, the value over T."""

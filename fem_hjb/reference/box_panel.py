@@ -120,7 +120,7 @@ class Equation:
 class Operators:
     """S and N of a panel, norms, and what is prescribed.
 
-    table : drift (d fields), reward, and the upper triangle of Lambda if it varies, on the grid.
+    table : not settled yet, with drift (d fields), reward, and the upper triangle of Lambda if it varies, on the grid.
     constant : Lambda if it does not vary.
     truncated : (2, d), the faces at which the box ends but the process does not.
     """
@@ -139,7 +139,7 @@ class Operators:
         self.metric = metric
         d = grid.dim
         self.D: list[AxisMatrix] = [in_blocks(line.derivative) for line in grid.lines]
-        open_ = truncated & self._inward()
+        open_ = truncated & _inward(table.values)
         self.inner = [np.ones(n) for n in grid.shape]
         for k in range(d):
             self.inner[k][[0, -1]] = np.where(open_[:, k], 0.0, 1.0)
@@ -148,7 +148,8 @@ class Operators:
         self._averages = [_broad(line) for line in grid.lines]
         self._pairs = list(combinations(range(d), 2))
         self._upper = {(i, j): d + 1 + n for n, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
-        self._freeze(second)
+        self._freeze(second, table.values)
+        table.settle()
 
     @classmethod
     def of(cls, equation: Equation, grid: Grid, table: Table) -> "Operators":
@@ -157,26 +158,17 @@ class Operators:
         constant = problem.constant_diffusion
         return cls(grid, table, constant, equation.truncated, problem.temperature, equation.linear, equation.metric)
 
-    def coefficients(self) -> FloatArray:
-        """The table as it was before S was taken out."""
-        values = self.table.values.copy()
-        for k, taken in enumerate(self._taken_of):
+    def coefficients(self, k: int) -> FloatArray:
+        """(m, *shape), the table at the k-th of its times, as it was before S was taken out."""
+        fields = self.table.row(k)
+        for axis, taken in enumerate(self._taken_of):
             for place, part in taken.items():
-                values[:, place] += self.grid.along(part, k)
-        return values
+                fields[place] += self.grid.along(part, axis)
+        return fields
 
-    def _inward(self) -> BoolArray:
-        """(2, d): the faces on which the drift points inwards everywhere, at all times of the table."""
-        d = self.grid.dim
-        result = np.ones((2, d), dtype=np.bool_)
-        for k in range(d):
-            faces = np.moveaxis(self.table.values[:, k], k + 1, 0)
-            result[:, k] = (faces[0] >= 0).all(), (faces[-1] <= 0).all()
-        return result
-
-    def _freeze(self, second: Sequence[FloatArray]) -> None:
-        """Make S, and take it out of the table."""
-        grid, d, values = self.grid, self.grid.dim, self.table.values
+    def _freeze(self, second: Sequence[FloatArray], values: FloatArray) -> None:
+        """Make S, and take it out of the values of a table."""
+        grid, d = self.grid, self.grid.dim
         middle = values[len(values) // 2].copy()
         self.separable: list[FloatArray] = []
         self.axes: list[AxisMatrix] = []  # the same
@@ -293,6 +285,16 @@ class Operators:
     def sizes(self, s: float, u: FloatArray) -> tuple[float, float]:
         """The norms of u and, in the metric of Lambda, of its gradient."""
         return self.root_mean_square(u), self.policy_square(s, self.gradient(u)) ** 0.5
+
+
+def _inward(values: FloatArray) -> BoolArray:
+    """(2, d): the faces on which the drift points inwards everywhere, at all times of a table."""
+    d = values.ndim - 2
+    result = np.ones((2, d), dtype=np.bool_)
+    for k in range(d):
+        faces = np.moveaxis(values[:, k], k + 1, 0)
+        result[:, k] = (faces[0] >= 0).all(), (faces[-1] <= 0).all()
+    return result
 
 
 def _broad(line: SpectralLine) -> FloatArray:

@@ -21,12 +21,15 @@ _KEPT = 32  # panels whose exponentials or factors are kept
 @final
 @dataclass(frozen=True, eq=False)
 class PanelRun:
-    """One panel of a run: what was solved there, the times to go at the ends of its steps, and u and u' there."""
+    """One panel of a run: what was solved there, the times to go at the ends of its steps (k,), and u and u' there.
+
+    states : (2 k, *shape), u and u' by turns.
+    """
 
     operators: Operators
     stepped: Panel | None  # kept for its exponentials or factors
     ends: FloatArray
-    states: list[FloatArray]
+    states: FloatArray
 
     @property
     def grid(self) -> Grid:
@@ -40,7 +43,7 @@ class PanelRun:
     @property
     def last(self) -> FloatArray:
         """u at the end."""
-        return self.states[-2]
+        return np.asarray(self.states[-2])
 
     @property
     def finite(self) -> bool:
@@ -57,15 +60,17 @@ class PanelRun:
         """u at a time to go."""
         k = int(np.clip(np.searchsorted(self.ends, s) - 1, 0, len(self.ends) - 2))
         h = self.ends[k + 1] - self.ends[k]
-        return hermite((s - self.ends[k]) / h, h, *self.states[2 * k : 2 * k + 4])
+        u0, slope0, u1, slope1 = self.states[2 * k : 2 * k + 4]
+        return hermite((s - self.ends[k]) / h, h, u0, slope0, u1, slope1)
 
 
 def panel_run(operators: Operators, stepped: Panel, steps: Sequence[Step], s1: float) -> PanelRun:
     """Steps that end at s1."""
     ends = np.array([steps[0].s, *(step.s + step.h for step in steps)])
     ends[-1] = s1
-    states = [steps[0].u0, steps[0].slope0, *(w for step in steps for w in (step.u1, step.slope1))]
+    states = np.stack([steps[0].u0, steps[0].slope0, *(w for step in steps for w in (step.u1, step.slope1))])
     stepped.forget()
+    operators.table.rest()
     return PanelRun(operators, stepped, ends, states)
 
 
@@ -117,10 +122,9 @@ class Run:
             line = LineBasis(times, "hermite")
             rows = result[place : place + line.n_dofs * panel.grid.size].reshape(line.n_dofs, -1)
             place += rows.size
-            for row, u in zip(rows[::2], panel.states[-2::-2], strict=True):
-                row[:] = u.ravel()
-            for row, slope, width in zip(rows[1::2], panel.states[::-2], line.node_widths, strict=True):
-                np.multiply(slope.ravel(), -width, out=row)
+            states = panel.states.reshape(len(rows), -1)
+            rows[::2] = states[-2::-2]
+            np.multiply(states[::-2], -line.node_widths[:, None], out=rows[1::2])
             spaces.append(Space.from_(line, panel.grid.basis()))
         result.setflags(write=False)
         return PanelSpace(tuple(spaces)), result

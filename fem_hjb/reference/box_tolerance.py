@@ -33,7 +33,7 @@ MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
 _SPACE = 0.3  # of the tolerance
-_TIME, _DENSE, _TABLE, _MASS = 0.1, 0.2, 0.05, 0.1  # of the tolerance; the mass, of its square
+_TIME, _DENSE, _TABLE, _MASS = 0.2, 0.2, 0.05, 0.1  # of the tolerance; the mass, of its square
 _GUESS = 0.03
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
 _LEAST = 1e-13
@@ -146,7 +146,7 @@ class _Search:
         )
         run = Marcher(equation, self.coefficients, self.tolerances, tell).run()
         judge = Judge(run, self.sample, self.seed)
-        parts = judge.parts(self.coefficients, _SHARES["space"] * self.rtol)
+        parts = judge.parts(self.coefficients, {name: share * self.rtol for name, share in _SHARES.items()})
         self.count += 1 + len(parts)
         return _Judged(run, parts, judge.draws, self.tolerances)
 

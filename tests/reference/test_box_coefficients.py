@@ -202,11 +202,19 @@ def test_a_table_is_the_polynomial_through_its_times(count: int) -> None:
     x = np.arange(6.0).reshape(2, 3)
 
     def fields(s: float) -> FloatArray:
-        return np.stack([series(s) * x, 1 - series(s) * x**2])
+        return np.stack([series(s) * x, x + 3, 1 - series(s) * x**2])  # the second one does not move
 
-    table = Table(s0, s1, np.stack([fields(s0 + (s1 - s0) * node) for node in nodes]))
-    for s in (0.2, 0.27, 0.41, 0.5):
-        np.testing.assert_allclose(table.at(s), fields(s), atol=1e-11)
+    values = np.stack([fields(s0 + (s1 - s0) * node) for node in nodes])
+    for single in (False, True):
+        table = Table(s0, s1, values.copy(), single=single)
+        table.settle()
+        errors = [np.abs(table.at(s) - fields(s)).max() for s in (0.2, 0.27, 0.41, 0.5)]
+        size = np.abs(values).max()
+        assert max(errors) < (3e-6 if single else 1e-11) * size
+        if single and count > 1:
+            assert max(errors) > 1e-9 * size
+        for k in range(count):
+            np.testing.assert_allclose(table.row(k), values[k], rtol=1e-6 if single else 0)
     np.testing.assert_allclose(nodes[[0, -1]], [0.5, 0.5] if count == 1 else [0.0, 1.0], atol=1e-8)  # a little inside
     np.testing.assert_allclose(nodes, 1 - nodes[::-1], atol=1e-15)
 
@@ -243,6 +251,7 @@ def test_as_many_times_are_taken_as_the_tolerance_asks_for() -> None:
         counts.append(count)
         times = 1.0 - inside(0.1, 0.4, lobatto(count))
         table = Table(0.1, 0.4, np.stack([wave.at(float(t), POINTS) for t in times]))
+        table.settle()
         missed = [np.abs(table.at(s) - wave.at(1.0 - s, POINTS)).max() for s in np.linspace(0.1, 0.4, 37).tolist()]
         assert max(missed) < 6 * rtol * np.abs(POINTS).max()
     assert counts == sorted(counts)

@@ -298,8 +298,9 @@ def test_a_u_that_is_not_positive_is_told() -> None:
     cliff = replace(problem, terminal_reward=lambda x: np.where(x[..., 0] > 0.5, 0.0, -30.0))
     search = _Search(cliff, 1e-2, None, None, 80, 0)
     found = search.run(lambda _: None)
-    assert found.run.nonpositive > 0
-    assert search.solution(found).status == f"u is not positive at {found.run.nonpositive} nodes of space and time"
+    bad = found.run.nonpositive
+    assert bad > 0
+    assert search.solution(found).status == f"u is not positive at {bad} nodes of space and time"
 
 
 # Panels
@@ -433,9 +434,9 @@ def test_draws_that_were_stopped_do_not_count() -> None:
 def test_what_has_no_logarithm_counts_as_wrong() -> None:
     search = _Search(surviving(-2.0)[0], 1e-3, None, None, None, 0)
     run = search.run(lambda _: None).run
-    judge, other = Judge(run, search.sample, 0), followed(run, search.coefficients, cut(1))
-    assert max(judge.difference(run, other)) < 1e-9
-    for panel in other.panels:
+    judge, panels = Judge(run, search.sample, 0), list(followed(run, search.coefficients, cut(1)))
+    assert max(judge.difference(judge.own, judge.seen(panels))) < 1e-9
+    for panel in panels:
         for u in panel.states[::2]:
             u[: len(u) // 2] = -1.0
-    assert 0.6 < judge.difference(run, other)[0] < 0.8  # the root of a half, roughly
+    assert 0.6 < judge.difference(judge.own, judge.seen(panels))[0] < 0.8  # the root of a half, roughly

@@ -13,6 +13,7 @@ from fem_hjb.reference.box_grading import (
     first_edges,
     halved,
     regraded,
+    stretched,
     total,
     transfer,
     unresolved,
@@ -202,12 +203,13 @@ def test_marked_cells_are_halved() -> None:
 def test_boxes_are_widened_at_faces_that_may_move() -> None:
     edges = [np.array([0.0, 1.0, 4.0]), np.array([-1.0, 1.0])]
     moving = np.array([[True, False], [True, False]])
-    first, second = widened(edges, moving, 0.25)
-    assert first.tolist() == [-1.0, 0.0, 1.0, 5.0]  # the last cell is large, and stretched
-    assert second.tolist() == [-1.0, 1.0]
-    first, second = widened(edges, np.array([[False, True], [True, False]]), 0.5)
-    assert first.tolist() == [0.0, 1.0, 4.0, 6.0]
-    assert second.tolist() == [-2.0, 1.0]
+    assert [part.tolist() for part in widened(edges, moving, 0.25)] == [[-1.0, 0.0, 1.0, 4.0, 5.0], [-1.0, 1.0]]
+    assert [part.tolist() for part in stretched(edges, moving, 0.25)] == [[-1.0, 0.0, 1.0, 5.0], [-1.0, 1.0]]
+    moving = np.array([[False, True], [True, False]])
+    assert [part.tolist() for part in widened(edges, moving, 0.5)] == [[0.0, 1.0, 4.0, 6.0], [-2.0, -1.0, 1.0]]
+    assert [part.tolist() for part in stretched(edges, moving, 0.5)] == [[0.0, 1.0, 4.0, 6.0], [-2.0, 1.0]]
+    both = np.ones((2, 2), dtype=np.bool_)
+    assert [part.tolist() for part in stretched(edges, both, 0.25)] == [[-1.0, 0.0, 1.0, 5.0], [-1.5, 1.5]]
 
 
 def test_first_cells_are_small_in_the_middle_of_the_law_or_equal_between_faces_that_stay() -> None:

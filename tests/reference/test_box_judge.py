@@ -69,7 +69,7 @@ def truth(run: Run) -> FloatArray:
 
 
 def judged(run: Run, of: Case) -> dict[str, tuple[float, float]]:
-    return Judge(run, of.sample, 0).parts(of.coefficients, math.inf)
+    return Judge(run, of.sample, 0).parts(of.coefficients, {"space": math.inf, "truncation": math.inf})
 
 
 # Steps
@@ -122,7 +122,7 @@ def test_one_thing_is_changed_at_a_time() -> None:
     of = usual()
     longer = followed(of.run, of.coefficients, merged)
     poorer = followed(of.run, of.coefficients, cut(1), less=2)
-    wider = followed(of.run, of.coefficients, cut(1), wider=WIDER)
+    wider = followed(of.run, of.coefficients, cut(1), wider=widened)
     for own, a, b, c in zip(of.run.panels, longer.panels, poorer.panels, wider.panels, strict=True):
         line = own.grid.lines[0]
         assert a.grid is own.grid
@@ -130,7 +130,7 @@ def test_one_thing_is_changed_at_a_time() -> None:
         np.testing.assert_array_equal(b.edges[0], own.edges[0])
         assert b.grid.lines[0].degree == line.degree - 2
         assert c.grid.lines[0].degree == line.degree
-        np.testing.assert_array_equal(c.edges[0], widened(own.edges, of.run.equation.truncated, WIDER)[0])
+        np.testing.assert_array_equal(c.edges[0][1:-1], own.edges[0])
         width = own.edges[0][-1] - own.edges[0][0]
         np.testing.assert_allclose((c.edges[0] - own.edges[0][0])[[0, -1]], [-WIDER * width, (1 + WIDER) * width])
     assert sum(len(p.ends) for p in longer.panels) < 0.7 * sum(len(p.ends) for p in of.run.panels)
@@ -151,7 +151,7 @@ def test_shorter_steps_are_better_and_longer_ones_worse() -> None:
 def test_faces_that_stay_are_not_moved() -> None:
     of = case("reflected", 1, 1e-3)
     assert "truncation" not in of.parts
-    wider = followed(of.run, of.coefficients, cut(1), wider=WIDER)
+    wider = followed(of.run, of.coefficients, cut(1), wider=widened)
     np.testing.assert_array_equal(wider.panels[0].edges[0], of.run.panels[0].edges[0])
     assert set(usual().parts) == {"time", "space", "truncation"}
 
@@ -161,11 +161,11 @@ def test_a_run_that_leaves_double_precision_ends_there_and_is_infinitely_wrong()
 
     def exploding(t: float, x: FloatArray) -> FloatArray:
         values = of.coefficients.at(t, x)
-        values[1] = 1e308 if t < 0.6 else 0.0  # the reward
+        values[1] = 1e308 if t < 0.95 else 0.0  # the reward
         return values
 
-    stub: Any = SimpleNamespace(problem=of.problem, at=exploding)
-    broken = followed(of.run, stub, cut(1), wider=WIDER)
+    stub: Any = SimpleNamespace(problem=of.problem, at=exploding, names=of.coefficients.names)
+    broken = followed(of.run, stub, cut(1), wider=widened)
     assert [panel.finite for panel in broken.panels] == [True] * (len(broken.panels) - 1) + [False]
     assert len(broken.panels) < len(of.run.panels)
     judge = Judge(of.run, of.sample, 0)
@@ -301,7 +301,7 @@ def test_the_estimate_is_near_the_truth(name: str, d: int, rtol: float) -> None:
 
 PARTS: dict[str, Any] = {
     "time": lambda of: followed(of.run, of.coefficients, lambda lengths: merged(np.array(merged(lengths)))),
-    "space": lambda of: followed(of.run, of.coefficients, cut(1), less=4),
+    "space": lambda of: followed(of.run, of.coefficients, cut(1), less=6),
 }
 
 
@@ -314,8 +314,8 @@ def test_each_part_sees_its_own_error(name: str) -> None:
     assert true[1] > 10 * truth(of.run)[1]
     assert found[name][1] > 0.5 * max(part[1] for part in found.values())
     assert found[name][1] > 3 * of.parts[name][1]
-    for i in range(2):
-        assert 1 / 8 < found[name][i] / true[i] < 30
+    assert found[name][0] > true[0] / 8
+    assert 1 / 8 < found[name][1] / true[1] < 30
 
 
 def test_truncation_is_seen_where_a_box_is_too_small() -> None:
