@@ -19,6 +19,7 @@ from scipy.sparse.linalg import LinearOperator, gmres
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.reference.box_grading import transfer
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
+from fem_hjb.reference.faces import moved_to_faces
 from fem_hjb.spaces.axes import apply_all, apply_sum
 from fem_hjb.stepping.esdirk import LinearSystem, Solve
 from fem_hjb.stepping.implicit import ImplicitPanel
@@ -28,6 +29,8 @@ from fem_hjb.support.errors import ConvergenceError
 
 _CONDITION = 1e7  # of eigenvectors, beyond which only the self-adjoint part of an operator is diagonalised
 _LEAST = 0.5  # of 1 - shift times an eigenvalue
+_AFTER = 1e-12  # of the horizon
+_FALL = 0.1  # of the residual, by the preconditioner alone
 _RESTART, _RESTARTS = 40, 5
 
 
@@ -60,20 +63,17 @@ def on_faces(grid: Grid, absorbing: BoolArray) -> BoolArray:
 
 
 def prescribed(equation: Equation, s: float, x: FloatArray) -> FloatArray:
-    """u = exp((g - v0) / alpha) at points x (n, d) of absorbing faces."""
+    """u = exp((g - v0) / alpha) at points x (n, d) of absorbing faces, just after s if it jumps there."""
     problem = equation.problem
-    t = float(np.clip(problem.horizon - s, 0.0, problem.horizon))
+    t = float(np.clip(problem.horizon * (1 - _AFTER) - s, 0.0, problem.horizon))
     return np.asarray(np.exp((problem.exit_reward(t, x) - equation.gauge.guess(t, x)) / problem.temperature))
 
 
 def exit_rewards(equation: Equation, x: FloatArray) -> list[FloatArray]:
     """Those at points (n, d) of the box moved to each absorbing face, at a few times."""
-    found = []
-    for side, axis in np.argwhere(equation.absorbing).tolist():
-        face = x.copy()
-        face[:, axis] = equation.box.bounds[side][axis]
-        found += [equation.problem.exit_reward(f * equation.problem.horizon, face) for f in (0.0, 0.5, 1.0)]
-    return found
+    problem = equation.problem
+    times = problem.horizon * np.array([0.0, 0.5, 1.0])
+    return [problem.exit_reward(float(t), face) for face in moved_to_faces(problem, x) for t in times]
 
 
 @final
@@ -102,6 +102,7 @@ class FaceSystem(LinearSystem):
         self.fixed = np.flatnonzero(on_faces(grid, equation.absorbing))
         self.factors = grid.dim == 1
         self._nodes = grid.nodes[self.fixed]
+        self._end = operators.table.s1 - 2 * _AFTER * equation.problem.horizon  # before what is prescribed may jump
         self._last = _Stiffness(operators, operators.table.s0)
         self._inverse: SeparableInverse | None = None
         self._bands: _Bands | None = None
@@ -112,7 +113,7 @@ class FaceSystem(LinearSystem):
         return self._last
 
     def fixed_values(self, t: float) -> FloatArray:
-        return prescribed(self.equation, t, self._nodes)
+        return prescribed(self.equation, min(t, self._end), self._nodes)
 
     def solver(self, stiffness: Any, shift: float) -> Solve:
         if shift == 0.0:
@@ -194,39 +195,50 @@ class SeparableInverse:
 
 @final
 class _Krylov:
-    """A `Solve` for 1 - shift L between the faces."""
+    """A `Solve` for 1 - shift L between the faces: the preconditioner alone as long as it will do, then GMRES."""
 
     def __init__(self, stiffness: _Stiffness, shift: float, free: tuple[slice, ...], inverse: SeparableInverse) -> None:
         self.stiffness, self.shift, self.free, self.inverse = stiffness, shift, free, inverse
-        self.shape = stiffness.operators.grid.shape
+        self.whole = np.zeros(stiffness.operators.grid.shape)
+        self.shape = self.whole[free].shape
 
     def __call__(self, rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
-        result = rhs.copy()
-        on_grid = result.reshape(self.shape)
-        on_grid[self.free] = 0.0
-        r = (rhs + self.shift * (self.stiffness @ result)).reshape(self.shape)[self.free]
-        count = r.size
-        shape = r.shape
+        result = rhs.reshape(self.whole.shape).copy()
+        result[self.free] = 0.0
+        known = rhs + self.shift * (self.stiffness @ result.ravel())
+        b = known.reshape(self.whole.shape)[self.free].ravel()
+        u = guess.reshape(self.whole.shape)[self.free].ravel()
+        enough, before = rtol * float(np.linalg.norm(b)), np.inf
+        left = b - self._matvec(u)
+        while (size := float(np.linalg.norm(left))) > enough:
+            if not size < _FALL * before:
+                u = self._gmres(b, u, rtol)
+                break
+            u, before = u + self._precondition(left), size
+            left = b - self._matvec(u)
+        result[self.free] = u.reshape(self.shape)
+        return result.ravel()
 
-        def matvec(v: FloatArray) -> FloatArray:
-            full = np.zeros(self.shape)
-            full[self.free] = v.reshape(shape)
-            return v.ravel() - self.shift * (self.stiffness @ full.ravel()).reshape(self.shape)[self.free].ravel()
+    def _matvec(self, v: FloatArray) -> FloatArray:
+        self.whole[self.free] = v.reshape(self.shape)
+        pushed = (self.stiffness @ self.whole.ravel()).reshape(self.whole.shape)[self.free]
+        return np.asarray(v - self.shift * pushed.ravel())
 
-        def precondition(v: FloatArray) -> FloatArray:
-            return self.inverse(v.reshape(shape), self.shift).ravel()
+    def _precondition(self, v: FloatArray) -> FloatArray:
+        return self.inverse(v.reshape(self.shape), self.shift).ravel()
 
+    def _gmres(self, b: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
+        count = b.size
         solution, failed = gmres(
-            LinearOperator((count, count), matvec=matvec, dtype=np.float64),
-            r.ravel(),
-            x0=guess.reshape(self.shape)[self.free].ravel(),
+            LinearOperator((count, count), matvec=self._matvec, dtype=np.float64),
+            b,
+            x0=guess,
             rtol=rtol,
             atol=0.0,
             restart=_RESTART,
             maxiter=_RESTARTS,
-            M=LinearOperator((count, count), matvec=precondition, dtype=np.float64),
+            M=LinearOperator((count, count), matvec=self._precondition, dtype=np.float64),
         )
         if failed:
             raise ConvergenceError(f"GMRES did not reach a relative residual of {rtol:.1e} for {count} unknowns")
-        on_grid[self.free] = solution.reshape(shape)
-        return result
+        return np.asarray(solution)

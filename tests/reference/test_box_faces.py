@@ -17,7 +17,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, lobatto
 from fem_hjb.reference.box_faces import FaceSystem, SeparableInverse, begun, on_faces, panel_of
 from fem_hjb.reference.box_grading import make_grid
-from fem_hjb.reference.box_judge import Judge, cut, followed, places_of
+from fem_hjb.reference.box_judge import Judge, Seen, cut, followed, joined, places_of
 from fem_hjb.reference.box_panel import Equation, Operators
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.reference.faces import truncated
@@ -154,6 +154,21 @@ def surviving(exit_reward: float) -> tuple[ControlProblem, Heat]:
     return ControlProblem(**given), Heat(f, slope)
 
 
+def paid_early() -> tuple[ControlProblem, Heat]:
+    """Leaving pays log 2 before t = 1/2 and nothing after: f = 1, then 2 - P(no exit within s - 1/2)."""
+    _, alive = surviving(-2000.0)
+
+    def early(s: Any) -> Any:
+        return np.maximum(s - 0.5, 1e-300)
+
+    exact = Heat(
+        lambda s, x: np.where(s > 0.5, 2.0 - alive.f(early(s), x), 1.0),
+        lambda s, x: np.where((s > 0.5)[..., None], -alive.slope(early(s), x), 0.0),
+    )
+    pays = lambda t, x: np.log(2.0) * (np.asarray(t) < 0.5) + 0 * x[..., 0]  # noqa: E731
+    return ControlProblem(**unit_box(1, pays, diffusion=0.4, terminal_reward=lambda x: 0 * x[..., 0])), exact
+
+
 def half_line() -> tuple[ControlProblem, Heat]:
     """f = c + (1 - c) erf(x / sqrt(2 s)), a tenth of which is paid at 0: the box is truncated on the other side."""
     c = 0.1
@@ -217,7 +232,7 @@ def chosen(dim: int) -> tuple[ControlProblem, Exact]:
 
 
 def errors(
-    solution: Any, exact: Exact, times: tuple[float, ...] = (0.0, 0.3, 0.7, 0.95, 0.99, 0.998)
+    solution: Any, exact: Exact, times: tuple[float, ...] = (0.0, 0.3, 0.49, 0.7, 0.95, 0.99, 0.998)
 ) -> tuple[float, float]:
     """Relative errors of value and policy under the law of the process that has not been stopped."""
     problem = solution.problem
@@ -245,6 +260,7 @@ PROBLEMS: dict[str, tuple[Callable[[], tuple[ControlProblem, Exact]], float]] = 
     "surviving": (lambda: surviving(-2.0), 1e-4),
     "paid to leave": (lambda: surviving(3.0), 1e-3),
     "half a line": (half_line, 1e-4),
+    "an exit reward that jumps in time": (paid_early, 1e-4),
     "varying coefficients": (lambda: chosen(1), 1e-6),
     "varying coefficients in a square": (lambda: chosen(2), 1e-3),
 }
@@ -282,6 +298,14 @@ def test_walls_are_seen_by_the_value_and_do_not_count_as_undershoot() -> None:
     assert late
     assert all((panel.states[0][[0, -1]] == 0).all() and (panel.states[0][1:-1] > 0).all() for panel in late)
     assert run.nonpositive == sum(int((u[1:-1] <= 0).sum()) for panel in run.panels for u in panel.states[::2])
+
+
+@pytest.mark.parametrize("bonus", [30.0, 900.0])
+def test_exit_rewards_that_double_precision_cannot_hold_are_refused(bonus: float) -> None:
+    problem, _ = surviving(3.0)
+    box = Box([0.0], [1.0], boundary="absorbing", exit_reward=level(bonus))
+    with pytest.raises(ConvergenceError, match=f"exceeds all other rewards by {bonus:g} temperatures"):
+        solve(replace(problem, domain=box), rtol=1e-2)
 
 
 def test_values_on_faces_are_those_prescribed() -> None:
@@ -434,9 +458,37 @@ def test_draws_that_were_stopped_do_not_count() -> None:
 def test_what_has_no_logarithm_counts_as_wrong() -> None:
     search = _Search(surviving(-2.0)[0], 1e-3, None, None, None, 0)
     run = search.run(lambda _: None).run
-    judge, panels = Judge(run, search.sample, 0), list(followed(run, search.coefficients, cut(1)))
-    assert max(judge.difference(judge.own, judge.seen(panels))) < 1e-9
-    for panel in panels:
-        for u in panel.states[::2]:
-            u[: len(u) // 2] = -1.0
-    assert 0.6 < judge.difference(judge.own, judge.seen(panels))[0] < 0.8  # the root of a half, roughly
+    judge = Judge(run, search.sample, 0)
+    same = judge.seen(followed(run, search.coefficients, cut(1)))
+    assert max(judge.difference(judge.own, same)) < 1e-9
+    half = Seen([(np.where(np.arange(len(v)) < len(v) // 2, np.nan, v), g) for v, g in same.rows], same.tails)
+    assert 0.6 < judge.difference(judge.own, half)[0] < 1.0  # the root of a part of the law
+
+
+def test_steps_that_double_are_joined_as_well() -> None:
+    np.testing.assert_allclose(joined(np.array([1.0, 1.0, 2.0, 4.0, 8.0])), [2.0, 6.0, 8.0])
+
+
+def test_the_middle_of_the_longest_step_is_judged() -> None:
+    search = _Search(waves([0.3], [BOTH])[0], 1e-4, None, None, None, 0)
+    run = search.run(lambda _: None).run
+    times = [place.s for place in Judge(run, search.sample, 0).places]
+    for panel in run.panels:
+        k = int(np.diff(panel.ends).argmax())
+        longest = np.diff(panel.ends)[k] * (1 - 1e-9)
+        middles = [0.5 * (a + b) for a, b in zip(panel.ends[:-1], panel.ends[1:], strict=True) if b - a >= longest]
+        assert min(abs(t - s) for t in times for s in middles) < 1e-12
+
+
+def test_errors_count_relative_to_a_u_that_decays() -> None:
+    """The reward is highest where the process hardly goes; where it is, u falls by e^-12, which gains no accuracy."""
+    problem, _ = half_line()
+    pays = lambda t, x: -12.0 * (1.0 - np.asarray(t)) + 0 * x[..., 0]  # noqa: E731
+    box = Box([0.0], [np.inf], boundary=[("absorbing", "natural")], exit_reward=pays)
+    step = lambda t, x: -12.0 / (1.0 + np.exp(4.0 * (x[..., 0] - 4.5)))  # noqa: E731
+    bump = lambda x: np.sin(2.0 * x[..., 0]) * x[..., 0] / 4.0  # noqa: E731
+    decaying = replace(problem, domain=box, running_reward=step, terminal_reward=bump)
+    search = _Search(decaying, 1e-5, None, None, None, 0)
+    found = search.run(lambda _: None)
+    assert found.run.panels[-1].states[-2].min() < 1e-4
+    assert max(found.parts["time"]) < 2e-5
