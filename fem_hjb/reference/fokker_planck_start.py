@@ -12,7 +12,7 @@ from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass, tensor_rule
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.basis import SpatialBasis
-from fem_hjb.spaces.line import LineBasis
+from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ProblemError, SpaceError
 from fem_hjb.support.objects import Plain
@@ -35,13 +35,16 @@ class Begin:
 @final
 @dataclass(frozen=True, eq=False)
 class March:
-    """p at the nodes of a time basis (rows, in increasing t)."""
+    """The panels of a density, in increasing time: space, and coefficients of its shape.
 
-    basis: SpatialBasis
-    line: LineBasis
-    rows: FloatArray
+    weights : of the dofs of each in the mass.
+    left : what was not resolved where no grid that is allowed resolves it, relative to the maximum.
+    """
+
+    panels: list[tuple[Space, FloatArray]]
+    weights: list[FloatArray]
     counts: dict[str, Any]
-    weights: FloatArray  # of the dofs in the mass
+    left: float = 0.0
 
 
 def steered(problem: ControlProblem, policy: Policy | None) -> ControlProblem:
@@ -155,11 +158,3 @@ def _closure(problem: ControlProblem, x0: FloatArray, t: float) -> tuple[FloatAr
 
 def no_gauge(problem: ControlProblem) -> Gauge:
     return Gauge(temperature=problem.temperature, horizon=problem.horizon, terminal=0.0, running=0.0)
-
-
-def in_time(rows: list[FloatArray], ends: list[float], T: float, kind: str) -> tuple[LineBasis, FloatArray]:
-    """The time basis from 0 to T, and the rows: constant before the first end, where the law is a Gaussian."""
-    ends[-1] = T
-    if ends[0] > 0.0:
-        rows, ends = [rows[0]] * int(kind[1:]) + rows, [0.0, *ends]
-    return LineBasis(np.array(ends), kind), np.array(rows)
