@@ -1,12 +1,15 @@
 r"""The Fokker-Planck equation on a box that follows the law: panels of time, each on a grid of its own.
 
 On a panel d_t p = S* p + N* p with the adjoints, in the inner product of the nodes' weights, of the operators that the
-value is solved with (`box_panel`), by Lawson's method (`lawson`). A panel ends where a coefficient jumps, where p comes
-to a face of its box, or where its grid no longer resolves p. The next one has a box around what there is of p then,
-with room for where it goes, and cells as the Legendre coefficients of p in the last one ask for.
+value is solved with (`box_panel`), by Lawson's method (`lawson`); in one dimension, where a grid has walls and the
+drift depends on time, by collocation (`radau`). A panel ends where a coefficient jumps, where p comes to a face of its
+box, or where its grid no longer resolves p. The next one has a box around what there is of p then, with room for where
+it goes, and cells as the Legendre coefficients of p in the last one ask for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
@@ -32,12 +35,13 @@ from fem_hjb.reference.fokker_planck_start import Begin, March, no_gauge
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
-from fem_hjb.stepping.lawson import LawsonPanel, Step, march
+from fem_hjb.stepping.lawson import ORDER, LawsonPanel, Step, hermite, march
+from fem_hjb.stepping.radau import RadauStep, radau
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
 
 _MOST_DOFS = {1: 1500, 2: 40_000, 3: 800_000}
-_TIME, _DENSE, _SPACE, _TABLE, _FACE = 0.05, 0.25, 0.25, 0.1, 1e-3  # of the tolerance
+_TIME, _DENSE, _SPACE, _TABLE, _FACE = 0.05, 0.25, 0.25, 0.3, 1e-3  # of the tolerance
 _LEAST = 1e-14  # of the maximum of p: what it is allowed to be at a truncating face, at least
 _ROOM, _LITTLE = 0.25, 0.04  # of the width of a box: how far its faces are from p where that is on its way, or stays
 _STEPS = 48  # of the length of the last one: a panel is no longer
@@ -45,8 +49,10 @@ _AHEAD = 0.3  # of what may be unresolved: what a grid is made for
 _REDONE = 4  # panels in vain, before one is done unchecked
 _BLIND = 8  # steps of such a panel
 _CHECKED, _SEEN = 96, 24  # points at which tables of coefficients are checked; at which jumps are looked for
-_SHORTEST = 1e-11  # of the horizon
+_SHORTEST, _SUDDEN = 1e-11, 1e-7  # of the horizon: panels; those around a jump of the drift
+_BRIEF = 0.01  # of the tolerance: the part of the horizon that such a panel may be
 _MOST_STEPS = 20_000
+_STAGES = 4  # of collocation
 
 
 @final
@@ -55,6 +61,7 @@ class Forward:
 
     walls : (2, d), beyond which no box goes.
     basis : the one grid for all panels; without it each has its own.
+    breaks : times at which coefficients are known to jump, others being looked for.
     """
 
     def __init__(
@@ -65,7 +72,9 @@ class Forward:
         rtol: float,
         tell: Callable[[float], None],
         basis: SpectralBasis | None = None,
+        breaks: Sequence[float] | FloatArray = (),
     ) -> None:
+        self.breaks = np.asarray(breaks, dtype=np.float64)
         self.problem, self.begin, self.walls, self.rtol, self.tell = problem, begin, walls, rtol, tell
         self.T, self.t, self.h, self.free = problem.horizon, begin.time, 0.0, basis is None
         self.level, self.allowed = max(_FACE * rtol, _LEAST), _SPACE * rtol
@@ -131,7 +140,8 @@ class Forward:
         x = law.sample(_SEEN, self.rng)
         spread = np.sqrt(np.diag(problem.Lambda(0.0, x).mean(axis=0)) * self.T)
         x[::2] += spread * self.rng.standard_normal(x[::2].shape)
-        return np.array(self.coefficients.jumps(np.clip(x, *self.walls)))
+        found = self.coefficients.jumps(np.clip(x, *self.walls))
+        return np.concatenate([found, self.breaks])
 
     def _end(self) -> float:
         """Where a panel ends at the latest."""
@@ -155,7 +165,7 @@ class Forward:
         adjoint = Adjoint(operators, held)
         weights = [None if held[:, k].any() else line.weights for k, line in enumerate(lines)]
         panel = LawsonPanel(adjoint.separable, lambda t, q: adjoint.remainder(self.T - t, q), self._relative, weights)
-        steps, found, out = self._steps(panel, lines, p, self.T - table.s0)
+        steps, found, out = self._steps(adjoint, panel, lines, p, self.T - table.s0)
         for name in ("steps", "rejected"):
             self.counts[name] += panel.counts[name]
         before, began = support(p, lines, self.level), self.t
@@ -170,7 +180,7 @@ class Forward:
         return float(np.abs(error).max()) / self.size
 
     def _steps(
-        self, panel: LawsonPanel, lines: Sequence[SpectralLine], p: FloatArray, end: float
+        self, adjoint: Adjoint, panel: LawsonPanel, lines: Sequence[SpectralLine], p: FloatArray, end: float
     ) -> tuple[list[Step], list[FloatArray], Any]:
         """Steps as long as box and grid do; what the grid leaves unresolved at the last, and which faces p came to."""
         first = self.h
@@ -180,9 +190,13 @@ class Forward:
         walls = self.walls == np.array([line.bounds for line in lines]).T
         steps: list[Step] = []
         found, out = unresolved(p, lines, self.walls), np.zeros_like(walls)
-        for step in march(
-            panel, p, self.t, end, rtol=_TIME * self.rtol, rtol_dense=_DENSE * self.rtol, first=min(first, end - self.t)
-        ):
+        times = {"rtol": _TIME * self.rtol, "rtol_dense": _DENSE * self.rtol}
+        run = (
+            _collocated(adjoint, panel, p, self.t, end, self.T, **times)
+            if p.ndim == 1 and walls.any() and adjoint.split
+            else march(panel, p, self.t, end, first=min(first, end - self.t), **times)
+        )
+        for step in run:
             if self.free:
                 found, out = unresolved(step.u1, lines, self.walls), (at_faces(step.u1) > self.level) & ~walls
                 amiss = out.any() or most(found) > self.allowed
@@ -207,7 +221,9 @@ class Forward:
         rows[-2], rows[-1] = steps[-1].u1.ravel(), steps[-1].slope1.ravel() * line.node_widths[-1]
         self._add(line, rows, lines)
         self.counts["panels"] += 1
-        self.t, self.p, self.lines, self.h = float(times[-1]), steps[-1].u1, lines, steps[-1].h
+        cut = end < self._end()  # at a jump of coefficients, which steps beyond it need not know of
+        self.h = max(self.h, steps[-1].h) if cut else steps[-1].h
+        self.t, self.p, self.lines = float(times[-1]), steps[-1].u1, lines
         self.unchecked = False
 
     def _add(self, line: LineBasis, rows: FloatArray, lines: Sequence[SpectralLine]) -> None:
@@ -241,19 +257,75 @@ class Forward:
         Lambda = self.problem.Lambda(start, nodes[pick]).mean(axis=0)
         sizes = {"diffusion": 0.0, "drift": float(np.sqrt(np.diag(Lambda).min() / T)), "reward": 1.0 / T}
         floors, rtol = [sizes[name] for name in self.coefficients.names], _TABLE * self.rtol
-        while (
-            needed := times_needed(self.coefficients, T - end, T - start, x, rtol, floors, lambda _: 1.0, len(pick))
-        ) is None:
-            end = start + (end - start) / 2
-            if end - start < _SHORTEST * T:
-                raise ConvergenceError(
-                    f"coefficients change too fast around t={start:.6g} to be followed: are they finite there?"
-                )
-        count, misfit = needed
+        check = partial(times_needed, self.coefficients, x=x, rtol=rtol, floors=floors, share=_all, drawn=len(pick))
+        needed = check(T - end, T - start)
+        while needed is None and end - start > max(_SUDDEN, _BRIEF * self.rtol) * T:
+            end = start + (end - start) / 3
+            needed = check(T - end, T - start)
+        count, misfit = (2, 1.0) if needed is None else needed  # so short that a jump within does not matter
         self.misfit += misfit * (end - start) / T
         times = T - inside(T - end, T - start, lobatto(count))
         values = np.stack([self.coefficients.at(float(t), nodes) for t in times])
+        if not np.isfinite(values).all():
+            raise ConvergenceError(f"drift or diffusion are not finite on the box between t={start:.6g} and {end:.6g}")
         return Table(T - end, T - start, values.reshape(count, -1, *grid.shape))
+
+
+def _collocated(
+    adjoint: Adjoint, panel: LawsonPanel, p: FloatArray, t0: float, t1: float, T: float, rtol: float, rtol_dense: float
+) -> Iterator[Step]:
+    """Steps of collocation in one dimension, cut into as many as cubics can follow.
+
+    At walls N* p does not keep the condition that exp(h S*) imposes, which costs Lawson's method its order.
+    """
+    held = np.flatnonzero(adjoint.nodes_held).astype(np.int64)
+    zeros = np.zeros(held.size)
+    values = (lambda _: zeros) if held.size else None
+    known: dict[float, FloatArray] = {}
+
+    def matrix(t: float) -> FloatArray:
+        if t not in known:
+            known.clear()
+            known[t] = adjoint.dense(T - t)
+        return known[t]
+
+    def cut(step: RadauStep, thetas: FloatArray) -> list[Step]:
+        states = [step.dense(theta) for theta in thetas]
+        slopes = [matrix(step.t + theta * step.h) @ u for theta, u in zip(thetas.tolist(), states, strict=True)]
+        ends = zip(pairwise(thetas.tolist()), pairwise(states), pairwise(slopes), strict=True)
+        return [
+            Step(step.t + a * step.h, (b - a) * step.h, u0, slope0, u1, slope1)
+            for (a, b), (u0, u1), (slope0, slope1) in ends
+        ]
+
+    steps = radau(
+        matrix,
+        p,
+        t0,
+        t1,
+        rtol=rtol,
+        norm=_largest,
+        stages=_STAGES,
+        fixed=held if held.size else None,
+        fixed_values=values,
+    )
+    for step in steps:
+        panel.counts["rejected"] += step.rejected
+        (whole,) = cut(step, np.array([0.0, 1.0]))
+        missed = panel.size(hermite(0.5, step.h, *whole.ends) - step.dense(0.5))
+        parts = max(int(np.ceil((missed / rtol_dense) ** (1 / ORDER))), 1)
+        for piece in [whole] if parts == 1 else cut(step, np.linspace(0.0, 1.0, parts + 1)):
+            panel.counts["steps"] += 1
+            yield piece
+
+
+def _all(_: float) -> float:
+    """All of p is moved by the drift, nothing being taken out."""
+    return 1.0
+
+
+def _largest(u: FloatArray) -> float:
+    return float(np.abs(u).max())
 
 
 def _degree(dim: int, rtol: float) -> int:

@@ -11,7 +11,9 @@ from scipy.special import roots_hermitenorm
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass, tensor_rule
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.basis import SpatialBasis
+from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ProblemError, SpaceError
@@ -74,7 +76,24 @@ class _Steered(Plain):
     policy: Policy
 
     def __call__(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        if np.ndim(t) and solution_of(self.policy) is not None:  # which takes many times at once
+            return self.problem.b(t, x) + np.asarray(self.policy(np.broadcast_to(t, x.shape[:-1]), x))  # type: ignore[arg-type]
         return self.problem.b(t, x) + _steer(self.policy, t, x)
+
+
+def solution_of(policy: Policy | None) -> Solution | ProductSolution | None:
+    """The solution whose method the policy is, or None."""
+    owner = getattr(policy, "__self__", None)
+    return owner if isinstance(owner, Solution | ProductSolution) else None
+
+
+def breaks_of(policy: Policy | None) -> FloatArray:
+    """The times at which the policy of a solution jumps: where its panels meet."""
+    solution = solution_of(policy)
+    parts = [part for _, part in solution.parts] if isinstance(solution, ProductSolution) else [solution]
+    spaces = [part.space for part in parts if part is not None]
+    times = [panel.time.bounds[0] for space in spaces if isinstance(space, PanelSpace) for panel in space.panels[1:]]
+    return np.unique(np.array(times, dtype=np.float64))
 
 
 def _steer(policy: Policy, t: ArrayLike, x: FloatArray) -> FloatArray:
