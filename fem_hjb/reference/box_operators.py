@@ -155,20 +155,6 @@ class BoxOperators:
         for k, m in self._mixed:
             self._mixed[k, m] = self._along(inner[k], k) * self._along(inner[m], m)
 
-    def transpose(self, fields: Fields, q: FloatArray) -> FloatArray:
-        """The adjoint L* q in the inner product of the nodes' weights: sum w (L u) q = sum w u (L* q)."""
-        p = self.weights * q
-        result = fields.rate * p
-        for k in range(self.dim):
-            result += apply_axis(self.D[k].T, fields.drift[k] * p, k)
-            if fields.diffusion[k, k].any():
-                result += apply_axis(self.second[k].T, 0.5 * fields.diffusion[k, k] * p, k)
-        for (k, m), mask in self._mixed.items():
-            if fields.diffusion[k, m].any():
-                weighted = fields.diffusion[k, m] * (p if mask is None else mask * p)
-                result += apply_axis(self.D[m].T, apply_axis(self.D[k].T, weighted, k), m)
-        return np.asarray(result / self.weights)
-
     def separable(self, fields: Fields) -> "SeparableOperator":
         """The separable part at one time: per axis, coefficients averaged over the other axes."""
         d = self.dim

@@ -266,8 +266,6 @@ class Forward:
         self.misfit += misfit * (end - start) / T
         times = T - inside(T - end, T - start, lobatto(count))
         values = np.stack([self.coefficients.at(float(t), nodes) for t in times])
-        if not np.isfinite(values).all():
-            raise ConvergenceError(f"drift or diffusion are not finite on the box between t={start:.6g} and {end:.6g}")
         return Table(T - end, T - start, values.reshape(count, -1, *grid.shape))
 
 

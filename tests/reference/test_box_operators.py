@@ -182,28 +182,6 @@ def test_exact_values_solve_the_equation_of_the_unknown(name: str, d: int, degre
     assert residual(Fields(fields.drift, fields.rate, 1.001 * fields.diffusion)) > 1e-4
 
 
-# Adjoint and mass
-
-
-@pytest.mark.parametrize("kind", DIFFUSIONS)
-@pytest.mark.parametrize("d", [1, 2, 3])
-@pytest.mark.parametrize("truncated", [False, True])
-def test_the_transpose_is_the_adjoint(d: int, kind: str, truncated: bool) -> None:
-    problem, basis = problem_in(d, DIFFUSIONS[kind](d)), basis_in(d, 4)
-    faces = np.ones((2, d), dtype=np.bool_) if truncated else None
-    operators = BoxOperators(problem, basis, CONSTANTS, truncated=faces)
-    fields, u, q, w = operators.fields(0.3), random(basis.shape), random(basis.shape, 1), operators.weights
-    one = w * operators.apply(fields, u) * q
-    other = w * u * operators.transpose(fields, q)
-    assert abs(one.sum() - other.sum()) < 1e-12 * np.abs(one).sum()
-    # without a rate constants do not change, so the adjoint keeps mass
-    kept = Fields(fields.drift, np.zeros(basis.shape), fields.diffusion)
-    assert np.abs(operators.apply(kept, np.ones(basis.shape))).max() < 1e-9
-    flow = w * operators.transpose(kept, q)
-    assert abs(flow.sum()) < 1e-12 * np.abs(flow).sum()
-    assert abs((w * operators.transpose(fields, q)).sum()) > 1e-6 * np.abs(flow).sum()  # a rate makes mass
-
-
 # Parts
 
 

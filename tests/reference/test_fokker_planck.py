@@ -15,6 +15,7 @@ from fem_hjb.reference.box_coefficients import Coefficients, Table
 from fem_hjb.reference.box_panel import Adjoint, Grid, Operators
 from fem_hjb.reference.fokker_planck import solve
 from fem_hjb.reference.mesh_operators import MeshOperators
+from fem_hjb.reference.solve import solve as reference_solve
 from fem_hjb.solutions.density import DensityLaw
 from fem_hjb.spaces.axes import apply_sum
 from fem_hjb.spaces.meshes import box_mesh
@@ -90,6 +91,98 @@ def test_a_two_dimensional_box_is_found():
     assert solution.status.startswith("ok")
     assert error(solution, known(problem), (0.0, 0.1, 0.25)) < 1e-6
     assert solution.stats["face"] <= 1e-9
+
+
+def largest_error(solution, exact, times):
+    """Of p relative to its maximum, within four standard deviations in one dimension."""
+    errors = []
+    for t in times:
+        law = solution.law(float(t))
+        x = law.expectation + np.sqrt(law.covariance[0]) * np.linspace(-4.0, 4.0, 301)[:, None]
+        p = exact(t, x)
+        errors.append(np.abs(solution.density(t, x) - p).max() / p.max())
+    return max(errors)
+
+
+def pushed(start=0.1, jump=0.37):
+    """dX = (a_t - X) dt + dB with a = 3, then -3: its law stays Gaussian."""
+    law = Gaussian([0.0], start)
+
+    def drift(t, x):
+        return np.where(np.asarray(t)[..., None] < jump, 3.0, -3.0) - x
+
+    def marginal(t):
+        before = min(t, jump)
+        mean = 3 * (1 - np.exp(-before)) * np.exp(-(t - before)) - 3 * (1 - np.exp(-(t - before)))
+        return Gaussian([mean], start * np.exp(-2 * t) + (1 - np.exp(-2 * t)) / 2)
+
+    problem = replace(zoo.get("lq", dim=1), drift=drift, initial_law=law, exact=None, marginal=marginal)
+    return replace(problem, diffusion=1.0)
+
+
+RATES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+MOMENTS = np.linspace(0.003, 1.0, 60) ** 1.5
+
+
+def rate_of(problem):
+    return slope(1 / np.array(RATES), [largest_error(solve(problem, rtol=r), known(problem), MOMENTS) for r in RATES])
+
+
+@pytest.mark.parametrize("kind", ["mixture", "narrow", "pushed"])
+def test_the_error_is_below_the_tolerance_and_goes_with_it(kind):
+    problem = {
+        "mixture": lambda: zoo.get("mixture-diffusion", dim=1),
+        "narrow": lambda: zoo.get("lq", dim=1, mean=0.7, cov=1e-3),
+        "pushed": pushed,
+    }[kind]()
+    assert rate_of(problem) == pytest.approx(1.0, abs=0.15)
+    assert largest_error(solve(problem, rtol=1e-6), known(problem), MOMENTS) < 1e-6
+
+
+def test_coefficients_held_constant_on_panels_have_no_such_rate(monkeypatch):
+    monkeypatch.setattr(fokker_planck_panels, "times_needed", lambda *_, **__: (1, 0.0))
+    assert rate_of(zoo.get("mixture-diffusion", dim=1)) < 0.5
+
+
+def test_a_panel_ends_where_the_drift_jumps_and_the_drift_is_called_few_times():
+    times = []
+    problem = pushed()
+    drift = problem.drift
+
+    def counted(t, x):
+        times.append(np.shape(t))
+        return drift(t, x)
+
+    solution = solve(replace(problem, drift=counted), rtol=1e-6)
+    starts = [panel.time.bounds[0] for panel in solution.space.panels]
+    assert np.abs(np.array(starts) - 0.37).min() < 1e-9
+    assert len(times) < solution.stats["steps"] + 50 + 6 * (solution.stats["panels"] + solution.stats["redone"])
+    assert solution.status.startswith("ok")
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_boxes_follow_the_law(dim):
+    problem = zoo.get("brownian-mixture", dim=dim) if dim == 1 else zoo.get("lq", dim=2, cov=1e-3)
+    problem = replace(problem, initial_law=Gaussian([0.3] * dim, 1e-4), exact=None, marginal=None)
+    solution = solve(problem, rtol=1e-4)
+    widths = [float(np.ptp(panel.spatial.box.bounds, axis=0).max()) for panel in solution.space.panels]
+    assert widths[-1] > 20 * widths[0]
+    assert solution.stats["dofs"] < {1: 120, 2: 12_000}[dim]
+    assert solution.stats["transfer"] < 1e-5
+    assert solution.stats["mass"]["drift"] < 1e-12
+    assert solution.status.startswith("ok")
+
+
+def test_the_policy_of_a_solution_ends_panels_where_its_own_end():
+    problem = zoo.get("double-well", dim=1, kappa=1.0)
+    reference = reference_solve(problem, rtol=1e-4)
+    law = solve(problem, policy=reference.policy, box=reference.space.box, rtol=1e-5)
+    own = [panel.time.bounds[0] for panel in reference.space.panels]
+    assert set(own) <= {panel.time.bounds[0] for panel in law.space.panels}
+    calls = solve(problem, policy=lambda t, x: reference.policy(t, x), box=reference.space.box, rtol=1e-5)
+    x = np.linspace(-1.5, 1.5, 61)[:, None]
+    p = law.density(1.0, x)
+    assert np.abs(p - calls.density(1.0, x)).max() < 1e-5 * p.max()
 
 
 def test_convergence_in_the_degree_is_spectral():
