@@ -17,9 +17,9 @@ ORDER = {
     "stepping": "esdirk lawson implicit radau",
     "solutions": "density estimate norms solution compare files",
     "reference": (
-        "faces box_background box_form box_operators mesh_in_time mesh_linear mesh_operators "
+        "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
         "box_coefficients box_panel box_grading box_faces box_run box_march box_judge box_tolerance "
-        "fokker_planck_start fokker_planck_box fokker_planck_automatic fokker_planck_mesh fokker_planck "
+        "fokker_planck_start fokker_planck_grids fokker_planck_panels fokker_planck_mesh fokker_planck "
         "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
     ),
     "learning": (

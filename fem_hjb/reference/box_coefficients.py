@@ -19,10 +19,10 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_operators import check_elliptic
 from fem_hjb.reference.faces import moved_to_faces
 from fem_hjb.spaces.axes import barycentric_rows
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import EllipticityError
 
 _CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
 _SCAN = 256  # intervals of time that are looked at for jumps
@@ -144,6 +144,18 @@ class Coefficients:
             low, high, before, after, size = (part[keep] for part in (low, high, before, after, size))
         found: list[float] = np.unique((low + high) / 2).tolist()
         return found
+
+
+def check_elliptic(Lambda: FloatArray, x: FloatArray, t: float) -> None:
+    """EllipticityError that says where, and which eigenvalue, unless all of Lambda (n, d, d) are positive definite."""
+    lowest = np.linalg.eigvalsh(Lambda)[:, 0]
+    if (lowest <= 0).any():
+        i = int(lowest.argmin())
+        raise EllipticityError(
+            f"the diffusion is not positive definite at {int((lowest <= 0).sum())} of {len(x)} nodes of the box, worst"
+            f" at t={t:.6g}, x={x[i].tolist()}, where its smallest eigenvalue is {lowest[i]:.3g}; take a box without"
+            " these points, or make the diffusion elliptic there"
+        )
 
 
 def _all_times(times: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:

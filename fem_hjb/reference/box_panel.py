@@ -36,6 +36,7 @@ from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
 
 _STEEPEST = 4.0  # standard deviations between the middle of a box and its faces, of the weight of separable averages
+_ROUNDING = 1e-14  # of what S takes out
 _DIFFUSIVE = 0.6  # of its maximum over the other axes: the least diffusion of the separable part, for stability
 
 
@@ -147,6 +148,7 @@ class Operators:
         self.second: list[AxisMatrix] = [in_blocks(matrix) for matrix in second]
         self._averages = [_broad(line) for line in grid.lines]
         self._pairs = list(combinations(range(d), 2))
+        self._closed = {(k, m): grid.along(self.inner[k], k) * grid.along(self.inner[m], m) for k, m in self._pairs}
         self._upper = {(i, j): d + 1 + n for n, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
         self._freeze(second, table.values)
         table.settle()
@@ -253,15 +255,35 @@ class Operators:
         """Add what S leaves of 1/2 Tr(Lambda Hess u)."""
         grid = self.grid
         for k, m in self._pairs:
-            if self.constant is None or self.constant[k, m]:
-                factor = self.constant[k, m] if self.constant is not None else fields[self._upper[k, m]]
+            if (factor := self.mixed_factor(fields, k, m)) is not None:
                 mixed = apply_axis(self.D[k], slopes[m], k)
-                mixed *= grid.along(self.inner[k], k) * grid.along(self.inner[m], m)
                 mixed *= factor
                 result += mixed
         if self.constant is None:
             for k in range(grid.dim):
-                result += 0.5 * fields[self._upper[k, k]] * apply_axis(self.second[k], u, k)
+                result += 0.5 * self.diffusion_left(fields, k) * apply_axis(self.second[k], u, k)
+
+    def mixed_factor(self, fields: FloatArray, k: int, m: int) -> FloatArray | None:
+        """Lambda_km, which nothing has on open faces; None if it is 0."""
+        if self.constant is not None and not self.constant[k, m]:
+            return None
+        factor = self.constant[k, m] if self.constant is not None else fields[self._upper[k, m]]
+        return np.asarray(factor * self._closed[k, m])
+
+    def diffusion_left(self, fields: FloatArray, k: int) -> FloatArray:
+        """What S leaves of Lambda_kk, if it varies."""
+        return np.asarray(fields[self._upper[k, k]])
+
+    def left(self) -> list[bool]:
+        """For each field whether S leaves more than rounding of it."""
+        rows = [self.table.row(k) for k in range(len(self.table.nodes))]
+        most = np.max([np.abs(row).reshape(len(row), -1).max(axis=1) for row in rows], axis=0)
+        taken = np.zeros(most.size)
+        for of in self._taken_of:
+            for place, part in of.items():
+                taken[place] = max(taken[place], float(np.abs(part).max()))
+        found: list[bool] = (most > _ROUNDING * taken).tolist()
+        return found
 
     def policy_square(self, s: float, slopes: Sequence[FloatArray]) -> float:
         """The mean of grad' Lambda grad under the weights of the grid."""
@@ -302,3 +324,78 @@ def _broad(line: SpectralLine) -> FloatArray:
     low, high = line.bounds
     weights = line.weights * np.exp(-0.5 * (_STEEPEST * (2.0 * line.nodes - low - high) / (high - low)) ** 2)
     return np.asarray(weights / weights.sum())
+
+
+@final
+class Adjoint:
+    """S* and N* of the linear form, L* = W^{-1} L' W with W the weights of the nodes: sum w (L u) q = sum w u (L* q).
+
+    held : (2, d), the faces on which q is 0.
+    separable : the matrices of S*, one for each axis.
+    """
+
+    def __init__(self, operators: Operators, held: BoolArray) -> None:
+        self.operators = operators
+        grid, varying = operators.grid, operators.constant is None
+        self._held = [(axis, -side) for side, axis in np.argwhere(held).tolist()]
+        weights = [line.weights for line in grid.lines]
+        self.D: list[AxisMatrix] = [
+            in_blocks(_adjoint(line.derivative, w)) for line, w in zip(grid.lines, weights, strict=True)
+        ]
+        self.second: list[AxisMatrix] = [
+            in_blocks(_adjoint(inner[:, None] * line.laplacian, w))
+            for inner, line, w in zip(operators.inner, grid.lines, weights, strict=True)
+            if varying
+        ]
+        self.separable = [_adjoint(S, w) for S, w in zip(operators.separable, weights, strict=True)]
+        for axis, end in self._held:
+            self.separable[axis][end] = self.separable[axis][:, end] = 0.0
+        self._left = operators.left()
+
+    @property
+    def nodes_held(self) -> BoolArray:
+        """(*shape): where q is 0."""
+        result = np.zeros(self.operators.grid.shape, dtype=np.bool_)
+        for axis, end in self._held:
+            result[(slice(None),) * axis + (end,)] = True
+        return result
+
+    @property
+    def split(self) -> bool:
+        """Whether S* is not all there is."""
+        mixed = any(self.operators.constant is None or self.operators.constant[k, m] for k, m in self.operators._pairs)
+        return any(self._left) or mixed
+
+    def dense(self, s: float) -> FloatArray:
+        """L* as a matrix at the time to go s, in one dimension."""
+        of, fields = self.operators, self.operators.table.at(s)
+        line = of.grid.lines[0]
+        left = _adjoint(line.derivative, line.weights) * fields[0] + np.diag(fields[1])
+        if self.second:
+            left += _adjoint(line.laplacian, line.weights) * (0.5 * of.diffusion_left(fields, 0))
+        for _, end in self._held:
+            left[end] = left[:, end] = 0.0
+        return np.asarray(self.separable[0] + left)
+
+    def remainder(self, s: float, q: FloatArray) -> FloatArray:
+        """N* q at the time to go s."""
+        of, fields = self.operators, self.operators.table.at(s)
+        d = of.grid.dim
+        result = np.asarray(fields[d] * q) if self._left[d] else np.zeros(q.shape)
+        for k in range(d):
+            moved = fields[k] * q if self._left[k] else None
+            for m in range(k + 1, d):
+                if (factor := of.mixed_factor(fields, k, m)) is not None:
+                    part = apply_axis(self.D[m], factor * q, m)
+                    moved = part if moved is None else moved + part
+            if moved is not None:
+                result += apply_axis(self.D[k], moved, k)
+            if self.second:
+                result += apply_axis(self.second[k], 0.5 * of.diffusion_left(fields, k) * q, k)
+        for axis, end in self._held:
+            result[(slice(None),) * axis + (end,)] = 0.0
+        return result
+
+
+def _adjoint(matrix: FloatArray, weights: FloatArray) -> FloatArray:
+    return np.asarray(matrix.T * weights / weights[:, None])

@@ -25,6 +25,14 @@ def endless(problem: ControlProblem) -> BoolArray:
     return ~np.isfinite(np.asarray(problem.domain.bounds))
 
 
+def faces_of_domain(problem: ControlProblem, bounds: FloatArray) -> BoolArray:
+    """(2, d): which faces of a box with these bounds (2, d) are finite ones of the domain."""
+    if problem.domain is None:
+        return np.zeros(bounds.shape, dtype=np.bool_)
+    gaps = np.abs(bounds - np.stack(problem.domain.bounds))
+    return np.asarray(gaps <= _ON * (bounds[1] - bounds[0]))
+
+
 def check_faces(problem: ControlProblem, box: Box, kept: BoolArray) -> None:
     """DomainError unless a box has those faces (2, d) of problem.domain that are to be kept."""
     domain = problem.domain

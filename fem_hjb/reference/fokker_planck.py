@@ -7,8 +7,9 @@ The density of X_t, dX = (b + pi) dt + Lambda^{1/2} dB, solves the Fokker-Planck
 without flux through natural and reflecting faces, and with p = 0 on absorbing ones.
 
 On a box p is kept at the nodes of spectral elements, and L* = W^{-1} L' W is the adjoint of the matrix L that
-`box_operators` makes of the generator, W the nodes' weights. L annihilates constants, so the mass sum_i w_i p_i is
-conserved to rounding whatever the grid. In one dimension time is stepped by collocation, in more by Lawson's method.
+`box_panel` makes of the generator, W the nodes' weights. L annihilates constants, so the mass sum_i w_i p_i is
+conserved to rounding whatever the grid. Each panel of time has a box and a grid of its own, which follow the law, and
+steps by Lawson's method: see `fokker_planck_panels`.
 On a mesh M p' = K' p with the matrices of `mesh_operators`, which conserves 1' M p, by implicit steps of order 4.
 
 A process that starts at a point has a density only later. Up to a small time t_0 its law is taken to be the Gaussian
@@ -30,18 +31,18 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fem_hjb.paths.extent import checked_box
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.faces import check_faces, check_reflection, endless, face_values
-from fem_hjb.reference.fokker_planck_automatic import on_automatic_box, tails_of
-from fem_hjb.reference.fokker_planck_box import on_box
+from fem_hjb.reference.faces import check_faces, check_reflection, endless, face_values, faces_of_domain
 from fem_hjb.reference.fokker_planck_mesh import on_mesh
-from fem_hjb.reference.fokker_planck_start import Begin, March, begin_of, steered
+from fem_hjb.reference.fokker_planck_panels import Forward
+from fem_hjb.reference.fokker_planck_start import Begin, March, begin_of, breaks_of, steered
 from fem_hjb.solutions.density import DensityLaw, check_continuous
-from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.mesh_files import as_mesh
-from fem_hjb.spaces.space import Space, spatial_basis
+from fem_hjb.spaces.panels import PanelSpace
+from fem_hjb.spaces.space import spatial_basis
 from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.stepping.esdirk import rtol_in_range
 from fem_hjb.support.checks import FloatArray, as_times, frozen_array
@@ -58,20 +59,22 @@ _CONSERVED = 1e-10
 class DensitySolution(Plain):
     """p_t(x) on [0, T] x domain, as `solve` returns it.
 
-    problem : whose process it is;  space : a time basis times a basis in space.
-    coefficients : p at the nodes, of `space.shape`, read-only.
+    problem : whose process it is;  space : on each panel of time a time basis times a basis in space.
+    coefficients : of p, of `space.shape`, read-only.
     status : "ok", or which tolerances were missed; and at how many nodes p is negative, with the lowest p relative to
         the maximum of its time. Negative values, in far tails mostly, are kept as they are.
-    stats : read-only; route, dofs, steps, seconds; mass, a mapping with initial, final, drift (the largest change; what
-        absorbing faces took counts as lost instead) and lost; face, the largest density at truncated faces relative to
-        the maximum of its time; tail, the same of the highest Legendre coefficients (boxes).
+    stats : read-only; route, dofs (the most in space), steps, seconds; mass, a mapping with initial, final, drift (the
+        largest change; what absorbing faces took counts as lost instead) and lost; face, the largest density at
+        truncated faces relative to the maximum of its time. On boxes also panels; tail, the same of the highest
+        Legendre coefficients; transfer, the largest relative change of the mass between two grids, made up for by a
+        factor; misfit, of coefficients between the times at which they are called.
     start : t_0 of a process that starts at a point, else 0. Before it the law is a Gaussian, and coefficients are those
         at t_0.
     early : t -> that Gaussian, or None.
     """
 
     problem: ControlProblem
-    space: Space
+    space: PanelSpace
     coefficients: FloatArray
     status: str
     stats: Mapping[str, Any] = field(default_factory=dict)
@@ -93,9 +96,11 @@ class DensitySolution(Plain):
             raise DomainError(f"law(t) takes one time, got an array of shape {when.shape}")
         if self.early is not None and when < self.start:
             return self.early(float(when))
-        cells, tau = self.space.time.locate(when[None])
-        psi = self.space.time.tabulate(cells, tau, 0)[0, 0]
-        return DensityLaw(self.space.spatial, psi @ self.coefficients[self.space.time.cell_dofs[cells[0]]])
+        k = int(self.space.at(when))
+        panel, rows = self.space.panels[k], self.space.piece(self.coefficients, k)
+        cells, tau = panel.time.locate(when[None])
+        psi = panel.time.tabulate(cells, tau, 0)[0, 0]
+        return DensityLaw(panel.spatial, psi @ rows[panel.time.cell_dofs[cells[0]]])
 
     @property
     def marginal(self) -> MarginalLaw:
@@ -134,12 +139,13 @@ def solve(
         on all of the box: with the policy of a `Solution` give the box of that solution.
     basis : spectral elements. Or
     mesh, element : a scikit-fem mesh or the path of a mesh file, and a continuous element. Or neither, then
-    box : is cut into spectral elements, which are made smaller until they resolve the density to rtol, its maximum
-        being 1. By default problem.domain, or a box found by simulation; its truncated faces are moved out until the
-        density at them is below 1e-14 of its maximum, as long as that helps.
-    rtol : the tolerance of each time step and of interpolation between steps, relative in L2, and that of automatic
-        elements; 1e-8, 1e-7, 1e-5 in one, two, three dimensions if not given.
-    progress : called after every time step with the fraction of [0, T] done (once more from 0 for every new grid).
+    box : boxes that follow the law are cut into spectral elements, which are made smaller until they resolve the
+        density to rtol. None is larger than this one, by default problem.domain or R^d; where the law is within it, the
+        density at truncated faces stays below 1e-3 rtol.
+    rtol : of the maximum of the density at its time: what steps, interpolation between them, elements and coefficients
+        between the times at which they are called are allowed to miss; 1e-8, 1e-7, 1e-5 in one, two, three dimensions
+        if not given.
+    progress : called now and then with the fraction of [0, T] done.
 
     Raises
     ------
@@ -160,19 +166,16 @@ def solve(
     tell = (lambda _: None) if progress is None else progress
     bare = steered(problem, policy)
     if mesh is not None:
-        on: SpatialBasis = spatial_basis(as_mesh(mesh, problem), element)
+        on = spatial_basis(as_mesh(mesh, problem), element)
         check_continuous(on)
         check_reflection(bare, on)
         begin = begin_of(bare, on)
         march = on_mesh(bare, on, begin, tolerance, tell)
-        missed: list[str] = []
-    elif basis is not None:
-        on = _fitting(basis, problem)
-        begin = begin_of(bare, on)
-        march, missed = on_box(bare, on, begin, tolerance, tell), []
     else:
-        begin, march, missed = on_automatic_box(bare, box, tolerance, tell)
-    return _solution(problem, begin, march, missed, started)
+        grid = None if basis is None else _fitting(basis, problem)
+        begin = begin_of(bare, grid)
+        march = Forward(bare, begin, _walls(problem, box), tolerance, tell, grid, breaks_of(policy)).run()
+    return _solution(problem, begin, march, tolerance, started)
 
 
 def _fitting(basis: SpectralBasis, problem: ControlProblem) -> SpectralBasis:
@@ -183,48 +186,75 @@ def _fitting(basis: SpectralBasis, problem: ControlProblem) -> SpectralBasis:
     return basis
 
 
-def _solution(
-    problem: ControlProblem, begin: Begin, march: March, missed: list[str], started: float
-) -> DensitySolution:
-    basis, rows = march.basis, march.rows
-    mass = rows @ march.weights
-    absorbing = problem.domain is not None and problem.domain.absorbing
-    drift = 0.0 if absorbing else float(np.abs(mass - mass[0]).max())
-    if drift > _CONSERVED:
-        missed = [*missed, f"the mass changes by {drift:.1e}"]
-    words = ["; ".join(missed) or "ok"]
-    relative = rows.min(axis=1) / np.abs(rows).max(axis=1)
-    negative = int((rows < 0).sum())
-    if negative:
+def _walls(problem: ControlProblem, box: Box | None) -> FloatArray:
+    """(2, d): the faces that no box of a panel goes beyond, infinite ones among them."""
+    if box is not None:
+        check_faces(problem, checked_box(problem, box), ~endless(problem))
+        return np.stack(box.bounds)
+    if problem.domain is not None:
+        return np.stack(problem.domain.bounds)
+    return np.array([[-np.inf], [np.inf]]) * np.ones(problem.dim)
+
+
+def _solution(problem: ControlProblem, begin: Begin, march: March, rtol: float, started: float) -> DensitySolution:
+    """With what is seen at all nodes in space at the nodes in time."""
+    mass: list[FloatArray] = []
+    low: list[float] = []
+    negative = nodes = 0
+    face = tail = 0.0
+    where = ""
+    for (space, coefficients), weights in zip(march.panels, march.weights, strict=True):
+        basis = space.spatial
+        rows = coefficients[::2] if space.time.kind == "hermite" else coefficients
+        mass.append(rows @ weights)
+        sizes = np.abs(rows).max(axis=1)
+        relative = rows.min(axis=1) / sizes
         k = int(relative.argmin())
+        if not low or relative[k] < min(low):
+            where = f"t={space.time.nodes[k]:.4g}, x={basis.nodes[rows[k].argmin()].tolist()}"
+        low.append(float(relative[k]))
+        negative, nodes = negative + int((rows < 0).sum()), nodes + rows.size
+        cut = endless(problem) | ~faces_of_domain(problem, np.stack(basis.box.bounds))
+        face = max(face, float(face_values(basis, rows)[cut].max(initial=0.0)))
+        if isinstance(basis, SpectralBasis):
+            values = (rows / sizes[:, None]).reshape(-1, *basis.shape)
+            tail = max(tail, *(float(line.modal_tail(values, k + 1).max()) for k, line in enumerate(basis.lines)))
+    words, masses = _words(problem, march, rtol, np.concatenate(mass))
+    if negative:
         words.append(
-            f"p is negative at {negative} of {rows.size} nodes of space and time, lowest {relative[k]:.1e} of the"
-            f" maximum, at t={march.line.nodes[k]:.4g}, x={basis.nodes[rows[k].argmin()].tolist()}"
+            f"p is negative at {negative} of {nodes} nodes of space and time, lowest {min(low):.1e} of the maximum, at"
+            f" {where}"
         )
+    largest = max((space.spatial for space, _ in march.panels), key=lambda basis: basis.n_dofs)
     stats: dict[str, Any] = {
         **march.counts,
-        "dofs": basis.n_dofs,
-        "element": basis.element,
-        "mass": MappingProxyType(
-            {
-                "initial": float(mass[0]),
-                "final": float(mass[-1]),
-                "drift": drift,
-                "lost": float(mass[0] - mass[-1]) if absorbing else 0.0,
-            }
-        ),
-        "lowest": float(relative.min()),
-        "face": float(face_values(basis, rows)[endless(problem)].max(initial=0.0)),
+        "dofs": largest.n_dofs,
+        "element": largest.element,
+        "mass": MappingProxyType(masses),
+        "lowest": min(low),
+        "face": face,
     }
-    if isinstance(basis, SpectralBasis):
-        tail = float(tails_of(basis, rows[:: march.line.degree]).max())
-        stats |= {"shape": basis.shape, "degree": basis.degree, "tail": tail}
+    if isinstance(largest, SpectralBasis):
+        stats |= {"shape": largest.shape, "degree": largest.degree, "tail": tail}
     return DensitySolution(
         problem=problem,
-        space=Space.product(march.line, basis),
-        coefficients=rows,
+        space=PanelSpace(tuple(space for space, _ in march.panels)),
+        coefficients=np.concatenate([rows.ravel() for _, rows in march.panels]),
         status="; ".join(words),
         stats={**stats, "seconds": time.perf_counter() - started},
         start=begin.time,
         early=begin.early,
     )
+
+
+def _words(problem: ControlProblem, march: March, rtol: float, mass: FloatArray) -> tuple[list[str], dict[str, float]]:
+    """What is amiss, and what became of the mass."""
+    absorbing = problem.domain is not None and problem.domain.absorbing
+    drift = 0.0 if absorbing else float(np.abs(mass - mass[0]).max())
+    words = []
+    if march.left > rtol:
+        words.append(f"the density is resolved to {march.left:.1e} of its maximum only, not {rtol:.1e}")
+    if drift > _CONSERVED:
+        words.append(f"the mass changes by {drift:.1e}")
+    found = {"initial": float(mass[0]), "final": float(mass[-1]), "drift": drift}
+    return words or ["ok"], found | {"lost": float(mass[0] - mass[-1]) if absorbing else 0.0}

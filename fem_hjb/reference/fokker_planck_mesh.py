@@ -8,10 +8,12 @@ from scipy.sparse import csr_matrix
 
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import absorbed_nodes
-from fem_hjb.reference.fokker_planck_start import Begin, March, in_time, no_gauge
+from fem_hjb.reference.fokker_planck_start import Begin, March, no_gauge
 from fem_hjb.reference.mesh_in_time import inside
 from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.spaces.basis import SpatialBasis
+from fem_hjb.spaces.line import LineBasis
+from fem_hjb.spaces.space import Space
 from fem_hjb.stepping.esdirk import ESDIRK43, LinearSystem, Solve, esdirk
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import DomainError
@@ -85,4 +87,7 @@ def on_mesh(
         "rejected": rejected,
         "linear_solver": system.operators.linear_solver,
     }
-    return March(basis, *in_time(rows, ends, T, "P3"), counts, system.weights)
+    ends[-1] = T
+    if begin.time > 0.0:  # the law is a Gaussian up to here
+        rows, ends = [p0] * 3 + rows, [0.0, *ends]
+    return March([(Space.product(LineBasis(np.array(ends), "P3"), basis), np.array(rows))], [system.weights], counts)

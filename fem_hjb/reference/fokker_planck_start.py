@@ -11,8 +11,10 @@ from scipy.special import roots_hermitenorm
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass, tensor_rule
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.basis import SpatialBasis
-from fem_hjb.spaces.line import LineBasis
+from fem_hjb.spaces.panels import PanelSpace
+from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ProblemError, SpaceError
 from fem_hjb.support.objects import Plain
@@ -35,13 +37,16 @@ class Begin:
 @final
 @dataclass(frozen=True, eq=False)
 class March:
-    """p at the nodes of a time basis (rows, in increasing t)."""
+    """The panels of a density, in increasing time: space, and coefficients of its shape.
 
-    basis: SpatialBasis
-    line: LineBasis
-    rows: FloatArray
+    weights : of the dofs of each in the mass.
+    left : what was not resolved where no grid that is allowed resolves it, relative to the maximum.
+    """
+
+    panels: list[tuple[Space, FloatArray]]
+    weights: list[FloatArray]
     counts: dict[str, Any]
-    weights: FloatArray  # of the dofs in the mass
+    left: float = 0.0
 
 
 def steered(problem: ControlProblem, policy: Policy | None) -> ControlProblem:
@@ -71,7 +76,24 @@ class _Steered(Plain):
     policy: Policy
 
     def __call__(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        if np.ndim(t) and solution_of(self.policy) is not None:  # which takes many times at once
+            return self.problem.b(t, x) + np.asarray(self.policy(np.broadcast_to(t, x.shape[:-1]), x))  # type: ignore[arg-type]
         return self.problem.b(t, x) + _steer(self.policy, t, x)
+
+
+def solution_of(policy: Policy | None) -> Solution | ProductSolution | None:
+    """The solution whose method the policy is, or None."""
+    owner = getattr(policy, "__self__", None)
+    return owner if isinstance(owner, Solution | ProductSolution) else None
+
+
+def breaks_of(policy: Policy | None) -> FloatArray:
+    """The times at which the policy of a solution jumps: where its panels meet."""
+    solution = solution_of(policy)
+    parts = [part for _, part in solution.parts] if isinstance(solution, ProductSolution) else [solution]
+    spaces = [part.space for part in parts if part is not None]
+    times = [panel.time.bounds[0] for space in spaces if isinstance(space, PanelSpace) for panel in space.panels[1:]]
+    return np.unique(np.array(times, dtype=np.float64))
 
 
 def _steer(policy: Policy, t: ArrayLike, x: FloatArray) -> FloatArray:
@@ -155,11 +177,3 @@ def _closure(problem: ControlProblem, x0: FloatArray, t: float) -> tuple[FloatAr
 
 def no_gauge(problem: ControlProblem) -> Gauge:
     return Gauge(temperature=problem.temperature, horizon=problem.horizon, terminal=0.0, running=0.0)
-
-
-def in_time(rows: list[FloatArray], ends: list[float], T: float, kind: str) -> tuple[LineBasis, FloatArray]:
-    """The time basis from 0 to T, and the rows: constant before the first end, where the law is a Gaussian."""
-    ends[-1] = T
-    if ends[0] > 0.0:
-        rows, ends = [rows[0]] * int(kind[1:]) + rows, [0.0, *ends]
-    return LineBasis(np.array(ends), kind), np.array(rows)

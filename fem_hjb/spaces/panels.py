@@ -20,7 +20,8 @@ from fem_hjb.support.objects import Plain
 class PanelSpace(Plain):
     """Functions on [0, T] x box which on each panel [t_k, t_{k+1}] are those of a `Space` of its own.
 
-    panels : in increasing time, the first from 0, each from where the one before it ends; all on the same box.
+    panels : in increasing time, the first from 0, each from where the one before it ends; on one box, unless the
+        functions are densities, which are 0 outside that of their panel.
 
     Coefficients are one array (n_dofs,): those of the panels, raveled, one after the other. What functions do at the
     times where panels meet is not tied; there the later panel counts.
@@ -51,8 +52,9 @@ class PanelSpace(Plain):
 
     @property
     def box(self) -> Box:
-        """Where the functions live."""
-        return self.panels[0].spatial.box
+        """Where the functions live: what has the boxes of all panels in it."""
+        lower, upper = np.array([panel.spatial.box.bounds for panel in self.panels]).swapaxes(0, 1)
+        return Box(lower.min(axis=0), upper.max(axis=0))
 
     @property
     def spatial(self) -> Any:

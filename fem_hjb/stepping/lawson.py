@@ -90,10 +90,18 @@ class LawsonPanel:
     separable : S_1, ..., S_d.
     remainder : N.
     size : of arrays like u, relative to what errors are compared with.
+    weights : per axis w_k with w_k S_k = 0, or None; then w_k exp(h S_k) = w_k to rounding, which powers lose.
     """
 
-    def __init__(self, separable: Sequence[FloatArray], remainder: Remainder, size: Size) -> None:
+    def __init__(
+        self,
+        separable: Sequence[FloatArray],
+        remainder: Remainder,
+        size: Size,
+        weights: Sequence[FloatArray | None] | None = None,
+    ) -> None:
         self.separable, self.remainder, self.size = separable, remainder, size
+        self._weights = [None] * len(separable) if weights is None else weights
         self._axes: list[AxisMatrix] = [in_blocks(S) for S in separable]
         self._norm = max(float(np.abs(S).sum(axis=1).max()) for S in separable)
         self._dense: dict[int, list[FloatArray]] = {}
@@ -125,7 +133,8 @@ class LawsonPanel:
                 self.counts["exponentials"] += 1
             for longer in range(shortest + _OCTAVE, key + 1, _OCTAVE):
                 self._dense[longer] = [part @ part for part in self._dense[longer - _OCTAVE]]
-            self._halves[key] = [in_blocks(part) for part in self._dense[key]]
+            kept = zip(self._dense[key], self._weights, strict=True)
+            self._halves[key] = [in_blocks(E if w is None else E + np.diag((w - w @ E) / w)) for E, w in kept]
         return self._halves[key]
 
     def forget(self) -> None:

@@ -97,6 +97,13 @@ def test_each_panel_has_its_own_functions(dim: int) -> None:
     )
 
 
+def test_the_box_has_those_of_all_panels_in_it() -> None:
+    line = [LineBasis([0.0, 0.5], "P1"), LineBasis([0.5, 1.0], "P1")]
+    small, wide = (SpectralBasis([SpectralLine([low, high], 3)]) for low, high in ((-1.0, 3.0), (-2.0, 1.0)))
+    space = PanelSpace((Space.from_(line[0], small), Space.from_(line[1], wide)))
+    np.testing.assert_array_equal(np.ravel(space.box.bounds), [-2.0, 3.0])
+
+
 def test_times_and_points_broadcast() -> None:
     space = PanelSpace(panels(2))
     c, x = filled(space), np.random.default_rng(1).uniform(-1, 1, (5, 2))
