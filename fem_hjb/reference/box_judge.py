@@ -124,6 +124,12 @@ def merged(lengths: FloatArray) -> list[float]:
     return result
 
 
+def joined(lengths: FloatArray) -> list[float]:
+    """Neighbours joined to one step, of one length or not: steps that double are all seen."""
+    result: list[float] = np.add.reduceat(lengths, np.arange(0, len(lengths), 2)).tolist()
+    return result
+
+
 def cut(parts: int) -> Steps:
     """Each step in so many parts."""
     return lambda lengths: np.repeat(lengths / parts, parts).tolist()
@@ -213,8 +219,10 @@ class Judge:
         self.run, self.equation = run, run.equation
         problem = run.equation.problem
         T = problem.horizon
-        # errors jump where a panel starts on a coarser grid, and are largest in the middle of steps
-        some = np.array([0.5 * (panel.ends[0] + panel.ends[k]) for panel in run.panels for k in (1, -1)])
+        # errors jump where a panel starts on a coarser grid, and are largest in the middle of long steps
+        some = np.array(
+            [0.5 * (panel.ends[k] + panel.ends[k + 1]) for panel in run.panels for k in (0, _longest(panel))]
+        )
         most = _MOST_TIMES - len(_NEAR_T)
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]
@@ -289,7 +297,8 @@ class Judge:
         enough : what makes no trouble, of each. Steps twice as long may be less stable on a poorer grid, which is no
         error of the run's: a part of space that exceeds this is measured again with the run's own steps.
         """
-        steps: Steps = merged
+        # Exponentials serve steps of few lengths only; implicit steps may be of any.
+        steps: Steps = joined if self.equation.absorbing.any() else merged
         less = LESS[self.equation.problem.dim]
         follow = partial(followed, self.run, coefficients)
         other = self.seen(follow(steps))
@@ -329,6 +338,12 @@ class Judge:
             return value, policy
         better = float(np.clip(_DOUBT * self.own.tails / max(poorer.tails, 1e-300), _LEAST_GAIN, 1.0))
         return better * value, better * policy
+
+
+def _longest(panel: PanelRun) -> int:
+    """The last of the longest steps."""
+    lengths = np.diff(panel.ends)
+    return int(np.flatnonzero(lengths >= lengths.max() * (1 - 1e-9))[-1])
 
 
 def on_places(equation: Equation, panel: PanelRun, place: Places) -> tuple[FloatArray, FloatArray]:

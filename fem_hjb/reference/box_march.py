@@ -125,7 +125,7 @@ class Marcher:
             value, *whole = self._whole(grid, self.T, u, slopes)
             self.size_v = max(grid.mean(value**2) ** 0.5, self.least_v)
             square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, whole, strict=True))
-            self.size_g = max(float(square) ** 0.5, self.least_g)
+            self.size_g = max(float(square) ** 0.5, self.least_g * (self.size_v if equation.linear else 1.0))
             square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, slopes, strict=True))
             self.size_w = float(square) ** 0.5
             allowed = self.tol.space * self.size_g
@@ -300,13 +300,24 @@ class Marcher:
         return float(min(length / 3, max(self.tol.time**0.25 / max(fastest, 1e-300), 1e-10 * self.T)))
 
     def _measure(self, operators: Operators, s: float, u: FloatArray) -> None:
-        """Norms of the value and of its gradient: the largest so far, or those of now where T is not resolved."""
+        """Norms of the value and of its gradient, that errors are relative to."""
         value, *slopes = self._whole(operators.grid, self.T - s, u, operators.gradient(u))
-        slope = operators.policy_square(s, slopes) ** 0.5
         self.size_w = operators.policy_square(s, operators.gradient(u)) ** 0.5
-        self.size_v = max(self.size_v, operators.grid.mean(value**2) ** 0.5)
+        self._resize(operators.grid.mean(value**2) ** 0.5, operators.policy_square(s, slopes) ** 0.5)
         self.peak = max(float(np.abs(u).max()), self.size_v)
-        self.size_g = max(slope, self.least_g if self.rough else self.size_g)
+
+    def _resize(self, value: float, slope: float) -> None:
+        """Take the largest so far, or the gradient of now where T is not resolved.
+
+        In the linear form u itself is what its errors are relative to, however much it grows or decays.
+        """
+        if self.equation.linear:
+            least = self.least_g if self.rough else self.size_g / self.size_v
+            self.size_v = max(value, self.least_v)
+            self.size_g = max(slope, least * self.size_v)
+        else:
+            self.size_v = max(self.size_v, value)
+            self.size_g = max(slope, self.least_g if self.rough else self.size_g)
 
     def _relative(self, operators: Operators, error: FloatArray) -> float:
         """Under the law of the panel, relative; and anywhere in the box, where steps must be stable."""
@@ -328,5 +339,5 @@ class Marcher:
         rewards = np.concatenate([rewards, *exit_rewards(equation, x)])
         spread = max(self.tol.guess * float(np.ptp(rewards)), _NOTHING * problem.temperature)
         if equation.linear:
-            return _NOTHING, -np.expm1(-spread / problem.temperature) / self.width
+            return np.finfo(float).tiny, -np.expm1(-spread / problem.temperature) / self.width
         return _NOTHING * problem.temperature, spread / self.width

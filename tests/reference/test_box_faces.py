@@ -17,7 +17,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, lobatto
 from fem_hjb.reference.box_faces import FaceSystem, SeparableInverse, begun, on_faces, panel_of
 from fem_hjb.reference.box_grading import make_grid
-from fem_hjb.reference.box_judge import Judge, cut, followed, places_of
+from fem_hjb.reference.box_judge import Judge, cut, followed, joined, places_of
 from fem_hjb.reference.box_panel import Equation, Operators
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.reference.faces import truncated
@@ -440,3 +440,32 @@ def test_what_has_no_logarithm_counts_as_wrong() -> None:
         for u in panel.states[::2]:
             u[: len(u) // 2] = -1.0
     assert 0.6 < judge.difference(judge.own, judge.seen(panels))[0] < 0.8  # the root of a half, roughly
+
+
+def test_steps_that_double_are_joined_as_well() -> None:
+    np.testing.assert_allclose(joined(np.array([1.0, 1.0, 2.0, 4.0, 8.0])), [2.0, 6.0, 8.0])
+
+
+def test_the_middle_of_the_longest_step_is_judged() -> None:
+    search = _Search(waves([0.3], [BOTH])[0], 1e-4, None, None, None, 0)
+    run = search.run(lambda _: None).run
+    times = [place.s for place in Judge(run, search.sample, 0).places]
+    for panel in run.panels:
+        k = int(np.diff(panel.ends).argmax())
+        longest = np.diff(panel.ends)[k] * (1 - 1e-9)
+        middles = [0.5 * (a + b) for a, b in zip(panel.ends[:-1], panel.ends[1:], strict=True) if b - a >= longest]
+        assert min(abs(t - s) for t in times for s in middles) < 1e-12
+
+
+def test_errors_count_relative_to_a_u_that_decays() -> None:
+    """The reward is highest where the process hardly goes; where it is, u falls by e^-12, which gains no accuracy."""
+    problem, _ = half_line()
+    pays = lambda t, x: -12.0 * (1.0 - np.asarray(t)) + 0 * x[..., 0]  # noqa: E731
+    box = Box([0.0], [np.inf], boundary=[("absorbing", "natural")], exit_reward=pays)
+    step = lambda t, x: -12.0 / (1.0 + np.exp(4.0 * (x[..., 0] - 4.5)))  # noqa: E731
+    bump = lambda x: np.sin(2.0 * x[..., 0]) * x[..., 0] / 4.0  # noqa: E731
+    decaying = replace(problem, domain=box, running_reward=step, terminal_reward=bump)
+    search = _Search(decaying, 1e-5, None, None, None, 0)
+    found = search.run(lambda _: None)
+    assert found.run.panels[-1].states[-2].min() < 1e-4
+    assert max(found.parts["time"]) < 2e-5
