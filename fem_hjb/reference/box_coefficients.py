@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_operators import check_elliptic
+from fem_hjb.reference.faces import moved_to_faces
 from fem_hjb.spaces.axes import barycentric_rows
 from fem_hjb.support.checks import FloatArray
 
@@ -105,15 +106,20 @@ class Coefficients:
         return Fields(b.T, rate, diffusion)
 
     def jumps(self, x: FloatArray) -> list[float]:
-        """The times at which a coefficient jumps, seen at points x (n, d) at 257 times; narrower windows are missed."""
+        """The times at which a coefficient or an exit reward jumps, seen at points x (n, d) at 257 times.
+
+        Narrower windows are missed.
+        """
         points = x[:: max(1, len(x) // _SCAN_POINTS)]
         T = self.problem.horizon
+        faces = moved_to_faces(self.problem, points)
 
         def rows(times: FloatArray) -> FloatArray:
             b, r, Lambda = self._call(*_all_times(times, points))
             parts = [np.swapaxes(b, 1, 2), r[:, None]]
             if self.constant is None:
                 parts.append(np.swapaxes(Lambda.reshape(*r.shape, -1), 1, 2))
+            parts += [self.problem.exit_reward(*_all_times(times, face))[:, None] for face in faces]
             return np.concatenate(parts, axis=1)
 
         grid = T * np.linspace(_EDGE, 1.0 - _EDGE, _SCAN + 1)

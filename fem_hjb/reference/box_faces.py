@@ -19,6 +19,7 @@ from scipy.sparse.linalg import LinearOperator, gmres
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.reference.box_grading import transfer
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
+from fem_hjb.reference.faces import moved_to_faces
 from fem_hjb.spaces.axes import apply_all, apply_sum
 from fem_hjb.stepping.esdirk import LinearSystem, Solve
 from fem_hjb.stepping.implicit import ImplicitPanel
@@ -28,6 +29,8 @@ from fem_hjb.support.errors import ConvergenceError
 
 _CONDITION = 1e7  # of eigenvectors, beyond which only the self-adjoint part of an operator is diagonalised
 _LEAST = 0.5  # of 1 - shift times an eigenvalue
+_AFTER = 1e-12  # of the horizon
+_TORN = 1e-8  # of the most of u: what is a jump of what is prescribed
 _FALL = 0.1  # of the residual, by the preconditioner alone
 _RESTART, _RESTARTS = 40, 5
 
@@ -48,6 +51,15 @@ def begun(equation: Equation, grid: Grid, s: float, before: tuple[Grid, FloatArr
     return u
 
 
+def torn(equation: Equation, s: float, grid: Grid, u: FloatArray) -> bool:
+    """Whether what is prescribed jumps at s, from what u is on the faces."""
+    fixed = on_faces(grid, equation.absorbing).ravel()
+    if not fixed.any():
+        return False
+    gap = np.abs(prescribed(equation, s, grid.nodes[fixed]) - u.ravel()[fixed]).max()
+    return bool(gap > _TORN * np.abs(u).max())
+
+
 def between(grid: Grid, absorbing: BoolArray) -> tuple[slice, ...]:
     """The nodes that are on none of these faces (2, d)."""
     return tuple(slice(int(low), n - int(high)) for n, (low, high) in zip(grid.shape, absorbing.T, strict=True))
@@ -61,20 +73,17 @@ def on_faces(grid: Grid, absorbing: BoolArray) -> BoolArray:
 
 
 def prescribed(equation: Equation, s: float, x: FloatArray) -> FloatArray:
-    """u = exp((g - v0) / alpha) at points x (n, d) of absorbing faces."""
+    """u = exp((g - v0) / alpha) at points x (n, d) of absorbing faces, just after s if it jumps there."""
     problem = equation.problem
-    t = float(np.clip(problem.horizon - s, 0.0, problem.horizon))
+    t = float(np.clip(problem.horizon * (1 - _AFTER) - s, 0.0, problem.horizon))
     return np.asarray(np.exp((problem.exit_reward(t, x) - equation.gauge.guess(t, x)) / problem.temperature))
 
 
 def exit_rewards(equation: Equation, x: FloatArray) -> list[FloatArray]:
     """Those at points (n, d) of the box moved to each absorbing face, at a few times."""
-    found = []
-    for side, axis in np.argwhere(equation.absorbing).tolist():
-        face = x.copy()
-        face[:, axis] = equation.box.bounds[side][axis]
-        found += [equation.problem.exit_reward(f * equation.problem.horizon, face) for f in (0.0, 0.5, 1.0)]
-    return found
+    problem = equation.problem
+    times = problem.horizon * np.array([0.0, 0.5, 1.0])
+    return [problem.exit_reward(float(t), face) for face in moved_to_faces(problem, x) for t in times]
 
 
 @final
@@ -103,6 +112,7 @@ class FaceSystem(LinearSystem):
         self.fixed = np.flatnonzero(on_faces(grid, equation.absorbing))
         self.factors = grid.dim == 1
         self._nodes = grid.nodes[self.fixed]
+        self._end = operators.table.s1 - 2 * _AFTER * equation.problem.horizon  # before what is prescribed may jump
         self._last = _Stiffness(operators, operators.table.s0)
         self._inverse: SeparableInverse | None = None
         self._bands: _Bands | None = None
@@ -113,7 +123,7 @@ class FaceSystem(LinearSystem):
         return self._last
 
     def fixed_values(self, t: float) -> FloatArray:
-        return prescribed(self.equation, t, self._nodes)
+        return prescribed(self.equation, min(t, self._end), self._nodes)
 
     def solver(self, stiffness: Any, shift: float) -> Solve:
         if shift == 0.0:

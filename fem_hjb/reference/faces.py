@@ -51,6 +51,18 @@ def absorbed_nodes(problem: ControlProblem, basis: SpatialBasis) -> BoolArray:
     return mask
 
 
+def moved_to_faces(problem: ControlProblem, x: FloatArray) -> list[FloatArray]:
+    """Points (n, d), moved to each absorbing face."""
+    found: list[FloatArray] = []
+    domain = problem.domain
+    if domain is not None:
+        for side, axis in np.argwhere(domain.where("absorbing")).tolist():
+            face = x.copy()
+            face[:, axis] = domain.bounds[side][axis]
+            found.append(face)
+    return found
+
+
 def check_reflection(problem: ControlProblem, basis: SpatialBasis) -> None:
     """The natural condition <Lambda grad f, n> = 0 is reflection along n only where Lambda n is parallel to n."""
     domain = problem.domain

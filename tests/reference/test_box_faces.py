@@ -154,6 +154,21 @@ def surviving(exit_reward: float) -> tuple[ControlProblem, Heat]:
     return ControlProblem(**given), Heat(f, slope)
 
 
+def paid_early() -> tuple[ControlProblem, Heat]:
+    """Leaving pays log 2 before t = 1/2 and nothing after: f = 1, then 2 - P(no exit within s - 1/2)."""
+    _, alive = surviving(-2000.0)
+
+    def early(s: Any) -> Any:
+        return np.maximum(s - 0.5, 1e-300)
+
+    exact = Heat(
+        lambda s, x: np.where(s > 0.5, 2.0 - alive.f(early(s), x), 1.0),
+        lambda s, x: np.where((s > 0.5)[..., None], -alive.slope(early(s), x), 0.0),
+    )
+    pays = lambda t, x: np.log(2.0) * (np.asarray(t) < 0.5) + 0 * x[..., 0]  # noqa: E731
+    return ControlProblem(**unit_box(1, pays, diffusion=0.4, terminal_reward=lambda x: 0 * x[..., 0])), exact
+
+
 def half_line() -> tuple[ControlProblem, Heat]:
     """f = c + (1 - c) erf(x / sqrt(2 s)), a tenth of which is paid at 0: the box is truncated on the other side."""
     c = 0.1
@@ -217,7 +232,7 @@ def chosen(dim: int) -> tuple[ControlProblem, Exact]:
 
 
 def errors(
-    solution: Any, exact: Exact, times: tuple[float, ...] = (0.0, 0.3, 0.7, 0.95, 0.99, 0.998)
+    solution: Any, exact: Exact, times: tuple[float, ...] = (0.0, 0.3, 0.49, 0.7, 0.95, 0.99, 0.998)
 ) -> tuple[float, float]:
     """Relative errors of value and policy under the law of the process that has not been stopped."""
     problem = solution.problem
@@ -245,6 +260,7 @@ PROBLEMS: dict[str, tuple[Callable[[], tuple[ControlProblem, Exact]], float]] = 
     "surviving": (lambda: surviving(-2.0), 1e-4),
     "paid to leave": (lambda: surviving(3.0), 1e-3),
     "half a line": (half_line, 1e-4),
+    "an exit reward that jumps in time": (paid_early, 1e-4),
     "varying coefficients": (lambda: chosen(1), 1e-6),
     "varying coefficients in a square": (lambda: chosen(2), 1e-3),
 }
