@@ -7,12 +7,13 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_background import quadratic_gauge, ranges
-from fem_hjb.reference.faces import check_faces, truncated
+from fem_hjb.reference.faces import check_faces, moved_to_faces, truncated
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
 
 _SHALLOW = 3.0  # |log u| up to which the linear form is used on a bounded domain, where it is all separable
+_HIGHEST = 25.0  # temperatures, by which u on faces may exceed u inside, or rounding is all that is left there
 _UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
 
 
@@ -51,7 +52,8 @@ def choose_form(problem: ControlProblem, box: Box, form: str | None) -> tuple[Ga
     absorbing = problem.domain is not None and problem.domain.absorbing
     # Where u is large elsewhere, rounding is large against u where it is small.
     weight = 3.0 if absorbing or form == "linear" else 1.0
-    best = min(range(len(candidates)), key=lambda k: weight * spreads[k][0] + spreads[k][1])
+    paid = [_bonus(problem, each, x, times) for each in candidates]
+    best = min(range(len(candidates)), key=lambda k: weight * (spreads[k][0] + paid[k]) + spreads[k][1])
     if quadratic is not None and leaves(problem, box, times):
         best = 0  # values are taken to be flat at such faces, which what a quadratic leaves of them nearly is
     above, below = spreads[best]
@@ -64,8 +66,23 @@ def choose_form(problem: ControlProblem, box: Box, form: str | None) -> tuple[Ga
         raise ConvergenceError(
             f"{why}: too many for the linear form, and the value form has no absorbing faces; raise the temperature"
         )
+    if paid[-1] > _HIGHEST:
+        raise ConvergenceError(
+            f"the exit reward exceeds all other rewards by {paid[-1]:.3g} temperatures, the linear form holds"
+            f" {_HIGHEST:g} only, and the value form has no absorbing faces; raise the temperature"
+        )
     linear = form == "linear" or absorbing or (form is None and fits)
     return candidates[best], linear, why
+
+
+def _bonus(problem: ControlProblem, background: Gauge | QuadraticGauge, x: FloatArray, times: FloatArray) -> float:
+    """max (g - v0) / alpha on the absorbing faces, or 0."""
+    above = [0.0] + [
+        float((problem.exit_reward(t, face) - background.guess(t, face)).max())
+        for face in moved_to_faces(problem, x)
+        for t in times.tolist()
+    ]
+    return max(above) / problem.temperature
 
 
 def leaves(problem: ControlProblem, box: Box, times: FloatArray) -> bool:

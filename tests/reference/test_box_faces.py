@@ -300,6 +300,14 @@ def test_walls_are_seen_by_the_value_and_do_not_count_as_undershoot() -> None:
     assert run.nonpositive == sum(int((u[1:-1] <= 0).sum()) for panel in run.panels for u in panel.states[::2])
 
 
+@pytest.mark.parametrize("bonus", [30.0, 900.0])
+def test_exit_rewards_that_double_precision_cannot_hold_are_refused(bonus: float) -> None:
+    problem, _ = surviving(3.0)
+    box = Box([0.0], [1.0], boundary="absorbing", exit_reward=level(bonus))
+    with pytest.raises(ConvergenceError, match=f"exceeds all other rewards by {bonus:g} temperatures"):
+        solve(replace(problem, domain=box), rtol=1e-2)
+
+
 def test_values_on_faces_are_those_prescribed() -> None:
     problem, exact = waves([0.3, 0.2], [BOTH, BOTH])
     solution = solve(problem, rtol=1e-3)
