@@ -30,7 +30,6 @@ from fem_hjb.support.errors import ConvergenceError
 _CONDITION = 1e7  # of eigenvectors, beyond which only the self-adjoint part of an operator is diagonalised
 _LEAST = 0.5  # of 1 - shift times an eigenvalue
 _AFTER = 1e-12  # of the horizon
-_TORN = 1e-8  # of the most of u: what is a jump of what is prescribed
 _FALL = 0.1  # of the residual, by the preconditioner alone
 _RESTART, _RESTARTS = 40, 5
 
@@ -49,15 +48,6 @@ def begun(equation: Equation, grid: Grid, s: float, before: tuple[Grid, FloatArr
         fixed = on_faces(grid, equation.absorbing)
         u.ravel()[fixed.ravel()] = prescribed(equation, s, grid.nodes[fixed.ravel()])
     return u
-
-
-def torn(equation: Equation, s: float, grid: Grid, u: FloatArray) -> bool:
-    """Whether what is prescribed jumps at s, from what u is on the faces."""
-    fixed = on_faces(grid, equation.absorbing).ravel()
-    if not fixed.any():
-        return False
-    gap = np.abs(prescribed(equation, s, grid.nodes[fixed]) - u.ravel()[fixed]).max()
-    return bool(gap > _TORN * np.abs(u).max())
 
 
 def between(grid: Grid, absorbing: BoolArray) -> tuple[slice, ...]:

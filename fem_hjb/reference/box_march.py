@@ -14,7 +14,7 @@ from typing import final
 import numpy as np
 
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
-from fem_hjb.reference.box_faces import begun, exit_rewards, panel_of, torn
+from fem_hjb.reference.box_faces import begun, exit_rewards, panel_of
 from fem_hjb.reference.box_grading import (
     FIRST_CELLS,
     first_edges,
@@ -92,13 +92,11 @@ class Marcher:
 
     def run(self) -> Run:
         """All panels."""
-        grid = self._first_grid(0.0, None, self._first_edges())
+        grid = self._first_grid()
         state = grid, begun(self.equation, grid, 0.0, None)
         s, edges = 0.0, [line.grid for line in grid.lines]
         while s < self.T * (1 - 1e-12):
             s, state, edges = self._panel(s, state, edges)
-            if s < self.T * (1 - 1e-12) and torn(self.equation, s, *state):
-                edges, self.h = [line.grid for line in self._first_grid(s, state, edges).lines], 0.0
             self.tell(s / self.T)
             if self.result.counts["steps"] > _MOST_STEPS:
                 raise ConvergenceError(
@@ -115,15 +113,16 @@ class Marcher:
     def _size(self, edges: Sequence[FloatArray]) -> int:
         return int(np.prod([(len(part) - 1) * self.tol.degree + 1 for part in edges]))
 
-    def _first_grid(self, s: float, state: tuple[Grid, FloatArray] | None, edges: list[FloatArray]) -> Grid:
-        """Refined until it resolves what begins at s, terminal reward or prescribed values, or as far as allowed."""
-        equation, end = self.equation, self._end(s)
+    def _first_grid(self) -> Grid:
+        """Refined until it resolves the terminal reward, or as far as allowed."""
+        equation = self.equation
+        edges = self._first_edges()
         for _ in range(_ROUNDS):
-            grid = self._grid(edges, s, end)
-            u = begun(equation, grid, s, state)
+            grid = self._grid(edges, 0.0, self.corners[1])
+            u = begun(equation, grid, 0.0, None)
             slopes = [apply_axis(line.derivative, u, k) for k, line in enumerate(grid.lines)]
             found = unresolved(grid, slopes, self.metric)
-            value, *whole = self._whole(grid, self.T - s, u, slopes)
+            value, *whole = self._whole(grid, self.T, u, slopes)
             self.size_v = max(grid.mean(value**2) ** 0.5, self.least_v)
             square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, whole, strict=True))
             self.size_g = max(float(square) ** 0.5, self.least_g * (self.size_v if equation.linear else 1.0))
@@ -252,7 +251,7 @@ class Marcher:
         if self.unchecked:
             self.result.layer, self.unchecked = end, False
         if self.rough:
-            self.result.layer = end if self.result.layer == s0 else self.result.layer  # what comes later is judged
+            self.result.layer = end
             self.rough = self._refined(grid, good, self.tol.space * self.size_g, _TOLERATED) is not None
             new = edges if self.rough else new
         return end, (grid, steps[-1].u1), new
