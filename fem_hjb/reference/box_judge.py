@@ -219,10 +219,14 @@ class Judge:
         self.run, self.equation = run, run.equation
         problem = run.equation.problem
         T = problem.horizon
-        # errors jump where a panel starts on a coarser grid, and are largest in the middle of long steps
-        some = np.array(
-            [0.5 * (panel.ends[k] + panel.ends[k + 1]) for panel in run.panels for k in (0, _longest(panel))]
-        )
+        # errors jump where a panel starts on a coarser grid, and are largest in the middle of steps; of long ones where
+        # these are joined
+        some = np.array([0.5 * panel.ends[:2].sum() for panel in run.panels])
+        if self.equation.absorbing.any():
+            others = [0.5 * panel.ends[k : k + 2].sum() for panel in run.panels for k in [_longest(panel)]]
+        else:
+            others = [0.5 * (panel.ends[0] + panel.ends[-1]) for panel in run.panels]
+        some = np.sort(np.concatenate([some, others]))
         most = _MOST_TIMES - len(_NEAR_T)
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]
