@@ -1,14 +1,14 @@
 # ruff: noqa: E402
 """How reliable `solve`'s error bar is: true errors against tolerance and estimate, over hundreds of problems.
 
-    python benchmarks/bench_reliability.py [--quick] [--problems N] [--rtol 1e-3 1e-5 1e-7] [--dims 1 2] [--csv FILE]
+    python benchmarks/bench_reliability.py [--quick] [--problems N] [--rtol 1e-3 1e-5 1e-7] [--dims 1 2 3] [--csv FILE]
     python benchmarks/bench_reliability.py --only mixture-1-017 --rtol 1e-5        one problem, with its parameters
 
-Problems: every zoo problem with a closed form, and N random ones with fixed seeds, in equal parts
+Problems: every zoo problem with a closed form, and random ones with fixed seeds, N / 4 of each family and dimension
 
-    lq-1, lq-2            linear drift (eigenvalues with real parts in [-2, 0.3]), quadratic rewards with eigenvalues in
+    lq-1, -2, -3           linear drift (eigenvalues with real parts in [-2, 0.3]), quadratic rewards with eigenvalues in
                           [-0.4, 2], so indefinite at times (drawn again where the value is infinite), Gaussian start
-    mixture-1, -2         alternately the tilting of a mixture diffusion (linear, quadratic, log-mixture reward) and a
+    mixture-1, -2, -3      alternately the tilting of a mixture diffusion (linear, quadratic, log-mixture reward) and a
                           Brownian or Ornstein-Uhlenbeck process steered to a mixture; 2 or 3 components
 
 with temperatures log-uniform in [0.3, 3]. The true error is the larger of the relative errors of value and policy
@@ -370,9 +370,9 @@ def report(results: list[Result], dims: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke test: a few problems")
-    parser.add_argument("--problems", type=int, default=200, help="random problems per tolerance over both dimensions")
+    parser.add_argument("--problems", type=int, default=200, help="random problems per tolerance: a quarter for each family and dimension")
     parser.add_argument("--rtol", type=float, nargs="+", default=[1e-3, 1e-5, 1e-7])
-    parser.add_argument("--dims", type=int, nargs="+", default=[1, 2], choices=(1, 2))
+    parser.add_argument("--dims", type=int, nargs="+", default=[1, 2], choices=(1, 2, 3))
     parser.add_argument("--seconds", type=float, default=120.0, help="time guard per solve")
     parser.add_argument("--csv", type=Path, help="append results here, and do not repeat those it holds")
     parser.add_argument("--report", action="store_true", help="solve nothing: the tables of what --csv holds")
