@@ -38,7 +38,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import check_faces, check_reflection, endless, face_values, faces_of_domain
 from fem_hjb.reference.fokker_planck_mesh import on_mesh
 from fem_hjb.reference.fokker_planck_panels import Forward
-from fem_hjb.reference.fokker_planck_start import Begin, March, begin_of, breaks_of, steered
+from fem_hjb.reference.fokker_planck_start import Begin, March, accuracy_of, begin_of, breaks_of, steered
 from fem_hjb.solutions.density import DensityLaw, check_continuous
 from fem_hjb.spaces.mesh_files import as_mesh
 from fem_hjb.spaces.panels import PanelSpace
@@ -174,7 +174,8 @@ def solve(
     else:
         grid = None if basis is None else _fitting(basis, problem)
         begin = begin_of(bare, grid)
-        march = Forward(bare, begin, _walls(problem, box), tolerance, tell, grid, breaks_of(policy)).run()
+        walls, known = _walls(problem, box), accuracy_of(policy)
+        march = Forward(bare, begin, walls, tolerance, tell, grid, breaks_of(policy), known).run()
     return _solution(problem, begin, march, tolerance, started)
 
 

@@ -46,7 +46,9 @@ _LEAST = 1e-14  # of the maximum of p: what it is allowed to be at a truncating 
 _ROOM, _LITTLE = 0.25, 0.04  # of the width of a box: how far its faces are from p where that is on its way, or stays
 _STEPS = 48  # of the length of the last one: a panel is no longer
 _AHEAD = 0.3  # of what may be unresolved: what a grid is made for
-_REDONE = 4  # panels in vain, before one is done unchecked
+_REDONE = 3  # panels in vain, before less is asked for; after twice as many one is done unchecked
+_LESS, _MOST_SLACK = 4.0, 0.01  # times less; the tolerance that is asked for at least
+_MANY, _HARDLY = 150, 0.01  # steps in a panel that get no further than this part of the time that has passed
 _BLIND = 8  # steps of such a panel
 _CHECKED, _SEEN = 96, 24  # points at which tables of coefficients are checked; at which jumps are looked for
 _SHORTEST, _SUDDEN = 1e-11, 1e-7  # of the horizon: panels; those around a jump of the drift
@@ -62,6 +64,7 @@ class Forward:
     walls : (2, d), beyond which no box goes.
     basis : the one grid for all panels; without it each has its own.
     breaks : times at which coefficients are known to jump, others being looked for.
+    known : what the drift is wrong by, relative: no more than that is asked for.
     """
 
     def __init__(
@@ -73,11 +76,14 @@ class Forward:
         tell: Callable[[float], None],
         basis: SpectralBasis | None = None,
         breaks: Sequence[float] | FloatArray = (),
+        known: float = 0.0,
     ) -> None:
         self.breaks = np.asarray(breaks, dtype=np.float64)
         self.problem, self.begin, self.walls, self.rtol, self.tell = problem, begin, walls, rtol, tell
         self.T, self.t, self.h, self.free = problem.horizon, begin.time, 0.0, basis is None
-        self.level, self.allowed = max(_FACE * rtol, _LEAST), _SPACE * rtol
+        self.level = max(_FACE * rtol, _LEAST)
+        # times the tolerance: what is asked for where a rough drift keeps p from more
+        self.slack = max(1.0, min(known, _MOST_SLACK) / rtol)
         self.most = _MOST_DOFS[problem.dim]
         self.coefficients = Coefficients(problem, no_gauge(problem), linear=True)
         self.rng = np.random.default_rng(0)
@@ -87,13 +93,23 @@ class Forward:
         self.size = float(np.abs(self.p).max())
         self.unchecked = False  # whether the next panel goes on although no grid that is allowed resolves it
         self.margins = np.full(walls.shape, _ROOM)
-        self.left = self.misfit = self.transfer = 0.0
+        self.left = self.slack * rtol if self.slack > 1.0 else 0.0
+        self.misfit = self.transfer = 0.0
         self.counts: dict[str, Any] = {"route": "panels", "steps": 0, "rejected": 0, "panels": 0, "redone": 0}
         self.panels: list[tuple[Space, FloatArray]] = []
         self.weights: list[FloatArray] = []
 
+    @property
+    def allowed(self) -> float:
+        """What a grid may leave unresolved, relative to the maximum."""
+        return _SPACE * self.slack * self.rtol
+
     def run(self) -> March:
-        """All panels."""
+        """All panels.
+
+        Where finer grids do not resolve p any better, or steps shrink to next to nothing, the drift is rougher than
+        the tolerance, as a policy that is not known that well is: less is asked for then, and told.
+        """
         if self.t > 0.0:  # the law is a Gaussian up to here
             line = LineBasis(np.array([0.0, self.t]), "P1")
             self._add(line, np.stack([self.p.ravel()] * 2), self.lines)
@@ -104,7 +120,9 @@ class Forward:
             else:
                 failed += 1
                 self.counts["redone"] += 1
-                self.unchecked |= failed > _REDONE
+                self.unchecked |= failed > 2 * _REDONE
+                if failed > _REDONE:
+                    self._ask_less()
             self.tell(self.t / self.T)
             if self.counts["steps"] > _MOST_STEPS:
                 raise ConvergenceError(
@@ -114,6 +132,10 @@ class Forward:
         return March(
             self.panels, self.weights, self.counts | {"transfer": self.transfer, "misfit": self.misfit}, self.left
         )
+
+    def _ask_less(self) -> None:
+        self.slack = min(_LESS * self.slack, max(_MOST_SLACK / self.rtol, 1.0))
+        self.left = max(self.left, self.slack * self.rtol)
 
     def _first_lines(self) -> list[SpectralLine]:
         degree = _degree(self.problem.dim, self.rtol)
@@ -190,7 +212,7 @@ class Forward:
         walls = self.walls == np.array([line.bounds for line in lines]).T
         steps: list[Step] = []
         found, out = unresolved(p, lines, self.walls), np.zeros_like(walls)
-        times = {"rtol": _TIME * self.rtol, "rtol_dense": _DENSE * self.rtol}
+        times = {"rtol": _TIME * self.slack * self.rtol, "rtol_dense": _DENSE * self.slack * self.rtol}
         run = (
             _collocated(adjoint, panel, p, self.t, end, self.T, **times)
             if p.ndim == 1 and walls.any() and adjoint.split
@@ -204,6 +226,9 @@ class Forward:
                     return steps, found, out
             steps.append(step)
             self.size = float(np.abs(step.u1).max())
+            if len(steps) >= _MANY and step.s + step.h - steps[0].s < _HARDLY * (step.s - self.begin.time):
+                self._ask_less()
+                break
             if self.unchecked:
                 left = most(unresolved(step.u1, lines, self.walls, 1.0))
                 self.left = max(self.left, left)
@@ -256,7 +281,7 @@ class Forward:
         x = np.concatenate([nodes[pick], self.rng.uniform(low, high, (_CHECKED // 4, grid.dim))])
         Lambda = self.problem.Lambda(start, nodes[pick]).mean(axis=0)
         sizes = {"diffusion": 0.0, "drift": float(np.sqrt(np.diag(Lambda).min() / T)), "reward": 1.0 / T}
-        floors, rtol = [sizes[name] for name in self.coefficients.names], _TABLE * self.rtol
+        floors, rtol = [sizes[name] for name in self.coefficients.names], _TABLE * self.slack * self.rtol
         check = partial(times_needed, self.coefficients, x=x, rtol=rtol, floors=floors, share=_all, drawn=len(pick))
         needed = check(T - end, T - start)
         while needed is None and end - start > max(_SUDDEN, _BRIEF * self.rtol) * T:

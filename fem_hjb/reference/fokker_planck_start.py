@@ -96,6 +96,13 @@ def breaks_of(policy: Policy | None) -> FloatArray:
     return np.unique(np.array(times, dtype=np.float64))
 
 
+def accuracy_of(policy: Policy | None) -> float:
+    """What the policy of a solution is estimated to be wrong by, relative; 0 for any other."""
+    solution = solution_of(policy)
+    estimate = None if solution is None else solution.error_estimate
+    return 0.0 if estimate is None else estimate.policy
+
+
 def _steer(policy: Policy, t: ArrayLike, x: FloatArray) -> FloatArray:
     """The policy at points x (..., d), for one time or, one after the other, several of them."""
     if np.ndim(t) == 0:
