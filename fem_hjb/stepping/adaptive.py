@@ -186,7 +186,7 @@ Controller = PowersOfTwo | ProportionalIntegral
 def adaptive(
     panel: Panel, control: Controller, u: FloatArray, k: FloatArray, *, rtol: float, rtol_dense: float = np.inf
 ) -> Iterator[Step]:
-    """The accepted steps: their estimates stay below rtol, what a cubic misses in between below rtol_dense.
+    """The accepted steps from u and k: estimates stay below rtol, what a cubic misses in between below rtol_dense.
 
     Raises ConvergenceError if the step shrinks to nothing. One of a method only makes the step shorter.
     """

@@ -142,6 +142,24 @@ def test_factors_that_can_be_kept_are_kept_for_many_steps() -> None:
     assert len(few) < 10 < 0.3 * len(free)
 
 
+@pytest.mark.parametrize(("kept", "error", "factor"), [(False, 2.0, 0.9 / 2**0.25), (True, 2.0, 0.5), (True, 1e4, 0.2)])
+def test_a_step_rejected_is_shorter_and_half_as_long_at_most_if_that_costs_factors(
+    kept: bool, error: float, factor: float
+) -> None:
+    control = integral(1.0, 1e-5, kept)
+    control.reject(error)
+    assert control.propose()[1] == pytest.approx(1e-5 * factor, rel=1e-4)
+
+
+def test_many_steps_do_not_drift() -> None:
+    control, done = integral(1.0, 1e-5), False
+    while not done:
+        s, h = control.propose()
+        done = control.accept(0.1)  # as it is aimed at
+    assert h == 1e-5
+    assert s + h == pytest.approx(1.0, rel=3e-16)
+
+
 def test_steps_are_no_longer_than_what_is_seen() -> None:
     unseeing, seeing = (run(Known(lambda s: 1e3), integral(2.0, 1.0, seen=seen)) for seen in (np.inf, 0.3))
     assert max(step.h for step in unseeing) > 0.3
