@@ -129,11 +129,11 @@ def test_example_a_method_in_time() -> None:
     errors, between = [], []
     for steps in counts:
         done = list(method(Oscillator(), start, 0.0, 2.0, steps=steps))
-        assert done[-1].t + done[-1].h == pytest.approx(2.0)
+        assert done[-1].s + done[-1].h == pytest.approx(2.0)
         exact = expm(np.array([[-0.4, 4.0], [-4.0, -0.4]])) @ start  # the matrices commute: exp of the integral
-        errors.append(float(abs(done[-1].f1 - exact).max()))
+        errors.append(float(abs(done[-1].u1 - exact).max()))
         s = done[steps // 2]
-        middle = s.t + 0.5 * s.h
+        middle = s.s + 0.5 * s.h
         turned = middle + middle**2 / 2
         exact = expm(np.array([[-0.2 * middle, turned], [-turned, -0.2 * middle]])) @ start
         between.append(float(abs(s.dense(0.5) - exact).max()))

@@ -21,9 +21,10 @@ from fem_hjb.reference.box_grading import transfer
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.faces import moved_to_faces
 from fem_hjb.spaces.axes import apply_all, apply_sum
+from fem_hjb.stepping.adaptive import Panel, Size
 from fem_hjb.stepping.esdirk import LinearSystem, Solve
 from fem_hjb.stepping.implicit import ImplicitPanel
-from fem_hjb.stepping.lawson import LawsonPanel, Panel, Size
+from fem_hjb.stepping.lawson import LawsonPanel
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError
 

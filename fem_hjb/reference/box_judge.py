@@ -25,7 +25,7 @@ from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run
 from fem_hjb.spaces.axes import apply_axis, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine, contract_axes
-from fem_hjb.stepping.lawson import replay
+from fem_hjb.stepping.adaptive import replay
 from fem_hjb.support.checks import FloatArray
 
 LESS = {1: 2, 2: 2, 3: 1}  # degrees

@@ -27,7 +27,7 @@ from fem_hjb.reference.box_grading import (
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import Run, panel_run, tails_of
 from fem_hjb.spaces.axes import apply_axis
-from fem_hjb.stepping.lawson import Panel, Step, march
+from fem_hjb.stepping.adaptive import Panel, Step, march
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 

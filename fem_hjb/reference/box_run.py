@@ -12,7 +12,7 @@ from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space
-from fem_hjb.stepping.lawson import Panel, Step, hermite
+from fem_hjb.stepping.adaptive import Panel, Step, hermite
 from fem_hjb.support.checks import FloatArray
 
 _KEPT = 32  # panels whose exponentials or factors are kept

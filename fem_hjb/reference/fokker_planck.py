@@ -44,7 +44,7 @@ from fem_hjb.spaces.mesh_files import as_mesh
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import spatial_basis
 from fem_hjb.spaces.spectral import SpectralBasis
-from fem_hjb.stepping.esdirk import rtol_in_range
+from fem_hjb.stepping.adaptive import rtol_in_range
 from fem_hjb.support.checks import FloatArray, as_times, frozen_array
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.objects import Plain

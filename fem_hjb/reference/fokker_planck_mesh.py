@@ -75,16 +75,15 @@ def on_mesh(
     p0[absorbed] = 0.0
     fixed = np.flatnonzero(absorbed).astype(np.int64)
     system = _Forward(problem, basis, p0, fixed)
-    rows, ends, rejected, T = [p0], [begin.time], 0, problem.horizon
-    for step in esdirk(system, p0, begin.time, T, rtol=rtol):
-        rows += [step.dense(1 / 3), step.dense(2 / 3), step.f1]
-        ends.append(step.t + step.h)
-        rejected += step.rejected
+    rows, ends, spent, T = [p0], [begin.time], dict[str, int](), problem.horizon
+    for step in esdirk(system, p0, begin.time, T, rtol=rtol, counts=spent):
+        rows += [step.dense(1 / 3), step.dense(2 / 3), step.u1]
+        ends.append(step.s + step.h)
         tell(min(1.0, ends[-1] / T))
     counts = {
         "route": "mesh",
-        "steps": len(ends) - 1,
-        "rejected": rejected,
+        "steps": spent["steps"],
+        "rejected": spent["rejected"],
         "linear_solver": system.operators.linear_solver,
     }
     ends[-1] = T

@@ -35,7 +35,8 @@ from fem_hjb.reference.fokker_planck_start import Begin, March, no_gauge
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
-from fem_hjb.stepping.lawson import ORDER, LawsonPanel, Step, hermite, march
+from fem_hjb.stepping.adaptive import ORDER, Step, hermite, march
+from fem_hjb.stepping.lawson import LawsonPanel
 from fem_hjb.stepping.radau import RadauStep, radau
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError

@@ -23,7 +23,7 @@ from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
-from fem_hjb.stepping.esdirk import ESDIRK43, EsdirkStep, LinearSystem, Solve, esdirk
+from fem_hjb.stepping.esdirk import ESDIRK43, LinearSystem, Solve, esdirk
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import DomainError, PositivityError
 from fem_hjb.support.progress import Progress
@@ -197,12 +197,11 @@ def _integrate(
     """The grid in t (m+1,), coefficients (3 m + 1, n) at the nodes of cubics on it, and counts of work."""
     rows: list[FloatArray] = []
     ends = [0.0]
-    rejected = solves = 0
-    step: EsdirkStep
-    for step in esdirk(system, f_T, 0.0, horizon, **control):
-        rows.extend(_inside(step) if rows else [step.f0, *_inside(step)])
-        ends.append(step.t + step.h)
-        rejected, solves = rejected + step.rejected, solves + step.solves
+    counts: dict[str, int] = {}
+    for step in esdirk(system, f_T, 0.0, horizon, counts=counts, **control):
+        inside_step = [step.dense(1 / 3), step.dense(2 / 3), step.u1]
+        rows.extend(inside_step if rows else [step.u0, *inside_step])
+        ends.append(step.s + step.h)
         if progress is not None:
             progress(min(1.0, ends[-1] / horizon))
     grid = horizon - np.array(ends[::-1])
@@ -212,11 +211,7 @@ def _integrate(
     for k in range(count):  # from the last row on, letting go of each, so that there is never a second copy of them all
         coefficients[k] = rows.pop()
     coefficients.setflags(write=False)
-    return grid, coefficients, {"steps": len(ends) - 1, "rejected": rejected, "linear_solves": solves}
-
-
-def _inside(step: EsdirkStep) -> list[FloatArray]:
-    return [step.dense(1 / 3), step.dense(2 / 3), step.f1]
+    return grid, coefficients, counts
 
 
 def _status(coefficients: FloatArray, times: FloatArray, basis: SpatialBasis) -> str:

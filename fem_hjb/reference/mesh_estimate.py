@@ -12,7 +12,7 @@ from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import ELEMENTS, SpatialBasis
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.tensor import HermiteBasis
-from fem_hjb.stepping.esdirk import ORDER
+from fem_hjb.stepping.adaptive import ORDER
 from fem_hjb.support.checks import FloatArray, positive_integer
 from fem_hjb.support.errors import DomainError, SpaceError
 from fem_hjb.support.progress import Progress, part_of

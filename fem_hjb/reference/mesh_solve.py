@@ -18,7 +18,7 @@ from fem_hjb.spaces.basis import ELEMENTS, SpatialBasis, element_named
 from fem_hjb.spaces.mesh_files import AnyMesh, as_mesh
 from fem_hjb.spaces.meshes import box_mesh, mesh_kind
 from fem_hjb.spaces.space import spatial_basis
-from fem_hjb.stepping.esdirk import rtol_in_range
+from fem_hjb.stepping.adaptive import rtol_in_range
 from fem_hjb.support.checks import Rng, as_seed, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
 from fem_hjb.support.progress import Progress, checked_progress, part_of

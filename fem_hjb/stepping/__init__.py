@@ -1,1 +1,1 @@
-"""Steps in time on abstract operators: one file for each method."""
+"""Steps in time on abstract operators: one loop, and one file for each method."""

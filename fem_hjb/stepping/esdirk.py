@@ -22,22 +22,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, Protocol, final
 
 import numpy as np
 
 from fem_hjb.spaces.axes import differentiation_matrix
+from fem_hjb.stepping.adaptive import ORDER, ProportionalIntegral, Size, Step, adaptive, replay, rtol_in_range
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer
 from fem_hjb.support.errors import ConvergenceError
 
-ORDER = 4
-_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
-_AIM = 0.1  # of the tolerance: the error that the next step is to have
-_MAX_STEPS = 100_000
-_SMALLEST_STEP = 1e-12  # relative to the whole interval
+_SOON = 0.01  # of the interval: over this, the slope of what is prescribed is taken at its start
 _SOLVER_SHARE = 0.02  # of the time tolerance: what the linear solves may spoil
-_FIXED_SOLVER_SHARE = 1e-4  # of the last embedded estimate, of order 3, so that order 4 is not spoilt
-_FIXED_SOLVER_RANGE = 1e-12, 1e-8
+_FIXED_SHARE = 1e-4  # of the last embedded estimate, of order 3, so that order 4 is not spoilt
+_FIXED_RANGE = 1e-12, 1e-8
 
 
 class Solve(Protocol):
@@ -122,36 +120,6 @@ def _kennedy_carpenter() -> Tableau:
 ESDIRK43 = _kennedy_carpenter()
 
 
-@final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class EsdirkStep:
-    """One accepted step, from t to t + h.
-
-    f0, f1 and derivative0, derivative1 (n,) are f and f' at its ends; `error` is the embedded estimate of the local
-    error relative to the norm of f; `rejected` counts the attempts thrown away before it, `solves` the linear solves
-    spent on it, these attempts included.
-    """
-
-    t: float
-    h: float
-    f0: FloatArray
-    f1: FloatArray
-    derivative0: FloatArray
-    derivative1: FloatArray
-    error: float
-    rejected: int
-    solves: int
-
-    def dense(self, theta: float) -> FloatArray:
-        """f at t + theta h, by the cubic through the values and slopes at both ends; 0 <= theta <= 1."""
-        rest = 1.0 - theta
-        return np.asarray(
-            rest**2 * (1 + 2 * theta) * self.f0
-            + theta**2 * (3 - 2 * theta) * self.f1
-            + self.h * theta * rest * (rest * self.derivative0 - theta * self.derivative1)
-        )
-
-
 def esdirk(
     system: LinearSystem,
     f0: FloatArray,
@@ -160,7 +128,8 @@ def esdirk(
     *,
     rtol: float | None = None,
     steps: int | None = None,
-) -> Iterator[EsdirkStep]:
+    counts: dict[str, int] | None = None,
+) -> Iterator[Step]:
     """Integrate M f' = K(t) f, f(t0) = f0, to t1 > t0; yields the accepted steps in order.
 
     Give exactly one of
@@ -170,7 +139,8 @@ def esdirk(
         breaks of the system, and are as short as it asks for to see what it does.
     steps : this many equal steps.
 
-    Where f is prescribed, f0 is overwritten by the prescribed values.
+    What it costs is added to counts["steps"], counts["rejected"] and counts["linear_solves"]. Where f is prescribed, f0
+    is overwritten by the prescribed values.
 
     Raises
     ------
@@ -184,27 +154,21 @@ def esdirk(
         raise ConvergenceError(f"t0 must be below t1, both finite, got t0={t0!r} and t1={t1!r}")
     if (rtol is None) == (steps is None):
         raise ConvergenceError(f"give exactly one of rtol and steps, got rtol={rtol!r} and steps={steps!r}")
+    counts = {} if counts is None else counts
+    counts |= {name: counts.get(name, 0) for name in ("steps", "rejected", "linear_solves")}
     if steps is not None:
-        count = positive_integer(steps, "steps", ConvergenceError)
-        return _fixed(_Stepper(system, start, t0, t1, _FIXED_SOLVER_RANGE[1]), t0, t1, count)
-    tolerance = rtol_in_range(rtol, "rtol")
-    return _in_pieces(system, start, t0, t1, tolerance)
+        return _equal(system, start, t0, t1, positive_integer(steps, "steps", ConvergenceError), counts)
+    return _in_pieces(system, start, t0, t1, rtol_in_range(rtol, "rtol"), counts)
 
 
-def rtol_in_range(value: Any, name: str) -> float:
-    """`value` as a relative tolerance that double precision and an order of 4 can meet."""
-    number = float(value) if isinstance(value, int | float | np.number) and not isinstance(value, bool) else np.nan
-    if not 1e-13 <= number <= 0.1:
-        raise ConvergenceError(f"{name} must be a number between 1e-13 and 0.1, got {value!r}")
-    return number
-
-
-@final
 class Stages:
-    """The stages of one step from given f and f'. It keeps the last solver, `solves` counts its solves."""
+    """The method on an interval, as `replay` asks: handed over to the next step is f'. It keeps the last solver."""
 
-    def __init__(self, system: LinearSystem, rtol: float) -> None:
-        self.system, self.rtol, self.solves = system, rtol, 0
+    def __init__(self, system: LinearSystem, length: float, counts: dict[str, int], rtol: float, size: Size) -> None:
+        self.system, self.counts, self.rtol = system, counts, rtol
+        self.size: Size = size
+        self.kept = False  # whether the factors of the last step can serve for the next one
+        self._soon = _SOON * length
         self._cached: tuple[Any, float, Solve] | None = None
         c = ESDIRK43.c
         self._differentiate = differentiation_matrix(c)
@@ -212,17 +176,19 @@ class Stages:
         # magnify what is rough in them. Only iterative solvers look at the guess.
         self._predict = [_extrapolation(c[:i], c[i]) for i in range(c.size)]
 
-    def slope(self, t: float, f: FloatArray, h: float) -> FloatArray:
-        """f' at t. g' there is taken from the stages of a step over h."""
+    def first(self, t: float, f: FloatArray) -> FloatArray:
+        """f' at t. g' there is taken from the stages of a short step."""
         K = self.system.stiffness(t)
         rhs = K @ f
-        rhs[self.system.fixed] = self._prescribed(t, h)[1][0]
+        rhs[self.system.fixed] = self._prescribed(t, self._soon)[1][0]
         return self._solve(K, 0.0, rhs, np.zeros_like(f))
 
-    def step(
-        self, t: float, h: float, f: FloatArray, slope: FloatArray
-    ) -> tuple[FloatArray, FloatArray, FloatArray, bool]:
-        """f and f' at t + h, the error estimate (n,), and whether factors can be kept."""
+    def slope(self, f: FloatArray, left: FloatArray) -> FloatArray:
+        return left
+
+    def step(self, t: float, h: float, f: FloatArray, slope: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """f and f' at t + h, and the error estimate (n,)."""
+        self.kept = False
         system, tableau = self.system, ESDIRK43
         fixed, shift = system.fixed, h * tableau.gamma
         slopes = np.empty((tableau.c.size, f.size))
@@ -243,7 +209,16 @@ class Stages:
         stage[fixed] = exact[-1]
         error = h * ((tableau.b - tableau.b_hat) @ slopes)
         error[fixed] = 0.0
-        return stage, slopes[-1].copy(), error, system.factors and K is first
+        self.kept = system.factors and K is first
+        return stage, slopes[-1].copy(), error
+
+    def middle(self, h: float, step: Step, k1: FloatArray, k5: FloatArray) -> FloatArray:
+        """By a step half as long."""
+        return self.step(step.s, h / 2, step.u0, k1)[0]
+
+    def forget(self) -> None:
+        """Let go of the factors of the last matrix."""
+        self._cached = None
 
     def _prescribed(self, t: float, h: float) -> tuple[FloatArray, FloatArray]:
         """g and g' at the stage times, each (s, k)."""
@@ -254,61 +229,43 @@ class Stages:
         if self._cached is None or self._cached[0] is not K or self._cached[1] != shift:
             self._cached = None  # lets go of the old factors before the new ones are made
             self._cached = (K, shift, self.system.solver(K, shift))
-        self.solves += 1
+        self.counts["linear_solves"] += 1
         return self._cached[2](rhs, guess, self.rtol)
 
 
 @final
-class _Stepper:
-    """The state (f, f') and one attempted step from it."""
+class _Relative(Stages):
+    """Errors are relative to the larger f of a step."""
 
-    def __init__(self, system: LinearSystem, f: FloatArray, t0: float, t1: float, rtol: float) -> None:
-        self.system, self.stages, self.f = system, Stages(system, rtol), f
-        self.f[system.fixed] = system.fixed_values(t0)
-        self.size = system.norm(f)
-        self.slope = self.stages.slope(t0, f, 0.01 * (t1 - t0))  # no step is known yet
+    share = 0.0  # of the last error, what the linear solves of the next step may spoil; 0 for rtol always
+    _last: tuple[FloatArray | None, float] = None, 0.0  # f at the end of the last step, and its norm
 
-    def attempt(self, t: float, h: float) -> tuple[FloatArray, FloatArray, float, bool]:
-        """f and f' at t + h, the error estimate relative to the norm of f, and whether factors can be kept."""
-        stage, slope, error, keep = self.stages.step(t, h, self.f, self.slope)
-        size = max(self.size, self.system.norm(stage))
-        return stage, slope, self.system.norm(error) / size if size > 0 else 0.0, keep
-
-    def accept(self, t: float, h: float, result: tuple[FloatArray, FloatArray, float], rejected: int) -> EsdirkStep:
-        f1, slope1, error = result
-        for array in (self.f, self.slope, f1, slope1):
-            array.setflags(write=False)
-        step = EsdirkStep(
-            t=t,
-            h=h,
-            f0=self.f,
-            f1=f1,
-            derivative0=self.slope,
-            derivative1=slope1,
-            error=error,
-            rejected=rejected,
-            solves=self.stages.solves,
-        )
-        self.f, self.slope, self.size = f1, slope1, self.system.norm(f1)
-        self.stages.solves = 0
-        return step
+    def step(self, t: float, h: float, f: FloatArray, slope: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        f1, slope1, error = super().step(t, h, f, slope)
+        before = self._last[1] if self._last[0] is f else self.size(f)
+        self._last = f1, self.size(f1)
+        error /= (max(before, self._last[1]) or np.inf) if np.isfinite(f1).all() else np.nan
+        f1.flags.writeable = slope1.flags.writeable = False
+        if self.share:
+            self.rtol = min(max(self.share * self.size(error), _FIXED_RANGE[0]), _FIXED_RANGE[1])
+        return f1, slope1, error
 
 
-def _fixed(stepper: _Stepper, t0: float, t1: float, steps: int) -> Iterator[EsdirkStep]:
-    times = np.linspace(t0, t1, steps + 1)
-    h = (t1 - t0) / steps
-    for t in times[:-1]:
-        f1, slope1, error, _ = stepper.attempt(float(t), h)
-        if not (np.isfinite(error) and np.isfinite(f1).all()):
+def _equal(system: LinearSystem, f: FloatArray, t0: float, t1: float, steps: int, counts: Any) -> Iterator[Step]:
+    f[system.fixed] = system.fixed_values(t0)
+    f.setflags(write=False)
+    method = _Relative(system, t1 - t0, counts, _FIXED_RANGE[1], system.norm)
+    method.share = _FIXED_SHARE
+    for step in replay(method, f, t0, np.full(steps, (t1 - t0) / steps)):
+        if not (np.isfinite(step.u1).all() and np.isfinite(step.slope1).all()):
             raise ConvergenceError(
-                f"f became non-finite in the step from t={t:.6g} with {steps} equal steps; take more steps, and check"
-                " that the coefficients stay bounded there"
+                f"f became non-finite in the step from t={step.s:.6g} with {steps} equal steps; take more steps, and"
+                " check that the coefficients stay bounded there"
             )
-        yield stepper.accept(float(t), h, (f1, slope1, error), 0)
-        stepper.stages.rtol = min(max(_FIXED_SOLVER_SHARE * error, _FIXED_SOLVER_RANGE[0]), _FIXED_SOLVER_RANGE[1])
+        yield step
 
 
-def _in_pieces(system: LinearSystem, f: FloatArray, t0: float, t1: float, rtol: float) -> Iterator[EsdirkStep]:
+def _in_pieces(system: LinearSystem, f: FloatArray, t0: float, t1: float, rtol: float, counts: Any) -> Iterator[Step]:
     """Adaptive steps between the breaks of the system: each piece begins anew, with the slope to the right of it."""
     apart = 1e-9 * (t1 - t0)
     ends = [t0]
@@ -317,73 +274,22 @@ def _in_pieces(system: LinearSystem, f: FloatArray, t0: float, t1: float, rtol: 
             ends.append(t)
     for start, end in zip(ends, [*ends[1:], t1], strict=True):
         system.enter(start, end)
-        for step in _adaptive(_Stepper(system, f, start, end, _SOLVER_SHARE * rtol), start, end, rtol):
+        f[system.fixed] = system.fixed_values(start)
+        f.setflags(write=False)
+        method = _Relative(system, end - start, counts, _SOLVER_SHARE * rtol, system.norm)
+        slope, tiny = method.first(start, f), np.finfo(float).tiny
+        speed = system.norm(slope) / max(system.norm(f), tiny)
+        if not np.isfinite(speed):
+            raise ConvergenceError(f"K(t) f0 is not finite at t={start:.6g}; check the coefficients and f0")
+        first = min((end - start) / 8, rtol ** (1 / ORDER) / max(speed, tiny))
+        control = ProportionalIntegral(start, end, first, partial(getattr, method, "kept"), system.seen)
+        for step in adaptive(method, control, f, slope, rtol=rtol):
             yield step
-            f = step.f1
+            f = step.u1
         f = f.copy()
-
-
-def _adaptive(stepper: _Stepper, t0: float, t1: float, rtol: float) -> Iterator[EsdirkStep]:
-    length = t1 - t0
-    speed = stepper.system.norm(stepper.slope) / max(stepper.size, np.finfo(float).tiny)
-    if not np.isfinite(speed):
-        raise ConvergenceError(f"K(t) f0 is not finite at t={t0:.6g}; check the coefficients and f0")
-    t, rejected, before = t0, 0, (np.inf, 1.0)
-    cause: ConvergenceError | None = None
-    h, left = fewest_steps(length, min(length / 8, rtol ** (1 / ORDER) / max(speed, np.finfo(float).tiny)))
-    for _ in range(_MAX_STEPS):
-        if h < _SMALLEST_STEP * length:
-            raise ConvergenceError(
-                f"the step fell to {h:.3g} at t={t:.6g} without meeting rtol={rtol:g}; f or K(t) may be discontinuous"
-                " or non-finite there: check the coefficients, raise rtol, or use a fixed number of steps"
-            ) from cause
-        if (seen := stepper.system.seen(t, h)) < h:
-            h, left = fewest_steps(t1 - t, seen)
-        try:
-            f1, slope1, error, keep = stepper.attempt(t, h)
-            ratio = error / rtol if np.isfinite(f1).all() else np.nan
-        except ConvergenceError as failure:  # a linear solve gave up; a smaller step is closer to the identity
-            cause, ratio, keep = failure, np.nan, False
-        if not ratio <= 1:
-            factor = _SAFETY * ratio ** (-1 / ORDER) if np.isfinite(ratio) else _SHRINK
-            h, left = fewest_steps(t1 - t, h * max(_SHRINK, min(factor, 0.5 if keep else 1.0)))
-            rejected += 1
-            continue
-        yield stepper.accept(t, h, (f1, slope1, error), rejected)
-        left -= 1
-        if left == 0:
-            return
-        t = t1 - left * h
-        ratio = max(ratio, 1e-10)
-        factor, before = _next_width(h, ratio, before), (h, ratio)
-        if keep:
-            factor = 2.0 ** np.floor(np.log2(factor)) if factor >= 2 else 1.0
-        if factor != 1:
-            h, left = fewest_steps(t1 - t, h * factor)
-        rejected = 0
-    raise ConvergenceError(
-        f"{_MAX_STEPS} steps did not reach t={t1:.6g} (stopped at {t:.6g}) with rtol={rtol:g}; raise rtol"
-    )
 
 
 def _extrapolation(nodes: FloatArray, at: float) -> FloatArray:
     """Weights of values at nodes in the value at `at` of the polynomial of degree 3 at most that is nearest to them."""
     powers = np.arange(min(nodes.size, 4))
     return np.asarray(np.linalg.pinv((nodes[:, None] - at) ** powers)[:1].reshape(-1))
-
-
-def _next_width(h: float, ratio: float, before: tuple[float, float]) -> float:
-    """By what to multiply h after an error of `ratio` times what is allowed; `before` are h and ratio before that.
-
-    The width that would have had the error aimed at, or the one that has it if errors go on growing as they just did,
-    whichever is smaller (K. Gustafsson, ACM Trans. Math. Software 20 (1994) 496-517).
-    """
-    now = (_AIM / ratio) ** (1 / ORDER)
-    growth = h / before[0] * (before[1] / ratio) ** (1 / ORDER) if np.isfinite(before[0]) else 1.0
-    return float(min(_GROW, max(_SHRINK, now * min(1.0, growth))))
-
-
-def fewest_steps(remaining: float, h: float) -> tuple[float, int]:
-    """The fewest equal steps of at most h over what remains, and their number: none is a sliver, the last one lands."""
-    left = max(1, int(np.ceil(min(remaining / h, 1e15) * (1 - 1e-9)))) if h > 0 else 1
-    return remaining / left, left

@@ -19,68 +19,19 @@ estimate. A step is also no longer than the cubic through values and slopes at i
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, final
+from collections.abc import Callable, Sequence
+from typing import final
 
 import numpy as np
 from scipy.linalg import expm
 
 from fem_hjb.spaces.axes import AxisMatrix, apply_all, apply_sum, in_blocks
+from fem_hjb.stepping.adaptive import Size, Step
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError
-
-ORDER = 4
-_SAFETY = 0.85
-_GROW_BELOW = 0.5  # steps double if the estimate of the doubled step stays below this part of the tolerance
-_FINEST = 2**40  # parts of the first step
-_MAX_STEPS = 100_000
-_LONGEST_WAIT = 32  # steps without an attempt to grow, after attempts in vain
 
 _OCTAVE = 10**9  # lengths of steps are known to so many parts of a doubling, so that rounding does not matter
 
 Remainder = Callable[[float, FloatArray], FloatArray]
-Size = Callable[[FloatArray], float]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One accepted step, from s to s + h: u and u' at its ends."""
-
-    s: float
-    h: float
-    u0: FloatArray
-    slope0: FloatArray
-    u1: FloatArray
-    slope1: FloatArray
-
-    @property
-    def ends(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """u0, u0', u1, u1'."""
-        return self.u0, self.slope0, self.u1, self.slope1
-
-
-class Panel(Protocol):
-    """A method on one panel of time, as `march` and `replay` ask: k is what a step hands over to the next one."""
-
-    size: Size
-    counts: dict[str, int]
-
-    def first(self, s: float, u: FloatArray) -> FloatArray:
-        """k at the start."""
-
-    def slope(self, u: FloatArray, left: FloatArray) -> FloatArray:
-        """u', from u and k there."""
-
-    def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """u and k at s + h, and an estimate of order 4 of the local error."""
-
-    def middle(self, h: float, step: Step, k1: FloatArray, k5: FloatArray) -> FloatArray:
-        """u in the middle of a step, more accurately than by the cubic."""
-
-    def forget(self) -> None:
-        """Let go of what can be made again."""
 
 
 @final
@@ -180,93 +131,3 @@ class LawsonPanel:
 
 def _key(h: float) -> int:
     return round(math.log2(h) * _OCTAVE)
-
-
-def march(
-    panel: Panel,
-    u: FloatArray,
-    s0: float,
-    s1: float,
-    *,
-    rtol: float,
-    rtol_dense: float,
-    first: float,
-) -> Iterator[Step]:
-    """The accepted steps: their estimates stay below rtol, what a cubic misses in between below rtol_dense.
-
-    first : the length to begin with. Steps change by powers of two only, so that exponentials serve for many.
-
-    Raises ConvergenceError if the step shrinks to nothing.
-    """
-    if not s0 + 1e-3 * first > s0:
-        raise ConvergenceError(f"a step of {first:.3g} from s={s0:.6g} is none")
-    total = int(np.ceil(min(max((s1 - s0) / first, 1.0), 1e12) * (1 - 1e-9))) * _FINEST
-    place, width, calm, wait = 0, _FINEST, 0, 1
-    k1 = panel.first(s0, u)
-    slope = panel.slope(u, k1)
-    before: Step | None = None
-    for _ in range(_MAX_STEPS):
-        s, h = s0 + (s1 - s0) * (place / total), (s1 - s0) * (width / total)
-        with np.errstate(over="ignore", invalid="ignore"):  # a step too long is seen by its estimate
-            u1, k5, wrong = panel.step(s, h, u, k1)
-            error = panel.size(wrong) / rtol
-            if error <= 1:
-                step = Step(s, h, u, slope, u1, panel.slope(u1, k5))
-                error = max(error, _missed(panel, before, step, k1, k5) / rtol_dense)
-        if not error <= 1:
-            halvings = int(np.ceil(np.log2(error / _SAFETY) / ORDER)) if np.isfinite(error) else 2
-            width >>= min(max(halvings, 1), 4)
-            panel.counts["rejected"] += 1
-            if width == 0:
-                raise ConvergenceError(
-                    f"the step fell below {h:.3g} at s={s:.6g} without meeting rtol={rtol:g}: the equation is not"
-                    " resolved, or a coefficient is not finite there"
-                )
-            wait, calm = min(2 * wait, _LONGEST_WAIT) if calm < wait else 2, 0
-            continue
-        panel.counts["steps"] += 1
-        yield step
-        place, calm = place + width, calm + 1
-        u, slope, k1, before = step.u1, step.slope1, k5, step
-        if place == total:
-            return
-        longer = place % (2 * width) == 0 and place + 2 * width <= total
-        if error * 2**ORDER <= _GROW_BELOW and calm >= wait and longer:
-            width *= 2
-        while place + width > total:
-            width //= 2
-    raise ConvergenceError(f"{_MAX_STEPS} steps did not reach s={s1:.6g}")
-
-
-def replay(panel: Panel, u: FloatArray, s0: float, lengths: Sequence[float]) -> Iterator[Step]:
-    """Steps of given lengths, whatever their errors are."""
-    k1 = panel.first(s0, u)
-    slope, s = panel.slope(u, k1), s0
-    for h in lengths:
-        with np.errstate(over="ignore", invalid="ignore"):
-            u1, k5, _ = panel.step(s, h, u, k1)
-            step = Step(s, h, u, slope, u1, panel.slope(u1, k5))
-        panel.counts["steps"] += 1
-        yield step
-        u, slope, k1, s = step.u1, step.slope1, k5, s + h
-
-
-def _missed(panel: Panel, before: Step | None, step: Step, k1: FloatArray, k5: FloatArray) -> float:
-    """What the cubic of a step misses: from the middle of it, or from that of a longer one which ends two steps."""
-    if before is None:
-        return panel.size(hermite(0.5, step.h, *step.ends) - panel.middle(step.h, step, k1, k5))
-    length = before.h + step.h
-    guess = hermite(before.h / length, length, before.u0, before.slope0, step.u1, step.slope1)
-    return (step.h / before.h) ** 2 / 16 * panel.size(guess - step.u0)
-
-
-def hermite(
-    theta: float, h: float, u0: FloatArray, slope0: FloatArray, u1: FloatArray, slope1: FloatArray
-) -> FloatArray:
-    """The cubic through values and slopes at the ends of an interval of length h, at theta in [0, 1]."""
-    rest = 1.0 - theta
-    result = (h * theta * rest**2) * slope0
-    result -= (h * theta**2 * rest) * slope1
-    result += (rest**2 * (1 + 2 * theta)) * u0
-    result += (theta**2 * (3 - 2 * theta)) * u1
-    return np.asarray(result)

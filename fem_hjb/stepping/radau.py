@@ -32,7 +32,7 @@ from scipy.linalg import lu_factor, lu_solve
 from scipy.special import roots_jacobi, roots_legendre
 
 from fem_hjb.spaces.axes import differentiation_matrix, lagrange_weights
-from fem_hjb.stepping.esdirk import fewest_steps, rtol_in_range
+from fem_hjb.stepping.adaptive import fewest_steps, rtol_in_range
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer, real_array
 from fem_hjb.support.errors import ConvergenceError
 

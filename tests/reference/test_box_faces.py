@@ -24,7 +24,8 @@ from fem_hjb.reference.faces import truncated
 from fem_hjb.reference.solve import solve
 from fem_hjb.spaces.axes import apply_sum
 from fem_hjb.spaces.spectral import SpectralLine
-from fem_hjb.stepping.lawson import LawsonPanel, replay
+from fem_hjb.stepping.adaptive import replay
+from fem_hjb.stepping.lawson import LawsonPanel
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
