@@ -6,7 +6,7 @@
 
 Problems: every zoo problem with a closed form, and random ones with fixed seeds, N / 4 of each family and dimension
 
-    lq-1, -2, -3           linear drift (eigenvalues with real parts in [-2, 0.3]), quadratic rewards with eigenvalues in
+    lq-1, -2, -3          linear drift (eigenvalues with real parts in [-2, 0.3]), quadratic rewards with eigenvalues in
                           [-0.4, 2], so indefinite at times (drawn again where the value is infinite), Gaussian start
     mixture-1, -2, -3      alternately the tilting of a mixture diffusion (linear, quadratic, log-mixture reward) and a
                           Brownian or Ornstein-Uhlenbeck process steered to a mixture; 2 or 3 components
@@ -370,7 +370,9 @@ def report(results: list[Result], dims: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke test: a few problems")
-    parser.add_argument("--problems", type=int, default=200, help="random problems per tolerance: a quarter for each family and dimension")
+    parser.add_argument(
+        "--problems", type=int, default=200, help="random problems per tolerance: a quarter of each kind"
+    )
     parser.add_argument("--rtol", type=float, nargs="+", default=[1e-3, 1e-5, 1e-7])
     parser.add_argument("--dims", type=int, nargs="+", default=[1, 2], choices=(1, 2, 3))
     parser.add_argument("--seconds", type=float, default=120.0, help="time guard per solve")

@@ -460,7 +460,7 @@ def test_what_has_no_logarithm_counts_as_wrong() -> None:
     search = _Search(surviving(-2.0)[0], 1e-3, None, None, None, 0)
     run = search.run(lambda _: None).run
     judge, panels = Judge(run, search.sample, 0), list(followed(run, search.coefficients, cut(1)))
-    assert max(judge.difference(judge.own, judge.seen(panels))) < 1e-9
+    assert max(judge.difference(judge.own, judge.seen(panels))) < 1e-7
     for panel in panels:
         for u in panel.states[::2]:
             u[: len(u) // 2] = -1.0
