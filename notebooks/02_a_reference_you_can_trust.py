@@ -335,12 +335,14 @@ plt.show()
 # The density of the process, controlled or not, solves the Fokker–Planck equation $\partial_t p = -\mathrm{div}((b +
 # \pi)p) + \tfrac12 \mathrm{Tr}\nabla^2(\Lambda p)$, on a box with the adjoint of the matrix that the value was solved
 # with, so that mass is conserved to rounding. For the controlled law the policy must be known on all of the box: give
-# it the box of the solution it comes from.
+# it the box of the solution it comes from. A density is known no better than the policy that drives it, and no more is
+# asked for than the error bar of that policy says.
 
 # %%
 well = wells[1.0]
 law = fh.fokker_planck.solve(well, rtol=1e-5)
-steered = fh.fokker_planck.solve(well, policy=cold[1.0].policy, box=cold[1.0].space.spatial.box, rtol=1e-5)
+steering = fh.solve(well, rtol=1e-5)
+steered = fh.fokker_planck.solve(well, policy=steering.policy, box=steering.space.box, rtol=1e-5)
 for name, density in (("uncontrolled", law), ("controlled", steered)):
     mass = density.stats["mass"]
     print(f"{name:>12}: largest change of the mass {mass['drift']:.0e}, lowest value {density.stats['lowest']:.0e}")
@@ -370,11 +372,11 @@ nodes, weights = np.polynomial.legendre.leggauss(48)
 effort = 0.0
 for t, weight in zip((1 + nodes) / 2, weights / 2, strict=True):
     x, w = steered.law(float(t)).quadrature(8)
-    effort += weight * (w @ cold[1.0].policy(float(t), x)[:, 0] ** 2)
+    effort += weight * (w @ steering.policy(float(t), x)[:, 0] ** 2)
 x, w = steered.law(1.0).quadrature(8)
 earned = w @ well.y(x) - 0.5 * well.temperature * effort
 x, w = steered.law(0.0).quadrature(8)
-print(f"reward under the controlled law {earned:.6f}, mean of v_0 {w @ cold[1.0].value(0.0, x):.6f}")
+print(f"reward under the controlled law {earned:.6f}, mean of v_0 {w @ steering.value(0.0, x):.6f}")
 
 # %% [markdown]
 # ## 7. Limits

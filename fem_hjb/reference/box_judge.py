@@ -8,10 +8,9 @@ among the points of a tensor grid, on which functions are cheap to evaluate.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -35,7 +34,6 @@ _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
 _PLACES = {1: 256, 2: 48, 3: 24}  # along an axis
 _NEAR_T = (0.0, 0.003, 0.015, 0.04)  # of the time to go
 _MOST_TIMES = 24
-_AT_ONCE = 2  # runs in threads of their own: the callables are called for one of them only
 _WORTH = 40.0  # draws: fewer do not stand for a law
 _DOUBT, _LEAST_GAIN = 1.3, 0.1  # of what these degrees are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
@@ -307,32 +305,22 @@ class Judge:
         steps: Steps = joined if self.equation.absorbing.any() else merged
         less = LESS[self.equation.problem.dim]
         follow = partial(followed, self.run, coefficients)
-        moves = self.equation.truncated.any()
-        changes: list[dict[str, Any]] = [{}, {"less": less}, *([{"wider": stretched}] if moves else [])]
-        other, poorer, *wider = self._all([follow(steps, **change) for change in changes])
+        other = self.seen(follow(steps))
         gain = 1.0 / _ORDER_GAIN
         base = other
         if other.failed:  # steps as they are are the longest that are stable: see what shorter ones change
-            steps, base, gain = cut(1), self.own, _FROM_SHORTER
-            other, poorer, *wider = self._all([follow(cut(2)), *(follow(steps, **change) for change in changes[1:])])
+            other, steps, base, gain = self.seen(follow(cut(2))), cut(1), self.own, _FROM_SHORTER
         value, policy = self.difference(self.own, other)
         found: Parts = {"time": (gain * value + self.run.misfit, gain * policy + self.run.misfit)}
-        found["space"] = self._space(base, poorer)
+        found["space"] = self._space(base, self.seen(follow(steps, less=less)))
         if max(found["space"]) > enough["space"] and base is not self.own:
             again = self._space(self.own, self.seen(follow(cut(1), less=less)))
             found["space"] = min(found["space"], again, key=max)
-        for each in wider:
-            found["truncation"] = self.difference(base, each)
+        if self.equation.truncated.any():
+            found["truncation"] = self.difference(base, self.seen(follow(steps, wider=stretched)))
             if max(found["truncation"]) > enough["truncation"]:
                 found["truncation"] = min(found["truncation"], self._truncation(base, follow, steps), key=max)
         return found
-
-    def _all(self, runs: Sequence[Iterator[PanelRun]]) -> list[Seen]:
-        """Look at several runs; in three dimensions, where arrays are large, at two of them at once."""
-        if self.equation.problem.dim < 3:
-            return [self.seen(run) for run in runs]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(self.seen, runs))
 
     def _truncation(self, base: Seen, follow: Follow, steps: Steps) -> tuple[float, float]:
         """Of a box with more cells beyond; where more happens than the steps can follow, they are cut."""
