@@ -14,7 +14,7 @@ ORDER = {
     "problems": "divergence box laws problem probing blocks rewards closed_form linear manufactured gauge mixtures zoo",
     "paths": "simulate tree_sum extent sources",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
-    "stepping": "adaptive lawson esdirk implicit radau",
+    "stepping": "adaptive lawson esdirk implicit",
     "solutions": "density estimate norms solution compare files",
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "

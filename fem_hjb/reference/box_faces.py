@@ -1,4 +1,6 @@
-r"""The equation of a box on one panel of time where u is prescribed at absorbing faces, for implicit steps.
+r"""The equation of a box on one panel of time where u is prescribed at absorbing faces, or its adjoint at walls.
+
+Both are for implicit steps.
 
 At absorbing faces u = exp((g - v0) / alpha) with the exit reward g. The nodes between them are a tensor grid again: on
 it 1 - c L is inverted by LU of a banded matrix in one dimension, and in more by GMRES, preconditioned by the separable
@@ -18,7 +20,7 @@ from scipy.sparse.linalg import LinearOperator, gmres
 
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.reference.box_grading import transfer
-from fem_hjb.reference.box_panel import Equation, Grid, Operators
+from fem_hjb.reference.box_panel import Adjoint, Equation, Grid, Operators
 from fem_hjb.reference.faces import moved_to_faces
 from fem_hjb.spaces.axes import apply_all, apply_sum
 from fem_hjb.stepping.adaptive import Panel, Size
@@ -80,9 +82,9 @@ def exit_rewards(equation: Equation, x: FloatArray) -> list[FloatArray]:
 @final
 @dataclass(frozen=True, eq=False)
 class _Stiffness:
-    """L at one time to go, as something that vectors are multiplied with."""
+    """L or its adjoint at one time to go, as something that vectors are multiplied with."""
 
-    operators: Operators
+    operators: Operators | Adjoint
     s: float
 
     def __matmul__(self, u: FloatArray) -> FloatArray:
@@ -131,6 +133,45 @@ class FaceSystem(LinearSystem):
 
 
 @final
+class HeldSystem(LinearSystem):
+    """p' = L* p forward in time on the nodes of a panel, p = 0 at absorbing faces held (2, d)."""
+
+    def __init__(self, adjoint: Adjoint, held: BoolArray, horizon: float) -> None:
+        self.adjoint, self.horizon, grid = adjoint, horizon, adjoint.grid
+        self.mass = sp.identity(grid.size, format="csr")
+        self.free = between(grid, held)
+        self.fixed = np.flatnonzero(on_faces(grid, held))
+        self.factors = grid.dim == 1
+        self._table = adjoint.operators.table
+        self._last = _Stiffness(adjoint, self._table.s0)
+        self._inverse: SeparableInverse | None = None
+        self._bands: _Bands | None = None
+
+    def stiffness(self, t: float) -> Any:
+        s = self.horizon - t
+        if s != self._last.s and len(self._table.nodes) > 1:
+            self._last = _Stiffness(self.adjoint, s)
+        return self._last
+
+    def fixed_values(self, t: float) -> FloatArray:
+        return np.zeros(self.fixed.size)
+
+    def solver(self, stiffness: Any, shift: float) -> Solve:
+        if shift == 0.0:
+            return lambda rhs, guess, rtol: rhs
+        lines = self.adjoint.grid.lines
+        if len(lines) == 1:
+            if self._bands is None:
+                self._bands = _Bands(self.adjoint.operators, self.fixed)
+            return self._bands.adjoint_solver(stiffness.s, shift, lines[0].weights)
+        if self._inverse is None:
+            matrices = [S[part, part] for S, part in zip(self.adjoint.separable, self.free, strict=True)]
+            weights = [line.weights[part] for line, part in zip(lines, self.free, strict=True)]
+            self._inverse = SeparableInverse(matrices, weights)
+        return _Krylov(stiffness, shift, self.free, self._inverse)
+
+
+@final
 class _Bands:
     """L of one dimension as bands, (3 p + 1, n) as LAPACK has them: elements of degree p couple p neighbours."""
 
@@ -142,7 +183,7 @@ class _Bands:
         self._row = np.arange(n) + offset
         self._known = (self._row >= 0) & (self._row < n) & (np.abs(offset) <= self.p)
         self._row = np.clip(self._row, 0, n - 1)
-        self._fixed = np.isin(self._row, fixed)
+        self._fixed, self._nodes = np.isin(self._row, fixed), fixed
         self._eye = np.where(offset == 0, 1.0, 0.0) * np.ones(n)
         second = operators.inner[0][:, None] * line.laplacian
         self._parts = [self._banded(part) for part in (operators.separable[0], line.derivative, second)]
@@ -151,6 +192,26 @@ class _Bands:
         return np.where(self._known, matrix[self._row, np.arange(len(matrix))], 0.0)
 
     def solver(self, s: float, shift: float) -> Solve:
+        """Of (1 - shift L) u = rhs."""
+        lu, pivots = self._factored(s, shift)
+
+        def solve(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
+            return np.asarray(dgbtrs(lu, self.p, self.p, rhs, pivots)[0])
+
+        return solve
+
+    def adjoint_solver(self, s: float, shift: float, weights: FloatArray) -> Solve:
+        """Of (1 - shift L*) p = rhs, with L* = W^{-1} L' W; p is 0 where it is fixed."""
+        lu, pivots = self._factored(s, shift)
+
+        def solve(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
+            p = dgbtrs(lu, self.p, self.p, weights * rhs, pivots, trans=1)[0] / weights
+            p[self._nodes] = 0.0
+            return np.asarray(p)
+
+        return solve
+
+    def _factored(self, s: float, shift: float) -> tuple[FloatArray, IntArray]:
         fields, (S, D, D2) = self.table.at(s), self._parts
         L = S + fields[0][self._row] * D + fields[1][self._row] * self._eye
         if self.varies:
@@ -159,11 +220,7 @@ class _Bands:
         lu, pivots, failed = dgbtrf(np.asfortranarray(bands), self.p, self.p, overwrite_ab=True)
         if failed:
             raise ConvergenceError("the matrix of an implicit step is singular or not finite")
-
-        def solve(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
-            return np.asarray(dgbtrs(lu, self.p, self.p, rhs, pivots)[0])
-
-        return solve
+        return lu, pivots
 
 
 @final

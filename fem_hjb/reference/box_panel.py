@@ -350,32 +350,18 @@ class Adjoint:
         self.separable = [_adjoint(S, w) for S, w in zip(operators.separable, weights, strict=True)]
         for axis, end in self._held:
             self.separable[axis][end] = self.separable[axis][:, end] = 0.0
+        self.axes: list[AxisMatrix] = [in_blocks(S) for S in self.separable]
         self._left = operators.left()
 
     @property
-    def nodes_held(self) -> BoolArray:
-        """(*shape): where q is 0."""
-        result = np.zeros(self.operators.grid.shape, dtype=np.bool_)
-        for axis, end in self._held:
-            result[(slice(None),) * axis + (end,)] = True
-        return result
+    def grid(self) -> Grid:
+        return self.operators.grid
 
     @property
     def split(self) -> bool:
         """Whether S* is not all there is."""
         mixed = any(self.operators.constant is None or self.operators.constant[k, m] for k, m in self.operators._pairs)
         return any(self._left) or mixed
-
-    def dense(self, s: float) -> FloatArray:
-        """L* as a matrix at the time to go s, in one dimension."""
-        of, fields = self.operators, self.operators.table.at(s)
-        line = of.grid.lines[0]
-        left = _adjoint(line.derivative, line.weights) * fields[0] + np.diag(fields[1])
-        if self.second:
-            left += _adjoint(line.laplacian, line.weights) * (0.5 * of.diffusion_left(fields, 0))
-        for _, end in self._held:
-            left[end] = left[:, end] = 0.0
-        return np.asarray(self.separable[0] + left)
 
     def remainder(self, s: float, q: FloatArray) -> FloatArray:
         """N* q at the time to go s."""

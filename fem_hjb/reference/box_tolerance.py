@@ -219,7 +219,7 @@ def _degree(dim: int, rtol: float) -> int:
         return 6 if rtol >= 3e-3 else 8 if rtol >= 3e-4 else 12
     if dim == 2:
         return 8 if rtol >= 3e-4 else 12 if rtol >= 1e-6 else 16
-    return 8 if rtol >= 3e-4 else 16 if rtol >= 1e-6 else 20
+    return 12 if rtol >= 1e-3 else 16 if rtol >= 1e-6 else 20
 
 
 def _finest(run: Run) -> float:

@@ -1,21 +1,21 @@
 r"""The Fokker-Planck equation on a box that follows the law: panels of time, each on a grid of its own.
 
 On a panel d_t p = S* p + N* p with the adjoints, in the inner product of the nodes' weights, of the operators that the
-value is solved with (`box_panel`), by Lawson's method (`lawson`); in one dimension, where a grid has walls and the
-drift depends on time, by collocation (`radau`). A panel ends where a coefficient jumps, where p comes to a face of its
+value is solved with (`box_panel`), by Lawson's method (`lawson`), or, where a grid has walls and S* is not all, by
+implicit steps (`implicit`). A panel ends where a coefficient jumps, where p comes to a face of its
 box, or where its grid no longer resolves p. The next one has a box around what there is of p then, with room for where
 it goes, and cells as the Legendre coefficients of p in the last one ask for.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
 
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
+from fem_hjb.reference.box_faces import HeldSystem
 from fem_hjb.reference.box_panel import Adjoint, Grid, Operators
 from fem_hjb.reference.faces import faces_of_domain
 from fem_hjb.reference.fokker_planck_grids import (
@@ -35,9 +35,9 @@ from fem_hjb.reference.fokker_planck_start import Begin, March, no_gauge
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
-from fem_hjb.stepping.adaptive import ORDER, Step, hermite, march
+from fem_hjb.stepping.adaptive import Panel, Step, march
+from fem_hjb.stepping.implicit import ImplicitPanel
 from fem_hjb.stepping.lawson import LawsonPanel
-from fem_hjb.stepping.radau import RadauStep, radau
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
 
@@ -55,7 +55,6 @@ _CHECKED, _SEEN = 96, 24  # points at which tables of coefficients are checked; 
 _SHORTEST, _SUDDEN = 1e-11, 1e-7  # of the horizon: panels; those around a jump of the drift
 _BRIEF = 0.01  # of the tolerance: the part of the horizon that such a panel may be
 _MOST_STEPS = 20_000
-_STAGES = 4  # of collocation
 
 
 @final
@@ -121,8 +120,9 @@ class Forward:
             else:
                 failed += 1
                 self.counts["redone"] += 1
-                self.unchecked |= failed > 2 * _REDONE
-                if failed > _REDONE:
+                early = self.t == self.begin.time  # what does not fit walls at the start soon does
+                self.unchecked |= failed > (_REDONE if early else 2 * _REDONE)
+                if failed > _REDONE and not early:
                     self._ask_less()
             self.tell(self.t / self.T)
             if self.counts["steps"] > _MOST_STEPS:
@@ -187,8 +187,14 @@ class Forward:
         held = self._held(lines)
         adjoint = Adjoint(operators, held)
         weights = [None if held[:, k].any() else line.weights for k, line in enumerate(lines)]
-        panel = LawsonPanel(adjoint.separable, lambda t, q: adjoint.remainder(self.T - t, q), self._relative, weights)
-        steps, found, out = self._steps(adjoint, panel, lines, p, self.T - table.s0)
+        panel: Panel
+        if adjoint.split and (self.walls == np.array([line.bounds for line in lines]).T).any():
+            # N* p does not keep the condition at walls that exp(h S*) imposes, which costs Lawson's method its order
+            panel = ImplicitPanel(HeldSystem(adjoint, held, self.T), self.t, self.T - table.s0, self._relative)
+        else:
+            remainder = lambda t, q: adjoint.remainder(self.T - t, q)  # noqa: E731
+            panel = LawsonPanel(adjoint.separable, remainder, self._relative, weights)
+        steps, found, out = self._steps(panel, lines, p, self.T - table.s0)
         for name in ("steps", "rejected"):
             self.counts[name] += panel.counts[name]
         before, began = support(p, lines, self.level), self.t
@@ -203,7 +209,7 @@ class Forward:
         return float(np.abs(error).max()) / self.size
 
     def _steps(
-        self, adjoint: Adjoint, panel: LawsonPanel, lines: Sequence[SpectralLine], p: FloatArray, end: float
+        self, panel: Panel, lines: Sequence[SpectralLine], p: FloatArray, end: float
     ) -> tuple[list[Step], list[FloatArray], Any]:
         """Steps as long as box and grid do; what the grid leaves unresolved at the last, and which faces p came to."""
         first = self.h
@@ -214,12 +220,7 @@ class Forward:
         steps: list[Step] = []
         found, out = unresolved(p, lines, self.walls), np.zeros_like(walls)
         times = {"rtol": _TIME * self.slack * self.rtol, "rtol_dense": _DENSE * self.slack * self.rtol}
-        run = (
-            _collocated(adjoint, panel, p, self.t, end, self.T, **times)
-            if p.ndim == 1 and walls.any() and adjoint.split
-            else march(panel, p, self.t, end, first=min(first, end - self.t), **times)
-        )
-        for step in run:
+        for step in march(panel, p, self.t, end, first=min(first, end - self.t), **times):
             if self.free:
                 found, out = unresolved(step.u1, lines, self.walls), (at_faces(step.u1) > self.level) & ~walls
                 amiss = out.any() or most(found) > self.allowed
@@ -295,61 +296,9 @@ class Forward:
         return Table(T - end, T - start, values.reshape(count, -1, *grid.shape))
 
 
-def _collocated(
-    adjoint: Adjoint, panel: LawsonPanel, p: FloatArray, t0: float, t1: float, T: float, rtol: float, rtol_dense: float
-) -> Iterator[Step]:
-    """Steps of collocation in one dimension, cut into as many as cubics can follow.
-
-    At walls N* p does not keep the condition that exp(h S*) imposes, which costs Lawson's method its order.
-    """
-    held = np.flatnonzero(adjoint.nodes_held).astype(np.int64)
-    zeros = np.zeros(held.size)
-    values = (lambda _: zeros) if held.size else None
-    known: dict[float, FloatArray] = {}
-
-    def matrix(t: float) -> FloatArray:
-        if t not in known:
-            known.clear()
-            known[t] = adjoint.dense(T - t)
-        return known[t]
-
-    def cut(step: RadauStep, thetas: FloatArray) -> list[Step]:
-        states = [step.dense(theta) for theta in thetas]
-        slopes = [matrix(step.t + theta * step.h) @ u for theta, u in zip(thetas.tolist(), states, strict=True)]
-        ends = zip(pairwise(thetas.tolist()), pairwise(states), pairwise(slopes), strict=True)
-        return [
-            Step(step.t + a * step.h, (b - a) * step.h, u0, slope0, u1, slope1)
-            for (a, b), (u0, u1), (slope0, slope1) in ends
-        ]
-
-    steps = radau(
-        matrix,
-        p,
-        t0,
-        t1,
-        rtol=rtol,
-        norm=_largest,
-        stages=_STAGES,
-        fixed=held if held.size else None,
-        fixed_values=values,
-    )
-    for step in steps:
-        panel.counts["rejected"] += step.rejected
-        (whole,) = cut(step, np.array([0.0, 1.0]))
-        missed = panel.size(hermite(0.5, step.h, *whole.ends) - step.dense(0.5))
-        parts = max(int(np.ceil((missed / rtol_dense) ** (1 / ORDER))), 1)
-        for piece in [whole] if parts == 1 else cut(step, np.linspace(0.0, 1.0, parts + 1)):
-            panel.counts["steps"] += 1
-            yield piece
-
-
 def _all(_: float) -> float:
     """All of p is moved by the drift, nothing being taken out."""
     return 1.0
-
-
-def _largest(u: FloatArray) -> float:
-    return float(np.abs(u).max())
 
 
 def _degree(dim: int, rtol: float) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
+from scipy.integrate import solve_ivp
 from scipy.stats import norm
 
 from fem_hjb.evaluation import control_error, objectives
@@ -17,7 +18,6 @@ from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.compare import from_callables
 from fem_hjb.solutions.estimate import ToleranceWarning
 from fem_hjb.spaces.spectral import SpectralBasis
-from fem_hjb.stepping.radau import radau
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import DomainError, MeasureError, ProblemError
 
@@ -99,8 +99,11 @@ def backward(solution: Any, policy: Policy) -> float:
         gap = np.asarray(policy(t, x)) - solution.policy(t, x)
         return np.vstack([np.column_stack([L, (gap**2).sum(axis=1)]), np.zeros(len(x) + 1)])
 
-    *_, last = radau(matrix, np.ones(len(x) + 1), 0.0, problem.horizon, rtol=1e-7, stages=3)
-    return float((basis.lines[0].rows(problem.initial_law.expectation) @ last.f1[:-1])[0] - 1.0)
+    start, tolerances = np.ones(len(x) + 1), {"rtol": 1e-8, "atol": 1e-9}
+    run = solve_ivp(
+        lambda s, w: matrix(s) @ w, (0.0, problem.horizon), start, "Radau", jac=lambda s, _: matrix(s), **tolerances
+    )
+    return float((line.rows(problem.initial_law.expectation) @ run.y[:-1, -1])[0] - 1.0)
 
 
 def test_the_average_is_the_value_of_the_backward_equation(well: Any) -> None:
