@@ -307,6 +307,67 @@ def test_absorption_against_a_sine_series():
     assert solution.law(1.0).expectation == pytest.approx(1.0 - late.a[1] * 2 / np.pi / mass["final"], abs=1e-7)
 
 
+def stirred(boundary):
+    """A square in which no part of the drift along one axis is a function of that axis alone."""
+    return ControlProblem(
+        dim=2,
+        horizon=1.0,
+        temperature=1.0,
+        drift=lambda t, x: np.stack([np.sin(3 * x[..., 1]), np.cos(2 * x[..., 0])], -1),
+        diffusion=0.5,
+        terminal_reward=lambda x: 0 * x[..., 0],
+        initial_law=Gaussian([0.5, 0.5], 0.01 * np.eye(2)),
+        domain=Box([0.0, 0.0], [1.0, 1.0], boundary=boundary),
+    )
+
+
+@pytest.mark.parametrize("boundary", ["absorbing", "reflecting"])
+def test_walls_cost_implicit_steps_nothing_where_the_drift_is_not_separable(boundary, monkeypatch):
+    """Errors stay well below the tolerance; Lawson's steps would be ten times as many at least."""
+    problem = stirred(boundary)
+    x = np.random.default_rng(0).uniform(0.0, 1.0, (300, 2))
+    rtols, fine = np.array([1e-2, 1e-3, 1e-4]), solve(problem, rtol=1e-6)
+    found = [solve(problem, rtol=rtol) for rtol in rtols]
+    for t in (0.3, 0.7, 1.0):
+        right = fine.density(t, x)
+        errors = np.array([np.abs(each.density(t, x) - right).max() for each in found]) / np.abs(right).max()
+        assert (errors < 0.1 * rtols).all()
+    if boundary == "reflecting":
+        assert max(each.stats["mass"]["drift"] for each in (*found, fine)) < 1e-11
+    monkeypatch.setattr(fokker_planck_panels, "ImplicitPanel", lawson_at_walls)
+    explicit = solve(problem, rtol=1e-3)
+    assert explicit.stats["steps"] > 10 * found[1].stats["steps"]
+
+
+def lawson_at_walls(system, s0, s1, size):
+    adjoint, T = system.adjoint, system.horizon
+
+    def remainder(t, q):
+        left = adjoint.remainder(T - t, q)
+        left.ravel()[system.fixed] = 0.0
+        return left
+
+    return fokker_planck_panels.LawsonPanel(adjoint.separable, remainder, size)
+
+
+def test_between_reflecting_walls_a_gradient_drift_keeps_its_stationary_law():
+    """exp(-U) with U = 2 sin(2 x y) + cos(x + 3 y), sampled as an initial law by its own density."""
+    U = lambda x: 2 * np.sin(2 * x[..., 0] * x[..., 1]) + np.cos(x[..., 0] + 3 * x[..., 1])  # noqa: E731
+
+    def drift(t, x):
+        u, v = x[..., 0], x[..., 1]
+        both, wave = 4 * np.cos(2 * u * v), np.sin(u + 3 * v)
+        return -0.5 * np.stack([both * v - wave, both * u - 3 * wave], -1)
+
+    problem = replace(stirred("reflecting"), drift=drift, diffusion=1.0, horizon=6.0)
+    late = solve(problem, rtol=1e-5)
+    x = np.random.default_rng(1).uniform(0.0, 1.0, (200, 2))
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    grid = np.stack(np.meshgrid((nodes + 1) / 2, (nodes + 1) / 2, indexing="ij"), -1)
+    right = np.exp(-U(x)) / (np.outer(weights, weights) / 4 * np.exp(-U(grid))).sum()
+    np.testing.assert_allclose(late.density(6.0, x), right, rtol=2e-5)
+
+
 def test_absorption_in_two_dimensions_is_a_product():
     one = reflected(Series(0.0, (np.pi / 4, 0.1), np.sin), "absorbing")
     basis = spectral(0.0, 2.0, 2, 10)
