@@ -8,9 +8,10 @@ part of L, which is inverted by diagonalising its 1-D matrices (R. E. Lynch, J. 
 (1964) 185-199). Lawson's method is no choice: its order falls to one where values are prescribed.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, final
 
 import numpy as np
@@ -93,82 +94,83 @@ class _Stiffness:
         return np.asarray(apply_sum(operators.axes, full) + operators.remainder(self.s, full)).ravel()
 
 
-@final
-class FaceSystem(LinearSystem):
-    """u' = L(s) u on the nodes of a panel, u prescribed at absorbing faces."""
+class _NodeSystem(LinearSystem):
+    """u' = L u, or p' = L* p, on the nodes of a panel, prescribed on the faces held (2, d).
 
-    def __init__(self, equation: Equation, operators: Operators) -> None:
-        self.equation, self.operators = equation, operators
-        grid = operators.grid
-        self.mass = sp.identity(grid.size, format="csr")
-        self.free = between(grid, equation.absorbing)
-        self.fixed = np.flatnonzero(on_faces(grid, equation.absorbing))
-        self.factors = grid.dim == 1
-        self._nodes = grid.nodes[self.fixed]
-        self._end = operators.table.s1 - 2 * _AFTER * equation.problem.horizon  # before what is prescribed may jump
-        self._last = _Stiffness(operators, operators.table.s0)
-        self._inverse: SeparableInverse | None = None
-        self._bands: _Bands | None = None
+    applied : what L or L* is applied by;  backward : the operators of L, whose table has the coefficients.
+    """
 
-    def stiffness(self, t: float) -> Any:
-        if t != self._last.s and len(self.operators.table.nodes) > 1:
-            self._last = _Stiffness(self.operators, t)
-        return self._last
-
-    def fixed_values(self, t: float) -> FloatArray:
-        return prescribed(self.equation, min(t, self._end), self._nodes)
-
-    def solver(self, stiffness: Any, shift: float) -> Solve:
-        if shift == 0.0:
-            return lambda rhs, guess, rtol: rhs
-        if self.operators.grid.dim == 1:
-            if self._bands is None:
-                self._bands = _Bands(self.operators, self.fixed)
-            return self._bands.solver(stiffness.s, shift)
-        if self._inverse is None:
-            lines = [S[part, part] for S, part in zip(self.operators.separable, self.free, strict=True)]
-            weights = [line.weights[part] for line, part in zip(self.operators.grid.lines, self.free, strict=True)]
-            self._inverse = SeparableInverse(lines, weights)
-        return _Krylov(stiffness, shift, self.free, self._inverse)
-
-
-@final
-class HeldSystem(LinearSystem):
-    """p' = L* p forward in time on the nodes of a panel, p = 0 at absorbing faces held (2, d)."""
-
-    def __init__(self, adjoint: Adjoint, held: BoolArray, horizon: float) -> None:
-        self.adjoint, self.horizon, grid = adjoint, horizon, adjoint.grid
+    def __init__(self, applied: Operators | Adjoint, backward: Operators, held: BoolArray) -> None:
+        self.applied, self.backward, grid = applied, backward, backward.grid
         self.mass = sp.identity(grid.size, format="csr")
         self.free = between(grid, held)
         self.fixed = np.flatnonzero(on_faces(grid, held))
         self.factors = grid.dim == 1
-        self._table = adjoint.operators.table
-        self._last = _Stiffness(adjoint, self._table.s0)
-        self._inverse: SeparableInverse | None = None
-        self._bands: _Bands | None = None
+        self._last = _Stiffness(applied, backward.table.s0)
+
+    def to_go(self, t: float) -> float:
+        """The time to go at a time of the steps."""
+        return t
 
     def stiffness(self, t: float) -> Any:
-        s = self.horizon - t
-        if s != self._last.s and len(self._table.nodes) > 1:
-            self._last = _Stiffness(self.adjoint, s)
+        s = self.to_go(t)
+        if s != self._last.s and len(self.backward.table.nodes) > 1:
+            self._last = _Stiffness(self.applied, s)
         return self._last
-
-    def fixed_values(self, t: float) -> FloatArray:
-        return np.zeros(self.fixed.size)
 
     def solver(self, stiffness: Any, shift: float) -> Solve:
         if shift == 0.0:
             return lambda rhs, guess, rtol: rhs
-        lines = self.adjoint.grid.lines
-        if len(lines) == 1:
-            if self._bands is None:
-                self._bands = _Bands(self.adjoint.operators, self.fixed)
-            return self._bands.adjoint_solver(stiffness.s, shift, lines[0].weights)
-        if self._inverse is None:
-            matrices = [S[part, part] for S, part in zip(self.adjoint.separable, self.free, strict=True)]
-            weights = [line.weights[part] for line, part in zip(lines, self.free, strict=True)]
-            self._inverse = SeparableInverse(matrices, weights)
+        if self.backward.grid.dim == 1:
+            return self.banded(stiffness.s, shift)
         return _Krylov(stiffness, shift, self.free, self._inverse)
+
+    @abstractmethod
+    def banded(self, s: float, shift: float) -> Solve:
+        """The solver of one dimension."""
+
+    @cached_property
+    def _bands(self) -> "_Bands":
+        return _Bands(self.backward, self.fixed)
+
+    @cached_property
+    def _inverse(self) -> "SeparableInverse":
+        parts = list(zip(self.applied.separable, self.backward.grid.lines, self.free, strict=True))
+        return SeparableInverse(
+            [S[part, part] for S, _, part in parts], [line.weights[part] for _, line, part in parts]
+        )
+
+
+@final
+class FaceSystem(_NodeSystem):
+    """u' = L(s) u on the nodes of a panel, u prescribed at absorbing faces."""
+
+    def __init__(self, equation: Equation, operators: Operators) -> None:
+        super().__init__(operators, operators, equation.absorbing)
+        self.equation = equation
+        self._nodes = operators.grid.nodes[self.fixed]
+        self._end = operators.table.s1 - 2 * _AFTER * equation.problem.horizon  # before what is prescribed may jump
+
+    def fixed_values(self, t: float) -> FloatArray:
+        return prescribed(self.equation, min(t, self._end), self._nodes)
+
+    def banded(self, s: float, shift: float) -> Solve:
+        return self._bands.solver(s, shift)
+
+
+@final
+class HeldSystem(_NodeSystem):
+    """p' = L* p forward in time on the nodes of a panel, p = 0 at absorbing faces."""
+
+    def __init__(self, adjoint: Adjoint, absorbing: BoolArray, horizon: float) -> None:
+        super().__init__(adjoint, adjoint.operators, absorbing)
+        self.horizon = horizon
+
+    def to_go(self, t: float) -> float:
+        return self.horizon - t
+
+    def banded(self, s: float, shift: float) -> Solve:
+        return self._bands.adjoint_solver(s, shift, self.backward.grid.lines[0].weights)
 
 
 @final

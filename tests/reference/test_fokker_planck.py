@@ -341,7 +341,7 @@ def test_walls_cost_implicit_steps_nothing_where_the_drift_is_not_separable(boun
 
 
 def lawson_at_walls(system, s0, s1, size):
-    adjoint, T = system.adjoint, system.horizon
+    adjoint, T = system.applied, system.horizon
 
     def remainder(t, q):
         left = adjoint.remainder(T - t, q)
