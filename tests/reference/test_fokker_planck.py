@@ -185,6 +185,22 @@ def test_the_policy_of_a_solution_ends_panels_where_its_own_end():
     assert np.abs(p - calls.density(1.0, x)).max() < 1e-5 * p.max()
 
 
+def test_a_drift_rougher_than_the_tolerance_ends_with_what_is_resolved():
+    """A policy that is known to three digits, told by its error bar or not: some hundred steps, and its status says."""
+    problem = zoo.get("double-well", 1, temperature=1.0, Lambda=1.0)
+    loose, fine = (reference_solve(problem, rtol=rtol) for rtol in (3e-3, 1e-5))
+    x = np.linspace(-1.8, 1.8, 50)[:, None]
+    good = solve(problem, policy=fine.policy, box=fine.space.box, rtol=1e-5)
+    assert "resolved" not in good.status
+    right = good.density(0.5, x)
+    for policy in (loose.policy, lambda t, x: loose.policy(t, x)):
+        found = solve(problem, policy=policy, box=loose.space.box, rtol=1e-5)
+        told = float(found.status.split("resolved to ")[1].split()[0])
+        assert 1e-5 < told < 1e-2
+        assert np.abs(found.density(0.5, x) - right).max() < told * right.max()
+        assert found.stats["steps"] < 500
+
+
 def test_convergence_in_the_degree_is_spectral():
     problem = zoo.get("lq", dim=1, mean=0.7, cov=0.2)
     errors = [error(solve(problem, basis=spectral(-5.0, 6.0, 6, p), rtol=1e-10), known(problem)) for p in (4, 8, 12)]
