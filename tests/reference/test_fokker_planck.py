@@ -356,6 +356,27 @@ def test_walls_cost_implicit_steps_nothing_where_the_drift_is_not_separable(boun
     assert explicit.stats["steps"] > 10 * found[1].stats["steps"]
 
 
+@pytest.mark.parametrize("boundary", ["absorbing", "reflecting"])
+def test_walls_in_one_dimension_with_a_drift_that_moves_agree_with_elements_on_a_mesh(boundary):
+    """Two discretisations that have nothing in common but the problem."""
+    problem = ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=lambda t, x: np.asarray(2 * np.sin(6 * np.asarray(t)))[..., None] * np.cos(2 * x),
+        diffusion=0.5,
+        terminal_reward=lambda x: 0 * x[..., 0],
+        initial_law=Gaussian([0.5], 0.005),
+        domain=Box([0.0], [1.0], boundary=boundary),
+    )
+    on_box = solve(problem, rtol=1e-6)
+    on_mesh = solve(problem, mesh=box_mesh(problem.domain, 160, "line"), element="P3", rtol=1e-7)
+    x = np.linspace(0.0, 1.0, 101)[:, None]
+    for t in (0.2, 0.6, 1.0):
+        right = on_mesh.density(t, x)
+        np.testing.assert_allclose(on_box.density(t, x), right, atol=3e-6 * right.max())
+
+
 def lawson_at_walls(system, s0, s1, size):
     adjoint, T = system.applied, system.horizon
 
