@@ -182,6 +182,8 @@ def judged(posed: problems.Posed, solution: Any) -> dict[str, Any]:
         raise ValueError("no truth")
     T = posed.problem.horizon
     times = law_points(posed.problem).times
+    breaks = (np.array(posed.breaks)[:, None] + 1e-9 * T * np.array([-1.0, 1.0])).ravel()
+    times = np.unique(np.concatenate([times, np.clip(breaks, 0.0, T)]))
     times = np.append(times[times < posed.latest * T], posed.latest * T)
     found: dict[str, Any] = {"excluded": 0.0}
     for law in LAWS:

@@ -18,13 +18,15 @@ Rng = np.random.Generator
 class Posed:
     """A problem and its value; told: the parameters, to read.
 
-    infinite: the value is +infinity, and truth None.  latest: see the module.
+    infinite: the value is +infinity, and truth None.  latest: the fraction of the horizon up to which errors are looked
+    at.  breaks: times at which the drift jumps; paths that are judged along have steps that end there.
     """
 
     problem: ControlProblem
     truth: ValueFunction | None
     told: dict[str, Any]
     latest: float = 1.0
+    breaks: tuple[float, ...] = ()
 
     @property
     def infinite(self) -> bool:

@@ -176,7 +176,7 @@ def window(rng: Rng, dim: int, index: int) -> Posed:
     if posed.truth is None:
         raise ValueError("a problem without a value")
     told = {**posed.told, "window": (begin, end), "push": push}
-    return replace(posed, problem=problem, truth=truths.Moved(posed.truth, shift), told=told)
+    return replace(posed, problem=problem, truth=truths.Moved(posed.truth, shift), told=told, breaks=(begin, end))
 
 
 def infinite(rng: Rng, dim: int, index: int) -> Posed:
