@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -156,14 +157,14 @@ def _compared(
 
 def _steering(truth: ValueFunction, problem: ControlProblem) -> Policy:
     """The reference's policy, nan where it has none; MeasureError if it knows none at all."""
-    if isinstance(truth, UserFunctions) and truth.gradient_of is None and truth.policy_of is None:
+    _, gradient_of, policy_of = _callables(truth)
+    if policy_of is not None:
+        own = policy_of
+        return lambda t, x: _call(own, "reference: policy(t, x)", t, x, x.shape)
+    if gradient_of is None:
         raise MeasureError("the reference has no policy: give from_callables a gradient or a policy")
-
-    def policy(t: Any, x: FloatArray) -> FloatArray:
-        found = _evaluate(truth, "reference", problem, float(t), x).policy
-        return np.full(x.shape, np.nan) if found is None else found
-
-    return policy
+    slope = gradient_of
+    return lambda t, x: problem.policy_from_gradient(t, x, _call(slope, "reference: gradient(t, x)", t, x, x.shape))
 
 
 def difference(
@@ -237,27 +238,27 @@ class _Values:
         return self.value[:, None], self.gradient, self.policy
 
 
-def _evaluate(of: ValueFunction, name: str, problem: ControlProblem, t: float, x: FloatArray) -> _Values:
-    n, d = x.shape
+def _callables(of: ValueFunction) -> tuple[Batched, Batched | None, Batched | None]:
+    """Value, gradient and policy, nan where there are none; None for what is not known."""
     if isinstance(of, Solution | ProductSolution):
-        value = of.value(t, x, outside="nan", nonpositive="nan")
-        gradient: FloatArray | None = of.gradient(t, x, outside="nan", nonpositive="nan")
-        policy = None
-    else:
-        calls: tuple[Batched, Batched | None, Batched | None] = (
-            (of.value_of, of.gradient_of, of.policy_of)
-            if isinstance(of, UserFunctions)
-            else (of.value, of.gradient, getattr(of, "policy", None))
-        )
-        value = _call(calls[0], f"candidate {name!r}: value(t, x)", t, x, (n,))
-        gradient = None if calls[1] is None else _call(calls[1], f"candidate {name!r}: gradient(t, x)", t, x, (n, d))
-        policy = None if calls[2] is None else _call(calls[2], f"candidate {name!r}: policy(t, x)", t, x, (n, d))
+        value, gradient = (partial(f, outside="nan", nonpositive="nan") for f in (of.value, of.gradient))
+        return value, gradient, None
+    if isinstance(of, UserFunctions):
+        return of.value_of, of.gradient_of, of.policy_of
+    return of.value, of.gradient, getattr(of, "policy", None)
+
+
+def _evaluate(of: ValueFunction, name: str, problem: ControlProblem, t: float, x: FloatArray) -> _Values:
+    value_of, gradient_of, policy_of = _callables(of)
+    value = _call(value_of, f"candidate {name!r}: value(t, x)", t, x, x.shape[:1])
+    gradient = None if gradient_of is None else _call(gradient_of, f"candidate {name!r}: gradient(t, x)", t, x, x.shape)
+    policy = None if policy_of is None else _call(policy_of, f"candidate {name!r}: policy(t, x)", t, x, x.shape)
     if policy is None and gradient is not None:
         policy = problem.policy_from_gradient(t, x, gradient)
     return _Values(value, gradient, policy)
 
 
-def _call(function: Batched, what: str, t: float, x: FloatArray, expected: tuple[int, ...]) -> FloatArray:
+def _call(function: Batched, what: str, t: Any, x: FloatArray, expected: tuple[int, ...]) -> FloatArray:
     array = _array(function(t, x), what)
     if array.shape != expected:
         raise ComparisonError(f"{what} returned shape {array.shape} for x of shape {x.shape}, expected {expected}")
