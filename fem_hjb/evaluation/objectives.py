@@ -17,10 +17,10 @@ from fem_hjb.evaluation.controlled_law import (
     groups_of,
     marginal_of,
     respects,
-    steer,
 )
 from fem_hjb.evaluation.expectation import Estimate, Expectation, time_rule
-from fem_hjb.paths.simulate import Policy, sample_paths
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.problems.laws import MarginalLaw, PointMass
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.norms import policy_squares

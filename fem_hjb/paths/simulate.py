@@ -9,6 +9,7 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fem_hjb.paths.steering import Policy, require_policy, steer
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, require_problem
@@ -16,7 +17,6 @@ from fem_hjb.support.checks import FloatArray, Rng, frozen_array, one_of, positi
 from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError
 from fem_hjb.support.objects import Plain
 
-Policy = Callable[[ArrayLike, FloatArray], ArrayLike]
 Step = Callable[[float, FloatArray, np.random.Generator], FloatArray]
 
 SCHEMES = ("auto", "exact", "euler", "weak2")
@@ -102,12 +102,7 @@ class _Coefficients:
         b = self.problem.b(t, x)
         if self.policy is None:
             return b
-        pi = np.asarray(self.policy(t, x), dtype=np.float64)
-        if pi.shape != x.shape:
-            raise ProblemError(f"policy(t, x) returned shape {pi.shape} for x of shape {x.shape}, expected {x.shape}")
-        if not np.isfinite(pi).all():
-            raise ProblemError(f"policy(t, x) is not finite at {int((~np.isfinite(pi)).any(-1).sum())} points, t={t:g}")
-        return b + pi
+        return b + steer(self.policy, t, x)
 
     def factor(self, t: float, x: FloatArray) -> FloatArray:
         return noise_factor(self.problem, t, self.inside(x))
@@ -269,9 +264,8 @@ def sample_paths(
     require_problem(problem, "sample_paths")
     n = positive_integer(n, "n", MeasureError)
     steps = positive_integer(steps, "steps", MeasureError)
-    if policy is not None and not callable(policy):
-        hint = "; give its method .policy" if hasattr(policy, "policy") else ""
-        raise ProblemError(f"policy must be a callable (t, x) or None, got {type(policy).__name__}{hint}")
+    if policy is not None:
+        require_policy(policy)
     ladder = _LADDER if substeps is None else (positive_integer(substeps, "substeps", MeasureError),)
     scheme = one_of(scheme, "scheme", SCHEMES, MeasureError)
     exact = _exact_coefficients(problem, policy) if scheme in ("auto", "exact") else None

@@ -20,7 +20,8 @@ from typing import Any, final
 
 import numpy as np
 
-from fem_hjb.paths.simulate import Paths, Policy, sample_paths
+from fem_hjb.paths.simulate import Paths, sample_paths
+from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, frozen_array, positive_integer, require, spawn_generators
 from fem_hjb.support.errors import FemHjbError, MeasureError, OutputError

@@ -18,8 +18,9 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.solutions.compare import COLUMNS, Comparison
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, as_times, one_of, require
-from fem_hjb.support.errors import ComparisonError, ProblemError
+from fem_hjb.support.errors import ComparisonError, FemHjbError, ProblemError
 
 # Told apart by line style alone when printed in grey; the colours are Okabe and Ito's, safe for colour-blind readers.
 STYLES: tuple[dict[str, Any], ...] = (
@@ -62,7 +63,7 @@ def _problem_of(of: ValueFunction, problem: ControlProblem | None) -> ControlPro
 def _value(of: ValueFunction, t: float, x: FloatArray) -> FloatArray:
     if isinstance(of, Solution | ProductSolution):
         return of.value(t, x, outside="nan", nonpositive="nan")
-    return np.asarray(of.value(t, x), dtype=np.float64)
+    return call("value(t, x)", of.value, (t, x), ComparisonError, passes=FemHjbError)
 
 
 def _policy(of: ValueFunction, problem: ControlProblem, t: float, x: FloatArray) -> FloatArray:
@@ -70,8 +71,9 @@ def _policy(of: ValueFunction, problem: ControlProblem, t: float, x: FloatArray)
         return problem.policy_from_gradient(t, x, of.gradient(t, x, outside="nan", nonpositive="nan"))
     own: Callable[[float, FloatArray], ArrayLike] | None = getattr(of, "policy", None)
     if own is not None:
-        return np.asarray(own(t, x), dtype=np.float64)
-    return problem.policy_from_gradient(t, x, np.asarray(of.gradient(t, x), dtype=np.float64))
+        return call("policy(t, x)", own, (t, x), ComparisonError, passes=FemHjbError)
+    slope = call("gradient(t, x)", of.gradient, (t, x), ComparisonError, passes=FemHjbError)
+    return problem.policy_from_gradient(t, x, slope)
 
 
 def _time(t: float, problem: ControlProblem) -> float:

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.paths.extent import checked_box
+from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw
 from fem_hjb.problems.problem import ControlProblem
@@ -49,7 +50,6 @@ from fem_hjb.support.checks import FloatArray, as_times, frozen_array
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.objects import Plain
 
-Policy = Callable[[float, FloatArray], ArrayLike]
 _RTOL = {1: 1e-8, 2: 1e-7, 3: 1e-5}
 _CONSERVED = 1e-10
 

@@ -1,5 +1,6 @@
 """The checks every public boundary shares: shapes, finiteness, frozen arrays, random generators."""
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -13,15 +14,33 @@ IntArray = NDArray[np.int64]
 Rng = int | np.random.Generator | np.random.SeedSequence
 
 
-def real_array(value: ArrayLike, name: str, error: type[FemHjbError]) -> FloatArray:
-    """`value` as float64, not copied if it is that already; text, ragged lists and complex numbers are refused."""
+def real_array(value: Any, name: str, error: type[FemHjbError]) -> FloatArray:
+    """`value` as float64, not copied if it is that already: numbers, lists, arrays, what NumPy makes an array of.
+
+    Text, None, dates, ragged lists and complex numbers are refused.
+    """
     try:
         raw = np.asarray(value)
-        if np.iscomplexobj(raw):
-            raise TypeError("complex numbers")
+        if raw.dtype.kind not in "biuf" and not _numbers(raw):
+            raise TypeError("complex numbers" if np.iscomplexobj(raw) else f"{raw.dtype.name} is no type of numbers")
         return np.asarray(raw, dtype=np.float64)
-    except (TypeError, ValueError) as cause:
-        raise error(f"{name} must be an array of real numbers, got {str(value)[:80]!r} ({cause})") from cause
+    except Exception as cause:  # what becomes an array runs code of its own
+        remedy = "; write .detach().cpu().numpy()" if hasattr(value, "detach") else ""
+        raise error(f"{name} must be an array of real numbers, got {_told(value)} ({cause}){remedy}") from cause
+
+
+def _numbers(raw: np.ndarray[Any, Any]) -> bool:
+    """Whether an array of objects holds numbers: integers beyond 64 bits, fractions, decimals."""
+    return raw.dtype == object and all(hasattr(entry, "__float__") for entry in raw.flat)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def _told(value: Any) -> str:
+    """What was given, in some eighty characters, whatever its own repr does."""
+    return " ".join(_SHORT.repr(value).split())
 
 
 def frozen_array(value: ArrayLike, name: str, shape: tuple[int, ...], error: type[FemHjbError]) -> FloatArray:

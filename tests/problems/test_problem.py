@@ -127,7 +127,7 @@ def test_a_process_that_is_stopped_before_it_starts_is_refused(law, message):
         (lambda t, x: x, r"exit_reward\(t, x\) returned shape \(5, 2\) .* expected \(5,\)"),
         (lambda t, x: 1.0, r"exit_reward\(t, x\) returned shape \(\) .* return an array of the full shape"),
         (lambda t, x: x[..., 0] * np.nan, r"exit_reward\(t, x\) is not finite at 5 of 5 points, the first is x="),
-        (lambda x: x[..., 0], r"exit_reward\(t, x\) failed on arguments of shapes \(\), \(5, 2\)"),
+        (lambda x: x[..., 0], r"exit_reward\(t, x\) failed at t=0 for x of shape \(5, 2\): TypeError"),
     ],
 )
 def test_ill_formed_exit_rewards_are_refused(g, message):
@@ -175,7 +175,7 @@ BAD = {
     "temperature-nan": ({"temperature": np.nan}, "temperature must be a positive finite number, got nan"),
     "drift-array": ({"drift": A}, "drift must be a callable, got ndarray"),
     "drift-shape": ({"drift": lambda t, x: x[..., 0]}, r"drift\(t, x\) returned shape \(5,\) .* expected \(5, 2\)"),
-    "drift-arity": ({"drift": lambda x: x}, r"drift\(t, x\) failed on arguments of shapes \(\), \(5, 2\)"),
+    "drift-arity": ({"drift": lambda x: x}, r"drift\(t, x\) failed at t=0 for x of shape \(5, 2\): TypeError"),
     "drift-nan": ({"drift": lambda t, x: x * np.nan}, r"drift\(t, x\) is not finite at 5 of 5 points, the first"),
     "drift-batched-time": (
         {"drift": lambda t, x: x * np.asarray(t)},
