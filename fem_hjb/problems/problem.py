@@ -13,11 +13,14 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import (
+    LARGEST,
+    SMALLEST,
+    UNITS,
     FloatArray,
     as_points,
     frozen_array,
+    number_in_units,
     positive_integer,
-    positive_number,
     require,
 )
 from fem_hjb.support.errors import EllipticityError, FemHjbError, ProblemError
@@ -155,8 +158,8 @@ class ControlProblem(Plain):
         if not isinstance(self.name, str):
             raise ProblemError(f"name must be text, got {self.name!r}")
         put(self, "dim", positive_integer(self.dim, "dim", ProblemError))
-        put(self, "horizon", positive_number(self.horizon, "horizon", ProblemError))
-        put(self, "temperature", positive_number(self.temperature, "temperature", ProblemError))
+        put(self, "horizon", number_in_units(self.horizon, "horizon", ProblemError))
+        put(self, "temperature", number_in_units(self.temperature, "temperature", ProblemError))
         for name, given in (("drift", self.drift), ("terminal_reward", self.terminal_reward)):
             if not callable(given):
                 raise ProblemError(f"{name} must be a callable, got {type(given).__name__}")
@@ -359,12 +362,14 @@ def _checked_twice(
 def _check_elliptic(matrices: FloatArray, x: FloatArray, name: str) -> None:
     asymmetry = np.abs(matrices - np.swapaxes(matrices, -1, -2)).max(axis=(-1, -2))
     scale = np.abs(matrices).max(axis=(-1, -2))
+    if scale.max() > LARGEST:
+        raise ProblemError(f"{name} has entries up to {scale.max():.3g}{UNITS}")
     lowest = np.linalg.eigvalsh(matrices)[..., 0]
-    bad = (asymmetry > 1e-10 * scale) | (lowest <= 0)
+    bad = (asymmetry > 1e-10 * scale) | (lowest < SMALLEST)
     if bad.any():
         i = int(np.argmax(bad))
         what = (
-            f"its smallest eigenvalue is {lowest[i]:.3g}"
+            f"its smallest eigenvalue is {lowest[i]:.3g}, not at least {SMALLEST:g}"
             if asymmetry[i] <= 1e-10 * scale[i]
             else f"it differs from its transpose by {asymmetry[i]:.3g}"
         )

@@ -11,6 +11,10 @@ from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError, Probl
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+SMALLEST, LARGEST = 1e-100, 1e100
+"""Between these are the horizon, the temperature, the eigenvalues of diffusions and covariances, the edges of boxes."""
+
+UNITS = f"; choose units in which numbers lie between {SMALLEST:g} and {LARGEST:g}"
 Rng = int | np.random.Generator | np.random.SeedSequence
 
 
@@ -62,9 +66,12 @@ def spd_array(value: ArrayLike, name: str, dim: int, error: type[ProblemError] =
     raw = real_array(value, name, ProblemError)
     full = raw * np.eye(dim) if raw.ndim == 0 else np.diag(raw) if raw.shape == (dim,) else raw
     matrix = frozen_array(full, name, (dim, dim), ProblemError)
-    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
-    if not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14) or lowest <= 0:
+    scale = float(np.abs(matrix).max())
+    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0]) if scale < np.finfo(np.float64).max / 2 else np.nan
+    if not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14 * scale) or lowest <= 0:
         raise error(f"{name} must be symmetric positive definite, its smallest eigenvalue is {lowest:.3g}")
+    if not (lowest >= SMALLEST and scale <= LARGEST):
+        raise ProblemError(f"{name} has entries up to {scale:.3g} and the smallest eigenvalue {lowest:.3g}{UNITS}")
     return matrix
 
 
@@ -76,6 +83,14 @@ def positive_number(value: Any, name: str, error: type[FemHjbError]) -> float:
         raise error(f"{name} must be a positive number, got {value!r}") from cause
     if not (np.isfinite(number) and number > 0):
         raise error(f"{name} must be a positive finite number, got {value!r}")
+    return number
+
+
+def number_in_units(value: Any, name: str, error: type[FemHjbError]) -> float:
+    """`value` as a positive float with a square, and an inverse, that are far from the ends of the range of floats."""
+    number = positive_number(value, name, error)
+    if not SMALLEST <= number <= LARGEST:
+        raise error(f"{name} is {number:.3g}{UNITS}")
     return number
 
 

@@ -203,6 +203,26 @@ BAD_DIFFUSION = {
 }
 
 
+MEASURED = {
+    "horizon": lambda size: build(horizon=size),
+    "temperature": lambda size: build(temperature=size),
+    "diffusion": lambda size: build(diffusion=size),
+    "diffusion, an axis": lambda size: build(diffusion=[size, 1.0]),
+    "diffusion, a callable": lambda size: build(diffusion=lambda t, x: size * (0.5 * ones(t, x) + 0.5 * np.eye(2))),
+    "covariance": lambda size: build(initial_law=Gaussian([0.0, 0.0], size)),
+    "edge of a box": lambda size: Box([0.0, -1.0], [size, 1.0]),
+}
+
+
+@pytest.mark.parametrize("what", MEASURED)
+def test_what_is_in_no_sensible_unit_is_refused_at_once(what):
+    for size in (1e-320, 1e-101, 1e101, 1e300, 1.7e308):
+        with pytest.raises((ProblemError, DomainError), match=r"units|at least 1e-100"):
+            MEASURED[what](size)
+    for size in (1e-99, 1e-50, 1e50, 5e74):
+        assert MEASURED[what](size) is not None
+
+
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
 def test_ill_formed_problems_are_refused(changes, message):
     with pytest.raises(ProblemError, match=message):
