@@ -25,7 +25,7 @@ from fem_hjb.problems.laws import MarginalLaw, PointMass
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.support.checks import FloatArray, Rng, positive_integer, spawn_generators
+from fem_hjb.support.checks import FloatArray, Rng, array_length, spawn_generators
 from fem_hjb.support.errors import MeasureError
 from fem_hjb.support.objects import Plain
 
@@ -74,8 +74,8 @@ def objectives(
     policy = checked_policy(problem, policy, "objectives")
     if reference is not None:
         check_reference(reference)
-    positive_integer(steps, "steps", MeasureError)
-    positive_integer(n, "n", MeasureError)
+    array_length(steps, "steps", MeasureError)
+    array_length(n, "n", MeasureError, problem.dim)
     groups = groups_of(problem, reference)
     seeds = spawn_generators(rng, 4)
 

@@ -28,13 +28,13 @@ from fem_hjb.learning import forms
 from fem_hjb.learning.estimators import Setting
 from fem_hjb.learning.forms import VALUE, Integrands, Load, Operator
 from fem_hjb.learning.gram import gram_sums
-from fem_hjb.learning.measures import Measure
+from fem_hjb.learning.measures import Measure, check_space
 from fem_hjb.learning.samples import Located, chunks, operator_rows
 from fem_hjb.learning.system import assemble
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, one_of
+from fem_hjb.support.checks import FloatArray, one_of, require
 from fem_hjb.support.errors import MeasureError
 from fem_hjb.support.objects import Plain
 
@@ -87,12 +87,15 @@ def yardstick(
 
     Raises MeasureError if there is no exact solution, or the measure leaves the space.
     """
+    check_space(problem, space, "yardstick")
     one_of(norm, "norm", NORMS, MeasureError)
     truth = problem.exact if exact is None else exact
     if truth is None:
         raise MeasureError(
             f"{problem.name!r} has no exact solution: give exact=, for instance solve(problem, rtol=1e-6)"
         )
+    if not isinstance(truth, ValueFunction):
+        raise MeasureError(f"exact must have value(t, x) and gradient(t, x), got {type(truth).__name__}")
     estimator = "generator" if space.smoothness else "weak"
     system = assemble(problem, measure, space, estimator=estimator, delta=delta, outside="drop")
     setting = Setting(problem=problem, space=space, gauge=system.gauge, delta=delta)
@@ -205,6 +208,7 @@ def split_error(
     observed times, law_measure(..., times=paths.t); None: as if f_bar, so that the observation error counts as
     statistical.
     """
+    require(measuring, Yardstick, "split_error", MeasureError)
     grid = measuring.space.coefficient_grid
     hat, bar = grid(learned).ravel(), grid(population).ravel()
     bar_k = bar if observed is None else grid(observed).ravel()

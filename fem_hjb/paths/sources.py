@@ -25,7 +25,7 @@ from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, frozen_array, positive_integer, require, spawn_generators
 from fem_hjb.support.errors import FemHjbError, MeasureError, OutputError
-from fem_hjb.support.files import atomic_file, atomic_folder
+from fem_hjb.support.files import as_path, atomic_file, atomic_folder
 from fem_hjb.support.objects import Plain
 
 PATHS_KIND = "fem_hjb paths 1"  # what a .npz of trajectories says of itself
@@ -79,8 +79,8 @@ class PathSource(Plain, ABC):
 
     def rows(self, i: int) -> slice:
         """Which of the n trajectories are in chunk i. Raises MeasureError if there is no such chunk."""
-        if not 0 <= i < self.chunk_count:
-            raise MeasureError(f"there is no chunk {i}: the {self.n} paths make chunks 0 to {self.chunk_count - 1}")
+        if isinstance(i, bool) or not isinstance(i, int | np.integer) or not 0 <= i < self.chunk_count:
+            raise MeasureError(f"there is no chunk {i!r}: the {self.n} paths make chunks 0 to {self.chunk_count - 1}")
         return slice(i * self.chunk_size, min((i + 1) * self.chunk_size, self.n))
 
     @abstractmethod
@@ -188,7 +188,7 @@ def file_source(path: FilePath, *, chunk: int = _CHUNK) -> PathSource:
     times do not increase from 0; and from `chunk(i)` if the states are not finite (saying which path, and when) or the
     file has been cut off since. Checksums inside the file are not verified.
     """
-    where = Path(path).resolve()  # workers may run in another folder
+    where = as_path(path, MeasureError).resolve()  # workers may run in another folder
     if where.suffix not in _SUFFIXES:
         raise MeasureError(f"a file of paths is named *.npz or *.zarr, got {where.name!r}")
     if not where.exists():
@@ -346,7 +346,7 @@ def write_paths(path: FilePath, source: PathSource) -> None:
     source fails, or hands out a chunk of another shape than it says.
     """
     require(source, PathSource, "write_paths", OutputError, "; array_source(paths) makes one")
-    target = Path(path)
+    target = as_path(path)
     if target.suffix not in _SUFFIXES:
         raise OutputError(f"cannot write {target}: the name of a file of paths ends in .npz or .zarr")
     (_write_npz if target.suffix == ".npz" else _write_zarr)(target, source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +21,7 @@ from fem_hjb.support.checks import (
     frozen_array,
     number_in_units,
     positive_integer,
+    real_array,
     require,
 )
 from fem_hjb.support.errors import EllipticityError, FemHjbError, ProblemError
@@ -77,7 +78,7 @@ class LinearDrift(Plain):
     a: ArrayLike
 
     def __post_init__(self) -> None:
-        shape = np.asarray(self.A).shape
+        shape = real_array(self.A, "LinearDrift: A", ProblemError).shape
         if len(shape) != 2 or shape[0] != shape[1]:
             raise ProblemError(f"LinearDrift: A must be a square matrix (d, d), got shape {shape}")
         object.__setattr__(self, "A", frozen_array(self.A, "LinearDrift: A", shape, ProblemError))
@@ -194,7 +195,7 @@ class ControlProblem(Plain):
         return short_repr(self, parts)
 
     def _constant_diffusion(self, given: ArrayLike) -> FloatArray:
-        raw = np.asarray(given)
+        raw = real_array(given, "diffusion", ProblemError)
         d = self.dim
         if raw.shape not in ((), (d,), (d, d)):
             raise ProblemError(
@@ -220,7 +221,7 @@ class ControlProblem(Plain):
                     _checked_twice("exit_reward(t, x)", self.exit_reward, t, on_face)
         _checked_twice("terminal_reward(x)", lambda _, points: self.y(points), 0.0, x)
         if self.marginal is not None:
-            self._check_marginal(self.marginal)
+            check_marginal(self.marginal, self, ProblemError)
 
     def _first_states(self) -> FloatArray:
         """Five points at which the process may start."""
@@ -232,16 +233,6 @@ class ControlProblem(Plain):
                 f" with {int((~np.isfinite(x)).sum())} entries that are not finite"
             )
         return (x if self.domain is None else self._inside(x, self.domain))[:5]
-
-    def _check_marginal(self, marginal: MarginalLaw) -> None:
-        t = 0.5 * self.horizon
-        try:
-            law = marginal(t)
-        except Exception as cause:  # a callable is any code
-            raise ProblemError(f"marginal(t) failed at t={t:g}: {type(cause).__name__}: {cause}") from cause
-        if not isinstance(law, Law) or law.dim != self.dim:
-            got = f"one of dimension {law.dim}" if isinstance(law, Law) else type(law).__name__
-            raise ProblemError(f"marginal(t) must return a law of dimension {self.dim}, got {got} at t={t:g}")
 
     def _inside(self, x: FloatArray, domain: Box) -> FloatArray:
         """Samples of the initial law, those outside moved to where the process starts; refuse more than 5 per cent."""
@@ -298,6 +289,20 @@ class ControlProblem(Plain):
     def policy_from_gradient(self, t: ArrayLike, x: ArrayLike, gradient: FloatArray) -> FloatArray:
         """pi = (1/alpha) Lambda_t(x) grad v, shape (..., d)."""
         return np.asarray(np.einsum("...ij,...j->...i", self.Lambda(t, x), gradient) / self.temperature)
+
+
+def check_marginal(marginal: Any, problem: ControlProblem, error: type[FemHjbError]) -> None:
+    """`error` unless marginal(t) is a law of the problem's dimension at half of its horizon."""
+    t, dim = 0.5 * problem.horizon, problem.dim
+    if not callable(marginal):
+        raise error(f"marginal must be a callable t -> law of X_t, got {type(marginal).__name__}")
+    try:
+        law = marginal(t)
+    except Exception as cause:  # a callable is any code
+        raise error(f"marginal(t) failed at t={t:g}: {type(cause).__name__}: {cause}") from cause
+    if not isinstance(law, Law) or law.dim != dim:
+        got = f"one of dimension {law.dim}" if isinstance(law, Law) else type(law).__name__
+        raise error(f"marginal(t) must return a law of dimension {dim}, got {got} at t={t:g}")
 
 
 def require_problem(problem: object, asker: str) -> None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, checked_call
 from fem_hjb.reference.faces import absorbed_nodes, check_reflection
 from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.space import SplineBasis
@@ -26,7 +27,7 @@ def check_boundary(problem: ControlProblem, basis: SpatialBasis, boundary: Any) 
             f"B-splines are classes for `fit`, and meshes are solved on without them, got element={basis.element!r};"
             " use element='hermite', or a continuous one such as 'P2' or 'Q2'"
         )
-    if not callable(boundary) and boundary != "natural":
+    if not callable(boundary) and not (isinstance(boundary, str) and boundary == "natural"):
         raise DomainError(f"boundary must be 'natural' or a callable (t, x) -> v on the boundary, got {boundary!r}")
     if callable(boundary) and basis.smoothness:
         raise SpaceError(
@@ -57,11 +58,16 @@ def prescribed(
 ) -> tuple[IntArray, BoundaryValue | None]:
     """The dofs where v is given, and what gives it: the caller, or the exit reward on absorbing faces."""
     if callable(boundary):
-        return basis.boundary_dofs(), boundary
+        return basis.boundary_dofs(), partial(_values_given, boundary)
     domain = problem.domain
     if domain is None or not domain.absorbing:
         return np.empty(0, dtype=np.int64), None
     return np.flatnonzero(absorbed_nodes(problem, basis)), problem.exit_reward
+
+
+def _values_given(boundary: BoundaryValue, t: float, x: FloatArray) -> FloatArray:
+    """v on the boundary as the caller gives it, shape (n,)."""
+    return checked_call("boundary(t, x)", boundary, (t, x), ())
 
 
 def raised(gauged: Gauge, problem: ControlProblem, faces: FloatArray, instants: FloatArray) -> Gauge:

@@ -28,7 +28,7 @@ from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_prob
 from fem_hjb.solutions.norms import LawPoints, l2_norm, law_points, policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.calls import call
-from fem_hjb.support.checks import FloatArray, Rng
+from fem_hjb.support.checks import FloatArray, Rng, one_of
 from fem_hjb.support.errors import ComparisonError, FemHjbError
 from fem_hjb.support.files import atomic_file
 from fem_hjb.support.objects import Plain
@@ -110,12 +110,11 @@ class Comparison(Plain):
 
     def series(self, name: str, column: str) -> FloatArray:
         """One column of one candidate against `times`."""
-        if column not in COLUMNS:
-            raise ComparisonError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}")
+        one_of(column, "column", COLUMNS, ComparisonError)
         return np.array([getattr(row, column) for row in self._of(name) if row.time is not None])
 
     def _of(self, name: str) -> list[Row]:
-        rows = [row for row in self.rows if row.candidate == name]
+        rows = [row for row in self.rows if isinstance(name, str) and row.candidate == name]
         if not rows:
             raise ComparisonError(f"there is no candidate {name!r} here, only {', '.join(map(repr, self.names))}")
         return rows

@@ -23,7 +23,7 @@ from fem_hjb.spaces.basis import (
 )
 from fem_hjb.spaces.line import LineBasis, row_products, unit_gauss
 from fem_hjb.spaces.meshes import mesh_kind
-from fem_hjb.support.checks import FloatArray, IntArray, one_of
+from fem_hjb.support.checks import FloatArray, IntArray, flag, one_of
 from fem_hjb.support.errors import SpaceError
 
 _SPLINES = tuple(name for name, row in ELEMENTS.items() if row.smoothness and name != "hermite")
@@ -189,7 +189,7 @@ class SplineBasis(TensorBasis):
     def __init__(self, grids: Sequence[ArrayLike], element: str, *, flat: bool = False) -> None:
         one_of(element, "element of a SplineBasis", _SPLINES, SpaceError)
         _check_axes(grids, "B-splines")
-        self.flat = flat
+        self.flat = flag(flat, "flat", SpaceError)
         self._set(element, [LineBasis(grid, element, flat=flat) for grid in grids])
 
     def _reference_functions(self, xi: FloatArray) -> None:
@@ -208,6 +208,8 @@ class SplineBasis(TensorBasis):
 
 
 def _check_axes(grids: Sequence[ArrayLike], functions: str) -> None:
+    if not isinstance(grids, Sequence) or isinstance(grids, str | bytes):
+        raise SpaceError(f"a box of {functions} needs a list of one grid per axis, got {type(grids).__name__}")
     if not 1 <= len(grids) <= 3:
         raise SpaceError(f"a box of {functions} has 1, 2 or 3 axes, got {len(grids)} grids")
 

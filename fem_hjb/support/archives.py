@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fem_hjb.support.errors import OutputError
-from fem_hjb.support.files import atomic_file
+from fem_hjb.support.files import as_path, atomic_file
 from fem_hjb.support.memory import require_memory
 
 _DEFLATE = 1032  # no deflated member is smaller by more than this factor
@@ -46,7 +46,7 @@ def read_archive(path: FilePath, kind: str) -> tuple[dict[str, Any], dict[str, A
     Raises OutputError when there is no such file, it is of another kind, it is damaged, cut off or changed, or its
     arrays do not fit into memory.
     """
-    source = Path(path)
+    source = as_path(path)
     if not source.is_file():
         raise OutputError(f"there is no file {source}")
     try:
@@ -95,7 +95,7 @@ def _members(source: Path) -> dict[str, Any]:
     with zipfile.ZipFile(source) as archive:
         infos = archive.infolist()
         sizes = [_announced(archive, info) for info in infos]
-        require_memory(sum(sizes), f"{source} holds arrays", OutputError)
+        require_memory(sum(sizes), f"{source} holds arrays of", OutputError)
         return {info.filename.removesuffix(".npy"): _array(archive, info) for info in infos}
 
 

@@ -37,7 +37,10 @@ def call(
         raise error(f"{name} failed {where(arguments)}: {told}{hint}") from cause
     kind = str(getattr(given, "dtype", ""))
     if kind.endswith("float16"):  # torch.float16 and bfloat16, too
-        raise error(f"{name} returned {kind}, which has three digits; compute with float32 or float64")
+        raise error(
+            f"{name} returned {kind}, which has three digits; compute with float32 or float64 (NumPy's functions of"
+            " booleans return float16: write 1.0 * (x > 0))"
+        )
     return real_array(given, f"what {name} returns", error)
 
 

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError, ProblemError
+from fem_hjb.support.memory import require_room
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 SMALLEST, LARGEST = 1e-100, 1e100
 """Between these are the horizon, the temperature, the eigenvalues of diffusions and covariances, the edges of boxes."""
 
+_LARGEST_RULE = 10_000
 UNITS = f"; choose units in which numbers lie between {SMALLEST:g} and {LARGEST:g}"
 Rng = int | np.random.Generator | np.random.SeedSequence
 
@@ -115,9 +117,43 @@ def positive_integer(value: Any, name: str, error: type[FemHjbError]) -> int:
     return int(value)
 
 
+def array_length(value: Any, name: str, error: type[FemHjbError], width: int = 1) -> int:
+    """`value` as a positive int, if so many rows of `width` float64 fit into memory."""
+    length = positive_integer(value, name, error)
+    require_room((length, width), f"{name}={length}:", error)
+    return length
+
+
+def at_most(value: Any, most: int, name: str, error: type[FemHjbError]) -> int:
+    """`value` as a positive int that is no larger than `most`."""
+    number = positive_integer(value, name, error)
+    if number > most:
+        raise error(f"{name} must be at most {most}, got {number}")
+    return number
+
+
+def gauss_order(value: Any, name: str, error: type[FemHjbError]) -> int:
+    """`value` as the number of points of a Gauss rule, whose points are eigenvalues of a matrix of that size."""
+    return at_most(value, _LARGEST_RULE, name, error)
+
+
+def finite_number(value: Any, name: str, error: type[FemHjbError]) -> float:
+    """`value` as a finite float, of either sign; bools and text are refused."""
+    if isinstance(value, bool):
+        raise error(f"{name} must be a finite number, got {value!r}")
+    return float(frozen_array(value, name, (), error))
+
+
+def flag(value: Any, name: str, error: type[FemHjbError]) -> bool:
+    """`value` if it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise error(f"{name} must be True or False, got {_told(value)}")
+    return bool(value)
+
+
 def one_of(value: Any, name: str, allowed: Sequence[str], error: type[FemHjbError]) -> str:
     """`value` if it is one of the allowed words."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise error(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return str(value)
 

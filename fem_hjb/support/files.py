@@ -6,12 +6,20 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from fem_hjb.support.errors import OutputError
+from fem_hjb.support.errors import FemHjbError, OutputError
+
+
+def as_path(path: Any, error: type[FemHjbError] = OutputError) -> Path:
+    """`path` as a Path; `error` for what is no name of a file."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise error(f"the name of a file must be text or a Path, got {type(path).__name__}")
+    return Path(path)
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    target = Path(path)
+    target = as_path(path)
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {target}: there is no folder {target.parent}; create it first")
     return target
@@ -50,7 +58,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     `path` and its missing parents are created; after an error those are gone again. A new folder appears by one rename;
     in one that exists the files are replaced one by one, each atomically, and files of other names are left alone.
     """
-    target = Path(path).resolve()  # "." has no name
+    target = as_path(path).resolve()  # "." has no name
     if target.exists() and not target.is_dir():
         raise OutputError(f"cannot write into {path}: it is a file, give the name of a folder")
     if target.is_dir() and not os.access(target, os.W_OK | os.X_OK):

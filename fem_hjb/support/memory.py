@@ -18,22 +18,22 @@ def require_memory(size: int, what: str, error: type[FemHjbError], hint: str = "
     """`error` if `size` bytes are more than the machine has. What is below it may still not fit."""
     there = available_memory()
     if there is not None and size > there:
-        raise error(f"{what} of {_told(size)}, but this machine has {_told(there)} of memory{hint}")
+        raise error(f"{what} {_told(size)}, but this machine has {_told(there)} of memory{hint}")
 
 
 def require_room(shape: Sequence[int], what: str, error: type[FemHjbError], hint: str = "") -> None:
     """`error` if an array of float64 of this shape does not fit into memory.
 
     >>> from fem_hjb.support.errors import SpaceError
-    >>> require_room((10**9, 10**9), "a matrix", SpaceError)
+    >>> require_room((10**9, 10**9), "n=10**9:", SpaceError)
     Traceback (most recent call last):
     ...
-    fem_hjb.support.errors.SpaceError: a matrix of shape (1000000000, 1000000000) needs ...
+    fem_hjb.support.errors.SpaceError: n=10**9: an array of shape (1000000000, 1000000000) takes 8 EB, but ...
     """
     size = 8
     for length in shape:
         size *= int(length)
-    require_memory(size, f"{what} of shape {tuple(map(int, shape))} needs an array", error, hint)
+    require_memory(size, f"{what} an array of shape {tuple(map(int, shape))} takes", error, hint)
 
 
 def _told(size: float) -> str:

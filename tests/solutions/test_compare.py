@@ -331,7 +331,7 @@ BAD_INPUT = {
     "unknown column": (
         lambda: compare({"a": REFERENCE}, REFERENCE, problem=make_problem()).series("a", "l2"),
         ComparisonError,
-        "column must be one of value, value_h1, policy, excluded, got 'l2'",
+        "column must be one of 'value', 'value_h1', 'policy', 'excluded', got 'l2'",
     ),
     "unknown candidate": (
         lambda: compare({"a": REFERENCE}, REFERENCE, problem=make_problem()).overall("b"),
