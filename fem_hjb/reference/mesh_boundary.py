@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge
-from fem_hjb.problems.problem import ControlProblem, checked_call
+from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import absorbed_nodes, check_reflection
 from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.space import SplineBasis
@@ -58,16 +57,11 @@ def prescribed(
 ) -> tuple[IntArray, BoundaryValue | None]:
     """The dofs where v is given, and what gives it: the caller, or the exit reward on absorbing faces."""
     if callable(boundary):
-        return basis.boundary_dofs(), partial(_values_given, boundary)
+        return basis.boundary_dofs(), boundary
     domain = problem.domain
     if domain is None or not domain.absorbing:
         return np.empty(0, dtype=np.int64), None
     return np.flatnonzero(absorbed_nodes(problem, basis)), problem.exit_reward
-
-
-def _values_given(boundary: BoundaryValue, t: float, x: FloatArray) -> FloatArray:
-    """v on the boundary as the caller gives it, shape (n,)."""
-    return checked_call("boundary(t, x)", boundary, (t, x), ())
 
 
 def raised(gauged: Gauge, problem: ControlProblem, faces: FloatArray, instants: FloatArray) -> Gauge:

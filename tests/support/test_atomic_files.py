@@ -60,7 +60,11 @@ def refused(*_: Any, **__: Any) -> None:
     raise OSError(errno.EROFS, "Read-only file system")
 
 
-CALLS = {"open": ("write_text", "unlink"), "replace": ("replace", "unlink"), "chmod": ("chmod",), "list": ("iterdir",)}
+def refused_later(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EIO, "of no interest")
+
+
+CALLS = {"open": "write_text", "replace": "replace", "chmod": "chmod", "list": "iterdir"}
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -69,8 +73,8 @@ def test_what_the_system_refuses_is_told_and_leaves_the_old_file(
 ) -> None:
     write(tmp_path / "a", "old")
     with monkeypatch.context() as patch:
-        for name in CALLS[call]:
-            patch.setattr(Path, name, refused)
+        patch.setattr(Path, CALLS[call], refused)
+        patch.setattr(Path, "unlink", refused_later)
         with pytest.raises(OutputError, match=r"cannot write .*a: .*Read-only file system"):
             write(tmp_path / "a")
     assert (tmp_path / "a").read_text(encoding="utf-8") == "old"
