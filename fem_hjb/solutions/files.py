@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fem_hjb.paths.simulate import Paths
-from fem_hjb.paths.sources import PATHS_KIND
+from fem_hjb.paths.stored import PATHS_KIND
 from fem_hjb.problems.blocks import restrict
 from fem_hjb.problems.fingerprint import differences, fingerprint
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
