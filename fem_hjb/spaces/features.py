@@ -32,6 +32,7 @@ from fem_hjb.support.checks import (
     spawn_generators,
 )
 from fem_hjb.support.errors import SpaceError
+from fem_hjb.support.memory import require_room
 
 _LARGEST_DEGREE = 1000
 
@@ -193,6 +194,7 @@ def _total_degree(dim: int, degree: int) -> IntArray:
 
 def _extended(indices: IntArray, choices: IntArray) -> tuple[IntArray, IntArray]:
     """Each multi-index with one more entry, 0, 1, ..., choices - 1; and these entries."""
+    require_room((int(choices.sum()), indices.shape[1] + 1), "the features:", SpaceError, "; lower the degree")
     last = np.arange(choices.sum()) - np.repeat(np.cumsum(choices) - choices, choices)
     return np.column_stack([np.repeat(indices, choices, axis=0), last]), last
 

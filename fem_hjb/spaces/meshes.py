@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from fem_hjb.spaces.locate import REFERENCE_CORNERS, CellLocator, corner_jacobia
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, IntArray, array_length, one_of, require
 from fem_hjb.support.errors import DomainError
+from fem_hjb.support.memory import require_room
 
 Grading = Callable[[FloatArray], ArrayLike]
 
@@ -93,6 +95,8 @@ def box_mesh(
         low + (high - low) * _graded(array_length(m, f"box_mesh: cells on axis {axis}", DomainError), how, axis)
         for axis, (m, how, low, high) in enumerate(zip(counts, gradings, lower, upper, strict=True))
     ]
+    points = math.prod(line.size for line in lines)
+    require_room((points, box.dim + 2**box.dim), "box_mesh:", DomainError, "; take fewer cells")
     return KINDS[kind].init_tensor(*lines)
 
 

@@ -157,7 +157,7 @@ def esdirk(
     counts = {} if counts is None else counts
     counts |= {name: counts.get(name, 0) for name in ("steps", "rejected", "linear_solves")}
     if steps is not None:
-        return _equal(system, start, t0, t1, array_length(steps, "steps", ConvergenceError), counts)
+        return _equal(system, start, t0, t1, array_length(steps, "steps", ConvergenceError, start.size), counts)
     return _in_pieces(system, start, t0, t1, rtol_in_range(rtol, "rtol"), counts)
 
 
