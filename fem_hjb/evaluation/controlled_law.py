@@ -22,8 +22,9 @@ from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction,
 from fem_hjb.reference import fokker_planck
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.spectral import SpectralBasis
+from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
+from fem_hjb.support.errors import ConvergenceError, DomainError, FemHjbError, ProblemError
 
 Block = tuple[int, ...]
 
@@ -78,7 +79,12 @@ def policy_of(problem: ControlProblem, reference: ValueFunction) -> Policy:
     own = getattr(reference, "policy", None)
     if callable(own):
         return own  # type: ignore[no-any-return]
-    return lambda t, x: problem.policy_from_gradient(t, x, reference.gradient(t, x))
+    return lambda t, x: problem.policy_from_gradient(t, x, of_reference("gradient", reference.gradient, t, x))
+
+
+def of_reference(name: str, function: Callable[[float, FloatArray], ArrayLike], t: float, x: FloatArray) -> FloatArray:
+    """What a reference of the user's says of its value or gradient; errors of solutions pass."""
+    return call(f"reference: {name}(t, x)", function, (t, x), ProblemError, passes=FemHjbError)
 
 
 @final

@@ -16,6 +16,7 @@ from fem_hjb.evaluation.controlled_law import (
     controlled_law,
     groups_of,
     marginal_of,
+    of_reference,
     respects,
 )
 from fem_hjb.evaluation.expectation import Estimate, Expectation, time_rule
@@ -139,9 +140,13 @@ def _initial_mean(
         parts = [(tuple(range(problem.dim)), lambda t: law)]
     if isinstance(law, PointMass):
         return Estimate(
-            value=float(reference.value(0.0, law.expectation)), standard_error=0.0, how="the value at the start"
+            value=float(of_reference("value", reference.value, 0.0, law.expectation)),
+            standard_error=0.0,
+            how="the value at the start",
         )
-    mean = Expectation(problem, ControlledLaw(parts, ""), lambda t, x: reference.value(0.0, x), True, n, rng)
+    mean = Expectation(
+        problem, ControlledLaw(parts, ""), lambda t, x: of_reference("value", reference.value, 0.0, x), True, n, rng
+    )
     value, variance = mean(0.0)
     return Estimate(value=value, standard_error=float(np.sqrt(variance)), how=mean.how)
 

@@ -34,8 +34,9 @@ from fem_hjb.learning.system import assemble
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.spaces.space import Space
+from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, one_of, require
-from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.errors import FemHjbError, MeasureError
 from fem_hjb.support.objects import Plain
 
 NORMS = ("energy", "mass")
@@ -126,10 +127,11 @@ def _norm_terms(setting: Setting, truth: ValueFunction, measure: Measure, norm: 
     horizon, step = problem.horizon, _INSTANT * problem.horizon
 
     def f(t: FloatArray, x: FloatArray) -> FloatArray:
-        return gauge.u(t, x, truth.value(t, x))
+        return gauge.u(t, x, call("exact: value(t, x)", truth.value, (t, x), MeasureError, passes=FemHjbError))
 
     def slopes(t: FloatArray, x: FloatArray, factor: float) -> list[Load]:
-        gradient = f(t, x)[:, None] * np.asarray(truth.gradient(t, x)) / problem.temperature
+        found = call("exact: gradient(t, x)", truth.gradient, (t, x), MeasureError, passes=FemHjbError)
+        gradient = f(t, x)[:, None] * found / problem.temperature
         operators = forms.slopes(np.sqrt(factor) * setting.factor(t, x))
         return [(op, np.asarray(np.sum(np.asarray(op.gradient) * gradient, axis=-1))) for op in operators]
 

@@ -266,9 +266,9 @@ def sample_paths(
 
     Raises
     ------
-    MeasureError : n, steps, substeps or rng make no sense.
-    ProblemError : "exact" is not possible here, or the policy is no callable, or returns a wrong shape or non-finite
-        numbers.
+    MeasureError : n, steps, substeps or rng make no sense, or the paths do not fit into memory.
+    ProblemError : "exact" is not possible here, or the policy is no callable, fails, or returns a wrong shape or
+        non-finite numbers.
     EllipticityError : Lambda is not positive definite at a simulated point.
     ConvergenceError : the simulated paths explode.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fem_hjb as fh
-from fem_hjb.support.errors import DomainError, PositivityError, ProblemError
+from fem_hjb.support.errors import DomainError, FemHjbError, PositivityError, ProblemError
 
 HALF_LINE = {"lower": [-np.inf], "upper": [4.0], "boundary": [("natural", "absorbing")]}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -385,3 +385,37 @@ def test_laws_of_the_users_are_called_with_care(given: Any, message: str) -> Non
 def test_marginals_are_called_once_before_any_work(marginal: Any, message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         build(marginal=marginal)
+
+
+class Failing:
+    """A reference of the user's whose value or gradient fails."""
+
+    def __init__(self, broken: str) -> None:
+        self.broken = broken
+
+    def value(self, t: Any, x: np.ndarray) -> Any:
+        return raising(ZeroDivisionError())() if self.broken == "value" else LQ.exact.value(t, x)
+
+    def gradient(self, t: Any, x: np.ndarray) -> Any:
+        return raising(ZeroDivisionError())() if self.broken == "gradient" else LQ.exact.gradient(t, x)
+
+
+SPACE = fh.Space(LQ, cells=4, time_cells=2, box=fh.Box([-4.0], [4.0]))
+LAW = fh.learning.sampled_law_measure(LQ, SPACE, n=10, rng=0)
+JUDGED: dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]] = {
+    "compare": (lambda of: fh.compare({"a": of}, LQ.exact, problem=LQ), ("value", "gradient")),
+    "compare to": (lambda of: fh.compare({"a": LQ.exact}, of, problem=LQ), ("value", "gradient")),
+    "control_error": (lambda of: fh.control_error(LQ, LQ.exact.policy, of, n=8), ("gradient",)),
+    "objectives": (lambda of: fh.objectives(LQ, LQ.exact.policy, of, steps=4, n=8, times=4), ("value",)),
+    "yardstick": (lambda of: fh.learning.yardstick(LQ, LAW, SPACE, exact=of), ("value", "gradient")),
+    "plot.solution": (lambda of: fh.plot.solution(of, quantity="value", problem=LQ), ("value",)),
+    "plot.solution, policy": (lambda of: fh.plot.solution(of, quantity="policy", problem=LQ), ("gradient",)),
+}
+
+
+@pytest.mark.parametrize("run", JUDGED)
+def test_what_references_raise_is_the_cause_of_an_error_that_names_them(run: str) -> None:
+    judge, parts = JUDGED[run]
+    for part in parts:
+        with pytest.raises(FemHjbError, match=rf"{part}\(t, x\) failed .* for x of shape .*: ZeroDivisionError"):
+            judge(Failing(part))
