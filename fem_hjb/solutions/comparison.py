@@ -72,8 +72,7 @@ class Comparison(Plain):
 
     def series(self, name: str, column: str, law: str | None = None) -> FloatArray:
         """One column of one candidate against `times`; law as in `overall`."""
-        if column not in COLUMNS:
-            raise ComparisonError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}")
+        one_of(column, "column", COLUMNS, ComparisonError)
         found = [
             [getattr(row, column) for row in self._of(name, each) if row.time is not None] for each in self._asked(law)
         ]
@@ -83,7 +82,7 @@ class Comparison(Plain):
         return self.laws if law is None else (one_of(law, "law", self.laws, ComparisonError),)
 
     def _of(self, name: str, law: str) -> list[Row]:
-        rows = [row for row in self.rows if row.candidate == name and row.law == law]
+        rows = [row for row in self.rows if isinstance(name, str) and row.candidate == name and row.law == law]
         if not rows:
             raise ComparisonError(f"there is no candidate {name!r} here, only {', '.join(map(repr, self.names))}")
         return rows
