@@ -380,7 +380,7 @@ def check(labels: list[Label]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke test: one problem of each family and dimension")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: one problem of each family and dimension, ten seconds each")
     parser.add_argument("--rtol", type=float, nargs="+", default=[1e-3, 1e-5])
     parser.add_argument("--dims", type=int, nargs="+", default=[1, 2], choices=(1, 2, 3))
     parser.add_argument("--families", nargs="+", choices=tuple(problems.FAMILIES), help="these only")
@@ -392,7 +392,7 @@ def main() -> None:
     parser.add_argument("--truths", action="store_true", help="solve nothing: check the truths against their equations")
     given = parser.parse_args()
     if given.quick:
-        given.most, given.rtol = 1, [1e-3]
+        given.most, given.rtol, given.seconds = 1, [1e-3], min(given.seconds, 10.0)
     labels = [
         label
         for label in problems.labels(given.dims, given.most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final, runtime_checkable
@@ -48,6 +49,7 @@ _T_HINT = (
     " and return an array of the full shape even where the result is constant"
 )
 
+_CANCELLED = 1e-10  # relative to what matters: changes below it are none
 _REPEATED = 1e-5  # relative change from call to call that counts as rounding, single precision included
 _LARGEST = 1e150  # of what callables return where the process starts; its square is still a number
 
@@ -209,17 +211,24 @@ class ControlProblem(Plain):
     def _probe(self) -> None:
         """Call every callable at a few points of the initial law, with scalar and with batched times."""
         x = self._first_states()
+
+        def pace() -> float:
+            """The size of a drift that goes as far as the process does."""
+            noise = float(np.abs(self.Lambda(0.0, x)).max())
+            return float(np.abs(x).max()) / self.horizon + math.sqrt(noise / self.horizon)
+
+        alpha = self.temperature
         for t in (0.0, self.horizon, np.linspace(0.0, self.horizon, len(x))):
-            _checked_twice("drift(t, x)", self.b, t, x)
-            _checked_twice("running_reward(t, x)", self.r, t, x)
+            _checked_twice("drift(t, x)", self.b, t, x, pace)
+            _checked_twice("running_reward(t, x)", self.r, t, x, lambda: alpha / self.horizon)
             if self._constant is None:
-                _check_elliptic(_checked_twice("diffusion(t, x)", self.Lambda, t, x), x, "diffusion(t, x)")
+                _check_elliptic(_checked_twice("diffusion(t, x)", self.Lambda, t, x, lambda: 0.0), x, "diffusion(t, x)")
             if self.domain is not None:
                 for side, axis in np.argwhere(self.domain.where("absorbing")):
                     on_face = x.copy()
                     on_face[:, axis] = self.domain.bounds[side][axis]
-                    _checked_twice("exit_reward(t, x)", self.exit_reward, t, on_face)
-        _checked_twice("terminal_reward(x)", lambda _, points: self.y(points), 0.0, x)
+                    _checked_twice("exit_reward(t, x)", self.exit_reward, t, on_face, lambda: alpha)
+        _checked_twice("terminal_reward(x)", lambda _, points: self.y(points), 0.0, x, lambda: alpha)
         if self.marginal is not None:
             check_marginal(self.marginal, self, ProblemError)
 
@@ -334,9 +343,15 @@ def checked_call(
 
 
 def _checked_twice(
-    name: str, function: Callable[[ArrayLike, FloatArray], FloatArray], t: ArrayLike, x: FloatArray
+    name: str,
+    function: Callable[[ArrayLike, FloatArray], FloatArray],
+    t: ArrayLike,
+    x: FloatArray,
+    unit: Callable[[], float],
 ) -> FloatArray:
     """What a callable returns at points x (n, d), asked again for some of them in another order.
+
+    unit : the size of what matters; terms that cancel leave rounding, which is far below it.
 
     ProblemError if it then says something else, which it does if it draws random numbers or mixes points with each
     other, as networks in training do; or if the second call overwrites the result of the first.
@@ -354,7 +369,8 @@ def _checked_twice(
         raise ProblemError(
             f"{name} hands out the same array on every call and writes into it; return a new one each time"
         )
-    if np.abs(again - kept[some]).max(initial=0.0) > _REPEATED * size:
+    change = float(np.abs(again - kept[some]).max(initial=0.0))
+    if change > _REPEATED * size and change > _CANCELLED * unit():
         same = np.abs(function(t, x) - kept).max(initial=0.0) <= _REPEATED * size
         why = "its value at a point depends on the other points" if same else "it is random, or remembers"
         raise ProblemError(

@@ -302,6 +302,19 @@ def test_rounding_from_call_to_call_is_no_randomness() -> None:
     build(drift=lambda t, x: np.float32(-x) * (1.0 + 1e-6 * rng.uniform(-1.0, 1.0, x.shape)))
 
 
+@pytest.mark.parametrize("name", ["drift", "running_reward", "terminal_reward"])
+def test_what_cancellation_leaves_is_no_randomness_and_what_matters_is(name: str) -> None:
+    """A drift and a policy that cancel where the process starts leave rounding alone: noise of any relative size."""
+    rng = np.random.default_rng(0)
+
+    def noise(size: float) -> Callable[..., Any]:
+        return lambda *arguments: size * rng.uniform(-1.0, 1.0, np.shape(FUNCTIONS[name](*arguments)))
+
+    build(**{name: noise(1e-14)})
+    with pytest.raises(ProblemError, match="random, or remembers"):
+        build(**{name: noise(1e-7)})
+
+
 LQ = fh.zoo.get("lq", dim=1)
 STEERED: dict[str, Callable[[Any], Any]] = {
     "sample_paths": lambda pi: fh.sample_paths(LQ, n=8, steps=4, rng=0, policy=pi),
