@@ -380,7 +380,7 @@ def check(labels: list[Label]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke test: one problem of each family and dimension, ten seconds each")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: one problem of each kind, ten seconds")
     parser.add_argument("--rtol", type=float, nargs="+", default=[1e-3, 1e-5])
     parser.add_argument("--dims", type=int, nargs="+", default=[1, 2], choices=(1, 2, 3))
     parser.add_argument("--families", nargs="+", choices=tuple(problems.FAMILIES), help="these only")
