@@ -15,7 +15,7 @@ ORDER = {
     "paths": "simulate tree_sum extent tilted sources",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
     "stepping": "adaptive lawson esdirk implicit",
-    "solutions": "density estimate norms solution compare files",
+    "solutions": "density estimate norms solution comparison compare files",
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
         "box_coefficients box_panel box_grading box_faces box_run box_paths box_march box_judge box_tolerance "
