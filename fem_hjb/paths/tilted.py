@@ -19,7 +19,9 @@ import numpy as np
 from scipy.special import logsumexp
 
 from fem_hjb.paths.extent import LawSample, reach_of
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass
+from fem_hjb.problems.linear import linear_marginal
+from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import FemHjbError, InfiniteValueError
 
@@ -47,7 +49,8 @@ class TiltedEnds:
     maxima : (k, d), those of G.
     x : (k, m, d), draws nearest to each of them, of equal weights.
     mass : (k,), the share of p*_T that lies there, at the most: where p_T is fitted it may be off by exp(far^2 / 20).
-    growing : G still grows where p_T, fitted to draws, is not trusted any more: the value may be infinite.
+    growing : G still grows where p_T, fitted to draws, is not trusted any more: the value may be infinite, and no draws
+        are made.
     """
 
     maxima: FloatArray
@@ -73,9 +76,10 @@ def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> Ti
         return None
     rng = np.random.default_rng(seed)
     middle, axes = _frame(ends)
-    log_law = _log_law(problem, ends, middle, axes)
+    law = _known_law(problem)
+    known = law is not None
+    log_law = _fitted_law(ends, middle, axes) if law is None else law.logpdf
     height = _height(problem, log_law)
-    known = problem.marginal is not None
     far = _FAR if known else _FAR_GUESSED
     z = np.concatenate([s * rng.standard_normal((_STARTS, problem.dim)) for s in _SCALES if s <= far / 2])
     starts = np.concatenate([middle + z @ axes.T, ends[:: max(1, len(ends) // _STARTS)]])
@@ -89,14 +93,17 @@ def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> Ti
             f" from the middle of the law, towards x={top[away][0].tolist()}, so that exp(y / alpha) has no"
             " expectation; use a reward that grows less, or a higher temperature"
         )
-    inside = radius <= far
-    if not inside.any() or not np.isfinite(heights[inside]).any():
+    if away.any():
+        none = np.empty((0, problem.dim))
+        return TiltedEnds(maxima=none, x=none[:, None], mass=np.empty(0), growing=True)
+    inside = (radius <= far) & (heights > _LOWEST)
+    if not inside.any():
         return None
     maxima, covariances = _maxima(height, top[inside], heights[inside], axes)
     x, logs = _draws(height, maxima, covariances, rng)
     if not known:
         logs = logs + _FIT * (np.linalg.solve(axes, (maxima - middle).T) ** 2).sum(axis=0)
-    return TiltedEnds(maxima=maxima, x=x, mass=np.exp(logs - logsumexp(logs)), growing=bool(away.any()))
+    return TiltedEnds(maxima=maxima, x=x, mass=np.exp(logs - logsumexp(logs)), growing=False)
 
 
 def tilted_paths(sample: LawSample, ends: FloatArray) -> FloatArray:
@@ -128,10 +135,20 @@ def _frame(ends: FloatArray) -> tuple[FloatArray, FloatArray]:
     return middle, scale[:, None] * vectors * np.sqrt(np.maximum(values, 1e-12))
 
 
-def _log_law(problem: ControlProblem, ends: FloatArray, middle: FloatArray, axes: FloatArray) -> Height:
-    """log p_T up to a constant: as known, or from the tails of draws along their principal axes."""
+def _known_law(problem: ControlProblem) -> Law | None:
+    """The law of X_T, if it is given, or Gaussian by the form in which the drift is given."""
     if problem.marginal is not None:
-        return problem.marginal(problem.horizon).logpdf
+        return problem.marginal(problem.horizon)
+    constant, start = problem.constant_diffusion, problem.initial_law
+    if problem.domain is not None or constant is None or not isinstance(problem.drift, LinearDrift):
+        return None
+    if not isinstance(start, Gaussian | GaussianMixture | PointMass):
+        return None
+    return linear_marginal(problem.drift, constant, start)(problem.horizon)
+
+
+def _fitted_law(ends: FloatArray, middle: FloatArray, axes: FloatArray) -> Height:
+    """log p_T up to a constant, from the tails of draws along their principal axes."""
     inverse = np.linalg.inv(axes)
     reach = reach_of(((ends - middle) @ inverse.T)[None])
 
