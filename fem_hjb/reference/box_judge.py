@@ -34,8 +34,8 @@ WIDER = 0.06  # of the width, by which a box is enlarged on each side
 _ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
 _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
 _PLACES = {1: 256, 2: 48, 3: 24}  # along an axis
-_NEAR_T = (0.0, 0.003, 0.015, 0.04)  # of the time to go
-_MOST_TIMES = 24
+_NEAR_T = (0.0, 0.0003, 0.001, 0.003, 0.015, 0.04)  # of the time to go
+_MOST_TIMES = {1: 96, 2: 40, 3: 24}
 _DOUBT, _LEAST_GAIN = 1.3, 0.1  # of what these degrees are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
 
@@ -222,15 +222,8 @@ class Judge:
         self.run, self.equation, self.tell = run, run.equation, tell
         problem = run.equation.problem
         T = problem.horizon
-        # errors jump where a panel starts on a coarser grid, and are largest in the middle of steps; of long ones where
-        # these are joined
-        some = np.array([0.5 * panel.ends[:2].sum() for panel in run.panels])
-        if self.equation.absorbing.any():
-            others = [0.5 * panel.ends[k : k + 2].sum() for panel in run.panels for k in [_longest(panel)]]
-        else:
-            others = [0.5 * (panel.ends[0] + panel.ends[-1]) for panel in run.panels]
-        some = np.sort(np.concatenate([some, others]))
-        most = _MOST_TIMES - len(_NEAR_T)
+        some = np.sort(np.concatenate([_looked_at(panel, self.equation.absorbing.any()) for panel in run.panels]))
+        most = _MOST_TIMES[problem.dim] - len(_NEAR_T)
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]
         times = np.unique(np.concatenate([T * np.array(_NEAR_T), some, [T]]))
@@ -339,6 +332,15 @@ class Judge:
             return value, policy
         better = float(np.clip(_DOUBT * self.own.tails / max(poorer.tails, 1e-300), _LEAST_GAIN, 1.0))
         return better * value, better * policy
+
+
+def _looked_at(panel: PanelRun, absorbing: bool) -> FloatArray:
+    """Times to go within a panel: errors jump where it starts on another grid, grow while what is steep moves out of
+    its small cells, and are largest in the middle of steps; of long ones where these are joined."""
+    ends = panel.ends
+    longest = _longest(panel)
+    middle = 0.5 * (ends[longest] + ends[longest + 1]) if absorbing else 0.5 * (ends[0] + ends[-1])
+    return np.array([0.5 * (ends[0] + ends[1]), middle, 0.5 * (ends[-2] + ends[-1])])
 
 
 def _longest(panel: PanelRun) -> int:
