@@ -10,9 +10,12 @@ import fem_hjb
 
 # From the ground up. A folder may import from the folders above it, a module of it also from those to its left.
 ORDER = {
-    "support": "errors checks files objects progress",
-    "problems": "divergence box laws problem probing blocks rewards closed_form linear manufactured gauge mixtures zoo",
-    "paths": "simulate tree_sum extent tilted sources",
+    "support": "errors memory checks calls files archives objects progress",
+    "problems": (
+        "divergence box laws problem probing fingerprint blocks rewards closed_form linear manufactured gauge mixtures "
+        "zoo"
+    ),
+    "paths": "steering simulate tree_sum extent tilted sources stored",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": "density estimate norms solution comparison compare files",

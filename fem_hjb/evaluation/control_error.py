@@ -33,10 +33,9 @@ from fem_hjb.evaluation.controlled_law import (
     groups_of,
     policy_of,
     respects,
-    steer,
 )
 from fem_hjb.evaluation.expectation import Expectation, time_rule
-from fem_hjb.paths.simulate import Policy
+from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution

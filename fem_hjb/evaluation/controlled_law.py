@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 from scipy.special import ndtr
 
-from fem_hjb.paths.simulate import Policy
+from fem_hjb.paths.steering import Policy, require_policy, steer
 from fem_hjb.problems.blocks import coordinates, independent_blocks, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass
@@ -22,8 +22,9 @@ from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction,
 from fem_hjb.reference import fokker_planck
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.spectral import SpectralBasis
-from fem_hjb.support.checks import FloatArray, real_array
-from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
+from fem_hjb.support.calls import call
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError, DomainError, FemHjbError, ProblemError
 
 Block = tuple[int, ...]
 
@@ -41,9 +42,7 @@ def checked_policy(problem: Any, policy: Any, asker: str) -> Policy:
     require_problem(problem, asker)
     if isinstance(policy, Solution | ProductSolution):
         return _Continued(policy)
-    if not callable(policy):
-        hint = "; give its method .policy" if hasattr(policy, "policy") else ""
-        raise ProblemError(f"policy must be a callable (t, x) -> (n, d), got {type(policy).__name__}{hint}")
+    require_policy(policy)
     return policy  # type: ignore[no-any-return]
 
 
@@ -51,19 +50,6 @@ def check_reference(reference: Any) -> None:
     """ProblemError unless it has a value and a gradient."""
     if not isinstance(reference, ValueFunction):
         raise ProblemError(f"reference must have value(t, x) and gradient(t, x), got {type(reference).__name__}")
-
-
-def steer(policy: Policy, t: float, x: FloatArray) -> FloatArray:
-    """pi_t(x), (n, d), finite, or a ProblemError."""
-    pi = real_array(policy(t, x), "what the policy returns", ProblemError)
-    if pi.shape != x.shape:
-        raise ProblemError(f"policy(t, x) returned shape {pi.shape} for x of shape {x.shape}, expected {x.shape}")
-    bad = ~np.isfinite(pi).all(axis=1)
-    if bad.any():
-        raise ProblemError(
-            f"policy(t, x) is not finite at {int(bad.sum())} of {bad.size} points, the first is t={t:g}, x={x[bad][0]}"
-        )
-    return pi
 
 
 @final
@@ -93,7 +79,12 @@ def policy_of(problem: ControlProblem, reference: ValueFunction) -> Policy:
     own = getattr(reference, "policy", None)
     if callable(own):
         return own  # type: ignore[no-any-return]
-    return lambda t, x: problem.policy_from_gradient(t, x, reference.gradient(t, x))
+    return lambda t, x: problem.policy_from_gradient(t, x, of_reference("gradient", reference.gradient, t, x))
+
+
+def of_reference(name: str, function: Callable[[float, FloatArray], ArrayLike], t: float, x: FloatArray) -> FloatArray:
+    """What a reference of the user's says of its value or gradient; errors of solutions pass."""
+    return call(f"reference: {name}(t, x)", function, (t, x), ProblemError, passes=FemHjbError)
 
 
 @final

@@ -11,7 +11,7 @@ from fem_hjb.evaluation.controlled_law import TIMES, Block, ControlledLaw, embed
 from fem_hjb.problems.laws import Law
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.density import DensityLaw
-from fem_hjb.support.checks import FloatArray, Rng, positive_integer, spawn_generators
+from fem_hjb.support.checks import FloatArray, Rng, gauss_order, spawn_generators
 from fem_hjb.support.errors import MeasureError
 
 Integrand = Callable[[float, FloatArray], FloatArray]
@@ -111,5 +111,5 @@ def _negligible_left_out(x: FloatArray, w: FloatArray) -> tuple[FloatArray, Floa
 
 def time_rule(horizon: float, times: int) -> tuple[FloatArray, FloatArray]:
     """Points and weights of the Gauss rule for (1/T) int_0^T dt."""
-    nodes, weights = roots_legendre(positive_integer(times, "times", MeasureError))
+    nodes, weights = roots_legendre(gauss_order(times, "times", MeasureError))
     return (1 + nodes) * horizon / 2, weights / 2

@@ -16,16 +16,17 @@ from fem_hjb.evaluation.controlled_law import (
     controlled_law,
     groups_of,
     marginal_of,
+    of_reference,
     respects,
-    steer,
 )
 from fem_hjb.evaluation.expectation import Estimate, Expectation, time_rule
-from fem_hjb.paths.simulate import Policy, sample_paths
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.problems.laws import MarginalLaw, PointMass
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.support.checks import FloatArray, Rng, positive_integer, spawn_generators
+from fem_hjb.support.checks import FloatArray, Rng, array_length, spawn_generators
 from fem_hjb.support.errors import MeasureError
 from fem_hjb.support.objects import Plain
 
@@ -74,8 +75,8 @@ def objectives(
     policy = checked_policy(problem, policy, "objectives")
     if reference is not None:
         check_reference(reference)
-    positive_integer(steps, "steps", MeasureError)
-    positive_integer(n, "n", MeasureError)
+    array_length(steps, "steps", MeasureError)
+    array_length(n, "n", MeasureError, problem.dim)
     groups = groups_of(problem, reference)
     seeds = spawn_generators(rng, 4)
 
@@ -139,9 +140,13 @@ def _initial_mean(
         parts = [(tuple(range(problem.dim)), lambda t: law)]
     if isinstance(law, PointMass):
         return Estimate(
-            value=float(reference.value(0.0, law.expectation)), standard_error=0.0, how="the value at the start"
+            value=float(of_reference("value", reference.value, 0.0, law.expectation)),
+            standard_error=0.0,
+            how="the value at the start",
         )
-    mean = Expectation(problem, ControlledLaw(parts, ""), lambda t, x: reference.value(0.0, x), True, n, rng)
+    mean = Expectation(
+        problem, ControlledLaw(parts, ""), lambda t, x: of_reference("value", reference.value, 0.0, x), True, n, rng
+    )
     value, variance = mean(0.0)
     return Estimate(value=value, standard_error=float(np.sqrt(variance)), how=mean.how)
 

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from fem_hjb.experiments.trial import Trial, changed
+from fem_hjb.support.checks import flag
 from fem_hjb.support.errors import TrialError
 
 
@@ -20,7 +21,7 @@ def names() -> list[str]:
 
 def get(name: str) -> ModuleType:
     """The module of an experiment; TrialError lists the names there are."""
-    if name not in names():
+    if not isinstance(name, str) or name not in names():
         raise TrialError(f"there is no experiment {name!r}; there are {', '.join(names())}")
     return import_module(f"{__name__}.{name.replace('-', '_')}")
 
@@ -34,6 +35,7 @@ def configuration(name: str, *, quick: bool = False, **changes: Any) -> Any:
     8
     """
     module = get(name)
+    flag(quick, "quick", TrialError)
     return changed(module.QUICK if quick else module.Config(), changes)
 
 
@@ -44,6 +46,7 @@ def run(name: str, *, quick: bool = False, config: Any = None, **changes: Any) -
     Raises TrialError as `configuration` does, and for a config together with what would change it, or of another kind.
     """
     module = get(name)
+    flag(quick, "quick", TrialError)
     if config is None:
         config = configuration(name, quick=quick, **changes)
     elif quick or changes or not isinstance(config, module.Config):

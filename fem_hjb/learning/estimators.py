@@ -235,7 +235,7 @@ class Estimator:
             raise MeasureError(
                 f"an Estimator needs a name and a function terms, got name={self.name!r} and terms={self.terms!r}"
             )
-        if self.smoothness not in (0, 1):
+        if not isinstance(self.smoothness, int) or self.smoothness not in (0, 1):
             raise MeasureError(f"estimator {self.name!r}: smoothness must be 0 or 1, got {self.smoothness!r}")
 
     def check(self, space: Space, delta: float) -> None:

@@ -110,8 +110,6 @@ def fit(
         non_negative_number(number, name, MeasureError)
     one_of(method, "method", METHODS, MeasureError)
     one_of(terminal, "terminal", TERMINALS, MeasureError)
-    if constraint is not None and not isinstance(constraint, Constraint):
-        raise MeasureError(f"constraint must be a Constraint such as Bounds(0, 1), got {type(constraint).__name__}")
     tried = {}
     if isinstance(space, str):
         one_of(space, "space", ("auto",), MeasureError)

@@ -71,7 +71,10 @@ class LinearSet(Plain):
     inverse: Any = None
 
     def __post_init__(self) -> None:
-        rows = sp.csr_matrix(self.rows, dtype=np.float64)
+        try:
+            rows = sp.csr_matrix(self.rows, dtype=np.float64)
+        except (TypeError, ValueError) as cause:
+            raise ConstraintError(f"rows must be a sparse matrix, got {type(self.rows).__name__} ({cause})") from cause
         object.__setattr__(self, "rows", rows)
         for name in ("lower", "upper"):
             bound = real_array(getattr(self, name), name, ConstraintError).copy()

@@ -11,13 +11,14 @@ from numpy.typing import ArrayLike
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import array_source
 from fem_hjb.problems.laws import Law, MarginalLaw, PointMass
-from fem_hjb.problems.problem import ControlProblem, require_problem
+from fem_hjb.problems.problem import ControlProblem, check_marginal, require_problem
 from fem_hjb.solutions.density import DensityLaw
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import (
     FloatArray,
     Rng,
     frozen_array,
+    gauss_order,
     one_of,
     positive_integer,
     real_array,
@@ -60,13 +61,14 @@ class Measure(Plain):
     def __post_init__(self) -> None:
         one_of(self.kind, "Measure: kind", ("law", "empirical"), MeasureError)
         put = object.__setattr__
-        shape = np.shape(self.x)
+        shape = real_array(self.x, "Measure: x", MeasureError).shape
         if len(shape) != 2:
             raise MeasureError(f"Measure: x must hold points in rows, shape (m, d), got shape {shape}")
         d = shape[1]
         for prefix in ("", "initial_", "terminal_"):
             name = f"{prefix}x"
-            points = frozen_array(getattr(self, name), f"Measure: {name}", (len(getattr(self, name)), d), MeasureError)
+            given = real_array(getattr(self, name), f"Measure: {name}", MeasureError)
+            points = frozen_array(given, f"Measure: {name}", (*given.shape[:1], d), MeasureError)
             put(self, name, points)
             weights = frozen_array(
                 getattr(self, f"{prefix}weights"), f"Measure: {prefix}weights", points.shape[:1], MeasureError
@@ -100,6 +102,7 @@ def empirical_measure(problem: ControlProblem, paths: Paths, *, n: int | None = 
 
     Raises MeasureError if the paths are of another dimension or do not end at the problem's horizon.
     """
+    require_problem(problem, "empirical_measure")
     array_source(paths).check(problem)
     m, d = paths.n, paths.dim
     total = m if n is None else positive_integer(n, "n", MeasureError)
@@ -160,7 +163,9 @@ def law_measure(
             f"{problem.name!r} knows no law of X_t; compute one, law_measure(..., "
             "marginal=fokker_planck.solve(problem).marginal)"
         )
-    rule = space.spatial.quadrature(2 * space.spatial.degree + 6 if degree is None else degree)
+    check_marginal(marginal, problem, MeasureError)
+    most = 2 * space.spatial.degree + 6 if degree is None else gauss_order(degree, "degree", MeasureError)
+    rule = space.spatial.quadrature(most)
     points = rule.x.reshape(-1, space.dim)
     volumes = np.broadcast_to(rule.weights * rule.det, rule.x.shape[:2]).ravel()
     if times is None:

@@ -28,14 +28,15 @@ from fem_hjb.learning import forms
 from fem_hjb.learning.estimators import Setting
 from fem_hjb.learning.forms import VALUE, Integrands, Load, Operator
 from fem_hjb.learning.gram import gram_sums
-from fem_hjb.learning.measures import Measure
+from fem_hjb.learning.measures import Measure, check_space
 from fem_hjb.learning.samples import Located, chunks, operator_rows
 from fem_hjb.learning.system import assemble
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, one_of
-from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.calls import call
+from fem_hjb.support.checks import FloatArray, one_of, require
+from fem_hjb.support.errors import FemHjbError, MeasureError
 from fem_hjb.support.objects import Plain
 
 NORMS = ("energy", "mass")
@@ -87,12 +88,15 @@ def yardstick(
 
     Raises MeasureError if there is no exact solution, or the measure leaves the space.
     """
+    check_space(problem, space, "yardstick")
     one_of(norm, "norm", NORMS, MeasureError)
     truth = problem.exact if exact is None else exact
     if truth is None:
         raise MeasureError(
             f"{problem.name!r} has no exact solution: give exact=, for instance solve(problem, rtol=1e-6)"
         )
+    if not isinstance(truth, ValueFunction):
+        raise MeasureError(f"exact must have value(t, x) and gradient(t, x), got {type(truth).__name__}")
     estimator = "generator" if space.smoothness else "weak"
     system = assemble(problem, measure, space, estimator=estimator, delta=delta, outside="drop")
     setting = Setting(problem=problem, space=space, gauge=system.gauge, delta=delta)
@@ -123,10 +127,11 @@ def _norm_terms(setting: Setting, truth: ValueFunction, measure: Measure, norm: 
     horizon, step = problem.horizon, _INSTANT * problem.horizon
 
     def f(t: FloatArray, x: FloatArray) -> FloatArray:
-        return gauge.u(t, x, truth.value(t, x))
+        return gauge.u(t, x, call("exact: value(t, x)", truth.value, (t, x), MeasureError, passes=FemHjbError))
 
     def slopes(t: FloatArray, x: FloatArray, factor: float) -> list[Load]:
-        gradient = f(t, x)[:, None] * np.asarray(truth.gradient(t, x)) / problem.temperature
+        found = call("exact: gradient(t, x)", truth.gradient, (t, x), MeasureError, passes=FemHjbError)
+        gradient = f(t, x)[:, None] * found / problem.temperature
         operators = forms.slopes(np.sqrt(factor) * setting.factor(t, x))
         return [(op, np.asarray(np.sum(np.asarray(op.gradient) * gradient, axis=-1))) for op in operators]
 
@@ -205,6 +210,7 @@ def split_error(
     observed times, law_measure(..., times=paths.t); None: as if f_bar, so that the observation error counts as
     statistical.
     """
+    require(measuring, Yardstick, "split_error", MeasureError)
     grid = measuring.space.coefficient_grid
     hat, bar = grid(learned).ravel(), grid(population).ravel()
     bar_k = bar if observed is None else grid(observed).ravel()

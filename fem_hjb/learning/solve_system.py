@@ -24,7 +24,16 @@ from fem_hjb.learning.linear_set import LinearSet
 from fem_hjb.learning.smoothing import default_smoothing, is_dictionary, roughness
 from fem_hjb.learning.system import System
 from fem_hjb.solutions.solution import Solution
-from fem_hjb.support.checks import FloatArray, IntArray, one_of, require
+from fem_hjb.support.checks import (
+    LARGEST,
+    FloatArray,
+    IntArray,
+    flag,
+    non_negative_number,
+    one_of,
+    positive_number,
+    require,
+)
 from fem_hjb.support.errors import ConstraintError, ConvergenceError, MeasureError
 
 METHODS = ("direct", "projected", "minimal-residual")
@@ -60,6 +69,8 @@ def solve_system(
     started = time.perf_counter()
     require(system, System, "solve_system", MeasureError)
     one_of(method, "method", METHODS, MeasureError)
+    flag(figures, "figures", MeasureError)
+    positive_number(tol, "tol", MeasureError)
     space = system.space
     if smoothing is None:
         smoothing = default_smoothing(system.estimator, space)
@@ -142,6 +153,11 @@ def reduce_system(
 ) -> ReducedSystem:
     """What `solve_system` solves: smoothing and ridge added, known coefficients eliminated, the rest scaled."""
     one_of(terminal, "terminal", TERMINALS, MeasureError)
+    if constraint is not None and not isinstance(constraint, Constraint):
+        raise MeasureError(f"constraint must be a Constraint such as Bounds(0, 1), got {type(constraint).__name__}")
+    for name, number in (("smoothing", smoothing), ("ridge", ridge)):
+        if non_negative_number(number, name, MeasureError) > LARGEST:
+            raise MeasureError(f"{name} must be at most {LARGEST:g}, got {number!r}")
     space = system.space
     per_path = 1.0 / system.paths if system.paths else _EXACT
     extension = sp.csr_matrix((space.n_dofs,) * 2)

@@ -36,6 +36,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray, non_negative_number, one_of, require
 from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError
+from fem_hjb.support.memory import require_room
 from fem_hjb.support.objects import Plain
 
 _SAMPLES = 1 << 18  # per chunk
@@ -95,6 +96,7 @@ def assemble(
     row = find_estimator(estimator)
     one_of(outside, "outside", ("error", "drop"), MeasureError)
     check_space(problem, space, "fit")
+    require_room((space.n_cells, space.local_size**2), "the system:", MeasureError, "; take fewer cells")
     row.check(space, non_negative_number(delta, "delta", MeasureError))
     if executor is not None:
         require(executor, Executor, "executor=", MeasureError)

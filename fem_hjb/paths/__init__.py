@@ -2,7 +2,8 @@
 
 from fem_hjb.paths.extent import Truncation, truncation_box
 from fem_hjb.paths.simulate import Paths, sample_paths
-from fem_hjb.paths.sources import PathSource, array_source, file_source, simulated_source, write_paths
+from fem_hjb.paths.sources import PathSource, array_source, simulated_source
+from fem_hjb.paths.stored import file_source, write_paths
 from fem_hjb.paths.tree_sum import tree_sum
 
 __all__ = [

@@ -10,7 +10,13 @@ from scipy.special import ndtr, ndtri
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, require_problem
-from fem_hjb.support.checks import FloatArray, Rng, non_negative_number, positive_integer, spawn_generators
+from fem_hjb.support.checks import (
+    FloatArray,
+    Rng,
+    array_length,
+    non_negative_number,
+    spawn_generators,
+)
 from fem_hjb.support.errors import DomainError
 
 _SAMPLES = 4096
@@ -219,10 +225,10 @@ def truncation_box(
     if not 0.0 < non_negative_number(quantile, "truncation_box: quantile", DomainError) < 0.5:
         raise DomainError(f"truncation_box: quantile must lie in (0, 0.5), got {quantile!r}")
     margin = non_negative_number(margin, "truncation_box: margin", DomainError)
-    n = positive_integer(n, "truncation_box: n", DomainError)
+    n = array_length(n, "truncation_box: n", DomainError, problem.dim)
     if n * quantile < 1.0:
         raise DomainError(
-            f"truncation_box: {n} paths cannot show a quantile of {quantile:g}; take n >= {int(np.ceil(1 / quantile))}"
+            f"truncation_box: {n} paths cannot show a quantile of {quantile:g}; take n >= {1 / quantile:.0f}"
             " or a larger quantile"
         )
     for_box, for_mass = spawn_generators(rng, 2)
@@ -243,6 +249,7 @@ def window(problem: ControlProblem) -> Box:
 
     Where the law of X_t is not known, simulated paths tell where it has all but a thousandth of its mass on each side.
     """
+    require_problem(problem, "window")
     if problem.domain is not None or problem.marginal is None:
         return truncation_box(problem, quantile=1e-3, margin=0.0, n=4096).box
     laws = [problem.marginal(t) for t in (0.0, problem.horizon / 2, problem.horizon)]

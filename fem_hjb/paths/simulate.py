@@ -9,19 +9,31 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fem_hjb.paths.steering import Policy, require_policy, steer
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, require_problem
-from fem_hjb.support.checks import FloatArray, Rng, as_times, frozen_array, one_of, positive_integer, spawn_generators
+from fem_hjb.support.checks import (
+    FloatArray,
+    Rng,
+    as_times,
+    at_most,
+    frozen_array,
+    one_of,
+    positive_integer,
+    real_array,
+    spawn_generators,
+)
 from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError
+from fem_hjb.support.memory import require_room
 from fem_hjb.support.objects import Plain
 
-Policy = Callable[[ArrayLike, FloatArray], ArrayLike]
 Step = Callable[[float, FloatArray, np.random.Generator], FloatArray]
 
 SCHEMES = ("auto", "exact", "euler", "weak2")
 _CHUNK = 16384
 _LADDER = (1, 4, 16, 64)  # substeps to try in turn when none are asked for
+_MOST_SUBSTEPS = 1_000_000
 _EXPLODED = 1e30  # beyond it a cubic drift still evaluates without overflow, so that we, not the drift, report it
 
 
@@ -39,7 +51,7 @@ class Paths(Plain):
     scheme: str = "given"
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.x)
+        shape = real_array(self.x, "Paths: x", MeasureError).shape
         if len(shape) != 3 or shape[0] < 1 or shape[1] < 2 or shape[2] < 1:
             raise MeasureError(f"Paths: x must have shape (n, K+1, d) with n, K, d >= 1, got shape {shape}")
         times = frozen_array(self.t, "Paths: t", (shape[1],), MeasureError)
@@ -102,12 +114,7 @@ class _Coefficients:
         b = self.problem.b(t, x)
         if self.policy is None:
             return b
-        pi = np.asarray(self.policy(t, x), dtype=np.float64)
-        if pi.shape != x.shape:
-            raise ProblemError(f"policy(t, x) returned shape {pi.shape} for x of shape {x.shape}, expected {x.shape}")
-        if not np.isfinite(pi).all():
-            raise ProblemError(f"policy(t, x) is not finite at {int((~np.isfinite(pi)).any(-1).sum())} points, t={t:g}")
-        return b + pi
+        return b + steer(self.policy, t, x)
 
     def factor(self, t: float, x: FloatArray) -> FloatArray:
         return noise_factor(self.problem, t, self.inside(x))
@@ -260,19 +267,20 @@ def sample_paths(
 
     Raises
     ------
-    MeasureError : n, steps, substeps or rng make no sense.
-    ProblemError : "exact" is not possible here, or the policy is no callable, or returns a wrong shape or non-finite
-        numbers.
+    MeasureError : n, steps, substeps or rng make no sense, or the paths do not fit into memory.
+    ProblemError : "exact" is not possible here, or the policy is no callable, fails, or returns a wrong shape or
+        non-finite numbers.
     EllipticityError : Lambda is not positive definite at a simulated point.
     ConvergenceError : the simulated paths explode.
     """
     require_problem(problem, "sample_paths")
     n = positive_integer(n, "n", MeasureError)
     steps = positive_integer(steps, "steps", MeasureError)
-    if policy is not None and not callable(policy):
-        hint = "; give its method .policy" if hasattr(policy, "policy") else ""
-        raise ProblemError(f"policy must be a callable (t, x) or None, got {type(policy).__name__}{hint}")
-    ladder = _LADDER if substeps is None else (positive_integer(substeps, "substeps", MeasureError),)
+    room = "; simulated_source makes paths in chunks"
+    require_room((n, steps + 1, problem.dim), f"n={n}, steps={steps}:", MeasureError, room)
+    if policy is not None:
+        require_policy(policy)
+    ladder = _LADDER if substeps is None else (at_most(substeps, _MOST_SUBSTEPS, "substeps", MeasureError),)
     scheme = one_of(scheme, "scheme", SCHEMES, MeasureError)
     exact = _exact_coefficients(problem, policy) if scheme in ("auto", "exact") else None
     if scheme == "exact" and exact is None:

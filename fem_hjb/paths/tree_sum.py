@@ -14,11 +14,12 @@ from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any, TypeVar
 
-from fem_hjb.support.checks import positive_integer
+from fem_hjb.support.checks import at_most, positive_integer
 from fem_hjb.support.errors import MeasureError
 
 T = TypeVar("T")
 
+_MOST_TASKS = 1_000_000_000
 _PAYLOAD_BYTES = 1 << 26  # sent with every job; more than this is data, which belongs in a file
 
 
@@ -58,7 +59,12 @@ def tree_sum(
     >>> tree_sum(lambda i: f"{i}", 5, lambda left, right: f"({left}+{right})")
     '(((0+1)+(2+3))+4)'
     """
-    count = positive_integer(count, "count", MeasureError)
+    for name, given in (("task", task), ("add", add)):
+        if not callable(given):
+            raise MeasureError(f"{name} must be a callable, got {type(given).__name__}")
+    if executor is not None and not isinstance(executor, Executor):
+        raise MeasureError(f"executor= needs an Executor, got {type(executor).__name__}")
+    count = at_most(count, _MOST_TASKS, "count", MeasureError)
     window = positive_integer(window, "window", MeasureError)
     group = positive_integer(group, "group", MeasureError)
     if group & (group - 1):
@@ -81,13 +87,20 @@ def _fold(values: Iterable[T], add: Callable[[T, T], T]) -> T:
     for value in values:
         height = 0
         while waiting and waiting[-1][0] == height:
-            value = add(waiting.pop()[1], value)
+            value = _added(add, waiting.pop()[1], value)
             height += 1
         waiting.append((height, value))
     total = waiting.pop()[1]
     while waiting:
-        total = add(waiting.pop()[1], total)
+        total = _added(add, waiting.pop()[1], total)
     return total
+
+
+def _added(add: Callable[[T, T], T], left: T, right: T) -> T:
+    try:
+        return add(left, right)
+    except Exception as cause:  # an addition is any code
+        raise MeasureError(f"adding two partial sums failed with {type(cause).__name__}: {cause}") from cause
 
 
 def _subtree(task: Callable[[int], T], add: Callable[[T, T], T], indices: range) -> T:

@@ -18,8 +18,9 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.solutions.comparison import COLUMNS, Comparison
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.support.checks import FloatArray, as_times, one_of, require
-from fem_hjb.support.errors import ComparisonError, ProblemError
+from fem_hjb.support.calls import call
+from fem_hjb.support.checks import FloatArray, as_times, frozen_array, one_of, real_array, require
+from fem_hjb.support.errors import ComparisonError, DomainError, FemHjbError, ProblemError
 
 # Told apart by line style alone when printed in grey; the colours are Okabe and Ito's, safe for colour-blind readers.
 STYLES: tuple[dict[str, Any], ...] = (
@@ -38,6 +39,7 @@ _ERROR_FLOOR = 1e-16  # logarithmic axes cannot show an error of exactly 0
 
 def _axes(ax: Axes | None) -> Axes:
     if ax is not None:
+        require(ax, Axes, "ax=", ComparisonError)
         return ax
     from matplotlib import pyplot  # here only: pyplot keeps global state that writing files has no use for
 
@@ -47,7 +49,8 @@ def _axes(ax: Axes | None) -> Axes:
 
 def ticks_at(axis: Axis, values: ArrayLike) -> None:
     """Ticks of a logarithmic axis at the values that were used, written out, and at no others."""
-    axis.set_major_locator(FixedLocator(np.unique(np.asarray(values, dtype=np.float64)).tolist()))
+    require(axis, Axis, "ticks_at", ComparisonError)
+    axis.set_major_locator(FixedLocator(np.unique(real_array(values, "values", ComparisonError)).tolist()))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
 
@@ -62,7 +65,7 @@ def _problem_of(of: ValueFunction, problem: ControlProblem | None) -> ControlPro
 def _value(of: ValueFunction, t: float, x: FloatArray) -> FloatArray:
     if isinstance(of, Solution | ProductSolution):
         return of.value(t, x, outside="nan", nonpositive="nan")
-    return np.asarray(of.value(t, x), dtype=np.float64)
+    return call("value(t, x)", of.value, (t, x), ComparisonError, passes=FemHjbError)
 
 
 def _policy(of: ValueFunction, problem: ControlProblem, t: float, x: FloatArray) -> FloatArray:
@@ -70,12 +73,28 @@ def _policy(of: ValueFunction, problem: ControlProblem, t: float, x: FloatArray)
         return problem.policy_from_gradient(t, x, of.gradient(t, x, outside="nan", nonpositive="nan"))
     own: Callable[[float, FloatArray], ArrayLike] | None = getattr(of, "policy", None)
     if own is not None:
-        return np.asarray(own(t, x), dtype=np.float64)
-    return problem.policy_from_gradient(t, x, np.asarray(of.gradient(t, x), dtype=np.float64))
+        return call("policy(t, x)", own, (t, x), ComparisonError, passes=FemHjbError)
+    slope = call("gradient(t, x)", of.gradient, (t, x), ComparisonError, passes=FemHjbError)
+    return problem.policy_from_gradient(t, x, slope)
 
 
 def _time(t: float, problem: ControlProblem) -> float:
-    return float(as_times(t, problem.horizon))
+    when = as_times(t, problem.horizon)
+    if when.ndim:
+        raise DomainError(f"t must be one time, got an array of shape {when.shape}")
+    return float(when)
+
+
+def _judged(of: Any, asker: str) -> None:
+    """ComparisonError, which says who asked, unless it has a value and a gradient."""
+    if not isinstance(of, ValueFunction):
+        raise ComparisonError(f"{asker} must have value(t, x) and gradient(t, x), got {type(of).__name__}")
+
+
+def _range(limits: Any) -> tuple[float, float]:
+    """Two numbers to draw between."""
+    low, high = frozen_array(limits, "limits", (2,), ComparisonError).tolist()
+    return low, high
 
 
 def _region(problem: ControlProblem, box: Box | None) -> Box:
@@ -104,7 +123,10 @@ def _slice_note(problem: ControlProblem) -> str:
 
 
 def _curve(ax: Axes, x: FloatArray, y: FloatArray, label: str | None, style: Mapping[str, Any]) -> list[Artist]:
-    return list(ax.plot(x, y, label=label, **style))
+    try:
+        return list(ax.plot(x, y, label=label, **style))
+    except (AttributeError, TypeError, ValueError) as cause:
+        raise ComparisonError(f"style must be properties of a line, got {dict(style)!r} ({cause})") from cause
 
 
 def _map(ax: Axes, grid: tuple[FloatArray, FloatArray], z: FloatArray, label: str, **more: Any) -> list[Artist]:
@@ -164,7 +186,13 @@ def solution(
     ProblemError : an unknown quantity, or no problem.
     DomainError : t outside [0, T].
     """
+    _judged(of, "what is drawn")
     problem = _problem_of(of, problem)
+    if label is not None and not isinstance(label, str):
+        raise ComparisonError(f"label must be text or None, got {type(label).__name__}")
+    if style is not None and not (isinstance(style, Mapping) and all(isinstance(key, str) for key in style)):
+        raise ComparisonError(f"style must be a mapping of the properties of a line, got {style!r}")
+    limits = None if limits is None else _range(limits)
     quantity = one_of(quantity, "quantity", ("value", "policy"), ProblemError)
     t, region, ax = _time(t, problem), _region(problem, box), _axes(ax)
     _label_axes(ax, problem)
@@ -189,6 +217,7 @@ def solution(
 def compare(comparison: Comparison, *, column: str = "value", ax: Axes | None = None) -> list[Artist]:
     """Draw a column of a comparison ("value", "value_h1", "policy", "excluded") against time, a line per candidate."""
     require(comparison, Comparison, "compare", ComparisonError)
+    one_of(column, "column", COLUMNS, ComparisonError)
     names, ax = comparison.names, _axes(ax)
     artists: list[Artist] = []
     for k, name in enumerate(names):
@@ -221,6 +250,12 @@ def report(
     more the panels are maps (see `solution`), the third overlays level lines of v.
     """
     require_problem(problem, "report")
+    _judged(learned, "learned")
+    _judged(reference, "reference")
+    if galerkin is not None:
+        _judged(galerkin, "galerkin")
+    if figure is not None:
+        require(figure, Figure, "report", ComparisonError)
     figure = Figure(figsize=(10.0, 7.2), layout="constrained") if figure is None else figure
     if figure.get_layout_engine() is None:
         figure.set_layout_engine("constrained")
@@ -229,7 +264,7 @@ def report(
     truth, truth_name = (reference, "reference") if problem.exact is None else (problem.exact, "exact")
     found = {truth_name: truth, "reference": reference, "learned": learned}
     judged = {"learned": learned, "galerkin": galerkin, "reference": reference}
-    errors = {name: of for name, of in judged.items() if of is not None and of is not truth}
+    errors = {name: of for name, of in judged.items() if of is not None and of is not truth} or {"learned": learned}
     axes: list[Axes] = list(figure.subplots(2, 2).ravel())
     draw = _report_curves if problem.dim == 1 else _report_maps
     names = " vs ".join(reversed(found))

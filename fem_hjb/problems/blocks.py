@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass, Uniform
-from fem_hjb.problems.probing import instants
+from fem_hjb.problems.probing import instants, scattered
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ProblemError
@@ -27,7 +27,6 @@ Reward = Callable[[FloatArray], ArrayLike]
 
 _SPLITTABLE = (Gaussian, GaussianMixture, PointMass, Uniform)
 _PROBES = 256
-_FAR = 3.0  # times how far the process spreads: how far probes do
 _RELATIVE = 1e-11  # change that counts as rounding
 
 
@@ -38,7 +37,7 @@ def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
         return [tuple(range(d))]
     if not isinstance(problem.initial_law, _SPLITTABLE):
         return [tuple(range(d))]
-    x, y = _probes(problem, 0), _probes(problem, 1)
+    x, y = scattered(problem, _PROBES, 0), scattered(problem, _PROBES, 1)
     linked = np.zeros((d, d), dtype=np.bool_)
     for t in instants(problem.horizon):
         base = problem.b(t, x), problem.Lambda(t, x)
@@ -137,26 +136,13 @@ def alike(one: ControlProblem, other: ControlProblem) -> bool:
     boxes = [np.zeros(0) if p.domain is None else np.stack(p.domain.bounds) for p in (one, other)]
     if not np.array_equal(boxes[0], boxes[1]):
         return False
-    x = _probes(one, 0)
-    if not np.array_equal(x, _probes(other, 0)):
+    x = scattered(one, _PROBES, 0)
+    if not np.array_equal(x, scattered(other, _PROBES, 0)):
         return False
     pairs = [(one.y(x), other.y(x))]
     for t in instants(one.horizon):
         pairs += [(getattr(one, name)(t, x), getattr(other, name)(t, x)) for name in ("b", "Lambda", "r")]
     return all(bool((np.abs(a - b) <= 1e-13 * np.abs(a).max()).all()) for a, b in pairs)
-
-
-def _probes(problem: ControlProblem, seed: int) -> FloatArray:
-    """Points that cover where the process starts, and some way around."""
-    rng = np.random.default_rng(seed + 2)
-    x = problem.initial_law.sample(_PROBES, np.random.default_rng(seed))
-    spread = np.sqrt(np.diag(problem.initial_law.covariance))
-    inside = x if problem.domain is None else problem.domain.mirror(x)
-    Lambda = problem.Lambda(0.0, inside)
-    reach = np.sqrt(np.diagonal(Lambda, axis1=1, axis2=2).mean(axis=0) * problem.horizon)
-    far = _FAR * rng.random((_PROBES, 1))
-    x = x + far * rng.normal(size=x.shape) * np.maximum(spread, reach)
-    return x if problem.domain is None else problem.domain.mirror(x)
 
 
 def _replace(x: FloatArray, y: FloatArray, index: Sequence[int]) -> FloatArray:

@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.support.checks import FloatArray, as_points, one_of, real_array
+from fem_hjb.support.checks import LARGEST, SMALLEST, UNITS, FloatArray, as_points, one_of, real_array
 from fem_hjb.support.errors import DomainError
 from fem_hjb.support.objects import Plain
 
@@ -56,6 +56,9 @@ class Box(Plain):
             raise DomainError(f"Box: lower has shape {lower.shape} but upper has shape {upper.shape}")
         if not (lower < upper).all():
             raise DomainError(f"Box: lower must be below upper on every axis, got {lower} and {upper}")
+        edges = (upper / 2 - lower / 2)[np.isfinite(upper) & np.isfinite(lower)] * 2.0
+        if not ((edges >= SMALLEST) & (edges <= LARGEST)).all():
+            raise DomainError(f"Box: the edges of {lower} to {upper} are too short or too long{UNITS}")
         put = object.__setattr__
         put(self, "lower", lower)
         put(self, "upper", upper)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, final
 
 import numpy as np
@@ -28,6 +29,7 @@ from fem_hjb.support.checks import (
     frozen_array,
     positive_number,
     real_array,
+    require,
     spd_array,
 )
 from fem_hjb.support.errors import DomainError, EllipticityError, InfiniteValueError, ProblemError
@@ -93,6 +95,9 @@ class ClosedForm(Plain, ABC):
         """Lambda grad v, shape (n, d)."""
 
 
+_MOST_CALLS = 50_000  # of the right-hand side of Riccati equations; a few hundred are usual
+
+
 @final
 class LinearQuadratic(ClosedForm):
     r"""Linear drift, constant diffusion, quadratic running reward; terminal reward quadratic, or a log-sum-exp of such.
@@ -135,6 +140,8 @@ class LinearQuadratic(ClosedForm):
         q: ArrayLike | None = None,
         q0: float = 0.0,
     ) -> None:
+        require(drift, LinearDrift, "LinearQuadratic", ProblemError)
+        require(terminal, LogSumExpReward, "LinearQuadratic", ProblemError)
         self._A, self._a = drift.coefficients
         d = self.dim = len(self._a)
         if terminal.dim != d:
@@ -154,7 +161,14 @@ class LinearQuadratic(ClosedForm):
         A, a, Lambda, alpha = self._A, self._a, self._Lambda, self.temperature
         root = np.linalg.cholesky(Lambda)
 
+        calls = count()
+
         def rate(_: float, state: FloatArray) -> FloatArray:
+            if next(calls) > _MOST_CALLS:
+                raise ProblemError(
+                    f"the Riccati equations are too stiff to be integrated to T = {self.horizon:g}: after {_MOST_CALLS}"
+                    " evaluations they are not; shorten the horizon, or let drift, noise and rewards differ less"
+                )
             P, p, _c = self._unpack(state[:, None])
             P, p = P[0], p[0]
             PA, PL = P @ A, P @ Lambda
@@ -241,12 +255,15 @@ class CosineSeries(ClosedForm):
         running: float = 0.0,
     ) -> None:
         self._lower = float(frozen_array(lower, "lower", (), ProblemError))
-        self._width = positive_number(float(upper) - self._lower, "upper - lower", ProblemError)
+        end = float(frozen_array(upper, "upper", (), ProblemError))
+        self._width = positive_number(end - self._lower, "upper - lower", ProblemError)
         self._Lambda = positive_number(diffusion, "diffusion", ProblemError)
         self.horizon = positive_number(horizon, "horizon", ProblemError)
         self.temperature = positive_number(temperature, "temperature", ProblemError)
         self._running = float(frozen_array(running, "running", (), ProblemError))
         given = np.atleast_1d(real_array(coefficients, "coefficients", ProblemError))
+        if given.size == 0:
+            raise ProblemError("a cosine series needs at least one coefficient")
         self._c = frozen_array(given, "coefficients", (given.size,), ProblemError)
         lowest = self._minimum()
         if lowest <= 0:

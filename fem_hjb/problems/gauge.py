@@ -15,8 +15,17 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.support.checks import FloatArray, as_points, as_times, frozen_array, positive_number
+from fem_hjb.problems.problem import ControlProblem, require_problem
+from fem_hjb.support.checks import (
+    FloatArray,
+    as_points,
+    as_times,
+    finite_number,
+    frozen_array,
+    positive_number,
+    real_array,
+    require,
+)
 from fem_hjb.support.errors import PositivityError, ProblemError
 from fem_hjb.support.objects import Plain
 
@@ -114,10 +123,7 @@ class Gauge(Unknown):
         put(self, "temperature", positive_number(self.temperature, "temperature", ProblemError))
         put(self, "horizon", positive_number(self.horizon, "horizon", ProblemError))
         for name in ("terminal", "running"):
-            number = float(getattr(self, name))
-            if not np.isfinite(number):
-                raise ProblemError(f"the gauge constant {name!r} must be finite, got {number!r}")
-            put(self, name, number)
+            put(self, name, finite_number(getattr(self, name), f"the gauge constant {name!r}", ProblemError))
 
     def value(self, t: ArrayLike, x: ArrayLike, u: ArrayLike) -> FloatArray:
         values = np.asarray(u, dtype=np.float64)
@@ -205,7 +211,11 @@ class QuadraticGauge(Unknown):
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        size, d = np.shape(self.p)
+        require(self.constants, Gauge, "QuadraticGauge", ProblemError)
+        linear = real_array(self.p, "QuadraticGauge: p", ProblemError)
+        if linear.ndim != 2 or 0 in linear.shape:
+            raise ProblemError(f"QuadraticGauge: p must have shape (k, d), got shape {linear.shape}")
+        size, d = linear.shape
         put(self, "centre", frozen_array(self.centre, "QuadraticGauge: centre", (d,), ProblemError))
         put(self, "P", frozen_array(self.P, "QuadraticGauge: P", (size, d, d), ProblemError))
         put(self, "p", frozen_array(self.p, "QuadraticGauge: p", (size, d), ProblemError))
@@ -277,6 +287,8 @@ class ValueGauge(Unknown):
     background: Gauge | QuadraticGauge
 
     def __post_init__(self) -> None:
+        if not isinstance(self.background, Gauge | QuadraticGauge):
+            raise ProblemError(f"ValueGauge needs a Gauge or QuadraticGauge, got {type(self.background).__name__}")
         object.__setattr__(self, "temperature", self.background.temperature)
         object.__setattr__(self, "horizon", self.background.horizon)
 
@@ -330,8 +342,9 @@ def range_in_temperatures(problem: ControlProblem, x: ArrayLike, times: ArrayLik
 
 
 def _grid(problem: ControlProblem, x: ArrayLike, times: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    require_problem(problem, "a gauge")
     points = as_points(x, problem.dim)
-    instants = np.atleast_1d(as_times(times, problem.horizon, "times"))
+    instants = as_times(times, problem.horizon, "times").ravel()
     if points.size == 0 or instants.size == 0:
         raise ProblemError(f"a gauge needs points and times, got {points.size // problem.dim} and {instants.size}")
     return points, instants

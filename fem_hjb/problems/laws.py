@@ -13,8 +13,18 @@ from scipy.linalg import solve_triangular
 from scipy.special import logsumexp, roots_hermitenorm, roots_legendre
 
 from fem_hjb.problems.box import Box
-from fem_hjb.support.checks import FloatArray, as_points, frozen_array, positive_integer, real_array, spd_array
+from fem_hjb.support.checks import (
+    FloatArray,
+    array_length,
+    as_points,
+    frozen_array,
+    gauss_order,
+    real_array,
+    require,
+    spd_array,
+)
 from fem_hjb.support.errors import DomainError, ProblemError
+from fem_hjb.support.memory import require_room
 from fem_hjb.support.objects import Plain
 
 _LOG_2PI = float(np.log(2.0 * np.pi))
@@ -25,6 +35,19 @@ def tensor_rule(points: FloatArray, weights: FloatArray, dim: int) -> tuple[Floa
     grids = np.meshgrid(*[points] * dim, indexing="ij")
     scales = np.meshgrid(*[weights] * dim, indexing="ij")
     return np.stack([g.ravel() for g in grids], axis=-1), np.prod([s.ravel() for s in scales], axis=0)
+
+
+def tensor_order(order: int, dim: int) -> int:
+    """The points per axis of a tensor rule, if all of them fit into memory."""
+    points = gauss_order(order, "order", ProblemError)
+    require_room((points**dim, dim), f"order={points}:", ProblemError)
+    return points
+
+
+def checked_draws(n: int, rng: object, dim: int) -> int:
+    """n, if so many draws fit into memory and `rng` draws them."""
+    require(rng, np.random.Generator, "sample(n, rng)", ProblemError, "; np.random.default_rng(seed) makes one")
+    return array_length(n, "n", ProblemError, dim)
 
 
 class Law(Plain, ABC):
@@ -88,6 +111,8 @@ class GaussianMixture(Law):
         if (w < 0).any() or abs(w.sum() - 1.0) > 1e-10:
             raise ProblemError(f"weights must be non-negative and sum to 1, got {w.tolist()} with sum {w.sum():.12g}")
         dim = raw.shape[1]
+        if dim == 0:
+            raise ProblemError(f"means must have at least one coordinate, got shape {raw.shape}")
         means = frozen_array(raw, "means", (w.size, dim), ProblemError)
         stack = real_array(self.covariances, "covariances", ProblemError)
         if stack.shape[:1] != (w.size,):
@@ -123,7 +148,7 @@ class GaussianMixture(Law):
         return np.asarray(np.einsum("k,kij->ij", self._w, self._c + centred[:, :, None] * centred[:, None, :]))
 
     def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
-        n = positive_integer(n, "n", ProblemError)
+        n = checked_draws(n, rng, self.dim)
         which = rng.choice(self._w.size, size=n, p=self._w / self._w.sum())
         noise = rng.standard_normal((n, self.dim))
         return np.asarray(self._m[which] + np.einsum("nij,nj->ni", self._chol[which], noise))
@@ -140,7 +165,7 @@ class GaussianMixture(Law):
             half_log_det = np.log(np.diag(chol)).sum()
             logs[:, j] = log_w[j] - 0.5 * (z**2).sum(0) - half_log_det - 0.5 * self.dim * _LOG_2PI
             pulls[:, j] = -solve_triangular(chol, z, lower=True, trans="T").T
-        return logs.reshape((*x.shape[:-1], -1)), pulls.reshape((*x.shape[:-1], -1, self.dim))
+        return logs.reshape((*x.shape[:-1], self._w.size)), pulls.reshape((*x.shape[:-1], self._w.size, self.dim))
 
     def logpdf(self, x: ArrayLike) -> FloatArray:
         return np.asarray(logsumexp(self._log_components(as_points(x, self.dim))[0], axis=-1))
@@ -151,7 +176,7 @@ class GaussianMixture(Law):
         return np.asarray(np.einsum("...k,...kd->...d", shares, pulls))
 
     def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
-        nodes, weights = roots_hermitenorm(positive_integer(order, "order", ProblemError))
+        nodes, weights = roots_hermitenorm(tensor_order(order, self.dim))
         z, wz = tensor_rule(nodes, weights / weights.sum(), self.dim)
         points = self._m[:, None, :] + np.einsum("kij,nj->kni", self._chol, z)
         return points.reshape(-1, self.dim), (self._w[:, None] * wz).ravel()
@@ -189,7 +214,7 @@ class Gaussian(Law):
         return np.asarray(self._mixture._c[0])
 
     def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
-        n = positive_integer(n, "n", ProblemError)
+        n = checked_draws(n, rng, self.dim)
         return np.asarray(self.expectation + rng.standard_normal((n, self.dim)) @ self._mixture._chol[0].T)
 
     def logpdf(self, x: ArrayLike) -> FloatArray:
@@ -224,7 +249,7 @@ class PointMass(Law):
         return np.zeros((self.dim, self.dim))
 
     def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
-        return np.tile(self.expectation, (positive_integer(n, "n", ProblemError), 1))
+        return np.tile(self.expectation, (array_length(n, "n", ProblemError, self.dim), 1))
 
     def logpdf(self, x: ArrayLike) -> FloatArray:
         raise ProblemError("a PointMass has no density; use a Gaussian with a small covariance instead")
@@ -262,7 +287,8 @@ class Uniform(Law):
         return np.diag((upper - lower) ** 2 / 12)
 
     def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
-        return rng.uniform(*self.box.bounds, size=(positive_integer(n, "n", ProblemError), self.dim))
+        n = checked_draws(n, rng, self.dim)
+        return rng.uniform(*self.box.bounds, size=(n, self.dim))
 
     def logpdf(self, x: ArrayLike) -> FloatArray:
         lower, upper = self.box.bounds
@@ -272,7 +298,7 @@ class Uniform(Law):
         return np.zeros_like(as_points(x, self.dim))
 
     def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
-        nodes, weights = roots_legendre(positive_integer(order, "order", ProblemError))
+        nodes, weights = roots_legendre(tensor_order(order, self.dim))
         z, wz = tensor_rule(nodes, weights / weights.sum(), self.dim)
         lower, upper = self.box.bounds
         return lower + (upper - lower) * (z + 1) / 2, wz

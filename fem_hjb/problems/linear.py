@@ -10,7 +10,16 @@ from scipy.linalg import expm
 
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass
 from fem_hjb.problems.problem import LinearDrift
-from fem_hjb.support.checks import FloatArray, spd_array
+from fem_hjb.support.checks import (
+    LARGEST,
+    UNITS,
+    FloatArray,
+    frozen_array,
+    non_negative_number,
+    real_array,
+    require,
+    spd_array,
+)
 from fem_hjb.support.errors import DomainError, EllipticityError, ProblemError
 
 
@@ -28,9 +37,13 @@ def linear_transition(
     >>> float(Phi[0, 0]), float(shift[0]), round(float(C[0, 0]), 12)
     (1.0, 1.5, 1.0)
     """
+    require(drift, LinearDrift, "linear_transition", ProblemError)
     A, a = drift.coefficients
-    Lambda = np.asarray(diffusion, dtype=np.float64)
     d = len(a)
+    given = real_array(diffusion, "diffusion", ProblemError)
+    Lambda = frozen_array(given * np.eye(d) if given.ndim == 0 else given, "diffusion", (d, d), ProblemError)
+    if non_negative_number(time, "time", ProblemError) > LARGEST:
+        raise ProblemError(f"time is {time:.3g}{UNITS}")
     doublings = int(np.ceil(np.log2(max(float(np.abs(A).sum(0).max()) * time, 1.0))))
     block = expm(time / 2**doublings * np.block([[-A, Lambda], [np.zeros((d, d)), A.T]]))
     Phi = block[d:, d:].T

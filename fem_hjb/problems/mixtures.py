@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from fem_hjb.problems.closed_form import TAMER, ClosedForm
 from fem_hjb.problems.laws import GaussianMixture
 from fem_hjb.problems.rewards import LogSumExpReward, log_sum_exp
-from fem_hjb.support.checks import FloatArray, IntArray, as_times, positive_number
+from fem_hjb.support.checks import FloatArray, IntArray, as_times, positive_number, require
 from fem_hjb.support.errors import InfiniteValueError, ProblemError
 from fem_hjb.support.objects import Plain
 
@@ -140,6 +140,8 @@ class TiltedMixture(ClosedForm):
     """
 
     def __init__(self, process: MixtureDiffusion, reward: LogSumExpReward) -> None:
+        require(process, MixtureDiffusion, "TiltedMixture", ProblemError)
+        require(reward, LogSumExpReward, "TiltedMixture", ProblemError)
         if process.eta != 1:
             raise ProblemError(f"a closed form is known for eta = 1 only, the process has eta = {process.eta:g}")
         if reward.dim != process.dim:

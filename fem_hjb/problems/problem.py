@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw
+from fem_hjb.support.calls import call
 from fem_hjb.support.checks import (
+    LARGEST,
+    SMALLEST,
+    UNITS,
     FloatArray,
     as_points,
     frozen_array,
+    number_in_units,
     positive_integer,
-    positive_number,
     real_array,
     require,
 )
-from fem_hjb.support.errors import EllipticityError, ProblemError
+from fem_hjb.support.errors import EllipticityError, FemHjbError, ProblemError
 from fem_hjb.support.objects import Plain, brief, callable_name, short_repr
 
 Drift = Callable[[ArrayLike, FloatArray], ArrayLike]
-"""b, a callable (t, x) -> (..., d) for points x (..., d); t is a number or has the shape x.shape[:-1]."""
+"""b, a callable (t, x) -> (..., d) for points x (..., d); t is a number or has the shape x.shape[:-1].
+
+All callables are given read-only arrays, and return a new array, or what NumPy makes one of: a list, single precision,
+a torch tensor on the CPU without gradient (`torch.tensor(x)` copies x, as torch wants it).
+"""
 
 Diffusion = ArrayLike | Callable[[ArrayLike, FloatArray], ArrayLike]
 """Lambda, symmetric positive definite: a number, (d,), (d, d), or a callable (t, x) -> (..., d, d)."""
@@ -39,6 +47,9 @@ _T_HINT = (
     "t may be a number or an array of shape x.shape[:-1], so write np.asarray(t)[..., None] where it meets x,"
     " and return an array of the full shape even where the result is constant"
 )
+
+_REPEATED = 1e-5  # relative change from call to call that counts as rounding, single precision included
+_LARGEST = 1e150  # of what callables return where the process starts; its square is still a number
 
 
 @runtime_checkable
@@ -67,7 +78,7 @@ class LinearDrift(Plain):
     a: ArrayLike
 
     def __post_init__(self) -> None:
-        shape = np.asarray(self.A).shape
+        shape = real_array(self.A, "LinearDrift: A", ProblemError).shape
         if len(shape) != 2 or shape[0] != shape[1]:
             raise ProblemError(f"LinearDrift: A must be a square matrix (d, d), got shape {shape}")
         object.__setattr__(self, "A", frozen_array(self.A, "LinearDrift: A", shape, ProblemError))
@@ -123,7 +134,9 @@ class ControlProblem(Plain):
 
     Raises
     ------
-    ProblemError : a parameter or what a callable returns at a few points of the initial law is not as said above.
+    ProblemError : a parameter or what a callable returns at a few points of the initial law is not as said above, or a
+        callable returns other numbers when it is called again. What a callable raises is the cause of a ProblemError
+        that names it, here and later.
     EllipticityError : Lambda is not symmetric positive definite at one of these points.
     """
 
@@ -146,8 +159,8 @@ class ControlProblem(Plain):
         if not isinstance(self.name, str):
             raise ProblemError(f"name must be text, got {self.name!r}")
         put(self, "dim", positive_integer(self.dim, "dim", ProblemError))
-        put(self, "horizon", positive_number(self.horizon, "horizon", ProblemError))
-        put(self, "temperature", positive_number(self.temperature, "temperature", ProblemError))
+        put(self, "horizon", number_in_units(self.horizon, "horizon", ProblemError))
+        put(self, "temperature", number_in_units(self.temperature, "temperature", ProblemError))
         for name, given in (("drift", self.drift), ("terminal_reward", self.terminal_reward)):
             if not callable(given):
                 raise ProblemError(f"{name} must be a callable, got {type(given).__name__}")
@@ -182,7 +195,7 @@ class ControlProblem(Plain):
         return short_repr(self, parts)
 
     def _constant_diffusion(self, given: ArrayLike) -> FloatArray:
-        raw = np.asarray(given)
+        raw = real_array(given, "diffusion", ProblemError)
         d = self.dim
         if raw.shape not in ((), (d,), (d, d)):
             raise ProblemError(
@@ -195,21 +208,31 @@ class ControlProblem(Plain):
 
     def _probe(self) -> None:
         """Call every callable at a few points of the initial law, with scalar and with batched times."""
-        x = self.initial_law.sample(64, np.random.default_rng(0))
-        if self.domain is not None:
-            x = self._inside(x, self.domain)
-        x = x[:5]
-        for t in (0.0, self.horizon, np.linspace(0.0, self.horizon, 5)):
-            self.b(t, x)
-            self.r(t, x)
+        x = self._first_states()
+        for t in (0.0, self.horizon, np.linspace(0.0, self.horizon, len(x))):
+            _checked_twice("drift(t, x)", self.b, t, x)
+            _checked_twice("running_reward(t, x)", self.r, t, x)
             if self._constant is None:
-                _check_elliptic(self.Lambda(t, x), x, "diffusion(t, x)")
+                _check_elliptic(_checked_twice("diffusion(t, x)", self.Lambda, t, x), x, "diffusion(t, x)")
             if self.domain is not None:
                 for side, axis in np.argwhere(self.domain.where("absorbing")):
                     on_face = x.copy()
                     on_face[:, axis] = self.domain.bounds[side][axis]
-                    self.exit_reward(t, on_face)
-        self.y(x)
+                    _checked_twice("exit_reward(t, x)", self.exit_reward, t, on_face)
+        _checked_twice("terminal_reward(x)", lambda _, points: self.y(points), 0.0, x)
+        if self.marginal is not None:
+            check_marginal(self.marginal, self, ProblemError)
+
+    def _first_states(self) -> FloatArray:
+        """Five points at which the process may start."""
+        rng = np.random.default_rng(0)
+        x = call("initial_law.sample(n, rng)", lambda _: self.initial_law.sample(64, rng), (np.zeros(0),), ProblemError)
+        if x.shape != (64, self.dim) or not np.isfinite(x).all():
+            raise ProblemError(
+                f"initial_law.sample(64, rng) must return finite points of shape (64, {self.dim}), got shape {x.shape}"
+                f" with {int((~np.isfinite(x)).sum())} entries that are not finite"
+            )
+        return (x if self.domain is None else self._inside(x, self.domain))[:5]
 
     def _inside(self, x: FloatArray, domain: Box) -> FloatArray:
         """Samples of the initial law, those outside moved to where the process starts; refuse more than 5 per cent."""
@@ -268,44 +291,90 @@ class ControlProblem(Plain):
         return np.asarray(np.einsum("...ij,...j->...i", self.Lambda(t, x), gradient) / self.temperature)
 
 
+def check_marginal(marginal: Any, problem: ControlProblem, error: type[FemHjbError]) -> None:
+    """`error` unless marginal(t) is a law of the problem's dimension at half of its horizon."""
+    t, dim = 0.5 * problem.horizon, problem.dim
+    if not callable(marginal):
+        raise error(f"marginal must be a callable t -> law of X_t, got {type(marginal).__name__}")
+    try:
+        law = marginal(t)
+    except Exception as cause:  # a callable is any code
+        raise error(f"marginal(t) failed at t={t:g}: {type(cause).__name__}: {cause}") from cause
+    if not isinstance(law, Law) or law.dim != dim:
+        got = f"one of dimension {law.dim}" if isinstance(law, Law) else type(law).__name__
+        raise error(f"marginal(t) must return a law of dimension {dim}, got {got} at t={t:g}")
+
+
 def require_problem(problem: object, asker: str) -> None:
     """ProblemError, which says who asked, unless it is a ControlProblem."""
     require(problem, ControlProblem, asker, ProblemError)
 
 
 def checked_call(
-    name: str, function: Callable[..., ArrayLike], arguments: tuple[ArrayLike, ...], tail: tuple[int, ...]
+    name: str,
+    function: Callable[..., ArrayLike],
+    arguments: tuple[ArrayLike, ...],
+    tail: tuple[int, ...],
+    *,
+    passes: type[FemHjbError] = ProblemError,
 ) -> FloatArray:
     """What a user's callable returns for the points x (..., d), its last argument: finite, of shape (..., *tail)."""
     x = np.asarray(arguments[-1])
     expected = x.shape[:-1] + tail
     hint = f"; {_T_HINT}" if len(arguments) == 2 else "; return an array of the full shape, even a constant one"
-    try:
-        array = real_array(function(*arguments), f"what {name} returns", ProblemError)
-    except (TypeError, ValueError, IndexError) as cause:
-        if isinstance(cause, ProblemError):
-            raise
-        shapes = ", ".join(str(np.shape(a)) for a in arguments)
-        raise ProblemError(f"{name} failed on arguments of shapes {shapes}: {cause}{hint}") from cause
+    array = call(name, function, arguments, ProblemError, passes=passes, hint=hint)
     if array.shape != expected:
         raise ProblemError(f"{name} returned shape {array.shape} for x of shape {x.shape}, expected {expected}{hint}")
     finite = np.isfinite(array)
     if not finite.all():
         bad = ~finite.reshape(*x.shape[:-1], -1).all(axis=-1)
-        where = x[bad][0] if x.ndim > 1 else x
-        raise ProblemError(f"{name} is not finite at {int(bad.sum())} of {bad.size} points, the first is x={where}")
+        first = x[bad][0] if x.ndim > 1 else x
+        raise ProblemError(f"{name} is not finite at {int(bad.sum())} of {bad.size} points, the first is x={first}")
     return array
+
+
+def _checked_twice(
+    name: str, function: Callable[[ArrayLike, FloatArray], FloatArray], t: ArrayLike, x: FloatArray
+) -> FloatArray:
+    """What a callable returns at points x (n, d), asked again for some of them in another order.
+
+    ProblemError if it then says something else, which it does if it draws random numbers or mixes points with each
+    other, as networks in training do; or if the second call overwrites the result of the first.
+    """
+    some = slice(len(x) // 2, None, -1)
+    first = function(t, x)
+    kept = first.copy()
+    again = function(np.asarray(t)[some] if np.ndim(t) else t, x[some])
+    size = float(np.abs(kept).max(initial=0.0))
+    if size > _LARGEST:
+        raise ProblemError(
+            f"{name} returned numbers up to {size:.3g}; choose units in which they are below {_LARGEST:g}"
+        )
+    if not np.array_equal(first, kept):
+        raise ProblemError(
+            f"{name} hands out the same array on every call and writes into it; return a new one each time"
+        )
+    if np.abs(again - kept[some]).max(initial=0.0) > _REPEATED * size:
+        same = np.abs(function(t, x) - kept).max(initial=0.0) <= _REPEATED * size
+        why = "its value at a point depends on the other points" if same else "it is random, or remembers"
+        raise ProblemError(
+            f"{name} returned other numbers when it was called a second time: {why}; it must be a function of t and"
+            " x alone, so fix its random numbers, and let a network be in evaluation mode"
+        )
+    return kept
 
 
 def _check_elliptic(matrices: FloatArray, x: FloatArray, name: str) -> None:
     asymmetry = np.abs(matrices - np.swapaxes(matrices, -1, -2)).max(axis=(-1, -2))
     scale = np.abs(matrices).max(axis=(-1, -2))
+    if scale.max() > LARGEST:
+        raise ProblemError(f"{name} has entries up to {scale.max():.3g}{UNITS}")
     lowest = np.linalg.eigvalsh(matrices)[..., 0]
-    bad = (asymmetry > 1e-10 * scale) | (lowest <= 0)
+    bad = (asymmetry > 1e-10 * scale) | (lowest < SMALLEST)
     if bad.any():
         i = int(np.argmax(bad))
         what = (
-            f"its smallest eigenvalue is {lowest[i]:.3g}"
+            f"its smallest eigenvalue is {lowest[i]:.3g}, not at least {SMALLEST:g}"
             if asymmetry[i] <= 1e-10 * scale[i]
             else f"it differs from its transpose by {asymmetry[i]:.3g}"
         )

@@ -67,7 +67,7 @@ class LogSumExpReward(Plain):
     dim: int = field(init=False)
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.s)
+        shape = real_array(self.s, "s", ProblemError).shape
         if len(shape) != 2 or 0 in shape:
             raise ProblemError(f"s must have shape (k, d), one row for each of the k terms, got shape {shape}")
         k, d = shape

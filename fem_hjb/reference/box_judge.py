@@ -222,7 +222,7 @@ class Judge:
         self.run, self.equation, self.tell = run, run.equation, tell
         problem = run.equation.problem
         T = problem.horizon
-        some = np.sort(np.concatenate([_looked_at(panel, self.equation.absorbing.any()) for panel in run.panels]))
+        some = np.sort(np.concatenate([_looked_at(panel, bool(self.equation.absorbing.any())) for panel in run.panels]))
         most = _MOST_TIMES[problem.dim] - len(_NEAR_T)
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]

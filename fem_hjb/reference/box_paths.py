@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fem_hjb.paths.extent import substeps_of
-from fem_hjb.paths.simulate import Policy, sample_paths
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.paths.steering import Policy
 from fem_hjb.reference.box_panel import Equation
 from fem_hjb.reference.box_run import Run
 from fem_hjb.spaces.spectral import contract_axes
@@ -47,9 +47,9 @@ def steered(run: Run, seed: int) -> Steered | None:
     problem, (lower, upper) = run.equation.problem, run.equation.box.bounds
     margin = _EDGE * (upper - lower)
 
-    def policy(t: ArrayLike, x: FloatArray) -> FloatArray:
+    def policy(t: float, x: FloatArray) -> FloatArray:
         inner = np.clip(x, lower + margin, upper - margin)
-        gradient = evaluate(run, problem.horizon - float(t), inner)[1]  # type: ignore[arg-type]
+        gradient = evaluate(run, problem.horizon - t, inner)[1]
         return problem.policy_from_gradient(t, x, np.nan_to_num(gradient))
 
     count = substeps_of(problem, _STEPS) or 1

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.paths.extent import checked_box
+from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw
 from fem_hjb.problems.problem import ControlProblem
@@ -45,11 +46,11 @@ from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import spatial_basis
 from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.stepping.adaptive import rtol_in_range
-from fem_hjb.support.checks import FloatArray, as_times, frozen_array
+from fem_hjb.support.checks import FloatArray, as_times, frozen_array, require
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.objects import Plain
+from fem_hjb.support.progress import checked_progress
 
-Policy = Callable[[float, FloatArray], ArrayLike]
 _RTOL = {1: 1e-8, 2: 1e-7, 3: 1e-5}
 _CONSERVED = 1e-10
 
@@ -82,6 +83,9 @@ class DensitySolution(Plain):
     early: MarginalLaw | None = None
 
     def __post_init__(self) -> None:
+        require(self.problem, ControlProblem, "DensitySolution", ProblemError)
+        require(self.space, PanelSpace, "DensitySolution", SpaceError)
+        require(self.stats, Mapping, "DensitySolution: stats", ProblemError)
         grid = frozen_array(self.coefficients, "the coefficients of a density", self.space.shape, ConvergenceError)
         object.__setattr__(self, "coefficients", grid)
         object.__setattr__(self, "stats", MappingProxyType(dict(self.stats)))
@@ -163,7 +167,7 @@ def solve(
     if len(given) > 1:
         raise DomainError(f"give one of basis, mesh and box, got {' and '.join(given)}")
     tolerance = rtol_in_range(_RTOL[problem.dim] if rtol is None else rtol, "rtol")
-    tell = (lambda _: None) if progress is None else progress
+    tell = checked_progress(progress) or (lambda _: None)
     bare = steered(problem, policy)
     if mesh is not None:
         on = spatial_basis(as_mesh(mesh, problem), element)

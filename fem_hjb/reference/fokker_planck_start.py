@@ -1,6 +1,5 @@
 """What Fokker-Planck equations start from: the steered process and its first law; and the rows of a solved one."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import roots_hermitenorm
 
+from fem_hjb.paths.steering import Policy, require_policy, steer
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass, tensor_rule
 from fem_hjb.problems.problem import ControlProblem
@@ -16,10 +16,8 @@ from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ProblemError, SpaceError
+from fem_hjb.support.errors import SpaceError
 from fem_hjb.support.objects import Plain
-
-Policy = Callable[[float, FloatArray], ArrayLike]
 
 _POINT = {1: 2e-3, 2: 4e-3, 3: 1e-2}  # t_0, in units of the time scale of the drift
 
@@ -51,8 +49,8 @@ class March:
 
 def steered(problem: ControlProblem, policy: Policy | None) -> ControlProblem:
     """The same process, steered by the policy, with nothing to gain."""
-    if policy is not None and not callable(policy):
-        raise ProblemError(f"policy must be a callable (t, x) or None, got {type(policy).__name__}")
+    if policy is not None:
+        require_policy(policy)
     return replace(
         problem,
         drift=problem.drift if policy is None else _Steered(problem=problem, policy=policy),
@@ -106,13 +104,7 @@ def accuracy_of(policy: Policy | None) -> float:
 def _steer(policy: Policy, t: ArrayLike, x: FloatArray) -> FloatArray:
     """The policy at points x (..., d), for one time or, one after the other, several of them."""
     if np.ndim(t) == 0:
-        result = np.asarray(policy(float(np.asarray(t)), x.reshape(-1, x.shape[-1])), dtype=np.float64)
-        if result.size != x.size:
-            raise ProblemError(
-                f"policy(t, x) returned shape {result.shape} for x of shape {(x.size // x.shape[-1], x.shape[-1])},"
-                " expected the same shape"
-            )
-        return result.reshape(x.shape)
+        return steer(policy, float(np.asarray(t)), x.reshape(-1, x.shape[-1])).reshape(x.shape)
     times = np.broadcast_to(t, x.shape[:-1])
     result = np.empty(x.shape)
     for s in np.unique(times):

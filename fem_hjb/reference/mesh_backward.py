@@ -24,8 +24,9 @@ from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.stepping.esdirk import ESDIRK43, LinearSystem, Solve, esdirk
+from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, IntArray
-from fem_hjb.support.errors import DomainError, PositivityError
+from fem_hjb.support.errors import DomainError, FemHjbError, PositivityError
 from fem_hjb.support.progress import Progress
 
 _GAUGE_TIMES = 33  # instants at which sup r is looked for
@@ -163,7 +164,7 @@ class _Backward(LinearSystem):
         if self._boundary is None:
             return np.zeros(0)
         t = self._time(s)
-        v = np.asarray(self._boundary(t, self._x), dtype=np.float64)
+        v = call("boundary(t, x)", self._boundary, (t, self._x), DomainError, passes=FemHjbError)
         if v.shape != self._x.shape[:1]:
             raise DomainError(
                 f"boundary(t, x) returned shape {v.shape} for x of shape {self._x.shape},"

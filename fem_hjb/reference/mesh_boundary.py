@@ -26,7 +26,7 @@ def check_boundary(problem: ControlProblem, basis: SpatialBasis, boundary: Any) 
             f"B-splines are classes for `fit`, and meshes are solved on without them, got element={basis.element!r};"
             " use element='hermite', or a continuous one such as 'P2' or 'Q2'"
         )
-    if not callable(boundary) and boundary != "natural":
+    if not callable(boundary) and not (isinstance(boundary, str) and boundary == "natural"):
         raise DomainError(f"boundary must be 'natural' or a callable (t, x) -> v on the boundary, got {boundary!r}")
     if callable(boundary) and basis.smoothness:
         raise SpaceError(

@@ -4,13 +4,14 @@ from fem_hjb.solutions.compare import compare, from_callables
 from fem_hjb.solutions.comparison import Comparison
 from fem_hjb.solutions.density import DensityLaw
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
-from fem_hjb.solutions.files import load_paths, load_solution, save_paths, save_solution
+from fem_hjb.solutions.files import OtherProblemWarning, load_paths, load_solution, save_paths, save_solution
 from fem_hjb.solutions.solution import ProductSolution, Solution
 
 __all__ = [
     "Comparison",
     "DensityLaw",
     "ErrorEstimate",
+    "OtherProblemWarning",
     "ProductSolution",
     "Solution",
     "ToleranceWarning",

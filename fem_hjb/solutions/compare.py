@@ -27,13 +27,14 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.paths.simulate import Policy
+from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.solutions.comparison import Comparison, Row
 from fem_hjb.solutions.norms import LAWS, LawPoints, controlled_points, l2_norm, law_points, policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, Rng, one_of
-from fem_hjb.support.errors import ComparisonError, ConvergenceError, MeasureError
+from fem_hjb.support.errors import ComparisonError, ConvergenceError, FemHjbError, MeasureError
 
 Batched = Callable[[Any, Any], Any]
 Contender = ValueFunction | tuple[Batched, Batched]
@@ -52,13 +53,13 @@ class UserFunctions:
 
     def value(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """v_t(x), shape (...)."""
-        return _array(self.value_of(t, x), "value(t, x)")
+        return call("value(t, x)", self.value_of, (t, x), ComparisonError, passes=FemHjbError)
 
     def gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """grad v_t(x), shape (..., d); ComparisonError when no gradient was given."""
         if self.gradient_of is None:
             raise ComparisonError("this value function was made without a gradient; give from_callables one")
-        return _array(self.gradient_of(t, x), "gradient(t, x)")
+        return call("gradient(t, x)", self.gradient_of, (t, x), ComparisonError, passes=FemHjbError)
 
 
 def from_callables(value: Batched, gradient: Batched | None = None, policy: Batched | None = None) -> ValueFunction:
@@ -259,20 +260,10 @@ def _evaluate(of: ValueFunction, name: str, problem: ControlProblem, t: float, x
 
 
 def _call(function: Batched, what: str, t: Any, x: FloatArray, expected: tuple[int, ...]) -> FloatArray:
-    array = _array(function(t, x), what)
+    array = call(what, function, (t, x), ComparisonError, passes=FemHjbError)
     if array.shape != expected:
         raise ComparisonError(f"{what} returned shape {array.shape} for x of shape {x.shape}, expected {expected}")
     return array
-
-
-def _array(given: Any, what: str) -> FloatArray:
-    try:
-        return np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as cause:
-        raise ComparisonError(
-            f"{what} must return a NumPy array, got {type(given).__name__} ({cause});"
-            " a torch tensor becomes one by .detach().cpu().numpy()"
-        ) from cause
 
 
 @final

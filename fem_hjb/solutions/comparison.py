@@ -72,8 +72,7 @@ class Comparison(Plain):
 
     def series(self, name: str, column: str, law: str | None = None) -> FloatArray:
         """One column of one candidate against `times`; law as in `overall`."""
-        if column not in COLUMNS:
-            raise ComparisonError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}")
+        one_of(column, "column", COLUMNS, ComparisonError)
         found = [
             [getattr(row, column) for row in self._of(name, each) if row.time is not None] for each in self._asked(law)
         ]

@@ -6,10 +6,10 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.laws import Law
+from fem_hjb.problems.laws import Law, checked_draws
 from fem_hjb.spaces.space import SpatialBasis
 from fem_hjb.spaces.spectral import SpectralBasis
-from fem_hjb.support.checks import FloatArray, as_points, frozen_array, positive_integer
+from fem_hjb.support.checks import FloatArray, as_points, frozen_array, gauss_order
 from fem_hjb.support.errors import ProblemError, SpaceError
 
 _CHUNK_DOUBLES = 1 << 22
@@ -75,7 +75,7 @@ class DensityLaw(Law):
         The weights sum to the mass. Points where |p| is below 1e-15 of its maximum are left out; weights are negative
         where p is.
         """
-        x, w, p = self._rule(self.basis.degree + 2 * positive_integer(order, "order", ProblemError) - 1)
+        x, w, p = self._rule(self.basis.degree + 2 * gauss_order(order, "order", ProblemError) - 1)
         keep = np.abs(p) > _NEGLIGIBLE * np.abs(p).max()
         return x[keep], w[keep]
 
@@ -85,7 +85,7 @@ class DensityLaw(Law):
         A cell is proposed in proportion to an upper bound of p on it times the volume of its bounding box, a point
         uniformly in this box; should p exceed a bound somewhere, it is raised and all draws begin anew.
         """
-        count = positive_integer(n, "n", ProblemError)
+        count = checked_draws(n, rng, 8 * self.dim)  # four times as many are proposed
         corners = self.basis.nodes[self.basis.cell_dofs]
         lower, width = corners.min(axis=1), np.ptp(corners, axis=1)
         rule = self.basis.quadrature(2 * self.basis.degree)

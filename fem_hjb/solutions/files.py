@@ -1,22 +1,19 @@
 """Solutions and trajectories in single .npz files: plain arrays and text (no pickle), written whole or not at all.
 
 A solution is read back bit for bit: the same coefficients on the same class. Callables are not stored, so the problem
-is given again when a file is read; its dimension, horizon and temperature must be those it was written with.
+is given again when a file is read; what its callables return at a few points must be what it was when it was written.
 """
 
-import json
-import os
-import zipfile
-import zlib
+import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fem_hjb.paths.simulate import Paths
-from fem_hjb.paths.sources import PATHS_KIND
+from fem_hjb.paths.stored import PATHS_KIND
 from fem_hjb.problems.blocks import restrict
+from fem_hjb.problems.fingerprint import differences, fingerprint
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.solutions.estimate import ErrorEstimate
@@ -29,73 +26,78 @@ from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.spaces.tensor import SplineBasis, TensorBasis
+from fem_hjb.support.archives import FilePath, read_archive, write_archive
 from fem_hjb.support.checks import require
 from fem_hjb.support.errors import FemHjbError, OutputError, SpaceError
-from fem_hjb.support.files import atomic_file
 
 _SOLUTION = "fem_hjb solution 1"
 _QUADRATIC = ("centre", "P", "p", "c")
-FilePath = str | os.PathLike[str]
+_POINT = "problem_"  # begins the names of what the problem says at points
+
+
+class OtherProblemWarning(UserWarning):
+    """A solution was read for a problem that is not, or not known to be, the one it was written for."""
 
 
 def save_solution(path: FilePath, solution: Solution | ProductSolution) -> None:
-    """Write a solution: class, coefficients, gauge, method, status, stats, and which problem it solves.
+    """Write a solution: class, coefficients, gauge, method, status, stats, and what its problem says at a few points.
 
     Raises OutputError when the folder is missing or the file cannot be written; an old file then stays as it was.
     """
-    if isinstance(solution, Solution):
-        text, arrays = _pack(solution)
-        _write(path, _SOLUTION, text, arrays)
-        return
-    if not isinstance(solution, ProductSolution):
+    if not isinstance(solution, Solution | ProductSolution):
         raise OutputError(f"save_solution(path, solution) writes solutions, got {type(solution).__name__}")
-    distinct = list(dict.fromkeys(part for _, part in solution.parts))
-    packed = [_pack(part) for part in distinct]
-    text = {
-        **_outline(solution),
-        "parts": [text for text, _ in packed],
-        "blocks": [[list(index), distinct.index(part)] for index, part in solution.parts],
-    }
-    arrays = {f"part_{k}_{name}": array for k, (_, own) in enumerate(packed) for name, array in own.items()}
-    _write(path, _SOLUTION, text, arrays)
+    text, arrays = _pack(solution) if isinstance(solution, Solution) else _pack_product(solution)
+    arrays |= {_POINT + name: array for name, array in fingerprint(solution.problem).items()}
+    write_archive(path, _SOLUTION, text, arrays, default=_plain)
 
 
-def load_solution(path: FilePath, problem: ControlProblem) -> Solution | ProductSolution:
+def load_solution(path: FilePath, problem: ControlProblem, *, check: bool = True) -> Solution | ProductSolution:
     """Read what `save_solution` wrote.
 
-    Raises OutputError when there is no such file, it is no such file, it is damaged or cut off, or it holds a solution
-    of a problem with another dimension, horizon or temperature.
+    problem : the one it was written for: drift, diffusion, rewards, initial law and domain are compared at the points
+        that are in the file, each to a millionth of its size.
+    check : False reads the file although they differ, or although it is too old to tell, with an OtherProblemWarning
+        that names what differs. Dimension, horizon and temperature must be the same in any case.
+
+    Raises OutputError when there is no such file, it is no such file, it is damaged, cut off or changed, or it holds a
+    solution of another problem.
     """
     require_problem(problem, "load_solution")
-    text, arrays = _read(path, _SOLUTION)
+    text, arrays = read_archive(path, _SOLUTION)
+    points = {name.removeprefix(_POINT): arrays.pop(name) for name in list(arrays) if name.startswith(_POINT)}
     try:
-        written = text["problem"]
-        if written != _fingerprint(problem):
-            raise OutputError(
-                f"{path} holds a solution of {text['name']!r} with {_describe(written)}, but the problem given has"
-                f" {_describe(_fingerprint(problem))}; give the problem it was written for"
-            )
-        if "blocks" not in text:
-            return _unpack(text, arrays, problem)
-        count = len(text["blocks"])
-        parts: dict[int, Solution] = {}
-        for index, k in text["blocks"]:
-            if k not in parts:
-                own = {
-                    name.removeprefix(f"part_{k}_"): a for name, a in arrays.items() if name.startswith(f"part_{k}_")
-                }
-                parts[k] = _unpack(text["parts"][k], own, restrict(problem, index, count))
-        return ProductSolution(
-            problem=problem,
-            parts=tuple((tuple(index), parts[k]) for index, k in text["blocks"]),
-            status=text["status"],
-            stats=text["stats"],
-            error_estimate=_estimate(text),
-        )
+        _compare(path, text, problem)
+        doubt = _doubt(text, points, problem)
+        solution = _unpack(text, arrays, problem) if "blocks" not in text else _unpack_product(text, arrays, problem)
     except OutputError:
         raise
-    except (KeyError, IndexError, FemHjbError) as cause:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, FemHjbError) as cause:
         raise OutputError(f"{path} is damaged: {cause}; write it again") from cause
+    if doubt is not None and check:
+        raise OutputError(f"{path} {doubt}; give the problem it was written for, or check=False if you know better")
+    if doubt is not None:
+        warnings.warn(f"{path} {doubt}", OtherProblemWarning, stacklevel=2)
+    return solution
+
+
+def _compare(path: FilePath, text: Mapping[str, Any], problem: ControlProblem) -> None:
+    """OutputError unless dimension, horizon and temperature are those of the file."""
+    written = text["problem"]
+    if written != _numbers(problem):
+        raise OutputError(
+            f"{path} holds a solution of {text['name']!r} with {_describe(written)}, but the problem given has"
+            f" {_describe(_numbers(problem))}; give the problem it was written for"
+        )
+
+
+def _doubt(text: Mapping[str, Any], points: Mapping[str, Any], problem: ControlProblem) -> str | None:
+    """Why the problem may not be that of the file, if there is a reason."""
+    if not points:
+        return f"holds a solution of {text['name']!r} and does not say more of its problem, as older files do not"
+    other = differences(problem, points)
+    if not other:
+        return None
+    return f"holds a solution of {text['name']!r}; the problem given, {problem.name!r}, has another {', '.join(other)}"
 
 
 def _outline(solution: Solution | ProductSolution) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def _outline(solution: Solution | ProductSolution) -> dict[str, Any]:
         "status": solution.status,
         "stats": dict(solution.stats),
         "error_estimate": None if estimate is None else estimate.as_dict(),
-        "problem": _fingerprint(solution.problem),
+        "problem": _numbers(solution.problem),
         "name": solution.problem.name,
     }
 
@@ -128,6 +130,34 @@ def _pack(solution: Solution) -> tuple[dict[str, Any], dict[str, Any]]:
         own = {"time_grid": panel.time.points, **_basis_arrays(panel.spatial)}
         arrays |= {f"panel_{k}_{name}": array for name, array in own.items()}
     return text, arrays
+
+
+def _pack_product(solution: ProductSolution) -> tuple[dict[str, Any], dict[str, Any]]:
+    distinct = list(dict.fromkeys(part for _, part in solution.parts))
+    packed = [_pack(part) for part in distinct]
+    text = {
+        **_outline(solution),
+        "parts": [text for text, _ in packed],
+        "blocks": [[list(index), distinct.index(part)] for index, part in solution.parts],
+    }
+    return text, {f"part_{k}_{name}": array for k, (_, own) in enumerate(packed) for name, array in own.items()}
+
+
+def _unpack_product(text: Mapping[str, Any], arrays: Mapping[str, Any], problem: ControlProblem) -> ProductSolution:
+    count = len(text["blocks"])
+    parts: dict[int, Solution] = {}
+    for index, k in text["blocks"]:
+        if k not in parts:
+            start = f"part_{k}_"
+            own = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+            parts[k] = _unpack(text["parts"][k], own, restrict(problem, index, count))
+    return ProductSolution(
+        problem=problem,
+        parts=tuple((tuple(index), parts[k]) for index, k in text["blocks"]),
+        status=text["status"],
+        stats=text["stats"],
+        error_estimate=_estimate(text),
+    )
 
 
 def _unpack(text: Mapping[str, Any], arrays: Mapping[str, Any], problem: ControlProblem) -> Solution:
@@ -166,24 +196,24 @@ def _estimate(text: Mapping[str, Any]) -> ErrorEstimate | None:
 def save_paths(path: FilePath, paths: Paths) -> None:
     """Write trajectories. Raises OutputError as `save_solution` does."""
     require(paths, Paths, "save_paths", OutputError)
-    _write(path, PATHS_KIND, {"scheme": paths.scheme}, {"t": np.asarray(paths.t), "x": np.asarray(paths.x)})
+    write_archive(path, PATHS_KIND, {"scheme": paths.scheme}, {"t": paths.t, "x": paths.x})
 
 
 def load_paths(path: FilePath) -> Paths:
     """Read what `save_paths` wrote. Raises OutputError as `load_solution` does."""
-    text, arrays = _read(path, PATHS_KIND)
+    text, arrays = read_archive(path, PATHS_KIND)
     try:
         return Paths(t=arrays["t"], x=arrays["x"], scheme=text["scheme"])
-    except (KeyError, FemHjbError) as cause:
+    except (LookupError, TypeError, FemHjbError) as cause:
         raise OutputError(f"{path} is damaged: {cause}; write it again") from cause
 
 
-def _fingerprint(problem: ControlProblem) -> dict[str, float]:
+def _numbers(problem: ControlProblem) -> dict[str, float]:
     return {"dim": problem.dim, "horizon": problem.horizon, "temperature": problem.temperature}
 
 
-def _describe(fingerprint: Mapping[str, float]) -> str:
-    return ", ".join(f"{key}={number:g}" for key, number in fingerprint.items())
+def _describe(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{key}={number:g}" for key, number in numbers.items())
 
 
 def _gauge_arrays(gauge: Unknown) -> dict[str, Any]:
@@ -239,34 +269,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise OutputError(f"stats hold a {type(value).__name__}, which cannot be written; keep numbers, text and lists")
-
-
-def _write(path: FilePath, kind: str, text: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    words = json.dumps(text, default=_plain)
-    with atomic_file(path) as part, part.open("wb") as stream:
-        np.savez_compressed(stream, kind=np.array(kind), text=np.array(words), **arrays)
-
-
-def _read(path: FilePath, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    source = Path(path)
-    if not source.is_file():
-        raise OutputError(f"there is no file {source}")
-    try:
-        with source.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        found = str(arrays.pop("kind"))
-        text = json.loads(str(arrays.pop("text")))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as cause:
-        raise OutputError(f"{source} is not a complete file of kind {kind!r} ({cause}); write it again") from cause
-    if found != kind:
-        raise OutputError(f"{source} is a file of kind {found!r}, expected {kind!r}")
-    return text, arrays

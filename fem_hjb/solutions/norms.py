@@ -16,9 +16,10 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.paths.simulate import Policy, sample_at
+from fem_hjb.paths.simulate import sample_at
+from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.support.checks import FloatArray, Rng, as_times, positive_integer
+from fem_hjb.support.checks import FloatArray, Rng, as_times, gauss_order
 from fem_hjb.support.errors import MeasureError
 from fem_hjb.support.objects import Plain
 
@@ -98,7 +99,7 @@ def law_points(
 def _rules(problem: ControlProblem, grid: FloatArray, order: int | None, rng: Rng) -> tuple[Sequence[Rule], str]:
     """Points (n, d) and weights (n,) of p_t for each time, and a description."""
     if problem.marginal is not None and problem.dim <= 3:
-        per_axis = _DEFAULT_ORDER[problem.dim] if order is None else positive_integer(order, "order", MeasureError)
+        per_axis = _DEFAULT_ORDER[problem.dim] if order is None else gauss_order(order, "order", MeasureError)
         laws = [problem.marginal(t) for t in grid.tolist()]
         return [law.quadrature(per_axis) for law in laws], f"Gauss quadrature of p_t, {per_axis} points per coordinate"
     if order is not None:
@@ -122,7 +123,7 @@ def controlled_points(
     grid = _times(times, problem)
     lost = [0.0]
 
-    def known(t: ArrayLike, x: FloatArray) -> FloatArray:
+    def known(t: float, x: FloatArray) -> FloatArray:
         pi = np.array(policy(t, x), dtype=np.float64)
         unknown = ~np.isfinite(pi).all(axis=-1)
         if t != problem.horizon:  # at T the policy of a reward that jumps is none

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, final
@@ -13,14 +13,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fem_hjb.problems.gauge import Unknown, ValueGauge
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.recovery import GradientRecovery
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, IntArray, as_points, one_of, positive_number
-from fem_hjb.support.errors import PositivityError, SpaceError
+from fem_hjb.support.checks import (
+    FloatArray,
+    IntArray,
+    as_points,
+    as_times,
+    non_negative_number,
+    one_of,
+    positive_number,
+    require,
+)
+from fem_hjb.support.errors import PositivityError, ProblemError, SpaceError
 from fem_hjb.support.objects import Plain
 
 _CACHE_BYTES = 1 << 28  # of recovered nodal gradients, at least one time cell's
@@ -71,6 +80,11 @@ class Solution(Plain):
 
     def __post_init__(self) -> None:
         problem, space = self.problem, self.space
+        require_problem(problem, "Solution")
+        if not isinstance(space, Space | PanelSpace):
+            raise SpaceError(f"Solution needs a Space, got {type(space).__name__}")
+        require(self.gauge, Unknown, "Solution", ProblemError)
+        require(self.stats, Mapping, "Solution: stats", ProblemError)
         if space.dim != problem.dim or abs(space.horizon - problem.horizon) > 1e-12 * problem.horizon:
             raise SpaceError(
                 f"the space has dimension {space.dim} and horizon {space.horizon:g}, but the problem {problem.name!r}"
@@ -84,7 +98,7 @@ class Solution(Plain):
         put(self, "coefficients", grid)
         put(self, "_grid", grid)
         put(self, "stats", MappingProxyType({**self.stats, "min_f": space.lowest(grid)}))
-        if self.floor:
+        if non_negative_number(self.floor, "floor", PositivityError):
             put(self, "floor", positive_number(self.floor, "floor", PositivityError))
             if not self._logarithmic:
                 raise PositivityError("this solution is of v itself, whose sign is free: it needs no floor")
@@ -205,6 +219,10 @@ class ProductSolution(Plain):
     method: str = field(init=False, default="product")
 
     def __post_init__(self) -> None:
+        require_problem(self.problem, "ProductSolution")
+        require(self.stats, Mapping, "ProductSolution: stats", ProblemError)
+        if not isinstance(self.parts, Sequence) or not all(map(_is_part, self.parts)):
+            raise SpaceError(f"parts must be pairs of coordinates and a Solution, got {self.parts!r}")
         covered = sorted(i for index, _ in self.parts for i in index)
         if covered != list(range(self.problem.dim)):
             raise SpaceError(f"the factors must take each of {self.problem.dim} coordinates once, got {covered}")
@@ -233,12 +251,17 @@ class ProductSolution(Plain):
 
     def _stacked(self, name: str, t: ArrayLike, x: ArrayLike, outside: str, nonpositive: str) -> FloatArray:
         points = as_points(x, self.problem.dim)
-        shape = np.broadcast_shapes(np.shape(t), points.shape[:-1])
+        shape = np.broadcast_shapes(as_times(t, self.problem.horizon).shape, points.shape[:-1])
         result = np.empty((*shape, self.problem.dim))
         for i, part in self.parts:
             rows = getattr(part, name)(t, points[..., list(i)], outside=outside, nonpositive=nonpositive)
             result[..., list(i)] = rows
         return result
+
+
+def _is_part(part: Any) -> bool:
+    """Whether this is a pair of coordinates and a solution."""
+    return isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], tuple) and isinstance(part[1], Solution)
 
 
 def _is_nan(nonpositive: str) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from fem_hjb.problems.box import Box
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.meshes import DIMENSION
-from fem_hjb.support.checks import FloatArray, IntArray
+from fem_hjb.support.checks import FloatArray, IntArray, real_array
 from fem_hjb.support.errors import SpaceError
 from fem_hjb.support.objects import Plain, brief, short_repr
 
@@ -279,7 +279,7 @@ class SpatialBasis(Plain, ABC):
         return np.asarray(rhs, dtype=np.float64)
 
     def _check_order(self, order: int) -> None:
-        if order not in (0, 1, 2):
+        if not isinstance(order, int | np.integer) or order not in (0, 1, 2):
             raise SpaceError(f"order must be 0 (values), 1 (gradients) or 2 (Hessians), got {order!r}")
         if order == 2 and self.smoothness < 1:
             raise SpaceError(
@@ -295,7 +295,7 @@ def frozen(array: ArrayLike, dtype: type = np.float64) -> Any:
 
 
 def nodal_values(values: ArrayLike, n_nodes: int) -> FloatArray:
-    array = np.array(values, dtype=np.float64)
+    array = real_array(values, "values at the nodes", SpaceError).copy()
     if array.ndim == 0 or array.shape[-1] != n_nodes:
         raise SpaceError(f"values at the nodes must have shape (..., {n_nodes}), got {array.shape}")
     return array

@@ -24,13 +24,17 @@ from fem_hjb.support.checks import (
     FloatArray,
     IntArray,
     Rng,
+    array_length,
+    flag,
     frozen_array,
-    positive_integer,
     positive_number,
     real_array,
     spawn_generators,
 )
 from fem_hjb.support.errors import SpaceError
+from fem_hjb.support.memory import require_room
+
+_LARGEST_DEGREE = 1000
 
 
 @final
@@ -47,7 +51,7 @@ class RandomFourier(Dictionary):
     """
 
     def __init__(self, law: Gaussian, count: int, *, scale: float, rng: Rng) -> None:
-        self._set("random-fourier", law, positive_integer(count, "count", SpaceError))
+        self._set("random-fourier", law, array_length(count, "count", SpaceError))
         length = positive_number(scale, "scale", SpaceError)
         for_frequencies, for_phases = spawn_generators(rng, 2)
         white = for_frequencies.standard_normal((count, self.dim))
@@ -103,6 +107,9 @@ class HermiteCross(Dictionary):
     def __init__(self, law: Gaussian, degree: int, *, total: bool = False) -> None:
         if isinstance(degree, bool) or not isinstance(degree, int | np.integer) or degree < 0:
             raise SpaceError(f"degree must be an integer >= 0, got {degree!r}")
+        if degree > _LARGEST_DEGREE:
+            raise SpaceError(f"degree must be at most {_LARGEST_DEGREE}, got {degree}")
+        flag(total, "total", SpaceError)
         dim = law.dim if isinstance(law, Gaussian) else 1  # refused below
         self.indices = frozen(_total_degree(dim, degree) if total else _hyperbolic_cross(dim, degree), np.int64)
         self._set("hermite-cross", law, len(self.indices), int(degree))
@@ -187,6 +194,7 @@ def _total_degree(dim: int, degree: int) -> IntArray:
 
 def _extended(indices: IntArray, choices: IntArray) -> tuple[IntArray, IntArray]:
     """Each multi-index with one more entry, 0, 1, ..., choices - 1; and these entries."""
+    require_room((int(choices.sum()), indices.shape[1] + 1), "the features:", SpaceError, "; lower the degree")
     last = np.arange(choices.sum()) - np.repeat(np.cumsum(choices) - choices, choices)
     return np.column_stack([np.repeat(indices, choices, axis=0), last]), last
 

@@ -12,7 +12,16 @@ from scipy.interpolate import CubicSpline
 from scipy.sparse.linalg import splu
 from scipy.special import comb, roots_legendre
 
-from fem_hjb.support.checks import FloatArray, IntArray, one_of, positive_integer, positive_number
+from fem_hjb.support.checks import (
+    FloatArray,
+    IntArray,
+    array_length,
+    flag,
+    one_of,
+    positive_integer,
+    positive_number,
+    real_array,
+)
 from fem_hjb.support.errors import SpaceError
 from fem_hjb.support.objects import Plain
 
@@ -77,7 +86,8 @@ class LineBasis(Plain):
 
     def __post_init__(self) -> None:
         one_of(self.kind, "kind of a LineBasis", LINE_KINDS, SpaceError)
-        grid = np.array(self.grid, dtype=np.float64)
+        flag(self.flat, "flat", SpaceError)
+        grid = real_array(self.grid, "the grid of a LineBasis", SpaceError).copy()
         if grid.ndim != 1 or grid.size < 2 or not np.isfinite(grid).all() or not (np.diff(grid) > 0).all():
             raise SpaceError(
                 "the grid of a LineBasis must be a strictly increasing array of at least 2 finite numbers,"
@@ -101,7 +111,7 @@ class LineBasis(Plain):
     def uniform(cls, length: float, cells: int, kind: str) -> "LineBasis":
         """`cells` equal cells on [0, length]."""
         end = positive_number(length, "length", SpaceError)
-        return cls(np.linspace(0.0, end, positive_integer(cells, "cells", SpaceError) + 1), kind)
+        return cls(np.linspace(0.0, end, array_length(cells, "cells", SpaceError) + 1), kind)
 
     @property
     def is_spline(self) -> bool:
@@ -325,3 +335,12 @@ def unit_gauss(degree: int) -> tuple[FloatArray, FloatArray]:
 def row_products(factors: Sequence[FloatArray]) -> FloatArray:
     """Row-wise tensor product of (n, l_k), the first factor slowest: (n, prod l_k)."""
     return reduce(lambda a, b: (a[:, :, None] * b[:, None, :]).reshape(len(a), -1), factors)
+
+
+def time_kind(degree: int, smooth: bool) -> str:
+    """The kind of a `LineBasis` in time: "P1" to "P3", or if smooth "B2" to "B4"."""
+    p, smooth = positive_integer(degree, "time_degree", SpaceError), flag(smooth, "time_smooth", SpaceError)
+    if p not in ((2, 3, 4) if smooth else (1, 2, 3)):
+        allowed = "2, 3 or 4 with time_smooth=True" if smooth else "1, 2 or 3"
+        raise SpaceError(f"time_degree must be {allowed}, got {p}")
+    return f"{'B' if smooth else 'P'}{p}"

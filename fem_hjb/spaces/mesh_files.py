@@ -17,8 +17,9 @@ import skfem
 
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.meshes import DIMENSION, KINDS, SAME_POINT, check_cells, check_mesh
-from fem_hjb.support.checks import IntArray
+from fem_hjb.support.checks import IntArray, positive_integer
 from fem_hjb.support.errors import DomainError
+from fem_hjb.support.files import as_path
 
 AnyMesh = skfem.Mesh | str | os.PathLike[str]  # a mesh, or the path of a file with one
 
@@ -68,7 +69,8 @@ def load_mesh(path: str | os.PathLike[str], dim: int) -> skfem.Mesh:
     ------
     DomainError : there is no such file, meshio cannot read it, or what it holds is not such a mesh.
     """
-    file = Path(path)
+    file = as_path(path, DomainError)
+    positive_integer(dim, "dim", DomainError)
     if not file.is_file():
         raise DomainError(f"cannot read a mesh from {file}: there is no such file")
     raw = _read(file)

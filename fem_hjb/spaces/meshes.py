@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from scipy.spatial import cKDTree
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.locate import REFERENCE_CORNERS, CellLocator, corner_jacobians
-from fem_hjb.support.checks import FloatArray, IntArray, one_of, positive_integer
+from fem_hjb.support.calls import call
+from fem_hjb.support.checks import FloatArray, IntArray, array_length, one_of, require
 from fem_hjb.support.errors import DomainError
+from fem_hjb.support.memory import require_room
 
 Grading = Callable[[FloatArray], ArrayLike]
 
@@ -67,6 +70,9 @@ def box_mesh(
         grading is not as said.
     """
     one_of(kind, "box_mesh: kind", tuple(KINDS), DomainError)
+    require(box, Box, "box_mesh", DomainError)
+    if grading is not None and not callable(grading) and not isinstance(grading, Sequence):
+        raise DomainError(f"box_mesh: grading must be a callable, one or None for each axis, got {grading!r}")
     if DIMENSION[kind] != box.dim:
         fitting = ", ".join(repr(k) for k, d in DIMENSION.items() if d == box.dim)
         raise DomainError(
@@ -86,9 +92,11 @@ def box_mesh(
         )
     lower, upper = box.bounds
     lines = [
-        low + (high - low) * _graded(positive_integer(m, f"box_mesh: cells on axis {axis}", DomainError), how, axis)
+        low + (high - low) * _graded(array_length(m, f"box_mesh: cells on axis {axis}", DomainError), how, axis)
         for axis, (m, how, low, high) in enumerate(zip(counts, gradings, lower, upper, strict=True))
     ]
+    points = math.prod(line.size for line in lines)
+    require_room((points, box.dim + 2**box.dim), "box_mesh:", DomainError, "; take fewer cells")
     return KINDS[kind].init_tensor(*lines)
 
 
@@ -98,7 +106,7 @@ def _graded(cells: int, grading: Grading | None, axis: int) -> FloatArray:
         return s
     if not callable(grading):
         raise DomainError(f"box_mesh: the grading of axis {axis} must be callable or None, got {grading!r}")
-    graded = np.asarray(grading(s), dtype=np.float64)
+    graded = call(f"box_mesh: the grading of axis {axis}", grading, (s,), DomainError)
     if graded.shape != s.shape or not (np.abs(graded[[0, -1]] - [0.0, 1.0]) <= 1e-12).all():
         raise DomainError(
             f"box_mesh: the grading of axis {axis} must map an array on [0, 1] onto [0, 1], 0 to 0, 1 to 1"

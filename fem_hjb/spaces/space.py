@@ -14,14 +14,23 @@ from fem_hjb.paths.extent import checked_box, truncation_box
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.spaces.basis import ELEMENTS, CellRule, Element, SpatialBasis, Tables, element_named
-from fem_hjb.spaces.line import LineBasis
+from fem_hjb.spaces.line import LineBasis, time_kind
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.mesh_files import as_mesh
 from fem_hjb.spaces.meshes import box_mesh
 from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.spaces.tensor import HermiteBasis, SplineBasis, tensor_grids
-from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, one_of, positive_integer
-from fem_hjb.support.errors import DomainError, SpaceError
+from fem_hjb.support.calls import call
+from fem_hjb.support.checks import (
+    FloatArray,
+    IntArray,
+    array_length,
+    as_points,
+    as_times,
+    one_of,
+    real_array,
+)
+from fem_hjb.support.errors import DomainError, FemHjbError, SpaceError
 from fem_hjb.support.objects import Plain
 
 __all__ = [
@@ -62,16 +71,6 @@ def spatial_basis(mesh_or_grids: Any, element: str, *, flat: bool = False) -> Sp
     if not isinstance(mesh_or_grids, Sequence):
         raise SpaceError(f"element {row.name!r} needs a list of one grid per axis, got {type(mesh_or_grids).__name__}")
     return HermiteBasis(mesh_or_grids) if row.name == "hermite" else SplineBasis(mesh_or_grids, row.name, flat=flat)
-
-
-def _time_kind(degree: int, smooth: bool) -> str:
-    p = positive_integer(degree, "time_degree", SpaceError)
-    if smooth not in (True, False):
-        raise SpaceError(f"time_smooth must be True or False, got {smooth!r}")
-    if p not in ((2, 3, 4) if smooth else (1, 2, 3)):
-        allowed = "2, 3 or 4 with time_smooth=True" if smooth else "1, 2 or 3"
-        raise SpaceError(f"time_degree must be {allowed}, got {p}")
-    return f"{'B' if smooth else 'P'}{p}"
 
 
 def _describe_outside(outside: NDArray[np.bool_], x: FloatArray, box: Box) -> str:
@@ -195,8 +194,8 @@ class Space:
     ) -> None:
         require_problem(problem, "Space")
         row = element_named(element)
-        count = positive_integer(time_cells, "time_cells", SpaceError)
-        time = LineBasis.uniform(problem.horizon, count, _time_kind(time_degree, time_smooth))
+        count = array_length(time_cells, "time_cells", SpaceError)
+        time = LineBasis.uniform(problem.horizon, count, time_kind(time_degree, time_smooth))
         excluded = None
         if mesh is not None:
             if box is not None or cells is not None:
@@ -205,7 +204,7 @@ class Space:
         else:
             counts = 16 if cells is None else cells
             for count in counts if isinstance(counts, tuple) else (counts,):
-                positive_integer(count, "cells", SpaceError)
+                array_length(count, "cells", SpaceError)
             kind = row.kind_in(problem.dim)
             if box is None:
                 truncation = truncation_box(problem)
@@ -310,7 +309,7 @@ class Space:
 
     def coefficient_grid(self, coefficients: ArrayLike) -> FloatArray:
         """Coefficients as an array of `shape`, from that shape or from (n_dofs,)."""
-        array = np.asarray(coefficients, dtype=np.float64)
+        array = real_array(coefficients, "coefficients", SpaceError)
         if array.shape not in (self.shape, (self.n_dofs,)):
             raise SpaceError(f"coefficients must have shape {self.shape} or ({self.n_dofs},), got {array.shape}")
         return array.reshape(self.shape)
@@ -318,8 +317,10 @@ class Space:
     def interpolate(self, function: Callable[[float, FloatArray], ArrayLike]) -> FloatArray:
         """Coefficients of `shape` of the interpolant of function(t, x), called with scalar t and all nodes x (n, d)."""
         nodes = self.spatial.nodes
-        rows = np.stack([self.spatial.interpolate(function(float(t), nodes)) for t in self.time.nodes])
-        return self.time.interpolate(rows)
+        values = [
+            call("function(t, x)", function, (float(t), nodes), SpaceError, passes=FemHjbError) for t in self.time.nodes
+        ]
+        return self.time.interpolate(np.stack([self.spatial.interpolate(row) for row in values]))
 
     def lowest(self, coefficients: ArrayLike) -> float:
         """The lowest value at the nodes of space and time."""

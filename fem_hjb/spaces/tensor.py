@@ -1,5 +1,6 @@
 """Smooth elements on boxes, as tensor products in local coordinates: C1 cubics and B-splines."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, final
@@ -23,8 +24,9 @@ from fem_hjb.spaces.basis import (
 )
 from fem_hjb.spaces.line import LineBasis, row_products, unit_gauss
 from fem_hjb.spaces.meshes import mesh_kind
-from fem_hjb.support.checks import FloatArray, IntArray, one_of
+from fem_hjb.support.checks import FloatArray, IntArray, flag, one_of
 from fem_hjb.support.errors import SpaceError
+from fem_hjb.support.memory import require_room
 
 _SPLINES = tuple(name for name, row in ELEMENTS.items() if row.smoothness and name != "hermite")
 
@@ -55,6 +57,8 @@ class TensorBasis(SpatialBasis):
         self.element, self.degree, self.smoothness = row.name, row.degree, row.smoothness
         self.kind = row.kind_in(self.dim)
         self._shape = tuple(axis.n_dofs for axis in self.axes)
+        table = math.prod(axis.n_cells for axis in self.axes), math.prod(axis.local_size for axis in self.axes)
+        require_room(table, "the dofs of the cells:", SpaceError, "; take fewer cells")
         self.cell_dofs = frozen(_ravel([axis.cell_dofs for axis in self.axes], self._shape), np.int64)
         self.n_cells, self.local_size = self.cell_dofs.shape
         self.n_dofs = int(np.prod(self._shape))
@@ -189,7 +193,7 @@ class SplineBasis(TensorBasis):
     def __init__(self, grids: Sequence[ArrayLike], element: str, *, flat: bool = False) -> None:
         one_of(element, "element of a SplineBasis", _SPLINES, SpaceError)
         _check_axes(grids, "B-splines")
-        self.flat = flat
+        self.flat = flag(flat, "flat", SpaceError)
         self._set(element, [LineBasis(grid, element, flat=flat) for grid in grids])
 
     def _reference_functions(self, xi: FloatArray) -> None:
@@ -208,6 +212,8 @@ class SplineBasis(TensorBasis):
 
 
 def _check_axes(grids: Sequence[ArrayLike], functions: str) -> None:
+    if not isinstance(grids, Sequence) or isinstance(grids, str | bytes):
+        raise SpaceError(f"a box of {functions} needs a list of one grid per axis, got {type(grids).__name__}")
     if not 1 <= len(grids) <= 3:
         raise SpaceError(f"a box of {functions} has 1, 2 or 3 axes, got {len(grids)} grids")
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from fem_hjb.spaces.axes import differentiation_matrix
 from fem_hjb.stepping.adaptive import ORDER, ProportionalIntegral, Size, Step, adaptive, replay, rtol_in_range
-from fem_hjb.support.checks import FloatArray, IntArray, positive_integer
+from fem_hjb.support.checks import FloatArray, IntArray, array_length
 from fem_hjb.support.errors import ConvergenceError
 
 _SOON = 0.01  # of the interval: over this, the slope of what is prescribed is taken at its start
@@ -157,7 +157,7 @@ def esdirk(
     counts = {} if counts is None else counts
     counts |= {name: counts.get(name, 0) for name in ("steps", "rejected", "linear_solves")}
     if steps is not None:
-        return _equal(system, start, t0, t1, positive_integer(steps, "steps", ConvergenceError), counts)
+        return _equal(system, start, t0, t1, array_length(steps, "steps", ConvergenceError, start.size), counts)
     return _in_pieces(system, start, t0, t1, rtol_in_range(rtol, "rtol"), counts)
 
 

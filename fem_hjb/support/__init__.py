@@ -1,1 +1,1 @@
-"""What every folder stands on: one hierarchy of errors, checks of input, files written whole or not at all."""
+"""What every folder stands on: one hierarchy of errors, checks of input, calls of what users write, files."""

@@ -1,5 +1,6 @@
 """The checks every public boundary shares: shapes, finiteness, frozen arrays, random generators."""
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -7,21 +8,45 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError, ProblemError
+from fem_hjb.support.memory import require_room
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+SMALLEST, LARGEST = 1e-100, 1e100
+"""Between these are the horizon, the temperature, the eigenvalues of diffusions and covariances, the edges of boxes."""
+
+_LARGEST_RULE = 10_000
+UNITS = f"; choose units in which numbers lie between {SMALLEST:g} and {LARGEST:g}"
 Rng = int | np.random.Generator | np.random.SeedSequence
 
 
-def real_array(value: ArrayLike, name: str, error: type[FemHjbError]) -> FloatArray:
-    """`value` as float64, not copied if it is that already; text, ragged lists and complex numbers are refused."""
+def real_array(value: Any, name: str, error: type[FemHjbError]) -> FloatArray:
+    """`value` as float64, not copied if it is that already: numbers, lists, arrays, what NumPy makes an array of.
+
+    Text, None, dates, ragged lists and complex numbers are refused.
+    """
     try:
         raw = np.asarray(value)
-        if np.iscomplexobj(raw):
-            raise TypeError("complex numbers")
+        if raw.dtype.kind not in "biuf" and not _numbers(raw):
+            raise TypeError("complex numbers" if np.iscomplexobj(raw) else f"{raw.dtype.name} is no type of numbers")
         return np.asarray(raw, dtype=np.float64)
-    except (TypeError, ValueError) as cause:
-        raise error(f"{name} must be an array of real numbers, got {str(value)[:80]!r} ({cause})") from cause
+    except Exception as cause:  # what becomes an array runs code of its own
+        remedy = "; write .detach().cpu().numpy()" if hasattr(value, "detach") else ""
+        raise error(f"{name} must be an array of real numbers, got {_told(value)} ({cause}){remedy}") from cause
+
+
+def _numbers(raw: np.ndarray[Any, Any]) -> bool:
+    """Whether an array of objects holds numbers: integers beyond 64 bits, fractions, decimals."""
+    return raw.dtype == object and all(hasattr(entry, "__float__") for entry in raw.flat)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def _told(value: Any) -> str:
+    """What was given, in some eighty characters, whatever its own repr does."""
+    return " ".join(_SHORT.repr(value).split())
 
 
 def frozen_array(value: ArrayLike, name: str, shape: tuple[int, ...], error: type[FemHjbError]) -> FloatArray:
@@ -43,9 +68,12 @@ def spd_array(value: ArrayLike, name: str, dim: int, error: type[ProblemError] =
     raw = real_array(value, name, ProblemError)
     full = raw * np.eye(dim) if raw.ndim == 0 else np.diag(raw) if raw.shape == (dim,) else raw
     matrix = frozen_array(full, name, (dim, dim), ProblemError)
-    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
-    if not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14) or lowest <= 0:
+    scale = float(np.abs(matrix).max())
+    lowest = float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0]) if scale < np.finfo(np.float64).max / 2 else np.nan
+    if not np.allclose(matrix, matrix.T, rtol=1e-10, atol=1e-14 * scale) or lowest <= 0:
         raise error(f"{name} must be symmetric positive definite, its smallest eigenvalue is {lowest:.3g}")
+    if not (lowest >= SMALLEST and scale <= LARGEST):
+        raise ProblemError(f"{name} has entries up to {scale:.3g} and the smallest eigenvalue {lowest:.3g}{UNITS}")
     return matrix
 
 
@@ -57,6 +85,14 @@ def positive_number(value: Any, name: str, error: type[FemHjbError]) -> float:
         raise error(f"{name} must be a positive number, got {value!r}") from cause
     if not (np.isfinite(number) and number > 0):
         raise error(f"{name} must be a positive finite number, got {value!r}")
+    return number
+
+
+def number_in_units(value: Any, name: str, error: type[FemHjbError]) -> float:
+    """`value` as a positive float with a square, and an inverse, that are far from the ends of the range of floats."""
+    number = positive_number(value, name, error)
+    if not SMALLEST <= number <= LARGEST:
+        raise error(f"{name} is {number:.3g}{UNITS}")
     return number
 
 
@@ -81,9 +117,43 @@ def positive_integer(value: Any, name: str, error: type[FemHjbError]) -> int:
     return int(value)
 
 
+def array_length(value: Any, name: str, error: type[FemHjbError], width: int = 1) -> int:
+    """`value` as a positive int, if so many rows of `width` float64 fit into memory."""
+    length = positive_integer(value, name, error)
+    require_room((length, width), f"{name}={length}:", error)
+    return length
+
+
+def at_most(value: Any, most: int, name: str, error: type[FemHjbError]) -> int:
+    """`value` as a positive int that is no larger than `most`."""
+    number = positive_integer(value, name, error)
+    if number > most:
+        raise error(f"{name} must be at most {most}, got {number}")
+    return number
+
+
+def gauss_order(value: Any, name: str, error: type[FemHjbError]) -> int:
+    """`value` as the number of points of a Gauss rule, whose points are eigenvalues of a matrix of that size."""
+    return at_most(value, _LARGEST_RULE, name, error)
+
+
+def finite_number(value: Any, name: str, error: type[FemHjbError]) -> float:
+    """`value` as a finite float, of either sign; bools and text are refused."""
+    if isinstance(value, bool):
+        raise error(f"{name} must be a finite number, got {value!r}")
+    return float(frozen_array(value, name, (), error))
+
+
+def flag(value: Any, name: str, error: type[FemHjbError]) -> bool:
+    """`value` if it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise error(f"{name} must be True or False, got {_told(value)}")
+    return bool(value)
+
+
 def one_of(value: Any, name: str, allowed: Sequence[str], error: type[FemHjbError]) -> str:
     """`value` if it is one of the allowed words."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise error(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return str(value)
 

@@ -395,7 +395,7 @@ def test_paths_are_validated_and_read_only():
             ProblemError,
             r"policy\(t, x\) returned shape \(5,\) for x of shape \(5, 1\)",
         ),
-        ({"policy": lambda t, x: np.nan * x}, ProblemError, r"policy\(t, x\) is not finite at 5 points"),
+        ({"policy": lambda t, x: np.nan * x}, ProblemError, r"policy\(t, x\) is not finite at 5 of 5 points"),
     ],
 )
 def test_bad_arguments(changes, error, message):

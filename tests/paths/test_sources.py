@@ -2,7 +2,9 @@
 
 import dataclasses
 import multiprocessing
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,8 +18,10 @@ import numpy as np
 import pytest
 import zarr
 
+from fem_hjb.paths import stored
 from fem_hjb.paths.simulate import Paths, sample_paths
-from fem_hjb.paths.sources import PathSource, array_source, file_source, simulated_source, write_paths
+from fem_hjb.paths.sources import PathSource, array_source, simulated_source
+from fem_hjb.paths.stored import file_source, write_paths
 from fem_hjb.paths.tree_sum import tree_sum
 from fem_hjb.problems import zoo
 from fem_hjb.solutions.files import load_paths, save_paths
@@ -335,7 +339,8 @@ def test_chunks_of_an_npz_are_the_mapped_file_itself(tmp_path: Path) -> None:
 _SCRIPT = """
 import dataclasses, sys
 import numpy as np, psutil
-from fem_hjb.paths.sources import PathSource, file_source, write_paths
+from fem_hjb.paths.sources import PathSource
+from fem_hjb.paths.stored import file_source, write_paths
 from fem_hjb.paths.simulate import Paths
 
 
@@ -491,9 +496,9 @@ def test_the_advice_for_a_compressed_file_is_good(tmp_path: Path) -> None:
 def test_a_file_cut_off_after_it_was_opened_is_noticed(tmp_path: Path) -> None:
     source = source_of(".npz", tmp_path)
     truncated(tmp_path / "a.npz")
-    np.testing.assert_array_equal(source.chunk(0).x, make_paths().x[:5])
-    with pytest.raises(MeasureError, match="cannot be read as a whole file of paths"):
-        source.chunk(4)
+    for i in (0, 4):
+        with pytest.raises(MeasureError, match="cannot be read as a whole file of paths"):
+            source.chunk(i)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -618,3 +623,99 @@ def test_an_old_zarr_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_missing_folder_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="there is no folder"):
         write_paths(tmp_path / "none" / "a.npz", simulated())
+
+
+# Files that change
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 7, 23, 1000])
+@pytest.mark.parametrize("chunk", [1, 4, 5, 23])
+def test_blocks_with_checksums_need_not_be_chunks(
+    block: int, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "_BLOCK_BYTES", block * 8 * 5 * 2)
+    write_paths(tmp_path / "a.npz", array_source(make_paths(), chunk=4))
+    source = file_source(tmp_path / "a.npz", chunk=chunk)
+    np.testing.assert_array_equal(everything(source), make_paths().x)
+    np.testing.assert_array_equal(load_paths(tmp_path / "a.npz").x, make_paths().x)
+
+
+def changed(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("block", [1, 3, 23])
+def test_a_changed_bit_of_a_state_is_noticed_in_the_chunks_that_read_it(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the last digits, where nothing else would tell; in other chunks the states are what they were."""
+    monkeypatch.setattr(stored, "_BLOCK_BYTES", block * 8 * 5 * 2)
+    write_paths(tmp_path / "a.npz", array_source(make_paths()))
+    source = file_source(tmp_path / "a.npz", chunk=5)
+    offset = source.offset  # type: ignore[attr-defined]
+    whole = (tmp_path / "a.npz").read_bytes()
+    for path in (0, 4, 5, 13, 22):
+        (tmp_path / "a.npz").write_bytes(whole)
+        changed(tmp_path / "a.npz", offset + path * 80 + 16)
+        first, last = path // block * block, min((path // block + 1) * block, 23)
+        for i in range(source.chunk_count):
+            rows = source.rows(i)
+            if rows.start < last and first < rows.stop:
+                with pytest.raises(MeasureError, match=rf"the checksum of paths {first} to {last - 1} is an"):
+                    source.chunk(i)
+            else:
+                np.testing.assert_array_equal(source.chunk(i).x, make_paths().x[rows])
+        with pytest.raises(OutputError, match="is not a complete file"):
+            load_paths(tmp_path / "a.npz")
+
+
+def test_a_changed_bit_of_a_zarr_is_noticed(tmp_path: Path) -> None:
+    write_paths(tmp_path / "a.zarr", array_source(make_paths(), chunk=5))
+    source = file_source(tmp_path / "a.zarr", chunk=5)
+    changed(tmp_path / "a.zarr" / "x" / "c" / "1" / "0" / "0", 16)
+    np.testing.assert_array_equal(source.chunk(0).x, make_paths().x[:5])
+    with pytest.raises(MeasureError, match=r"cannot be read as a whole file of paths .*checksum"):
+        source.chunk(1)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("travelled", [True, False])
+def test_a_file_that_was_replaced_is_not_read_as_the_old_one(
+    suffix: str, alike: bool, travelled: bool, tmp_path: Path
+) -> None:
+    """By paths of the same shape or of another, here and where the source was sent to; the same file again is read."""
+    path = tmp_path / f"a{suffix}"
+    write_paths(path, simulated())
+    source = file_source(path, chunk=5)
+    source = pickle.loads(pickle.dumps(source)) if travelled else source
+    old = everything(source)
+    path.rename(tmp_path / "old")
+    write_paths(path, simulated(rng=4) if alike else simulated(n=11, steps=2))
+    for i in range(source.chunk_count):
+        with pytest.raises(MeasureError, match=rf"a{suffix} has been replaced since file_source was called"):
+            source.chunk(i)
+    (shutil.rmtree if path.is_dir() else os.unlink)(path)
+    (tmp_path / "old").rename(path)
+    np.testing.assert_array_equal(everything(source), old)
+
+
+def test_files_of_numpy_that_were_replaced_are_noticed_too(tmp_path: Path) -> None:
+    x = make_paths().x
+    np.savez(tmp_path / "a.npz", t=make_paths().t, x=x)
+    source = file_source(tmp_path / "a.npz", chunk=5)
+    np.testing.assert_array_equal(everything(source), x)
+    np.savez(tmp_path / "a.npz", t=make_paths().t, x=-x)
+    with pytest.raises(MeasureError, match="has been replaced"):
+        source.chunk(0)
+
+
+def test_checksums_that_do_not_fit_are_damage(tmp_path: Path) -> None:
+    write_paths(tmp_path / "a.npz", array_source(make_paths()))
+    with np.load(tmp_path / "a.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files} | {"x_sums": np.zeros(7, np.uint32)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(MeasureError, match="7 checksums do not fit 23 paths"):
+        file_source(tmp_path / "a.npz")

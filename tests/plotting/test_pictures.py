@@ -177,7 +177,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "unknown column": (
         lambda: plotting.compare(table(zoo.get("lq")), column="l2", ax=axes()),
         ComparisonError,
-        "column must be one of value, value_h1, policy, excluded, got 'l2'",
+        "column must be one of 'value', 'value_h1', 'policy', 'excluded', got 'l2'",
     ),
 }
 

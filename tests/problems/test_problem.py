@@ -127,7 +127,7 @@ def test_a_process_that_is_stopped_before_it_starts_is_refused(law, message):
         (lambda t, x: x, r"exit_reward\(t, x\) returned shape \(5, 2\) .* expected \(5,\)"),
         (lambda t, x: 1.0, r"exit_reward\(t, x\) returned shape \(\) .* return an array of the full shape"),
         (lambda t, x: x[..., 0] * np.nan, r"exit_reward\(t, x\) is not finite at 5 of 5 points, the first is x="),
-        (lambda x: x[..., 0], r"exit_reward\(t, x\) failed on arguments of shapes \(\), \(5, 2\)"),
+        (lambda x: x[..., 0], r"exit_reward\(t, x\) failed at t=0 for x of shape \(5, 2\): TypeError"),
     ],
 )
 def test_ill_formed_exit_rewards_are_refused(g, message):
@@ -175,7 +175,7 @@ BAD = {
     "temperature-nan": ({"temperature": np.nan}, "temperature must be a positive finite number, got nan"),
     "drift-array": ({"drift": A}, "drift must be a callable, got ndarray"),
     "drift-shape": ({"drift": lambda t, x: x[..., 0]}, r"drift\(t, x\) returned shape \(5,\) .* expected \(5, 2\)"),
-    "drift-arity": ({"drift": lambda x: x}, r"drift\(t, x\) failed on arguments of shapes \(\), \(5, 2\)"),
+    "drift-arity": ({"drift": lambda x: x}, r"drift\(t, x\) failed at t=0 for x of shape \(5, 2\): TypeError"),
     "drift-nan": ({"drift": lambda t, x: x * np.nan}, r"drift\(t, x\) is not finite at 5 of 5 points, the first"),
     "drift-batched-time": (
         {"drift": lambda t, x: x * np.asarray(t)},
@@ -201,6 +201,26 @@ BAD_DIFFUSION = {
     "asymmetric": ([[1.0, 0.5], [0.0, 1.0]], "it differs from its transpose by 0.5"),
     "callable": (ones, r"diffusion\(t, x\) must be symmetric positive definite, at x="),
 }
+
+
+MEASURED = {
+    "horizon": lambda size: build(horizon=size),
+    "temperature": lambda size: build(temperature=size),
+    "diffusion": lambda size: build(diffusion=size),
+    "diffusion, an axis": lambda size: build(diffusion=[size, 1.0]),
+    "diffusion, a callable": lambda size: build(diffusion=lambda t, x: size * (0.5 * ones(t, x) + 0.5 * np.eye(2))),
+    "covariance": lambda size: build(initial_law=Gaussian([0.0, 0.0], size)),
+    "edge of a box": lambda size: Box([0.0, -1.0], [size, 1.0]),
+}
+
+
+@pytest.mark.parametrize("what", MEASURED)
+def test_what_is_in_no_sensible_unit_is_refused_at_once(what):
+    for size in (1e-320, 1e-101, 1e101, 1e300, 1.7e308):
+        with pytest.raises((ProblemError, DomainError), match=r"units|at least 1e-100"):
+            MEASURED[what](size)
+    for size in (1e-99, 1e-50, 1e50, 5e74):
+        assert MEASURED[what](size) is not None
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)

@@ -134,7 +134,9 @@ def test_a_kink() -> None:
 
 
 def test_a_jump() -> None:
-    solution = solve(problem_of(1, lambda x: np.log1p(x[..., 0] > 0.3), initial_law=PointMass([0.0])), rtol=1e-2)
+    solution = solve(
+        problem_of(1, lambda x: np.log1p(1.0 * (x[..., 0] > 0.3)), initial_law=PointMass([0.0])), rtol=1e-2
+    )
     assert at(solution, [0.0]) == pytest.approx(float(np.log1p(norm.sf(0.3))), abs=1e-3)
 
 

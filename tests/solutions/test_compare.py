@@ -404,7 +404,7 @@ BAD_INPUT = {
     "a tensor with a tape": (
         lambda: _bad((lambda t, x: _Tensor(), REFERENCE.gradient)),
         ComparisonError,
-        r"value\(t, x\) must return a NumPy array, got _Tensor.*detach",
+        r"what .*value\(t, x\) returns must be an array of real numbers, got <.*_Tensor object.*requires grad",
     ),
     "no value anywhere": (
         lambda: _bad((lambda t, x: np.full(len(x), np.nan), REFERENCE.gradient)),
@@ -442,7 +442,7 @@ BAD_INPUT = {
     "unknown column": (
         lambda: compare({"a": REFERENCE}, REFERENCE, problem=make_problem()).series("a", "l2"),
         ComparisonError,
-        "column must be one of value, value_h1, policy, excluded, got 'l2'",
+        "column must be one of 'value', 'value_h1', 'policy', 'excluded', got 'l2'",
     ),
     "unknown candidate": (
         lambda: compare({"a": REFERENCE}, REFERENCE, problem=make_problem()).overall("b"),

@@ -1,6 +1,11 @@
 """Files: bitwise round trips, and never a half-written or silently misread one."""
 
-from collections.abc import Callable
+import json
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +15,14 @@ import skfem
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.gauge import constant_gauge
+from fem_hjb.problems.gauge import Gauge, constant_gauge
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.solutions.files import load_paths, load_solution, save_paths, save_solution
-from fem_hjb.solutions.solution import Solution
+from fem_hjb.solutions.files import OtherProblemWarning, load_paths, load_solution, save_paths, save_solution
+from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.space import LineBasis, Space, SplineBasis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
+from fem_hjb.support.archives import checksum
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import OutputError
 from fem_hjb.support.files import atomic_file, atomic_folder
@@ -213,13 +220,29 @@ def _written(folder: Path, element: str = "hermite") -> tuple[Path, ControlProbl
     return folder / "a.npz", solution.problem
 
 
-def _rewritten(folder: Path, element: str = "hermite", **changes: FloatArray) -> Path:
-    path, _ = _written(folder, element)
+def _changed(path: Path, changes: Mapping[str, FloatArray | None]) -> Path:
+    """A file with other arrays in it, none where None is given, written as NumPy writes them."""
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
     with path.open("wb") as stream:
-        np.savez(stream, **{name: a for name, a in {**arrays, **changes}.items() if a.size})
+        np.savez(stream, **{name: a for name, a in {**arrays, **changes}.items() if a is not None})
     return path
+
+
+def _rewritten(folder: Path, element: str = "hermite", **changes: FloatArray | None) -> Path:
+    """A file with other arrays in it that says so itself: what nobody has damaged, but is no solution."""
+    path = _changed(_written(folder, element)[0], changes)
+    with np.load(path) as archive:
+        text = json.loads(str(archive["text"]))
+        text["checksums"] = {k: checksum(archive[k]) for k in archive.files if k not in ("text", "kind")}
+    return _changed(path, {"text": np.array(json.dumps(text))})
+
+
+def _retold(folder: Path, **changes: object) -> Path:
+    path, _ = _written(folder)
+    with np.load(path) as archive:
+        text = json.loads(str(archive["text"])) | changes
+    return _changed(path, {"text": np.array(json.dumps(text))})
 
 
 def _truncated(folder: Path, fraction: float) -> Path:
@@ -274,12 +297,12 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bytes overwritten": (lambda folder: _load(_corrupted(folder)), "is not a complete file"),
     "paths instead": (lambda folder: _load(_paths_file(folder)), "of kind 'fem_hjb paths 1', expected 'fem_hjb solu"),
     "solution instead": (lambda folder: load_paths(_written(folder)[0]), "expected 'fem_hjb paths 1'"),
-    "no gauge": (lambda folder: _load(_rewritten(folder, gauge=np.empty(0))), "is damaged: 'gauge'"),
+    "no gauge": (lambda folder: _load(_rewritten(folder, gauge=None)), "is damaged: 'gauge'"),
     "short coefficients": (
         lambda folder: _load(_rewritten(folder, coefficients=np.ones(3))),
         r"is damaged: coefficients must have shape \(5, 10\)",
     ),
-    "no degrees": (lambda folder: _load(_rewritten(folder, "gll", degrees=np.empty(0))), "is damaged: 'degrees'"),
+    "no degrees": (lambda folder: _load(_rewritten(folder, "gll", degrees=None)), "is damaged: 'degrees'"),
     "degrees of two axes": (
         lambda folder: _load(_rewritten(folder, "gll", degrees=np.array([7, 7]))),
         r"is damaged: 1 grids but degrees of shape \(2,\)",
@@ -296,6 +319,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: _load(_rewritten(folder, "B3", flat=np.array(True))),
         r"is damaged: coefficients must have shape \(5, 5\)",
     ),
+    "words for numbers": (lambda folder: _load(_retold(folder, floor="high")), "is damaged: floor must be"),
+    "no name": (lambda folder: _load(_retold(folder, problem=None, name=3)), "is damaged"),
+    "panels that are not there": (lambda folder: _load(_retold(folder, panels=10**12)), "is damaged: 'time_grid'"),
+    "text that is a list": (lambda folder: _load(_changed(_written(folder)[0], {"text": np.array("[]")})), "complete"),
     "another temperature": (
         lambda folder: load_solution(_written(folder)[0], zoo.get("lq", temperature=0.123)),
         "holds a solution of 'lq' with .*, but the problem given has .*temperature=0.123",
@@ -321,3 +348,246 @@ def test_bad_files(kind: str, tmp_path: Path) -> None:
     call, message = BAD_FILES[kind]
     with pytest.raises(OutputError, match=message):
         call(tmp_path)
+
+
+def _spoiled_header(path: Path, header: bytes) -> Path:
+    """A file whose coefficients begin with another header, of the right length and with the right CRC."""
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    old = members["coefficients.npy"]
+    (length,) = struct.unpack("<H", old[8:10])
+    members["coefficients.npy"] = old[:10] + header.ljust(length - 1) + b"\n" + old[10 + length :]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+HEADERS = {
+    "a parenthesis left open (TokenError)": b"{'descr': (",
+    "a header that is no text (SyntaxError)": b"\xff\xfe {",
+    "an absurd shape (MemoryError)": b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000, )}",
+    "a shape beyond integers (OverflowError)": b"{'descr': '<f8', 'fortran_order': False, 'shape': (10**30, )}",
+    "a huge shape": b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000000000, )}",
+    "a negative shape": b"{'descr': '<f8', 'fortran_order': False, 'shape': (-3, )}",
+    "objects": b"{'descr': '|O', 'fortran_order': False, 'shape': (3, )}",
+    "a type that there is not": b"{'descr': '<z9', 'fortran_order': False, 'shape': (3, )}",
+    "deep nesting (RecursionError)": b"(" * 117,
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_damaged_headers_are_told_as_such(header: str, tmp_path: Path) -> None:
+    path = _spoiled_header(_written(tmp_path)[0], HEADERS[header])
+    with pytest.raises(OutputError, match="is not a complete file of kind"):
+        _load(path)
+
+
+@pytest.mark.parametrize(("offset", "value"), [(8, 97), (8, 99), (6, 1), (6, 0x41)])
+def test_compressions_and_ciphers_that_nobody_knows_are_told_as_damage(offset: int, value: int, tmp_path: Path) -> None:
+    """NotImplementedError and RuntimeError of zipfile. The same two bytes, in both headers of the first member."""
+    path, _ = _written(tmp_path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        central = archive.start_dir
+    content[offset : offset + 2] = content[central + offset + 2 : central + offset + 4] = struct.pack("<H", value)
+    path.write_bytes(bytes(content))
+    with pytest.raises(OutputError, match="is not a complete file of kind"):
+        _load(path)
+
+
+def _alike(one: object, other: object) -> bool:
+    """Whether two solutions are the same to the bit, space and gauge included."""
+    if isinstance(one, ProductSolution) and isinstance(other, ProductSolution):
+        pairs = zip(one.parts, other.parts, strict=True)
+        return all(i == j and _alike(a, b) for (i, a), (j, b) in pairs)
+    if not (isinstance(one, Solution) and isinstance(other, Solution)):
+        return False
+    x = np.random.default_rng(3).uniform(-1.0, 1.0, (20, one.problem.dim))
+    same = np.array_equal(one.coefficients, other.coefficients) and np.array_equal(
+        one.value(0.3, x), other.value(0.3, x)
+    )
+    return same and repr(one.stats) == repr(other.stats) and one.status == other.status
+
+
+def _product() -> ProductSolution:
+    problem = zoo.get("lq", dim=2)
+    part = make_solution(1)
+    return ProductSolution(problem=problem, parts=(((0,), part), ((1,), make_solution(1, "P3"))), status="by hand")
+
+
+@pytest.mark.parametrize("make", [make_solution, lambda: make_solution(1, "gll"), _product])
+def test_no_byte_that_is_wrong_is_read_as_something_else(make: Callable[[], Solution], tmp_path: Path) -> None:
+    """Bytes inverted all over the file: it is refused as damaged, or read as it was (the byte is in a date, say)."""
+    path, solution = tmp_path / "a.npz", make()
+    save_solution(path, solution)
+    whole, solution = path.read_bytes(), load_solution(path, solution.problem)
+    read = 0
+    for place in range(0, len(whole), 41):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            again = load_solution(path, solution.problem)
+        except OutputError:
+            continue
+        read += 1
+        assert _alike(again, solution), place
+    assert read < 0.2 * len(whole) / 41
+
+
+@pytest.mark.parametrize("make", [make_solution, _product])
+def test_no_part_of_a_file_is_read_as_a_whole(make: Callable[[], Solution], tmp_path: Path) -> None:
+    path, solution = tmp_path / "a.npz", make()
+    save_solution(path, solution)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 97):
+        path.write_bytes(whole[:end])
+        with pytest.raises(OutputError, match="is not a complete file"):
+            load_solution(path, solution.problem)
+
+
+def _names(path: Path) -> list[str]:
+    with np.load(path) as archive:
+        return [name for name in archive.files if name not in ("kind", "text")]
+
+
+def test_an_array_that_somebody_has_taken_out_put_in_or_changed_is_missed(tmp_path: Path) -> None:
+    """NumPy's CRCs would all be right."""
+    path, problem = _written(tmp_path, "B3")
+    whole = path.read_bytes()
+    for name in _names(path):
+        path.write_bytes(whole)
+        with np.load(path) as archive:
+            array = archive[name]
+        changed = np.array(not array) if array.dtype == np.bool_ else array + 1e-9
+        for changes, told in (({name: None}, "is missing"), ({name: changed}, "has another checksum")):
+            path.write_bytes(whole)
+            with pytest.raises(OutputError, match=f"changed since it was written: the array '{name}' {told}"):
+                load_solution(_changed(path, changes), problem)
+    path.write_bytes(whole)
+    with pytest.raises(OutputError, match="the array 'gauge_P' is new"):
+        load_solution(_changed(path, {"gauge_P": np.ones((1, 1, 1))}), problem)
+
+
+def test_paths_that_somebody_has_changed_are_missed(tmp_path: Path) -> None:
+    path = _paths_file(tmp_path)
+    with np.load(path) as archive:
+        x = archive["x"] + 1e-12
+    with pytest.raises(OutputError, match="changed since it was written: the array 'x' has another checksum"):
+        load_paths(_changed(path, {"x": x}))
+
+
+OU = zoo.get("lq", dim=2)
+FARTHER = Box([-9.0, -9.0], [9.0, 9.0], boundary=[("absorbing", "natural"), ("natural", "natural")])
+WALL = replace(OU, domain=replace(FARTHER, exit_reward=lambda t, x: 0.0 * x[..., 0]), exact=None)
+OTHERS: dict[str, tuple[ControlProblem, ControlProblem, str]] = {
+    "a double well": (zoo.get("lq"), zoo.get("double-well", temperature=1.0), "drift"),
+    "a drift": (OU, replace(OU, drift=lambda t, x: -1.00001 * x), "drift"),
+    "a drift later on": (OU, replace(OU, drift=lambda t, x: OU.b(t, x) - (np.asarray(t) > 0.3)[..., None]), "drift"),
+    "a diffusion": (OU, replace(OU, diffusion=1.00001 * np.asarray(OU.constant_diffusion)), "diffusion"),
+    "a callable diffusion": (
+        OU,
+        replace(OU, diffusion=lambda t, x: OU.Lambda(t, x) * (1 + x[..., :1, None] ** 2)),
+        "diffusion",
+    ),
+    "a terminal reward": (OU, replace(OU, terminal_reward=lambda x: OU.y(x) + 1e-4), "terminal_reward"),
+    "a running reward": (OU, replace(OU, running_reward=lambda t, x: OU.r(t, x) + 1e-4), "running_reward"),
+    "a law": (OU, replace(OU, initial_law=Gaussian([0.1, 0.0], OU.initial_law.covariance)), "mean of the initial law"),
+    "a wider law": (OU, replace(OU, initial_law=Gaussian([0.0, 0.0], 1.5)), "covariance of the initial law"),
+    "a domain": (OU, replace(OU, domain=FARTHER), "domain"),
+    "a corner": (WALL, replace(WALL, domain=Box([-9.0, -9.0], [9.0, 9.1], WALL.domain.boundary)), "corners"),  # type: ignore[union-attr]
+    "a face": (
+        WALL,
+        replace(WALL, domain=replace(FARTHER, boundary=[("absorbing", "reflecting"), ("natural", "natural")])),
+        "faces of the domain",
+    ),
+    "an exit reward": (
+        WALL,
+        replace(WALL, domain=replace(FARTHER, exit_reward=lambda t, x: 1e-4 * x[..., 1])),
+        "exit_reward",
+    ),
+    "a callable that fails": (
+        OU,
+        replace(OU, terminal_reward=lambda x: np.where(x[..., 0] > 1.0, np.nan, OU.y(x))),
+        r"callables, one of which fails where it did not \(terminal_reward\(x\) is not finite",
+    ),
+}
+
+
+def _stored(folder: Path, problem: ControlProblem) -> Path:
+    box = Box([-9.0] * problem.dim, [9.0] * problem.dim)
+    space = Space(replace(problem, domain=None), cells=2, time_cells=1, box=box)
+    settings = {"space": space, "coefficients": np.ones(space.shape), "method": "by hand", "status": "ok"}
+    of = Gauge(temperature=problem.temperature, horizon=problem.horizon, terminal=0.0, running=0.0)
+    save_solution(folder / "a.npz", Solution(problem=problem, gauge=of, **settings))  # type: ignore[arg-type]
+    return folder / "a.npz"
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_solution_of_another_problem_is_refused_or_read_with_a_warning(other: str, tmp_path: Path) -> None:
+    problem, given, what = OTHERS[other]
+    given = replace(given, horizon=problem.horizon, temperature=problem.temperature)
+    path = _stored(tmp_path, problem)
+    with pytest.raises(OutputError, match=f"the problem given, {given.name!r}, has another .*{what}"):
+        load_solution(path, given)
+    with pytest.warns(OtherProblemWarning, match=what):
+        read = load_solution(path, given, check=False)
+    assert read.problem is given
+    assert load_solution(path, problem).problem is problem
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_same_problem_made_again_is_told_to_be_the_same(name: str, tmp_path: Path) -> None:
+    """In other callables of the same values, to rounding, too."""
+    problem = zoo.get(name, dim=min(zoo.dims(name) or (1,)))
+    path = _stored(tmp_path, problem)
+    again = zoo.get(name, dim=problem.dim)
+    wrapped = replace(
+        again,
+        drift=lambda t, x: again.b(t, x) * (1 + 3e-7),
+        diffusion=lambda t, x: again.Lambda(t, x) * (1 - 3e-7),
+        terminal_reward=lambda x: again.y(x) * (1 + 1e-9),
+        running_reward=lambda t, x: again.r(t, x) + 1e-9,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for given in (again, wrapped):
+            assert load_solution(path, given).problem is given
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+@pytest.mark.parametrize("changed", [1.0, 1.00001])
+def test_units_do_not_matter_to_what_counts_as_another_problem(unit: float, changed: float, tmp_path: Path) -> None:
+    """Coordinates in another unit, rewards in another: the same answer."""
+    problem = ControlProblem(
+        dim=1,
+        horizon=unit**2,
+        temperature=unit**3,
+        drift=lambda t, x: -changed * x / unit**2,
+        diffusion=1.0,
+        terminal_reward=lambda x: -unit * x[..., 0] ** 2,
+        initial_law=Gaussian([0.0], unit**2),
+    )
+    space = Space(problem, cells=2, time_cells=1, box=Box([-9.0 * unit], [9.0 * unit]))
+    of = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
+    settings = {"space": space, "gauge": of, "coefficients": np.ones(space.shape), "method": "by hand"}
+    save_solution(tmp_path / "a.npz", Solution(problem=problem, status="ok", **settings))  # type: ignore[arg-type]
+    given = replace(problem, drift=lambda t, x: -x / unit**2)
+    if changed == 1.0:
+        assert load_solution(tmp_path / "a.npz", given).problem is given
+    else:
+        with pytest.raises(OutputError, match="has another drift;"):
+            load_solution(tmp_path / "a.npz", given)
+
+
+def test_files_that_say_nothing_of_their_problem_are_read_with_a_warning_only(tmp_path: Path) -> None:
+    path, problem = _written(tmp_path)
+    solution = load_solution(path, problem)
+    with np.load(path) as archive:
+        text = json.loads(str(archive["text"]))
+        old = {name: None for name in archive.files if name.startswith("problem_")}
+    del text["checksums"]
+    _changed(path, {**old, "text": np.array(json.dumps(text))})
+    with pytest.raises(OutputError, match=r"does not say more of its problem, as older files do not; .* check=False"):
+        load_solution(path, problem)
+    with pytest.warns(OtherProblemWarning, match="does not say more of its problem"):
+        assert _alike(load_solution(path, problem, check=False), solution)

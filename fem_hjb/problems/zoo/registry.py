@@ -12,6 +12,7 @@ from typing import Any, final
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import positive_integer
 from fem_hjb.support.errors import ProblemError
+from fem_hjb.support.memory import require_room
 
 Builder = Callable[..., ControlProblem]
 """A function (dim, *, parameter=default, ...) -> ControlProblem of that dimension."""
@@ -125,6 +126,7 @@ def get(name: str, dim: int | None = None, **params: Any) -> ControlProblem:
     if unknown:
         raise ProblemError(f"problem {name!r} has no parameter {', '.join(map(repr, unknown))}; it accepts {accepted}")
     d = positive_integer(entry.default_dim if dim is None else dim, "dim", ProblemError)
+    require_room((d, d), f"dim={d}:", ProblemError)
     if entry.dims is not None and d not in entry.dims:
         raise ProblemError(f"problem {name!r} makes sense in dim = {', '.join(map(str, entry.dims))} only, got dim={d}")
     try:
@@ -138,7 +140,7 @@ def get(name: str, dim: int | None = None, **params: Any) -> ControlProblem:
 
 
 def _entry(name: str) -> _Entry:
-    if name not in _REGISTRY:
+    if not isinstance(name, str) or name not in _REGISTRY:
         close = difflib.get_close_matches(str(name), _REGISTRY, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(_REGISTRY)}"
         raise ProblemError(f"there is no problem called {name!r}; {hint}")
