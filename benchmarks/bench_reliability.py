@@ -8,15 +8,16 @@
 
 The problems and where their values are known from: `reliability_problems`. The true error is the larger of the relative
 errors of value and policy under the uncontrolled and the optimally controlled law, at times up to T (1 - 1 / 4096), as
-`compare` measures them, or the mass of a law on which there is no value, if that is more (infinite, if it is more than
-half); the estimate is the larger of the two that `solve` returns.
+`compare` measures them; infinite, if there is no value on more than half of a law. The estimate is the larger of the
+two that `solve` returns.
 
 Columns, counts of problems or shares of those answered: problems; answered, with a solution within --seconds of CPU
-time; ok, with the status "ok"; met, of these, true <= rtol; silent, those with status "ok" whose error is more than
-rtol and more than 3 estimates: nobody would know; true <= 3 est; est <= 30 true, both among errors that are more than a
-thousandth of rtol; unseen, where paths under the policy of the truth could not be made (judged under the uncontrolled
-law alone); CPU seconds, median and largest. Problems whose value is +infinity have columns of their own: raised, by
-InfiniteValueError; said otherwise, by another error or a status that is not ok; silent.
+time; ok, with the status "ok"; met, of these, true <= rtol, and no value on rtol of the mass of a law at most; silent,
+those with status "ok" whose error is more than rtol and more than 3 estimates, or without a value on more than rtol of
+the mass: nobody would know; true <= 3 est; est <= 30 true, both among errors that are more than a thousandth of rtol;
+unseen, where paths under the policy of the truth could not be made (judged under the uncontrolled law alone); CPU
+seconds, median and largest. Problems whose value is +infinity have a line of their own: raised, an InfiniteValueError;
+said otherwise, by another error or a status that is not ok; silent.
 
 Solves run in another process, which stops them after --seconds of CPU time and is itself ended after four times as much
 real time. With --csv every result is appended at once, and what the file already holds is not computed again; --report
@@ -97,9 +98,9 @@ class Result:
 
     @property
     def true(self) -> float:
-        """The largest under the laws that could be judged under, and the mass on which there is no value."""
+        """The largest under the laws that could be judged under."""
         found = [getattr(self, f"true_{what}_{law}") for what in ("value", "policy") for law in LAWS]
-        known = [error for error in (*found, self.excluded) if not math.isnan(error)]
+        known = [error for error in found if not math.isnan(error)]
         return max(known) if known else math.nan
 
     @property
@@ -111,11 +112,17 @@ class Result:
         return self.outcome in ("ok", "warned", "unjudged")
 
     @property
+    def met(self) -> bool:
+        """Whether the tolerance is, with a value on all but as much of the mass."""
+        return max(self.true, self.excluded) <= self.rtol
+
+    @property
     def silent(self) -> bool:
         """Wrong without a word."""
         if self.infinite:
             return self.outcome == "ok"
-        return self.outcome == "ok" and self.true > max(self.rtol, 3 * self.estimate)
+        wrong = self.true > max(self.rtol, 3 * self.estimate) or self.excluded > self.rtol
+        return self.outcome == "ok" and wrong
 
 
 class OutOfTime(BaseException):
@@ -272,7 +279,7 @@ def line(results: list[Result]) -> list[str]:
         str(len(results)),
         str(len(done)),
         str(len(ok)),
-        f"{sum(r.true <= r.rtol for r in ok)}",
+        f"{sum(r.met for r in ok)}",
         f"{sum(r.silent for r in results)}",
         percent([r.true <= 3 * r.estimate for r in large]),
         percent([r.estimate <= 30 * r.true for r in large]),
@@ -315,7 +322,7 @@ def complaints(results: list[Result]) -> None:
         why = ["SILENT"] if r.silent else []
         why += [] if r.outcome == ("infinite" if r.infinite else "ok") else [r.outcome]
         if r.answered and not r.infinite:
-            why += ["true > rtol"] * (r.true > r.rtol)
+            why += ["not met"] * (not r.met)
             why += ["true > 3 estimates"] * (r.true > max(3 * r.estimate, NEGLIGIBLE * r.rtol))
             why += ["estimate > 30 true"] * (r.estimate > max(30 * r.true, NEGLIGIBLE * r.rtol))
             why += [f"no value on a mass of {r.excluded:.1e}"] * (r.excluded > r.rtol**2)

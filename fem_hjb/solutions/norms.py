@@ -124,9 +124,10 @@ def controlled_points(
     lost = [0.0]
 
     def known(t: float, x: FloatArray) -> FloatArray:
-        pi = np.array(policy(t, x), dtype=np.float64)
+        time = min(t, problem.horizon)  # steps end there up to rounding
+        pi = np.array(policy(time, x), dtype=np.float64)
         unknown = ~np.isfinite(pi).all(axis=-1)
-        if t != problem.horizon:  # at T the policy of a reward that jumps is none
+        if time < problem.horizon * (1 - 1e-12):  # at T the policy of a reward that jumps is none
             lost[0] = max(lost[0], float(unknown.mean()))
         pi[unknown] = 0.0
         return pi
