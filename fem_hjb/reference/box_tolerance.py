@@ -25,6 +25,7 @@ from fem_hjb.reference.box_panel import Equation
 from fem_hjb.reference.box_paths import Steered, steered
 from fem_hjb.reference.box_run import Run
 from fem_hjb.reference.faces import truncated
+from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
@@ -196,20 +197,16 @@ class _Search:
     def solution(self, best: _Judged, stopped: bool = False) -> Solution:
         """What is handed out."""
         run, c = best.run, self.coefficients
+        checks = _checked(best, self.linear)
         rounding = _ROUNDING * (1.0 + 0.1 * _finest(run))
         value, policy = ({name: part[i] for name, part in best.parts.items()} for i in range(2))
         value["space"] += rounding
         policy["space"] += rounding
-        bad = run.nonpositive if self.linear else 0
-        told = [f"u is not positive at {bad} nodes of space and time"] if bad else []
+        told = [check.told for check in checks if not check.passed]
         if stopped:
             told.append("max_seconds were over: the best so far")
         if self.ends is not None and self.ends.growing:
             told.append(_GROWING)
-        if best.controlled is None:
-            told.append("no path could follow the policy: errors are those under the uncontrolled law alone")
-        elif best.controlled.lost:
-            told.append(f"{best.controlled.lost:.2%} of the paths under the policy leave the box")
         stats = {
             "form": "linear" if self.linear else "value",
             "route": "esdirk" if self.box.absorbing else "lawson",
@@ -236,7 +233,25 @@ class _Search:
             status="; ".join(told) if told else "ok",
             stats=stats,
             error_estimate=combine(value, policy),
+            checks=checks,
         )
+
+
+def _checked(best: _Judged, linear: bool) -> tuple[Check, ...]:
+    """Whether the box holds the process under control, and whether f is positive."""
+    found = []
+    if best.controlled is None:
+        told = "no path could follow the policy: errors are those under the uncontrolled law alone"
+        found.append(Check(name="paths in the box", figure=math.nan, limit=0.0, told=told))
+    else:
+        lost, count = best.controlled.lost, len(best.controlled.outside)
+        told = f"{lost:.2%} of {count} paths under the policy leave the box"
+        found.append(Check(name="paths in the box", figure=lost, limit=0.0, told=told))
+    if linear:
+        bad = best.run.nonpositive
+        told = f"u is not positive at {bad} nodes of space and time"
+        found.append(Check(name="positive", figure=float(bad), limit=0.0, told=told))
+    return tuple(found)
 
 
 def _part_of(told: Progress, k: int, part: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -18,7 +19,8 @@ from fem_hjb.problems.blocks import alike, independent_blocks, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_tolerance import largest_norms_of, solve_to_tolerance
-from fem_hjb.reference.tolerance import checked_rtol, judged
+from fem_hjb.reference.pathwise import along_paths
+from fem_hjb.reference.tolerance import AnySolution, checked_rtol, judged
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import Rng, as_seed, one_of, positive_integer
@@ -41,6 +43,7 @@ def solve(
     rng: Rng = 0,
     progress: Progress | None = None,
     max_seconds: float | None = None,
+    verify: bool = True,
 ) -> Solution | ProductSolution:
     """Value and policy of a problem, to a tolerance.
 
@@ -60,10 +63,12 @@ def solve(
         is not known, when errors are measured.
     progress : called with the fraction of the work done, as far as that is known.
     max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so.
+    verify : follow paths under the policy with the problem as it was given (`pathwise`), and compare the value.
 
     Returns
     -------
-    A `Solution`, or a `ProductSolution` of independent ones, with its `error_estimate`. Its stats tell the form, the
+    A `Solution`, or a `ProductSolution` of independent ones, with its `error_estimate` and its `checks`. Coordinates
+    that were taken for independent and are not, as paths show, are solved as a whole. Its stats tell the form, the
     route and why, the unknowns, how often it was solved, and the seconds. If the tolerance is not met, a
     `ToleranceWarning` says which part of the error stopped it, and so does the status.
 
@@ -92,26 +97,40 @@ def solve(
             f"boxes go up to dimension 3, but {largest} coordinates of {problem.name!r} hang together; learn its value"
             " from paths instead"
         )
-    solution: Solution | ProductSolution
     watched = until(told, seconds)
-    try:
+
+    def found(blocks: Sequence[Block]) -> Solution | ProductSolution:
         if len(blocks) == 1:
-            solution = solve_to_tolerance(problem, rtol, form, box, max_dofs, watched, seed)
-            estimate = solution.error_estimate
-        else:
-            distinct, which = _each(problem, blocks, _EACH * rtol, form, max_dofs, watched, seed)
-            solution, estimate = _product(problem, blocks, distinct, which, seed)
+            return solve_to_tolerance(problem, rtol, form, box, max_dofs, watched, seed)
+        return _product(problem, blocks, *_each(problem, blocks, _EACH * rtol, form, max_dofs, watched, seed), seed)
+
+    try:
+        solution = _verified(found(blocks), seed) if verify else found(blocks)
+        if len(blocks) > 1 and problem.dim <= 3 and not all(check.passed for check in solution.checks):
+            solution = _verified(found([tuple(range(problem.dim))]), seed)  # they may not be independent after all
     except OutOfTimeError:
         raise ConvergenceError(
             f"solve({problem.name!r}): no solution within max_seconds={seconds:g}; give it more time, a larger rtol, or"
             " a mesh (solve_on_mesh)"
         ) from None
-    if estimate is None:
-        raise ConvergenceError("a solution without an estimate")
     if told is not None:
         told(1.0)
     spent = {"seconds": time.perf_counter() - started}
-    return judged(solution, estimate, rtol, f"solve({problem.name!r})", spent)
+    return judged(solution, _estimate_of(solution), rtol, f"solve({problem.name!r})", spent)
+
+
+def _estimate_of(solution: Solution | ProductSolution) -> ErrorEstimate:
+    if solution.error_estimate is None:
+        raise ConvergenceError("a solution without an estimate")
+    return solution.error_estimate
+
+
+def _verified(solution: AnySolution, seed: int) -> AnySolution:
+    """The solution with the checks of paths under its policy, and a status that names those that failed."""
+    checks = along_paths(solution.problem, solution, _estimate_of(solution), seed)
+    told = [solution.status] if solution.status != "ok" else []
+    told += [str(check) for check in checks if not check.passed]
+    return replace(solution, checks=(*solution.checks, *checks), status="; ".join(told) if told else "ok")
 
 
 def _each(
@@ -143,7 +162,7 @@ def _part(progress: Progress, k: int, count: int, fraction: float) -> None:
 
 def _product(
     problem: ControlProblem, blocks: Sequence[Block], distinct: Sequence[Solution], which: Sequence[int], seed: int
-) -> tuple[ProductSolution, ErrorEstimate]:
+) -> ProductSolution:
     """The whole of independent solutions; policy errors add up in squares, those of values as if of one sign."""
     parts = tuple((block, distinct[i]) for block, i in zip(blocks, which, strict=True))
     norms = [largest_norms_of(solution, seed) for solution in distinct]
@@ -156,7 +175,8 @@ def _product(
     largest = max(max(e.value, e.policy) for e in estimates)
     scale = max(value, policy) / largest if largest > 0 else 0.0
     told = [part.status for _, part in parts if part.status != "ok"]
-    product = ProductSolution(
+    shares = {name: scale * max(getattr(e, name) for e in estimates) for name in PARTS}
+    return ProductSolution(
         problem=problem,
         parts=parts,
         status="; ".join(told) if told else "ok",
@@ -167,6 +187,6 @@ def _product(
             "dofs": sum(part.stats["dofs"] for _, part in parts),
             "solves": sum(solution.stats["solves"] for solution in distinct),
         },
+        error_estimate=ErrorEstimate(value=float(value), policy=float(policy), **shares),
+        checks=tuple(dict.fromkeys(check for solution in distinct for check in solution.checks)),
     )
-    shares = {name: scale * max(getattr(e, name) for e in estimates) for name in PARTS}
-    return product, ErrorEstimate(value=float(value), policy=float(policy), **shares)
