@@ -27,7 +27,8 @@ from fem_hjb.reference.mesh_refine import refine_on_mesh
 from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.reference.solve import solve
 from fem_hjb.reference.tolerance import checked_rtol
-from fem_hjb.solutions.compare import Comparison, compare
+from fem_hjb.solutions.compare import compare
+from fem_hjb.solutions.comparison import Comparison
 from fem_hjb.solutions.estimate import ToleranceWarning
 from fem_hjb.solutions.files import save_solution
 from fem_hjb.solutions.solution import ProductSolution, Solution

@@ -14,7 +14,7 @@ from rich.status import Status
 from rich.table import Table
 
 from fem_hjb.experiments.trial import Trial, summary
-from fem_hjb.solutions.compare import COLUMNS, Comparison
+from fem_hjb.solutions.comparison import COLUMNS, Comparison
 from fem_hjb.solutions.solution import ProductSolution, Solution
 
 _ROWS = 40  # of the table of an experiment that are printed

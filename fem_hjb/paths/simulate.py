@@ -16,6 +16,7 @@ from fem_hjb.problems.problem import ControlProblem, LinearDrift, require_proble
 from fem_hjb.support.checks import (
     FloatArray,
     Rng,
+    as_times,
     at_most,
     frozen_array,
     one_of,
@@ -288,55 +289,103 @@ def sample_paths(
             "a diagonal diffusion and no absorbing face; take scheme='weak2' or 'auto'"
         )
     times = np.linspace(0.0, problem.horizon, steps + 1)
-    h = problem.horizon / steps
-    of = _Coefficients(problem, policy)
     if exact is not None:
         scheme, ladder = "exact", (1,)
     elif scheme == "auto":
         scheme = "weak2"
+    lengths = np.full(steps, problem.horizon / steps)
+    return _climbed(_Stepper(problem, policy, exact, scheme), times, lengths, ladder, rng, n)
+
+
+def sample_at(
+    problem: ControlProblem, times: ArrayLike, *, n: int, rng: Rng, policy: Policy | None = None, steps: int = 64
+) -> Paths:
+    """n paths as `sample_paths` with scheme "auto", observed at 0, at these times, and often enough in between.
+
+    Steps are T / steps at most, and shorter where times lie closer together: times that are geometric towards T let
+    the steps shrink with the time to go, as a policy that grows steep there needs it. The result's `t` has all of them.
+
+    Raises as `sample_paths`; DomainError for times outside [0, T].
+    """
+    require_problem(problem, "sample_at")
+    n = positive_integer(n, "n", MeasureError)
+    T, steps = problem.horizon, positive_integer(steps, "steps", MeasureError)
+    wanted = np.atleast_1d(as_times(times, T, "times"))
+    between = np.linspace(0.0, T, steps + 1)
+    gaps = np.abs(between[:, None] - wanted).min(axis=1)
+    grid = np.unique(np.concatenate([[0.0], wanted, between[gaps > 1e-9 * T]]))
+    exact = _exact_coefficients(problem, policy)
+    stepper = _Stepper(problem, policy, exact, "weak2" if exact is None else "exact")
+    return _climbed(stepper, grid, np.diff(grid), _LADDER if exact is None else (1,), rng, n)
+
+
+@final
+class _Stepper:
+    """One step of a scheme, of any length."""
+
+    def __init__(
+        self,
+        problem: ControlProblem,
+        policy: Policy | None,
+        exact: tuple[LinearDrift, FloatArray] | None,
+        scheme: str,
+    ) -> None:
+        self.problem, self.exact, self.scheme = problem, exact, scheme
+        self.of = _Coefficients(problem, policy)
+
+    def __call__(self, h: float) -> Step:
+        of = self.of
+        if self.exact is not None:
+            return _exact_step(*self.exact, h)
+        if self.scheme == "euler":
+            return _euler_step(of, h)
+        return _platen_step(of, h) if of.constant is None else _heun_step(of, of.constant, h)
+
+
+def _climbed(
+    stepper: _Stepper, times: FloatArray, lengths: FloatArray, ladder: tuple[int, ...], rng: Rng, n: int
+) -> Paths:
+    """Paths with the fewest substeps of the ladder with which none explodes."""
     for count, generator in zip(ladder, spawn_generators(rng, len(ladder)), strict=True):
-        if exact is not None:
-            step = _exact_step(*exact, h)
-        elif scheme == "euler":
-            step = _euler_step(of, h / count)
-        else:
-            step = _platen_step(of, h / count) if of.constant is None else _heun_step(of, of.constant, h / count)
+        made = {h: stepper(h / count) for h in set(lengths.tolist())}
+        every = [made[h] for h in lengths.tolist()]
         try:
-            x = _simulate_chunks(problem, step, times, count, generator, n)
+            x = _simulate_chunks(stepper.problem, every, times, count, generator, n)
             break
         except ConvergenceError:
             if count == ladder[-1]:
                 raise
+    scheme = stepper.scheme
     return Paths(t=times, x=x, scheme=scheme if count == 1 else f"{scheme}, {count} substeps")
 
 
 def _simulate_chunks(
-    problem: ControlProblem, step: Step, times: FloatArray, substeps: int, rng: np.random.Generator, n: int
+    problem: ControlProblem, every: list[Step], times: FloatArray, substeps: int, rng: np.random.Generator, n: int
 ) -> FloatArray:
     x = np.empty((n, times.size, problem.dim))
     starts = range(0, n, _CHUNK)
     for start, generator in zip(starts, spawn_generators(rng, len(starts)), strict=True):
         rows = slice(start, min(start + _CHUNK, n))
         with np.errstate(over="ignore", invalid="ignore"):  # explosions are found and reported by _checked
-            _simulate(problem, step, times, substeps, generator, x[rows])
+            _simulate(problem, every, times, substeps, generator, x[rows])
     return x
 
 
 def _simulate(
     problem: ControlProblem,
-    step: Step,
+    every: list[Step],
     times: FloatArray,
     substeps: int,
     rng: np.random.Generator,
     out: FloatArray,
 ) -> None:
-    """Fill out (m, K+1, d) with m paths."""
+    """Fill out (m, K+1, d) with m paths; one step for each interval between times."""
 
     domain = problem.domain
     state = problem.initial_law.sample(out.shape[0], rng)
     state = state if domain is None else _inside(domain, state)
     out[:, 0] = state
-    for k in range(times.size - 1):
+    for k, step in enumerate(every):
         short = (times[k + 1] - times[k]) / substeps
         for j in range(substeps):
             start = float(times[k] + j * short)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from fem_hjb.paths.extent import checked_box, window
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
-from fem_hjb.solutions.compare import COLUMNS, Comparison
+from fem_hjb.solutions.comparison import COLUMNS, Comparison
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, as_times, frozen_array, one_of, real_array, require

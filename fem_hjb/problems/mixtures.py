@@ -90,16 +90,22 @@ class MixtureDiffusion(Plain):
     def score(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """grad log q_{T-t}(x), shape (..., d); t a number or broadcastable to x.shape[:-1]."""
         points = np.asarray(x, dtype=np.float64)
-        exponent = self.exponent(t)[..., None, None]
         k, d = self._means.shape
-        variance = np.exp(-exponent) * self._variances - np.expm1(-exponent)
-        z = np.tensordot(points, self._axes, axes=(-1, 1)) - np.exp(-exponent / 2) * self._rotated_means
+        exponent = self.exponent(t)
+        if exponent.ndim:
+            exponent = np.broadcast_to(exponent, points.shape[:-1]).ravel()
+        variance = np.exp(-exponent) * self._variances[..., None] - np.expm1(-exponent)  # (k, d, 1 or n)
+        # points last: sums over axes and components run along memory
+        z = (np.swapaxes(self._axes, 1, 2).reshape(k * d, d) @ points.reshape(-1, d).T).reshape(k, d, -1)
+        z -= np.exp(-exponent / 2) * self._rotated_means[..., None]
         pull = z / variance
-        logs = self._log_weights - 0.5 * (z * pull + np.log(variance)).sum(-1)
-        shares = np.exp(logs - logs.max(axis=-1, keepdims=True))
-        shares /= shares.sum(axis=-1, keepdims=True)
-        pull *= shares[..., None]
-        return np.asarray(-pull.reshape(*points.shape[:-1], k * d) @ np.swapaxes(self._axes, 1, 2).reshape(k * d, d))
+        z *= pull
+        logs = self._log_weights[:, None] - 0.5 * (z.sum(axis=1) + np.log(variance).sum(axis=1))
+        shares = np.exp(logs - logs.max(axis=0))
+        shares /= shares.sum(axis=0)
+        pull *= shares[:, None]
+        score = self._axes.transpose(1, 0, 2).reshape(d, k * d) @ pull.reshape(k * d, -1)
+        return np.asarray(-score.T.reshape(points.shape))
 
     def drift(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """b_t(x), shape (..., d)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import Rng, as_seed, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
-from fem_hjb.support.progress import Progress, checked_progress
+from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, until
 
 Form = Literal["linear", "value"]
 Block = tuple[int, ...]
@@ -39,6 +40,7 @@ def solve(
     max_dofs: int | None = None,
     rng: Rng = 0,
     progress: Progress | None = None,
+    max_seconds: float | None = None,
 ) -> Solution | ProductSolution:
     """Value and policy of a problem, to a tolerance.
 
@@ -57,6 +59,7 @@ def solve(
     rng : seed of what is random: the samples that say how far the process goes, and that stand for its law, where that
         is not known, when errors are measured.
     progress : called with the fraction of the work done, as far as that is known.
+    max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so.
 
     Returns
     -------
@@ -67,14 +70,16 @@ def solve(
     Raises
     ------
     ConvergenceError : rtol is out of range (below 1e-10 double precision has nothing to offer), or no solution exists
-        on any grid tried.
-    InfiniteValueError : the problem is linear-quadratic and its value infinite.
+        on any grid tried, or none was found within max_seconds.
+    InfiniteValueError : exp(y / alpha) outgrows the law of X_T, where that is known, or the problem is linear-quadratic
+        and its value infinite. Where the law is known from paths only, the status says that the value may be infinite.
     EllipticityError, ProblemError : a coefficient is not elliptic, or not finite, somewhere in the box.
     DomainError : the box does not fit, or more than three coordinates hang together.
     """
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"solve needs a ControlProblem, got {type(problem).__name__}")
-    rtol, told, seed = checked_rtol(rtol), checked_progress(progress), as_seed(rng)
+    rtol, seed = checked_rtol(rtol), as_seed(rng)
+    told, seconds = checked_progress(progress), checked_seconds(max_seconds)
     if max_dofs is not None:
         max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
     if form is not None:
@@ -88,16 +93,25 @@ def solve(
             " from paths instead"
         )
     solution: Solution | ProductSolution
-    if len(blocks) == 1:
-        solution = solve_to_tolerance(problem, rtol, form, box, max_dofs, told, seed)
-        estimate = solution.error_estimate
-    else:
-        distinct, which = _each(problem, blocks, _EACH * rtol, form, max_dofs, told, seed)
-        solution, estimate = _product(problem, blocks, distinct, which, seed)
+    watched = until(told, seconds)
+    try:
+        if len(blocks) == 1:
+            solution = solve_to_tolerance(problem, rtol, form, box, max_dofs, watched, seed)
+            estimate = solution.error_estimate
+        else:
+            distinct, which = _each(problem, blocks, _EACH * rtol, form, max_dofs, watched, seed)
+            solution, estimate = _product(problem, blocks, distinct, which, seed)
+    except OutOfTimeError:
+        raise ConvergenceError(
+            f"solve({problem.name!r}): no solution within max_seconds={seconds:g}; give it more time, a larger rtol, or"
+            " a mesh (solve_on_mesh)"
+        ) from None
     if estimate is None:
         raise ConvergenceError("a solution without an estimate")
-    seconds = {"seconds": time.perf_counter() - started}
-    return judged(solution, estimate, rtol, f"solve({problem.name!r})", seconds)
+    if told is not None:
+        told(1.0)
+    spent = {"seconds": time.perf_counter() - started}
+    return judged(solution, estimate, rtol, f"solve({problem.name!r})", spent)
 
 
 def _each(
@@ -106,7 +120,7 @@ def _each(
     rtol: float,
     form: Form | None,
     max_dofs: int | None,
-    progress: Progress | None,
+    progress: Progress,
     seed: int,
 ) -> tuple[list[Solution], list[int]]:
     """The distinct solutions of independent problems, and which of them is that of each block."""
@@ -117,11 +131,14 @@ def _each(
         known = next((i for i, solution in enumerate(distinct) if alike(solution.problem, own)), None)
         if known is None:
             known = len(distinct)
-            distinct.append(solve_to_tolerance(own, rtol, form, None, max_dofs, None, seed))
+            told = partial(_part, progress, k, len(blocks))
+            distinct.append(solve_to_tolerance(own, rtol, form, None, max_dofs, told, seed))
         which.append(known)
-        if progress is not None:
-            progress((k + 1) / len(blocks))
     return distinct, which
+
+
+def _part(progress: Progress, k: int, count: int, fraction: float) -> None:
+    progress((k + fraction) / count)
 
 
 def _product(

@@ -1,6 +1,7 @@
 """Results: value, gradient and policy at any time and place, their errors, distances, densities and files."""
 
-from fem_hjb.solutions.compare import Comparison, compare, from_callables
+from fem_hjb.solutions.compare import compare, from_callables
+from fem_hjb.solutions.comparison import Comparison
 from fem_hjb.solutions.density import DensityLaw
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.files import OtherProblemWarning, load_paths, load_solution, save_paths, save_solution

@@ -10,33 +10,35 @@ candidate v_h with policy pi_h against a reference v with policy pi are, at a ti
 each divided by the largest norm of the reference's own value or policy over all times compared. Overall is
 the largest over the times, that is  max_t ||error_t|| / max_t ||reference_t||. The policy norm is the one in which
 alpha/2 E int |pi_h - pi|^2 dt is the reward lost by following pi_h (arXiv 2509.02528).
+
+With law="controlled" p*_t, the law of the process under the reference's policy, takes the place of p_t: this is where
+controls are judged in the literature (E* int |pi_h - pi|^2 dt), and where a far mode of the reward sends the process
+that P does not see. With law="both" each is compared, and overall is the larger of the two.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
-from fem_hjb.solutions.norms import LawPoints, l2_norm, law_points, policy_squares
+from fem_hjb.solutions.comparison import Comparison, Row
+from fem_hjb.solutions.norms import LAWS, LawPoints, controlled_points, l2_norm, law_points, policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, Rng, one_of
-from fem_hjb.support.errors import ComparisonError, FemHjbError
-from fem_hjb.support.files import atomic_file
-from fem_hjb.support.objects import Plain
+from fem_hjb.support.errors import ComparisonError, ConvergenceError, FemHjbError, MeasureError
 
 Batched = Callable[[Any, Any], Any]
 Contender = ValueFunction | tuple[Batched, Batched]
 
-COLUMNS = ("value", "value_h1", "policy", "excluded")
 _ROUNDING = 1e-14  # of a sum of masses
 
 
@@ -73,100 +75,12 @@ def from_callables(value: Batched, gradient: Batched | None = None, policy: Batc
     return UserFunctions(value, gradient, policy)
 
 
-@final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Row:
-    """Relative errors of one candidate at one time, or overall (time None); `excluded` is a p_t mass, see `compare`."""
-
-    candidate: str
-    time: float | None
-    value: float
-    value_h1: float
-    policy: float
-    excluded: float
-
-
-@final
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Comparison(Plain):
-    """The result of `compare`: rows per candidate and time, then overall; prints as a table of the overall errors."""
-
-    rows: tuple[Row, ...]
-    points: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The candidates, in the order given."""
-        return tuple(dict.fromkeys(row.candidate for row in self.rows))
-
-    @property
-    def times(self) -> FloatArray:
-        """The times compared."""
-        return np.array([row.time for row in self.rows if row.candidate == self.names[0] and row.time is not None])
-
-    def overall(self, name: str) -> Row:
-        """max_t ||error_t|| / max_t ||reference_t|| of one candidate, and its largest excluded mass."""
-        return next(row for row in self._of(name) if row.time is None)
-
-    def series(self, name: str, column: str) -> FloatArray:
-        """One column of one candidate against `times`."""
-        one_of(column, "column", COLUMNS, ComparisonError)
-        return np.array([getattr(row, column) for row in self._of(name) if row.time is not None])
-
-    def _of(self, name: str) -> list[Row]:
-        rows = [row for row in self.rows if isinstance(name, str) and row.candidate == name]
-        if not rows:
-            raise ComparisonError(f"there is no candidate {name!r} here, only {', '.join(map(repr, self.names))}")
-        return rows
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader of the table must know: how the norms were computed, and over how much of the mass."""
-        notes = [f"relative errors, largest over {self.times.size} times; {self.points}"]
-        if any(row.excluded > 0 for row in self.rows):
-            notes.append(
-                "excluded: p_t mass where the candidate has no value (outside its mesh, or f <= 0);"
-                " the norms are over the rest"
-            )
-        return tuple(notes)
-
-    def table(self, *, per_time: bool = False) -> list[tuple[str, ...]]:
-        """Header and rows as text, overall only or each time too."""
-        chosen = [row for row in self.rows if per_time or row.time is None]
-        time = [("overall" if row.time is None else f"{row.time:g}",) if per_time else () for row in chosen]
-        cells = [tuple(_text(getattr(row, column)) for column in COLUMNS) for row in chosen]
-        head = ("candidate", *(("time",) if per_time else ()), *COLUMNS)
-        return [head, *((row.candidate, *t, *c) for row, t, c in zip(chosen, time, cells, strict=True))]
-
-    def __str__(self) -> str:
-        lines = self.table()
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        body = [
-            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-            for line in lines
-        ]
-        rule = "-" * len(body[0])
-        return "\n".join([body[0], rule, *body[1:], rule, *self.notes])
-
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write every row, at full precision; the overall rows have the time `overall`. OutputError if it cannot."""
-        with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["candidate", "time", *COLUMNS])
-            for row in self.rows:
-                time = "overall" if row.time is None else repr(row.time)
-                writer.writerow([row.candidate, time, *(repr(float(getattr(row, c))) for c in COLUMNS)])
-
-
-def _text(number: float) -> str:
-    return "-" if np.isnan(number) else "0" if number == 0 else f"{number:.2e}"
-
-
 def compare(
     candidates: Mapping[str, Contender],
     reference: Contender,
     *,
     problem: ControlProblem | None = None,
+    law: str = "uncontrolled",
     times: ArrayLike | None = None,
     order: int | None = None,
     rng: Rng = 0,
@@ -180,20 +94,24 @@ def compare(
         policy(t, x), or a pair of callables (value, gradient). They are called with a number t and points x (n, d).
     reference : one of the same.
     problem : the control problem; taken from reference.problem where there is one.
-    times : where to compare; by default 9 equispaced times from 0 to T.
+    law : "uncontrolled", "controlled" or "both". Draws of the optimally controlled law are 4096 paths that follow the
+        reference's policy. Where these do not show it, as the reference has no policy at more than a hundredth of them
+        or they explode, "both" compares under the other law alone, and the result's `unseen` says why.
+    times : where to compare; by default 16 equispaced intervals of [0, T], their last ones halved again and again down
+        to T / 4096: policies change fastest shortly before T.
     order : Gauss points per coordinate of p_t, where problem.marginal is known and dim <= 3 (default 64, 32, 16 in
-        dimension 1, 2, 3). Elsewhere 4096 simulated paths stand for p_t; then times must be multiples of T/K for some
-        K <= 1024.
+        dimension 1, 2, 3). Elsewhere 4096 simulated paths stand for p_t.
     rng : seed of these paths.
-    points : instead of times, order and rng, what `law_points` returned, to compare often at the same points.
+    points : instead of law, times, order and rng, what `law_points` or `controlled_points` returned, to compare often
+        at the same points.
 
     Where the candidate or the reference has no value (outside its mesh, f <= 0, or nan from the user's callables) the
-    norms of error and reference leave the point out, and the p_t mass left out is reported as `excluded`.
+    norms of error and reference leave the point out, and the mass left out is reported as `excluded`.
 
     Raises
     ------
     ComparisonError : no problem, no candidates, a candidate of the wrong kind or returning a wrong shape, or with no
-        value on more than half the mass at some time.
+        value on more than half the mass at some time; law="controlled", and no draws of it.
     MeasureError : times or order make no sense.
     DomainError : times outside [0, T].
     """
@@ -203,12 +121,29 @@ def compare(
         raise ComparisonError("candidates must be a mapping from names to value functions, with at least one entry")
     judged = {str(name): _wrap(candidate, str(name), problem) for name, candidate in candidates.items()}
     truth = _wrap(reference, "reference", problem)
+    one_of(law, "law", (*LAWS, "both"), ComparisonError)
     if not isinstance(points, LawPoints | None):
         raise ComparisonError(f"points must be what law_points returns, got {type(points).__name__}")
-    chosen = law_points(problem, times=times, order=order, rng=rng) if points is None else points
-    grid = chosen.times
+    chosen, unseen = [points] if points is not None else [], ""
+    if points is None and law != "controlled":
+        chosen.append(law_points(problem, times=times, order=order, rng=rng))
+    if points is None and law != "uncontrolled":
+        try:
+            chosen.append(controlled_points(problem, _steering(truth, problem), times=times, rng=rng))
+        except (MeasureError, ConvergenceError) as cause:
+            if not chosen:
+                raise ComparisonError(f"not to be compared under the optimally controlled law: {cause}") from cause
+            unseen = str(cause)
+    rows = [row for where in chosen for row in _compared(judged, truth, problem, where)]
+    return Comparison(rows=tuple(rows), points="; ".join(where.description for where in chosen), unseen=unseen)
+
+
+def _compared(
+    judged: Mapping[str, ValueFunction], truth: ValueFunction, problem: ControlProblem, points: LawPoints
+) -> list[Row]:
+    """The rows under one law."""
     sums: dict[str, list[_Norms]] = {name: [] for name in judged}
-    for t, x, weights in chosen:
+    for t, x, weights in points:
         exact = _evaluate(truth, "reference", problem, t, x)
         for name, candidate in judged.items():
             norms = _norms(_evaluate(candidate, name, problem, t, x), exact, problem, t, x, weights)
@@ -218,8 +153,19 @@ def compare(
                     " (outside its mesh, or f <= 0); compare on other times, or solve on a wider mesh"
                 )
             sums[name].append(norms)
-    rows = [row for name, norms in sums.items() for row in _rows(name, grid, norms)]
-    return Comparison(rows=tuple(rows), points=chosen.description)
+    return [row for name, norms in sums.items() for row in _rows(name, points, norms)]
+
+
+def _steering(truth: ValueFunction, problem: ControlProblem) -> Policy:
+    """The reference's policy, nan where it has none; MeasureError if it knows none at all."""
+    _, gradient_of, policy_of = _callables(truth)
+    if policy_of is not None:
+        own = policy_of
+        return lambda t, x: _call(own, "reference: policy(t, x)", t, x, x.shape)
+    if gradient_of is None:
+        raise MeasureError("the reference has no policy: give from_callables a gradient or a policy")
+    slope = gradient_of
+    return lambda t, x: problem.policy_from_gradient(t, x, _call(slope, "reference: gradient(t, x)", t, x, x.shape))
 
 
 def difference(
@@ -293,27 +239,27 @@ class _Values:
         return self.value[:, None], self.gradient, self.policy
 
 
-def _evaluate(of: ValueFunction, name: str, problem: ControlProblem, t: float, x: FloatArray) -> _Values:
-    n, d = x.shape
+def _callables(of: ValueFunction) -> tuple[Batched, Batched | None, Batched | None]:
+    """Value, gradient and policy, nan where there are none; None for what is not known."""
     if isinstance(of, Solution | ProductSolution):
-        value = of.value(t, x, outside="nan", nonpositive="nan")
-        gradient: FloatArray | None = of.gradient(t, x, outside="nan", nonpositive="nan")
-        policy = None
-    else:
-        calls: tuple[Batched, Batched | None, Batched | None] = (
-            (of.value_of, of.gradient_of, of.policy_of)
-            if isinstance(of, UserFunctions)
-            else (of.value, of.gradient, getattr(of, "policy", None))
-        )
-        value = _call(calls[0], f"candidate {name!r}: value(t, x)", t, x, (n,))
-        gradient = None if calls[1] is None else _call(calls[1], f"candidate {name!r}: gradient(t, x)", t, x, (n, d))
-        policy = None if calls[2] is None else _call(calls[2], f"candidate {name!r}: policy(t, x)", t, x, (n, d))
+        value, gradient = (partial(f, outside="nan", nonpositive="nan") for f in (of.value, of.gradient))
+        return value, gradient, None
+    if isinstance(of, UserFunctions):
+        return of.value_of, of.gradient_of, of.policy_of
+    return of.value, of.gradient, getattr(of, "policy", None)
+
+
+def _evaluate(of: ValueFunction, name: str, problem: ControlProblem, t: float, x: FloatArray) -> _Values:
+    value_of, gradient_of, policy_of = _callables(of)
+    value = _call(value_of, f"candidate {name!r}: value(t, x)", t, x, x.shape[:1])
+    gradient = None if gradient_of is None else _call(gradient_of, f"candidate {name!r}: gradient(t, x)", t, x, x.shape)
+    policy = None if policy_of is None else _call(policy_of, f"candidate {name!r}: policy(t, x)", t, x, x.shape)
     if policy is None and gradient is not None:
         policy = problem.policy_from_gradient(t, x, gradient)
     return _Values(value, gradient, policy)
 
 
-def _call(function: Batched, what: str, t: float, x: FloatArray, expected: tuple[int, ...]) -> FloatArray:
+def _call(function: Batched, what: str, t: Any, x: FloatArray, expected: tuple[int, ...]) -> FloatArray:
     array = call(what, function, (t, x), ComparisonError, passes=FemHjbError)
     if array.shape != expected:
         raise ComparisonError(f"{what} returned shape {array.shape} for x of shape {x.shape}, expected {expected}")
@@ -349,15 +295,23 @@ def _three(law: tuple[ControlProblem, float, FloatArray, FloatArray], columns: l
     return np.array([value, np.hypot(value, slope), policy])
 
 
-def _rows(name: str, grid: FloatArray, norms: list[_Norms]) -> list[Row]:
+def _rows(name: str, points: LawPoints, norms: list[_Norms]) -> list[Row]:
     scale = np.max([n.reference for n in norms], axis=0)
     errors = np.array([n.error for n in norms])
     with np.errstate(divide="ignore", invalid="ignore"):  # a reference that is 0 throughout: 0/0 is 0, else infinite
         relative = np.where(errors == 0.0, 0.0, errors / scale)
     excluded = np.array([n.excluded for n in norms])
-    times: list[float | None] = [*grid.tolist(), None]
+    times: list[float | None] = [*points.times.tolist(), None]
     numbers = np.vstack([np.column_stack([relative, excluded]), [*relative.max(axis=0), excluded.max()]])
     return [
-        Row(candidate=name, time=t, value=float(v), value_h1=float(g), policy=float(p), excluded=float(e))
+        Row(
+            candidate=name,
+            law=points.law,
+            time=t,
+            value=float(v),
+            value_h1=float(g),
+            policy=float(p),
+            excluded=float(e),
+        )
         for t, (v, g, p, e) in zip(times, numbers, strict=True)
     ]

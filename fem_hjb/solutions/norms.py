@@ -1,4 +1,12 @@
-"""Norms under the law of the process: of values in L2(p_t), of policies pointwise in |a|^2 = a' Lambda_t(x)^{-1} a."""
+r"""Norms under a law of the process: of values in L2(p_t), of policies pointwise in |a|^2 = a' Lambda_t(x)^{-1} a.
+
+The law is P, of the uncontrolled process, or P*, of the optimally controlled one, whose density is
+
+    dP*/dP = exp((y(X_T) + int r dt) / alpha) / f_0(X_0),   f = exp(v / alpha).
+
+Draws of P* are paths that follow the policy of a reference: weights on paths of P would be worth few draws as soon as
+the reward sends the process where it hardly goes by itself.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +16,8 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.paths.simulate import sample_at
+from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, Rng, as_times, gauss_order
 from fem_hjb.support.errors import MeasureError
@@ -16,10 +25,14 @@ from fem_hjb.support.objects import Plain
 
 Rule = tuple[FloatArray, FloatArray]
 
-_DEFAULT_TIMES = 9
+LAWS = ("uncontrolled", "controlled")
+# Fractions of the horizon: equispaced, and towards its end where policies change fastest, T (1 - 2^-k) and between.
+_DEFAULT_TIMES = np.unique(
+    np.concatenate([np.arange(17) / 16, 1 - 0.5 ** np.arange(1, 13), 1 - 0.75 * 0.5 ** np.arange(4, 12)])
+)
 _DEFAULT_ORDER = {1: 64, 2: 32, 3: 16}  # Gauss points per coordinate of a known law
 _SIMULATED = 4096  # points per time when the law is not known, or in more than three dimensions
-_MAX_STEPS = 1024
+_STRAYED = 0.01  # share of paths without a policy that still stand for P*
 
 
 def policy_squares(problem: ControlProblem, t: float, x: FloatArray, pi: FloatArray) -> FloatArray:
@@ -52,7 +65,7 @@ def largest_norms(
 
 def _times(times: ArrayLike | None, problem: ControlProblem) -> FloatArray:
     if times is None:
-        return np.linspace(0.0, problem.horizon, _DEFAULT_TIMES)
+        return problem.horizon * _DEFAULT_TIMES
     grid = np.atleast_1d(as_times(times, problem.horizon, "times"))
     if grid.ndim != 1 or grid.size == 0:
         raise MeasureError(f"times must be a number or a one-dimensional array of times, got shape {grid.shape}")
@@ -62,11 +75,12 @@ def _times(times: ArrayLike | None, problem: ControlProblem) -> FloatArray:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class LawPoints(Plain):
-    """Times (k,), for each of them points (n, d) and weights (n,) of p_t, and in words what they are."""
+    """Times (k,), for each of them points (n, d) and weights (n,) of a law, which one, and in words what they are."""
 
     times: FloatArray
     rules: Sequence[Rule]
     description: str
+    law: str = "uncontrolled"
 
     def __iter__(self) -> Iterator[tuple[float, FloatArray, FloatArray]]:
         """(t, points, weights) for each time."""
@@ -77,7 +91,7 @@ class LawPoints(Plain):
 def law_points(
     problem: ControlProblem, *, times: ArrayLike | None = None, order: int | None = None, rng: Rng = 0
 ) -> LawPoints:
-    """Where `compare` compares: times, order and rng are its own."""
+    """Where `compare` compares under P: times, order and rng are its own."""
     grid = _times(times, problem)
     return LawPoints(grid, *_rules(problem, grid, order, rng))
 
@@ -93,19 +107,42 @@ def _rules(problem: ControlProblem, grid: FloatArray, order: int | None, rng: Rn
             "order is the number of Gauss points of a known law p_t in at most three dimensions; this problem"
             f" has dim={problem.dim} and {'a' if problem.marginal else 'no'} known law: leave order=None"
         )
-    steps, index = _path_grid(grid / problem.horizon)
-    paths = sample_paths(problem, n=_SIMULATED, steps=steps, rng=rng)
+    return _simulated(problem, grid, None, rng), f"p_t from {_SIMULATED} simulated paths"
+
+
+def controlled_points(
+    problem: ControlProblem, policy: Policy, *, times: ArrayLike | None = None, rng: Rng = 0
+) -> LawPoints:
+    """Draws of P*: paths that follow the optimal policy, a callable (t, x) -> (n, d), nan where it is not known.
+
+    There a path goes on uncontrolled, as outside the mesh of a reference or where f <= 0.
+
+    Raises MeasureError if more than a hundredth of the paths is without a policy at some time, for they are then no
+    draws of P*; ConvergenceError if they explode; ProblemError if the policy returns a wrong shape.
+    """
+    grid = _times(times, problem)
+    lost = [0.0]
+
+    def known(t: float, x: FloatArray) -> FloatArray:
+        time = min(t, problem.horizon)  # steps end there up to rounding
+        pi = np.array(policy(time, x), dtype=np.float64)
+        unknown = ~np.isfinite(pi).all(axis=-1)
+        if time < problem.horizon * (1 - 1e-12):  # at T the policy of a reward that jumps is none
+            lost[0] = max(lost[0], float(unknown.mean()))
+        pi[unknown] = 0.0
+        return pi
+
+    rules = _simulated(problem, grid, known, rng)
+    if lost[0] > _STRAYED:
+        raise MeasureError(
+            f"the reference has no policy at up to {lost[0]:.1%} of the states of the process that follows it"
+            " (outside its mesh, or f <= 0), so that paths do not show the optimally controlled law"
+        )
+    stray = f", up to {lost[0]:.2%} of them without a policy at a time" if lost[0] else ""
+    return LawPoints(grid, rules, f"p*_t from {_SIMULATED} paths under the reference's policy{stray}", law="controlled")
+
+
+def _simulated(problem: ControlProblem, grid: FloatArray, policy: Policy | None, rng: Rng) -> list[Rule]:
+    paths = sample_at(problem, grid, n=_SIMULATED, rng=rng, policy=policy)
     weights = np.full(_SIMULATED, 1.0 / _SIMULATED)
-    return [(np.asarray(paths.x)[:, k], weights) for k in index], f"p_t from {_SIMULATED} simulated paths"
-
-
-def _path_grid(fractions: FloatArray) -> tuple[int, list[int]]:
-    """The smallest number of steps >= 64 whose grid of [0, 1] contains the fractions, and their places in it."""
-    for steps in range(64, _MAX_STEPS + 1):
-        index = np.rint(fractions * steps)
-        if np.abs(index / steps - fractions).max() < 1e-9:
-            return steps, [int(k) for k in index]
-    raise MeasureError(
-        f"the law p_t of this problem is simulated, so times must lie on a grid of at most {_MAX_STEPS} equal steps of"
-        " the horizon; give rounder times"
-    )
+    return [(np.asarray(paths.x)[:, k], weights) for k in np.searchsorted(np.asarray(paths.t), grid)]

@@ -9,12 +9,12 @@ from scipy.linalg import expm
 from scipy.stats import norm
 
 import fem_hjb.paths.simulate as sde
-from fem_hjb.paths.simulate import Paths, sample_paths
+from fem_hjb.paths.simulate import Paths, sample_at, sample_paths
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, PointMass, Uniform
 from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError
+from fem_hjb.support.errors import ConvergenceError, DomainError, EllipticityError, MeasureError, ProblemError
 
 
 def zero(x):
@@ -428,3 +428,49 @@ def test_explosion_and_lost_ellipticity_are_reported_with_the_time():
     )
     with pytest.raises(EllipticityError, match=r"along the paths; at t=.*eigenvalue is -"):
         sample_paths(replace(degenerate, drift=lambda t, x: np.full_like(x, 30.0)), n=100, steps=20, rng=0)
+
+
+def test_paths_at_times_of_any_spacing_have_the_law_of_the_process() -> None:
+    """An Ornstein-Uhlenbeck process: Var X_t = (1 - e^{-2t})/2 exactly, and by steps of weak order 2 for a callable."""
+    times = 1.0 - 0.5 ** np.arange(1, 11)
+    linear, called = LinearDrift([[-1.0]], [0.0]), lambda t, x: -x
+    for drift, scheme in ((linear, "exact"), (called, "weak2")):
+        problem = ControlProblem(
+            dim=1,
+            horizon=1.0,
+            temperature=1.0,
+            drift=drift,
+            diffusion=1.0,
+            terminal_reward=lambda x: x[..., 0],
+            initial_law=PointMass([0.0]),
+        )
+        paths = sample_at(problem, times, n=20_000, rng=2)
+        assert paths.scheme == scheme
+        assert np.diff(paths.t).max() <= 1 / 64 + 1e-12
+        k = np.searchsorted(paths.t, times)
+        np.testing.assert_array_equal(paths.t[k], times)
+        expected = (1 - np.exp(-2 * times)) / 2
+        np.testing.assert_allclose(paths.x[:, k, 0].var(axis=0), expected, rtol=4 * np.sqrt(2 / 20_000))
+        step = paths.x[:, -1, 0] - paths.x[:, -2, 0]  # the last one, from T (1 - 2^-10)
+        np.testing.assert_allclose(step.var(), 0.5**10, rtol=4 * np.sqrt(2 / 20_000) + 0.5**9)
+
+
+def test_paths_at_times_follow_a_policy_and_explode_as_others_do() -> None:
+    problem = ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=LinearDrift([[0.0]], [0.0]),
+        diffusion=1e-12,
+        terminal_reward=lambda x: x[..., 0],
+        initial_law=PointMass([0.0]),
+    )
+    paths = sample_at(problem, [0.3, 0.95], n=3, rng=0, policy=lambda t, x: np.full_like(x, 2.0 * t))
+    np.testing.assert_allclose(paths.x[..., 0], np.tile(paths.t**2, (3, 1)), atol=1e-5)
+    stiff = sample_at(problem, [0.5], n=3, rng=0, policy=lambda t, x: -1000.0 * (x - 1.0))
+    assert stiff.scheme == "weak2, 16 substeps"
+    np.testing.assert_allclose(stiff.x[:, -1, 0], 1.0, atol=1e-6)
+    with pytest.raises(ConvergenceError, match="left the range of numbers"):
+        sample_at(problem, [0.5], n=3, rng=0, policy=lambda t, x: 1e29 * x**3 + 1.0)
+    with pytest.raises(DomainError, match="times must lie in"):
+        sample_at(problem, [1.5], n=3, rng=0)

@@ -14,7 +14,8 @@ from fem_hjb.plotting import pictures as plotting
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
-from fem_hjb.solutions.compare import Comparison, compare, from_callables
+from fem_hjb.solutions.compare import compare, from_callables
+from fem_hjb.solutions.comparison import Comparison
 from fem_hjb.support.errors import ComparisonError, DomainError, ProblemError
 
 mpl.use("Agg")

@@ -121,7 +121,7 @@ def test_what_cannot_be_told_is_infinite_and_not_nothing():
     assert unended(problem, 1e-2) is None
     for route in ROUTES:
         with pytest.warns(ToleranceWarning, match="limited by truncation"):
-            solution = route(problem, rtol=1e-2, cells=32, box=Box([-2.4], [2.4]))
+            solution = route(problem, rtol=1e-2, cells=48, box=Box([-2.4], [2.4]))
         estimate: Any = solution.error_estimate
         assert np.isinf([estimate.value, estimate.policy, estimate.truncation]).all()
         assert estimate.space < 1e-2

@@ -1,15 +1,21 @@
 """Error norms: exact on perturbations whose norms are known in closed form, with Gaussian moments done by hand."""
 
 import csv
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
+from fem_hjb.problems import zoo
+from fem_hjb.problems.closed_form import LinearQuadratic
 from fem_hjb.problems.laws import Gaussian, PointMass
-from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.solutions.compare import Comparison, compare, from_callables
+from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
+from fem_hjb.problems.rewards import LogSumExpReward
+from fem_hjb.solutions.compare import compare, from_callables
+from fem_hjb.solutions.comparison import Comparison
 from fem_hjb.solutions.norms import law_points
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ComparisonError, DomainError, MeasureError, OutputError
@@ -201,9 +207,9 @@ def test_the_csv_file_holds_every_number_to_the_last_bit(tmp_path: Path) -> None
     table.to_csv(tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as stream:
         lines = list(csv.DictReader(stream))
-    assert len(lines) == len(table.rows) == 20
+    assert len(lines) == len(table.rows) == 2 * (len(table.times) + 1)
     for line, row in zip(lines, table.rows, strict=True):
-        assert line["candidate"] == row.candidate
+        assert (line["candidate"], line["law"]) == (row.candidate, "uncontrolled")
         assert line["time"] == ("overall" if row.time is None else repr(row.time))
         assert [float(line[c]) for c in ("value", "value_h1", "policy", "excluded")] == [
             row.value,
@@ -248,6 +254,106 @@ def test_simulated_points_are_those_of_their_seed() -> None:
     assert (
         shared != compare(candidates, REFERENCE, problem=problem, points=law_points(problem, rng=4)).overall("a").value
     )
+
+
+def pulled(**changes: object) -> tuple[ControlProblem, LinearQuadratic]:
+    """Brownian motion from 0, y = 3 x: under control X_t ~ N(3 t, t), as the policy is 3 everywhere."""
+    still, reward = LinearDrift([[0.0]], [0.0]), LogSumExpReward.linear([3.0], temperature=1.0)
+    given = {
+        "dim": 1,
+        "horizon": 1.0,
+        "temperature": 1.0,
+        "drift": still,
+        "diffusion": 1.0,
+        "terminal_reward": reward,
+        "initial_law": PointMass([0.0]),
+        **changes,
+    }
+    exact = LinearQuadratic(drift=still, diffusion=1.0, terminal=reward, horizon=1.0)
+    return ControlProblem(**given), exact  # type: ignore[arg-type]
+
+
+def tilted_by(size: float, reference: LinearQuadratic) -> ValueFunction:
+    return from_callables(
+        lambda t, x: reference.value(t, x) + size * x[:, 0], lambda t, x: reference.gradient(t, x) + size
+    )
+
+
+def test_the_optimally_controlled_law_is_that_of_the_process_under_the_references_policy() -> None:
+    """E* X_t^2 = 9 t^2 + t, E X_t^2 = t; four standard errors of a norm over 4096 draws, at each time."""
+    problem, exact = pulled()
+    times = np.array([0.25, 0.5, 1.0])
+    table = compare({"a": tilted_by(0.1, exact)}, exact, problem=problem, law="both", times=times, rng=1)
+    assert table.laws == ("uncontrolled", "controlled")
+    for law, square, fourth in (
+        ("uncontrolled", times, 3 * times**2),
+        ("controlled", 9 * times**2 + times, 81 * times**4 + 54 * times**3 + 3 * times**2),
+    ):
+        v = np.sqrt(9 * square + 27 * times * 3 * (1 - times) * (law == "controlled") + 81 / 4 * (1 - times) ** 2)
+        spread = 4 * np.sqrt((fourth - square**2) / 4096) / square
+        np.testing.assert_allclose(table.series("a", "value", law), 0.1 * np.sqrt(square) / v.max(), rtol=spread.max())
+        np.testing.assert_allclose(table.series("a", "policy", law), 0.1 / 3, rtol=1e-12)
+    again = compare({"a": tilted_by(0.1, exact)}, exact, problem=problem, law="controlled", times=times, rng=1)
+    assert [vars(row) for row in again.rows] == [vars(row) for row in table.rows if row.law == "controlled"]
+
+
+def test_what_is_wrong_where_only_the_controlled_process_goes_is_seen_under_its_law_alone() -> None:
+    """A target of two modes, 0 and 12 standard deviations out, of which a candidate knows the near one."""
+    problem = zoo.get(
+        "brownian-mixture", 1, means=[[0.0], [12.0]], covariances=[[[0.5]], [[0.5]]], weights=[1.0, 1e25], cov=1e-4
+    )
+    near = zoo.get("brownian-mixture", 1, means=[[0.0]], covariances=[[[0.5]]], weights=[1.0], cov=1e-4).exact
+    exact = problem.exact
+    assert exact is not None
+    assert near is not None
+
+    def half(name: str) -> Callable[[float, FloatArray], FloatArray]:
+        def function(t: float, x: FloatArray) -> FloatArray:
+            right, wrong = getattr(exact, name)(t, x), getattr(near, name)(t, x)
+            return np.where((x[:, 0] < 6.0).reshape(-1, *[1] * (right.ndim - 1)), right, wrong)
+
+        return function
+
+    table = compare({"near": (half("value"), half("gradient"))}, exact, problem=problem, law="both")
+    assert table.overall("near", "uncontrolled").policy < 1e-3
+    assert table.overall("near", "controlled").policy > 0.3
+    assert table.overall("near").policy == table.overall("near", "controlled").policy
+    assert table.overall("near").law == "both"
+    assert table.table()[0][:2] == ("candidate", "law")
+
+
+def test_where_the_reference_has_no_policy_nothing_is_said_of_the_controlled_law() -> None:
+    problem, exact = pulled()
+
+    def known(t: float, x: FloatArray) -> FloatArray:
+        return np.where(x < 2.0, exact.gradient(t, x), np.nan)
+
+    for reference, why in (
+        (from_callables(exact.value, known), "the reference has no policy at up to .*% of the states"),
+        (from_callables(exact.value), "the reference has no policy: give from_callables"),
+        (from_callables(exact.value, exact.gradient, lambda t, x: 1e29 * x**3 + 1.0), "left the range of numbers"),
+    ):
+        table = compare({"a": tilted_by(0.1, exact)}, reference, problem=problem, law="both")
+        assert table.laws == ("uncontrolled",)
+        assert re.search(why, table.unseen)
+        assert "not compared under the optimally controlled law: " in str(table)
+        with pytest.raises(ComparisonError, match=f"not to be compared.*{why}"):
+            compare({"a": tilted_by(0.1, exact)}, reference, problem=problem, law="controlled")
+    assert compare({"a": exact}, exact, problem=problem, law="both").unseen == ""
+
+
+@pytest.mark.parametrize("k", [5, 7, 11])
+def test_errors_that_last_for_a_small_part_of_the_horizon_before_its_end_are_seen(k: int) -> None:
+    """The errors of a time 2^-k T before T; nine times do not see them."""
+    problem = make_problem(dim=1)
+
+    def size(t: float) -> float:
+        return 2.0 if 0.7 * 0.5**k <= 1 - t / 2.0 <= 1.3 * 0.5**k else 1.0
+
+    exact = Linear([1.0])
+    wrong = {"a": (lambda t, x: size(t) * exact.value(t, x), lambda t, x: size(t) * exact.gradient(t, x))}
+    assert compare(wrong, exact, problem=problem).overall("a").value > 0.3
+    assert compare(wrong, exact, problem=problem, times=np.linspace(0.0, 2.0, 9)).overall("a").value == 0.0
 
 
 def _bad(candidate: object, **more: object) -> Comparison:
@@ -313,11 +419,6 @@ BAD_INPUT = {
         MeasureError,
         "order is the number of Gauss points of a known law.*no known law",
     ),
-    "times off every grid": (
-        lambda: _bad(REFERENCE, times=[np.pi / 2], problem=make_problem(marginal=False)),
-        MeasureError,
-        "at most 1024 equal steps",
-    ),
     "a candidate of another problem": (
         lambda: _bad(type("Other", (Linear,), {"problem": make_problem(dim=1)})([1.0, 2.0])),
         ComparisonError,
@@ -327,6 +428,16 @@ BAD_INPUT = {
         lambda: from_callables(REFERENCE.value).gradient(0.0, np.zeros((1, 2))),
         ComparisonError,
         "made without a gradient",
+    ),
+    "unknown law": (
+        lambda: _bad(REFERENCE, law="optimal"),
+        ComparisonError,
+        "law must be one of.*'uncontrolled', 'controlled', 'both', got 'optimal'",
+    ),
+    "a law that was not compared": (
+        lambda: compare({"a": REFERENCE}, REFERENCE, problem=make_problem()).overall("a", "controlled"),
+        ComparisonError,
+        "law must be one of 'uncontrolled', got 'controlled'",
     ),
     "unknown column": (
         lambda: compare({"a": REFERENCE}, REFERENCE, problem=make_problem()).series("a", "l2"),
