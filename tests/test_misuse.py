@@ -206,7 +206,8 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "Uniform": (fh.Uniform, {"box": DOMAIN}),
         "compare": (
             fh.compare,
-            {"candidates": {"a": LQ.exact}, "reference": LQ.exact, "problem": LQ, "times": [0.0, 0.5], "order": 8},
+            {"candidates": {"a": LQ.exact}, "reference": LQ.exact, "problem": LQ, "times": [0.0, 0.5], "order": 8}
+            | {"law": "uncontrolled"},
         ),
         "compare by paths": (
             fh.compare,
@@ -583,8 +584,8 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "Box.absorb": (BOX.absorb, {"x": x}),
         "Box.mirror": (BOX.mirror, {"x": x}),
         "Box.where": (BOX.where, {"word": "natural"}),
-        "Comparison.overall": (COMPARISON.overall, {"name": "exact"}),
-        "Comparison.series": (COMPARISON.series, {"name": "exact", "column": "value"}),
+        "Comparison.overall": (COMPARISON.overall, {"name": "exact", "law": "uncontrolled"}),
+        "Comparison.series": (COMPARISON.series, {"name": "exact", "column": "value", "law": "uncontrolled"}),
         "Comparison.to_csv": (COMPARISON.to_csv, {"path": folder / "a.csv"}),
         "DensitySolution.density": (DENSITY.density, where),
         "DensitySolution.law": (DENSITY.law, {"t": 0.5}),
