@@ -619,7 +619,13 @@ def _apart(kind: type) -> bool:
     return issubclass(kind, BaseException) or getattr(kind, "_is_protocol", False)
 
 
-EXCUSED = {("progress", "a class"), ("progress", "a callable")}  # what they raise is how they stop the work
+EXCUSED = {
+    ("progress", "a class"),  # what progress raises is how it stops the work
+    ("progress", "a callable"),
+    ("add", "a class"),  # what the caller's addition raises is the caller's own error
+    ("add", "a callable"),
+    ("task", "a lambda of anything"),  # whose results cannot be added
+}
 
 
 class Slow(BaseException):
