@@ -30,6 +30,7 @@ _STARTS = 256  # of each
 _CLIMBED = 192  # from which the hill is climbed: half the highest, half any
 _STEPS = 120  # up
 _FAR, _FAR_GUESSED = 64.0, 24.0  # standard deviations: how far p_T is trusted, where it is known and where it is fitted
+_BEYOND = (100.0, 1e3, 1e4)  # standard deviations, at which a known law is compared with the reward
 _DROP = 0.5  # of G, at which the width of a maximum is taken
 _MODES = 16
 _NEGLIGIBLE = 60.0  # maxima lower than the highest by more do not count
@@ -83,10 +84,16 @@ def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> Ti
     far = _FAR if known else _FAR_GUESSED
     z = np.concatenate([s * rng.standard_normal((_STARTS, problem.dim)) for s in _SCALES if s <= far / 2])
     starts = np.concatenate([middle + z @ axes.T, ends[:: max(1, len(ends) // _STARTS)]])
-    start_heights = height(starts)
-    top, heights = _climb(height, _chosen(starts, start_heights, rng), axes)
+    top, heights = _climb(height, _chosen(starts, height(starts), rng), axes)
+    if known:  # and where it is known, very far out, too
+        out = rng.standard_normal((_STARTS, problem.dim))
+        out *= (rng.choice(_BEYOND, _STARTS) / np.linalg.norm(out, axis=1))[:, None]
+        top = np.concatenate([top, middle + out @ axes.T])
+        heights = np.concatenate([heights, height(top[len(heights) :])])
     radius = np.linalg.norm(np.linalg.solve(axes, (top - middle).T), axis=0)
-    away = (radius > far) & (heights > float(start_heights.max()))
+    away = (radius > far) & (heights > float(heights[radius <= far].max(initial=_LOWEST)))
+    if known:  # unless it falls again: then it is a maximum, however far out
+        away &= height(middle + 1.05 * (top - middle)) > heights
     if away.any() and known:
         raise InfiniteValueError(
             f"the value of {problem.name!r} is +infinity: y / alpha + log p_T still grows {far:g} standard deviations"
@@ -96,10 +103,9 @@ def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> Ti
     if away.any():
         none = np.empty((0, problem.dim))
         return TiltedEnds(maxima=none, x=none[:, None], mass=np.empty(0), growing=True)
-    inside = (radius <= far) & (heights > _LOWEST)
-    if not inside.any():
+    if not (heights > _LOWEST).any():
         return None
-    maxima, covariances = _maxima(height, top[inside], heights[inside], axes)
+    maxima, covariances = _maxima(height, top, heights, axes)
     x, logs = _draws(height, maxima, covariances, rng)
     if not known:
         logs = logs + _FIT * (np.linalg.solve(axes, (maxima - middle).T) ** 2).sum(axis=0)
