@@ -206,7 +206,8 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "Uniform": (fh.Uniform, {"box": DOMAIN}),
         "compare": (
             fh.compare,
-            {"candidates": {"a": LQ.exact}, "reference": LQ.exact, "problem": LQ, "times": [0.0, 0.5], "order": 8},
+            {"candidates": {"a": LQ.exact}, "reference": LQ.exact, "problem": LQ, "times": [0.0, 0.5], "order": 8}
+            | {"law": "uncontrolled"},
         ),
         "compare by paths": (
             fh.compare,
@@ -583,8 +584,8 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "Box.absorb": (BOX.absorb, {"x": x}),
         "Box.mirror": (BOX.mirror, {"x": x}),
         "Box.where": (BOX.where, {"word": "natural"}),
-        "Comparison.overall": (COMPARISON.overall, {"name": "exact"}),
-        "Comparison.series": (COMPARISON.series, {"name": "exact", "column": "value"}),
+        "Comparison.overall": (COMPARISON.overall, {"name": "exact", "law": "uncontrolled"}),
+        "Comparison.series": (COMPARISON.series, {"name": "exact", "column": "value", "law": "uncontrolled"}),
         "Comparison.to_csv": (COMPARISON.to_csv, {"path": folder / "a.csv"}),
         "DensitySolution.density": (DENSITY.density, where),
         "DensitySolution.law": (DENSITY.law, {"t": 0.5}),
@@ -618,7 +619,13 @@ def _apart(kind: type) -> bool:
     return issubclass(kind, BaseException) or getattr(kind, "_is_protocol", False)
 
 
-EXCUSED = {("progress", "a class"), ("progress", "a callable")}  # what they raise is how they stop the work
+EXCUSED = {
+    ("progress", "a class"),  # what progress raises is how it stops the work
+    ("progress", "a callable"),
+    ("add", "a class"),  # what the caller's addition raises is the caller's own error
+    ("add", "a callable"),
+    ("task", "a lambda of anything"),  # whose results cannot be added
+}
 
 
 class Slow(BaseException):

@@ -87,20 +87,13 @@ def _fold(values: Iterable[T], add: Callable[[T, T], T]) -> T:
     for value in values:
         height = 0
         while waiting and waiting[-1][0] == height:
-            value = _added(add, waiting.pop()[1], value)
+            value = add(waiting.pop()[1], value)
             height += 1
         waiting.append((height, value))
     total = waiting.pop()[1]
     while waiting:
-        total = _added(add, waiting.pop()[1], total)
+        total = add(waiting.pop()[1], total)
     return total
-
-
-def _added(add: Callable[[T, T], T], left: T, right: T) -> T:
-    try:
-        return add(left, right)
-    except Exception as cause:  # an addition is any code
-        raise MeasureError(f"adding two partial sums failed with {type(cause).__name__}: {cause}") from cause
 
 
 def _subtree(task: Callable[[int], T], add: Callable[[T, T], T], indices: range) -> T:

@@ -82,7 +82,7 @@ class Comparison(Plain):
         return self.laws if law is None else (one_of(law, "law", self.laws, ComparisonError),)
 
     def _of(self, name: str, law: str) -> list[Row]:
-        rows = [row for row in self.rows if row.candidate == name and row.law == law]
+        rows = [row for row in self.rows if isinstance(name, str) and row.candidate == name and row.law == law]
         if not rows:
             raise ComparisonError(f"there is no candidate {name!r} here, only {', '.join(map(repr, self.names))}")
         return rows

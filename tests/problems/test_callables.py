@@ -200,6 +200,7 @@ TAKEN: dict[str, Callable[[np.ndarray], Any]] = {
     "a tensor without a tape": lambda a: Tensor(a, False),
     "a tensor in single precision": lambda a: Tensor(a.astype(np.float32), False),
     "fractions": lambda a: np.vectorize(Fraction, otypes=[object])(a),
+    "masked arrays": np.ma.masked_array,
     "big endians": lambda a: a.astype(">f8"),
     "a view that is not contiguous": lambda a: np.repeat(a, 2, axis=0)[::2] if a.ndim else a,
 }
@@ -214,6 +215,7 @@ def test_what_numpy_makes_an_array_of_is_taken(name: str, kind: str) -> None:
     given = (x,) if name == "terminal_reward" else (0.5, x)
     found = getattr(problem, method)(*given)
     assert found.dtype == np.float64
+    assert type(found) is np.ndarray
     np.testing.assert_array_equal(found, getattr(build(), method)(*given))
 
 
