@@ -362,7 +362,7 @@ def places(posed: problems.Posed) -> tuple[FloatArray, FloatArray, FloatArray]:
     spread = np.sqrt(T * np.einsum("nii->ni", problem.Lambda(0.0, x)).mean(axis=0))
     if problem.domain is None:
         x = x + 0.3 * spread * rng.standard_normal(x.shape)
-    return T * rng.uniform(0.1, 0.95, len(x)), x, 2e-3 * spread
+    return T * (1 - 10 ** rng.uniform(-3.5, -0.05, len(x))), x, 2e-3 * spread
 
 
 def check(labels: list[Label]) -> None:

@@ -294,20 +294,22 @@ class Mapped:
 def residual(problem: ControlProblem, truth: ValueFunction, t: FloatArray, x: FloatArray, step: FloatArray) -> float:
     """The largest residual of d_t v + <b, grad v> + Tr(Lambda Hess v)/2 + r + grad v' Lambda grad v / (2 alpha) = 0.
 
-    Relative to the sum of the sizes of its terms, at points x (n, d), each at its time t (n,); by central differences
-    of fourth order with steps (d,), and 1e-3 of the time to go.
+    At points x (n, d), each at its time t (n,), relative to the largest of the sums of the sizes of its terms; by
+    central differences of fourth order with steps (d,) at t = 0, shrinking with the root of the time to go, and 1e-3 of
+    the time to go.
     """
     stencil = ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12))
-    worst = 0.0
+    T, d = problem.horizon, problem.dim
+    rests, sizes = [], []
     for time, point in zip(t.tolist(), x, strict=True):
-        at = point[None]
-        dt = 1e-3 * min(time, problem.horizon - time)
+        at, to_go = point[None], T - time
+        dt, dx = 1e-3 * min(time, to_go), step * np.sqrt(to_go / T)
         v_t = sum(w * truth.value(time + k * dt, at)[0] for k, w in stencil) / dt
         slope = truth.gradient(time, at)[0]
         hessian = np.stack(
             [
-                sum(w * truth.gradient(time, at + k * step[i] * np.eye(len(step))[i])[0] for k, w in stencil) / step[i]
-                for i in range(len(step))
+                sum(w * truth.gradient(time, at + k * dx[i] * np.eye(d)[i])[0] for k, w in stencil) / dx[i]
+                for i in range(d)
             ]
         )
         Lambda = problem.Lambda(time, at)[0]
@@ -318,6 +320,6 @@ def residual(problem: ControlProblem, truth: ValueFunction, t: FloatArray, x: Fl
             problem.r(time, at)[0],
             slope @ Lambda @ slope / (2 * problem.temperature),
         ]
-        size = sum(abs(term) for term in terms)
-        worst = max(worst, abs(sum(terms)) / size if size > 0 else 0.0)
-    return float(worst)
+        rests.append(abs(sum(terms)))
+        sizes.append(sum(abs(term) for term in terms))
+    return float(max(rests) / max(*sizes, 1e-300))
