@@ -14,8 +14,9 @@ from fem_hjb.spaces.spectral import contract_axes
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
-_PATHS = {1: 1024, 2: 1024, 3: 512}
+_PATHS, _FEWEST = {1: 1024, 2: 1024, 3: 512}, 128
 _STEPS = 32
+_MANY = 8  # substeps, above which fewer paths are made
 _FINER = (1, 4, 16)  # times as many steps as the drift alone asks for
 _EDGE = 1e-9  # of the width: how near a face is still inside
 
@@ -67,7 +68,8 @@ def steered(run: Run, seed: int) -> Steered | None:
 def _followed(run: Run, policy: Policy, substeps: int, seed: int) -> Steered:
     problem, (lower, upper) = run.equation.problem, run.equation.box.bounds
     rng = np.random.default_rng([seed, 1])
-    paths = sample_paths(problem, n=_PATHS[problem.dim], steps=_STEPS, rng=rng, policy=policy, substeps=substeps)
+    count = max(_FEWEST, _PATHS[problem.dim] * _MANY // max(substeps, _MANY))
+    paths = sample_paths(problem, n=count, steps=_STEPS, rng=rng, policy=policy, substeps=substeps)
     x, (below, above) = np.moveaxis(paths.x, 1, 0), run.equation.truncated
     outside = ((x < lower) & below) | ((x > upper) & above)
     return Steered(times=paths.t, x=x, outside=outside.any(axis=(0, 2)))
