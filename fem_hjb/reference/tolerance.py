@@ -32,7 +32,6 @@ def judged(
     solution: AnySolution, estimate: ErrorEstimate, rtol: float, who: str, stats: Mapping[str, Any]
 ) -> AnySolution:
     """The solution with this estimate and more stats, and a warning and a status that say so if rtol is not met.
-
     What the status says already is warned of, too.
 
     who : called what in the warning, which points to the caller of the caller.
@@ -40,8 +39,7 @@ def judged(
     complaints = [] if solution.status == "ok" else [solution.status]
     if not estimate.met(rtol):
         complaints.append(estimate.complaint(rtol, who))
-        warnings.warn(complaints[-1], ToleranceWarning, stacklevel=3)
-    elif complaints:
-        warnings.warn(f"{who}: {complaints[0]}", ToleranceWarning, stacklevel=3)
     status = "; ".join(complaints) if complaints else "ok"
+    if complaints:
+        warnings.warn(status if who in status else f"{who}: {status}", ToleranceWarning, stacklevel=3)
     return replace(solution, status=status, error_estimate=estimate, stats={**solution.stats, **stats})
