@@ -53,6 +53,7 @@ def followed(
     *,
     less: int = 0,
     wider: Widening | None = None,
+    tell: Progress = lambda _: None,
 ) -> Iterator[PanelRun]:
     """The plan of a run again, with other steps, and perhaps elements of fewer degrees or a wider box.
 
@@ -75,7 +76,10 @@ def followed(
             panel = panel_of(equation, operators, operators.root_mean_square)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not stable is seen by its end
             u = begun(equation, operators.grid, s0, before)
-            steps = list(replay(panel, u, s0, lengths(np.diff(own.ends))))
+            steps = []
+            for step in replay(panel, u, s0, lengths(np.diff(own.ends))):
+                steps.append(step)
+                tell(1.0)
         found = panel_run(operators, panel, steps, s1)
         before = found.grid, found.last
         yield found
@@ -298,7 +302,7 @@ class Judge:
         # Exponentials serve steps of few lengths only; implicit steps may be of any.
         steps: Steps = joined if self.equation.absorbing.any() else merged
         less = LESS[self.equation.problem.dim]
-        follow = partial(followed, self.run, coefficients)
+        follow = partial(followed, self.run, coefficients, tell=self.tell)
         other = self.seen(follow(steps))
         gain = 1.0 / _ORDER_GAIN
         base = other
