@@ -67,7 +67,7 @@ class LawSample:
     """Where the process goes, uncontrolled (P) and optimally controlled (P*).
 
     times (k,); x (k, n, d), draws of X_t under P; paths (k, m, d), whole trajectories under P, whose weights
-    exp(tilt - v_0 / alpha), with tilt (m,) = (y(X_T) + int r dt) / alpha, make them trajectories under P*.
+    exp(tilt), with tilt (m,) = (y(X_T) + int r dt) / alpha, make them trajectories under P* but for the law of X_0.
     """
 
     times: FloatArray
@@ -79,13 +79,9 @@ class LawSample:
         """The place of the time next to t."""
         return int(np.abs(self.times - t).argmin())
 
-    def optimal(self, logf: FloatArray | None = None) -> tuple[FloatArray, float]:
-        """The weights (m,) of the paths under P*, of sum 1, and how many draws they are worth.
-
-        logf (m,) : v_0 / alpha at the starts; without it their law is tilted, too.
-        """
-        logs = self.tilt if logf is None else self.tilt - logf
-        weights = np.exp(logs - logs.max())
+    def optimal(self) -> tuple[FloatArray, float]:
+        """The weights (m,) of the paths under P*, of sum 1, and how many draws they are worth; starts are tilted, too."""
+        weights = np.exp(self.tilt - self.tilt.max())
         weights /= weights.sum()
         return weights, float(1.0 / (weights**2).sum())
 

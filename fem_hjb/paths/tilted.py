@@ -1,7 +1,7 @@
 r"""Where the terminal reward sends the process, however far from where it goes by itself.
 
 Under optimal control X_T has the density p*_T ~ p_T exp(y / alpha), up to what running rewards and the law of the start
-add (docs/theory.md, Both laws). Paths of the uncontrolled process show its modes only if they get there. So the maxima
+add (docs/trust.md). Paths of the uncontrolled process show its modes only if they get there. So the maxima
 of
 
     G = y / alpha + log p_T
