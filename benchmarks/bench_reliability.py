@@ -85,7 +85,7 @@ class Result:
     time: float = math.nan
     truncation: float = math.nan
     excluded: float = math.nan
-    draws: float = math.nan
+    paths: float = math.nan
     dofs: int = 0
     solves: int = 0
     form: str = ""
@@ -168,7 +168,7 @@ def measure(label: Label, rtol: float, limit: float) -> Result:
             return Result(outcome=outcome, seconds=time.process_time() - start, message=note, **told)
     told["seconds"] = time.process_time() - start
     told |= {key: solution.stats[key] for key in ("dofs", "solves", "form")}
-    told["draws"] = float(solution.stats.get("draws_under_control", math.nan))
+    told["paths"] = float(solution.stats.get("paths_under_control", math.nan))
     told |= solution.error_estimate.as_dict() if solution.error_estimate is not None else {}
     outcome = "ok" if solution.status == "ok" else "warned"
     notes = [f"status: {solution.status}"] if outcome != "ok" else []
@@ -332,7 +332,7 @@ def complaints(results: list[Result]) -> None:
                 f"  {r.rtol:7.0e}  {r.label:20s} {', '.join(why)}: true value, policy {r.true_value_uncontrolled:.1e},"
                 f" {r.true_policy_uncontrolled:.1e} (P), {r.true_value_controlled:.1e},"
                 f" {r.true_policy_controlled:.1e} (P*); estimate {r.value:.1e}, {r.policy:.1e} (space {r.space:.1e},"
-                f" time {r.time:.1e}, truncation {r.truncation:.1e}); {r.draws:.0f} draws, {r.form}, {r.dofs} dofs,"
+                f" time {r.time:.1e}, truncation {r.truncation:.1e}); {r.paths:.0f} paths, {r.form}, {r.dofs} dofs,"
                 f" {r.solves} solves, {r.seconds:.1f} s"
             )
             if r.message or r.unseen:

@@ -275,6 +275,9 @@ def solve_command(
     steps: Annotated[int | None, typer.Option(help="On a mesh: equal time steps, not adaptive ones.", min=1)] = None,
     rtol_time: Annotated[float | None, typer.Option(help="On a mesh: tolerance of adaptive time steps.")] = None,
     refine: Annotated[bool, typer.Option("--refine", help="Refine a mesh until --rtol is met.")] = False,
+    max_seconds: Annotated[
+        float, typer.Option(help="On boxes: after so many seconds the best solution so far is written.")
+    ] = 300.0,
     seed: Annotated[int, typer.Option(help="Seed of the samples that say where the process goes.", min=0)] = 0,
     param: Params = None,
     quick: Annotated[bool, typer.Option("--quick", help=_QUICK_SOLVE)] = False,
@@ -292,6 +295,8 @@ def solve_command(
     on_a_mesh = {"--mesh": mesh, "--cells": cells, "--element": element, "--steps": steps, "--rtol-time": rtol_time}
     to_a_tolerance = {"--rtol": rtol, "--form": form, "--max-dofs": max_dofs, "--refine": refine}
     way, given = _solve_options(problem, {**on_a_mesh, **to_a_tolerance}, quick)
+    if way == "boxes":
+        given["max_seconds"] = max_seconds
     folder = _out(out, problem_name)
     with atomic_folder(folder) as part:
         with report.stage("solution") as stage:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
@@ -102,11 +103,12 @@ def describe_fit(solution: Solution) -> str:
 
 
 def outline(solution: Solution | ProductSolution) -> dict[str, Any]:
-    """Status, estimated error and stats, for JSON."""
+    """Status, estimated error, checks and stats, for JSON."""
     estimate = solution.error_estimate
     return {
         "status": solution.status,
         "error_estimate": None if estimate is None else estimate.as_dict(),
+        "checks": [{**asdict(check), "passed": check.passed} for check in solution.checks],
         "stats": solution.stats,
     }
 
@@ -121,6 +123,8 @@ def print_stats(solution: Solution | ProductSolution) -> None:
     table = Table(show_header=False)
     if solution.error_estimate is not None:
         table.add_row("estimated error", str(solution.error_estimate))
+    for check in solution.checks:
+        table.add_row("check", str(check))
     for key, value in _flat(solution.stats):
         table.add_row(key, value)
     stdout().print(table)

@@ -15,15 +15,15 @@ ORDER = {
         "divergence box laws problem probing fingerprint blocks rewards closed_form linear manufactured gauge mixtures "
         "zoo"
     ),
-    "paths": "steering simulate tree_sum extent sources stored",
+    "paths": "steering simulate tree_sum extent tilted sources stored",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
     "stepping": "adaptive lawson esdirk implicit",
-    "solutions": "density estimate norms solution comparison compare files",
+    "solutions": "density estimate checks norms solution comparison compare files",
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
-        "box_coefficients box_panel box_grading box_faces box_run box_march box_judge box_tolerance "
+        "box_coefficients box_panel box_grading box_faces box_run box_paths box_march box_judge box_tolerance "
         "fokker_planck_start fokker_planck_grids fokker_planck_panels fokker_planck_mesh fokker_planck "
-        "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine solve"
+        "tolerance mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine pathwise solve"
     ),
     "learning": (
         "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "

@@ -25,7 +25,7 @@ _STEPS = 32
 _PILOT = 64  # points at which the steepness of the drift is looked at
 _MOST_SUBSTEPS = 64
 _FAR = 2.5  # standard normal quantile that is read off the samples to see how the tail bends
-_LEAST_POWER, _MOST_POWER = 0.4, 1.2
+_LEAST_POWER, _MOST_POWER = 0.4, 2.0
 
 
 @final
@@ -67,7 +67,7 @@ class LawSample:
     """Where the process goes, uncontrolled (P) and optimally controlled (P*).
 
     times (k,); x (k, n, d), draws of X_t under P; paths (k, m, d), whole trajectories under P, whose weights
-    exp(tilt - v_0 / alpha), with tilt (m,) = (y(X_T) + int r dt) / alpha, make them trajectories under P*.
+    exp(tilt), with tilt (m,) = (y(X_T) + int r dt) / alpha, make them trajectories under P* but for the law of X_0.
     """
 
     times: FloatArray
@@ -79,13 +79,9 @@ class LawSample:
         """The place of the time next to t."""
         return int(np.abs(self.times - t).argmin())
 
-    def optimal(self, logf: FloatArray | None = None) -> tuple[FloatArray, float]:
-        """The weights (m,) of the paths under P*, of sum 1, and how many draws they are worth.
-
-        logf (m,) : v_0 / alpha at the starts; without it their law is tilted, too.
-        """
-        logs = self.tilt if logf is None else self.tilt - logf
-        weights = np.exp(logs - logs.max())
+    def optimal(self) -> tuple[FloatArray, float]:
+        """The weights (m,) of the paths under P*, of sum 1, and how many draws they are worth; starts are tilted, too."""
+        weights = np.exp(self.tilt - self.tilt.max())
         weights /= weights.sum()
         return weights, float(1.0 / (weights**2).sum())
 
@@ -95,7 +91,7 @@ def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
     rng = np.random.default_rng(seed)
     times = np.linspace(0.0, problem.horizon, _TIMES)
     count = _SAMPLES if problem.marginal is None else _SAMPLES // 4  # P alone needs no paths where its law is known
-    found = sample_paths(problem, n=count, steps=_STEPS, rng=rng, substeps=_substeps(problem)).x
+    found = sample_paths(problem, n=count, steps=_STEPS, rng=rng, substeps=substeps_of(problem, _STEPS)).x
     paths = np.moveaxis(found[:, :: _STEPS // (_TIMES - 1)], 1, 0)
     reward = problem.y(found[:, -1])
     if problem.running_reward is not None:
@@ -107,11 +103,11 @@ def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
     return LawSample(times=times, x=x, paths=paths, tilt=reward / problem.temperature)
 
 
-def _substeps(problem: ControlProblem) -> int | None:
+def substeps_of(problem: ControlProblem, steps: int) -> int | None:
     """So many that steps are stable in drifts that pull back, -db/dx dt <= 1/2; None leaves it to the paths."""
     if isinstance(problem.drift, LinearDrift) and problem.constant_diffusion is not None:
         return None
-    rng, dt = np.random.default_rng(0), problem.horizon / _STEPS
+    rng, dt = np.random.default_rng(0), problem.horizon / steps
     x = problem.initial_law.sample(_PILOT, rng)
     spread = np.sqrt(np.diagonal(problem.Lambda(0.0, x), axis1=1, axis2=2).mean(axis=0) * dt)
     x = x + spread * rng.standard_normal(x.shape)

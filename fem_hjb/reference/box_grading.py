@@ -75,13 +75,16 @@ def unresolved(grid: Grid, gradient: Sequence[FloatArray], metric: FloatArray) -
         tails = np.zeros((line.n_cells, 2))
         for part, root in zip(gradient, metric.tolist(), strict=True):
             local = np.moveaxis(part, k, 0).reshape(line.n, -1)[line.cell_dofs]
-            modes = np.matmul(root * _modes(line.degree), local) ** 2
+            with np.errstate(over="ignore"):  # what has run away is not resolved
+                modes = np.matmul(root * _modes(line.degree), local) ** 2
             for j in range(grid.dim - 1, -1, -1):
                 if j != k:
                     modes = modes.reshape(*modes.shape[:2], -1, len(grid.masses[j])) @ grid.masses[j]
             modes = modes.reshape(line.n_cells, 4)
             tails += np.stack([modes[:, 2:].sum(axis=1), modes[:, :2].sum(axis=1)], axis=1)
-        ratio = np.minimum(tails[:, 0] / np.maximum(tails[:, 1], 1e-300), 1.0)
+        with np.errstate(invalid="ignore"):
+            ratio = np.minimum(tails[:, 0] / np.maximum(tails[:, 1], 1e-300), 1.0)
+        tails[:, 0], ratio = np.where(np.isnan(ratio), np.inf, tails[:, 0]), np.where(np.isnan(ratio), 1.0, ratio)
         result.append(np.sqrt(tails[:, 0] * ratio * held))
     return result
 

@@ -21,20 +21,21 @@ from fem_hjb.reference.box_coefficients import Coefficients, Table, inside
 from fem_hjb.reference.box_faces import begun, panel_of
 from fem_hjb.reference.box_grading import make_grid, stretched, widened
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
+from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run
 from fem_hjb.spaces.axes import apply_axis, tensor_points
-from fem_hjb.spaces.spectral import SpectralLine, contract_axes
+from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.stepping.adaptive import replay
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.progress import Progress
 
 LESS = {1: 2, 2: 2, 3: 1}  # degrees
 WIDER = 0.06  # of the width, by which a box is enlarged on each side
 _ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
 _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
 _PLACES = {1: 256, 2: 48, 3: 24}  # along an axis
-_NEAR_T = (0.0, 0.003, 0.015, 0.04)  # of the time to go
-_MOST_TIMES = 24
-_WORTH = 40.0  # draws: fewer do not stand for a law
+_NEAR_T = (0.0, 0.0003, 0.001, 0.003, 0.015, 0.04)  # of the time to go
+_MOST_TIMES = {1: 96, 2: 40, 3: 24}
 _DOUBT, _LEAST_GAIN = 1.3, 0.1  # of what these degrees are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
 
@@ -52,6 +53,7 @@ def followed(
     *,
     less: int = 0,
     wider: Widening | None = None,
+    tell: Progress = lambda _: None,
 ) -> Iterator[PanelRun]:
     """The plan of a run again, with other steps, and perhaps elements of fewer degrees or a wider box.
 
@@ -74,7 +76,10 @@ def followed(
             panel = panel_of(equation, operators, operators.root_mean_square)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not stable is seen by its end
             u = begun(equation, operators.grid, s0, before)
-            steps = list(replay(panel, u, s0, lengths(np.diff(own.ends))))
+            steps = []
+            for step in replay(panel, u, s0, lengths(np.diff(own.ends))):
+                steps.append(step)
+                tell(1.0)
         found = panel_run(operators, panel, steps, s1)
         before = found.grid, found.last
         yield found
@@ -213,34 +218,26 @@ class Seen:
 
 @final
 class Judge:
-    """Where runs are compared: times, and at each draws under P, and under P* if the sample is worth it."""
+    """Where runs are compared: times, and at each draws under P, and under P* if paths could follow the policy."""
 
-    def __init__(self, run: Run, sample: LawSample, seed: int) -> None:
-        self.run, self.equation = run, run.equation
+    def __init__(
+        self, run: Run, sample: LawSample, controlled: Steered | None, tell: Progress = lambda _: None
+    ) -> None:
+        self.run, self.equation, self.tell = run, run.equation, tell
         problem = run.equation.problem
         T = problem.horizon
-        # errors jump where a panel starts on a coarser grid, and are largest in the middle of steps; of long ones where
-        # these are joined
-        some = np.array([0.5 * panel.ends[:2].sum() for panel in run.panels])
-        if self.equation.absorbing.any():
-            others = [0.5 * panel.ends[k : k + 2].sum() for panel in run.panels for k in [_longest(panel)]]
-        else:
-            others = [0.5 * (panel.ends[0] + panel.ends[-1]) for panel in run.panels]
-        some = np.sort(np.concatenate([some, others]))
-        most = _MOST_TIMES - len(_NEAR_T)
+        some = np.sort(np.concatenate([_looked_at(panel, bool(self.equation.absorbing.any())) for panel in run.panels]))
+        most = _MOST_TIMES[problem.dim] - len(_NEAR_T)
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]
         times = np.unique(np.concatenate([T * np.array(_NEAR_T), some, [T]]))
         times = times[times >= min(run.layer, T)]
-        start = evaluate(run, T, sample.paths[0])[0]
-        known = np.isfinite(start)
-        weights, self.draws = sample.optimal(np.where(known, start, 0.0) / problem.temperature)
-        chosen = np.random.default_rng(seed).choice(weights.size, weights.size, p=weights)
         bounds = run.equation.box.bounds
         self.places = []
         for s in times.tolist():
-            k = sample.nearest(T - s)
-            draws = [sample.x[k], sample.paths[k][chosen]] if self.draws >= _WORTH else [sample.x[k]]
+            draws = [sample.x[sample.nearest(T - s)]]
+            if controlled is not None:
+                draws.append(controlled.nearest(T - s))
             self.places.append(places_of(problem, s, draws, bounds))
         self.own = self.seen(run.panels)
         whole = [self._whole(place, *row) for place, row in zip(self.places, self.own.rows, strict=True)]
@@ -254,6 +251,7 @@ class Judge:
             if not panel.finite:
                 return Seen([], math.inf)
             end = panel.ends[-1]
+            self.tell(1.0)
             while len(rows) < len(self.places) and (self.places[len(rows)].s <= end * (1 + 1e-12) or end == last):
                 rows.append(on_places(self.equation, panel, self.places[len(rows)]))
             tails = max(tails, panel.tails if end > self.run.layer else 0.0)
@@ -304,7 +302,7 @@ class Judge:
         # Exponentials serve steps of few lengths only; implicit steps may be of any.
         steps: Steps = joined if self.equation.absorbing.any() else merged
         less = LESS[self.equation.problem.dim]
-        follow = partial(followed, self.run, coefficients)
+        follow = partial(followed, self.run, coefficients, tell=self.tell)
         other = self.seen(follow(steps))
         gain = 1.0 / _ORDER_GAIN
         base = other
@@ -340,6 +338,15 @@ class Judge:
         return better * value, better * policy
 
 
+def _looked_at(panel: PanelRun, absorbing: bool) -> FloatArray:
+    """Times to go within a panel: errors jump where it starts on another grid, grow while what is steep moves out of
+    its small cells, and are largest in the middle of steps; of long ones where these are joined."""
+    ends = panel.ends
+    longest = _longest(panel)
+    middle = 0.5 * (ends[longest] + ends[longest + 1]) if absorbing else 0.5 * (ends[0] + ends[-1])
+    return np.array([0.5 * (ends[0] + ends[1]), middle, 0.5 * (ends[-2] + ends[-1])])
+
+
 def _longest(panel: PanelRun) -> int:
     """The last of the longest steps."""
     lengths = np.diff(panel.ends)
@@ -354,32 +361,4 @@ def on_places(equation: Equation, panel: PanelRun, place: Places) -> tuple[Float
         parts = {(*slot, m): apply_axis(rows[m], part, k) for slot, part in parts.items() for m in range(2 - sum(slot))}
     d = len(place.axes)
     unit = np.eye(d, dtype=np.int64).tolist()
-    return _logarithms(equation, parts[(0,) * d], np.stack([parts[tuple(e)] for e in unit], axis=-1))
-
-
-def _logarithms(equation: Equation, u: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """v - v0 and its gradient from u and its gradient (..., d): the same in the value form."""
-    if not equation.linear:
-        return u, slopes
-    alpha, positive = equation.problem.temperature, np.where(u > 0, u, np.nan)
-    return alpha * np.log(positive), alpha * slopes / positive[..., None]
-
-
-def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """v (n,) and grad v (n, d) at points and a time to go; nan outside the box and where there is no logarithm."""
-    equation = run.equation
-    problem, gauge = equation.problem, equation.gauge
-    t = problem.horizon - s
-    panel = next(panel for panel in run.panels if s <= panel.ends[-1] * (1 + 1e-12) or panel is run.panels[-1])
-    lines = panel.grid.lines
-    found = [line.locate(x[:, k]) for k, line in enumerate(lines)]
-    outside = np.any([cells < 0 for cells, _ in found], axis=0)
-    index, tables = [], []
-    for k, (line, (cells, xi)) in enumerate(zip(lines, found, strict=True)):
-        tables.append(line.tabulate(np.maximum(cells, 0), xi, 1))
-        dofs = line.cell_dofs[np.maximum(cells, 0)]
-        index.append(dofs.reshape(len(x), *[-1 if m == k else 1 for m in range(len(lines))]))
-    values, slopes = contract_axes(panel.at(s)[tuple(index)], tables)
-    values[outside] = np.nan
-    w, gradient = _logarithms(equation, values, slopes)
-    return gauge.guess(t, x) + w, gauge.guess_gradient(t, x) + gradient
+    return logarithms(equation, parts[(0,) * d], np.stack([parts[tuple(e)] for e in unit], axis=-1))

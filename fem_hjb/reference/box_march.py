@@ -273,6 +273,7 @@ class Marcher:
             for step in march(panel, u, s0, end, rtol=self.tol.time, rtol_dense=self.tol.dense, first=first):
                 steps.append(step)
                 at = step.s + step.h
+                self.tell(at / self.T)
                 if len(steps) % _EVERY and len(steps) > 2 and at < end * (1 - 1e-12):
                     continue
                 self._measure(operators, at, step.u1)

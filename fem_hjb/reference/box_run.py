@@ -15,6 +15,7 @@ from fem_hjb.spaces.space import Space
 from fem_hjb.stepping.adaptive import Panel, Step, hermite
 from fem_hjb.support.checks import FloatArray
 
+_RUN_AWAY = 1e100  # of u, or of temperatures: no solution is as large
 _KEPT = 32  # panels whose exponentials or factors are kept
 
 
@@ -47,8 +48,8 @@ class PanelRun:
 
     @property
     def finite(self) -> bool:
-        """Whether it is a number at all nodes."""
-        return bool(np.isfinite(self.last).all())
+        """Whether it is a number at all nodes, and has not run away."""
+        return bool((np.abs(self.last) < _RUN_AWAY).all())
 
     @property
     def tails(self) -> float:

@@ -4,6 +4,7 @@ A run (`box_march`) resolves gradient and steps to tolerances of its own; a judg
 worth. Parts that exceed their share of the tolerance are asked for more accurately in the next run.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
@@ -12,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fem_hjb.paths.extent import LawSample, Reach, box_of, reach_of, sample_law
+from fem_hjb.paths.tilted import TiltedEnds, tilted_ends, tilted_paths
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import ValueGauge
 from fem_hjb.problems.problem import ControlProblem
@@ -20,14 +22,16 @@ from fem_hjb.reference.box_form import choose_form, given_box
 from fem_hjb.reference.box_judge import Judge, Parts
 from fem_hjb.reference.box_march import Marcher, Tolerances
 from fem_hjb.reference.box_panel import Equation
+from fem_hjb.reference.box_paths import Steered, steered
 from fem_hjb.reference.box_run import Run
 from fem_hjb.reference.faces import truncated
+from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
-from fem_hjb.support.progress import Progress
+from fem_hjb.support.progress import OutOfTimeError, Progress
 
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
@@ -38,6 +42,10 @@ _GUESS = 0.03
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
 _LEAST = 1e-13
 _WORTH = 100.0  # draws, that the law under control is read off
+_GROWING = (
+    "the value may be infinite: as far as the law of X_T can be extrapolated, exp(y / alpha) outgrows it (the value on"
+    " the box is that of a reward that ends where the box does)"
+)
 _ROUNDING = 3e-13  # relative: the least error that is admitted
 
 
@@ -47,25 +55,29 @@ def solve_to_tolerance(
     form: str | None,
     box: Box | None,
     max_dofs: int | None,
-    progress: Progress | None,
+    told: Progress,
     seed: int = 0,
 ) -> Solution:
-    """Runs until the estimate meets the tolerance, or nothing more can be done; see the module."""
+    """Runs until the estimate meets the tolerance, or nothing more can be done, or `told` says that time is up."""
     if problem.domain is not None and problem.domain.absorbing and form == "value":
         raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
-    told = (lambda _: None) if progress is None else progress
     with threadpool_limits(1, user_api="blas"):  # matrices along axes are small: more threads wait for each other
         search = _Search(problem, rtol, form, box, max_dofs, seed)
-        return search.solution(_best(search, form, told))
+        best, stopped = _best(search, form, told)
+        return search.solution(best, stopped)
 
 
-def _best(search: "_Search", form: str | None, told: Progress) -> "_Judged":
-    """The run with the least error of those that were needed, or that could be made."""
+def _best(search: "_Search", form: str | None, told: Progress) -> tuple["_Judged", bool]:
+    """The run with the least error of those that were needed, or that could be made; whether time ended the search."""
     best: _Judged | None = None
     idle = 0  # rounds that did not help
     for k in range(_ROUNDS):
         try:
             found = search.run(partial(_part_of, told, k))
+        except OutOfTimeError:
+            if best is None:
+                raise
+            return best, True
         except ConvergenceError as failure:
             if best is not None:
                 break
@@ -82,8 +94,7 @@ def _best(search: "_Search", form: str | None, told: Progress) -> "_Judged":
             break
     if best is None:
         raise ConvergenceError(f"no solution of {search.problem.name!r}")
-    told(1.0)
-    return best
+    return best, False
 
 
 @final
@@ -91,7 +102,7 @@ def _best(search: "_Search", form: str | None, told: Progress) -> "_Judged":
 class _Judged:
     run: Run
     parts: Parts
-    draws: float
+    controlled: Steered | None
     tolerances: Tolerances
 
     @property
@@ -109,8 +120,10 @@ class _Search:
     ) -> None:
         self.problem, self.rtol, self.seed, self.given = problem, rtol, seed, box
         self.sample = sample_law(problem, seed)
-        self.reaches = reaches_of(self.sample)
         self.mass = max(_MASS * rtol**2, 1e-22)
+        self.ends = tilted_ends(problem, self.sample, seed)
+        self.reaches = reaches_of(self.sample, self.ends, self.mass)
+        self.controlled: Steered | None = None
         self.most = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
         self.box = box_of(problem, self.reaches, self.mass) if box is None else given_box(problem, box)
         self.choose(form)
@@ -145,10 +158,15 @@ class _Search:
             _FLOOR * self.rtol,
         )
         run = Marcher(equation, self.coefficients, self.tolerances, tell).run()
-        judge = Judge(run, self.sample, self.seed)
+        if self.controlled is None:
+            self.controlled = steered(run, self.seed)
+        judge = Judge(run, self.sample, self.controlled, tell)
         parts = judge.parts(self.coefficients, {name: share * self.rtol for name, share in _SHARES.items()})
         self.count += 1 + len(parts)
-        return _Judged(run, parts, judge.draws, self.tolerances)
+        if self.controlled is not None and self.controlled.lost and "truncation" in parts:
+            lost = math.sqrt(self.controlled.lost)  # where the box ends nothing is right
+            parts["truncation"] = (math.hypot(parts["truncation"][0], lost), math.hypot(parts["truncation"][1], lost))
+        return _Judged(run, parts, self.controlled, self.tolerances)
 
     def tightened(self, found: _Judged) -> bool:
         """Ask for more where the parts exceed their shares; False if nothing more can be asked for."""
@@ -167,20 +185,28 @@ class _Search:
             changes["guess"] = t.guess * 0.1
         if excess.get("truncation", 0.0) > 1 and self.given is None and self.mass > 1e-30:
             self.mass *= float(np.clip(excess["truncation"] ** -3.0, 1e-8, 1e-2))
+            if found.controlled is not None and found.controlled.lost:  # where it went, the box follows
+                self.reaches += (reach_of(found.controlled.x[:: len(found.controlled.x) // 8]),)
+                self.controlled = None
             self.box = box_of(self.problem, self.reaches, self.mass)
         elif not changes:
             return False
         self.tolerances = replace(t, **changes)
         return True
 
-    def solution(self, best: _Judged) -> Solution:
+    def solution(self, best: _Judged, stopped: bool = False) -> Solution:
         """What is handed out."""
         run, c = best.run, self.coefficients
+        checks = _checked(best, self.linear)
         rounding = _ROUNDING * (1.0 + 0.1 * _finest(run))
         value, policy = ({name: part[i] for name, part in best.parts.items()} for i in range(2))
         value["space"] += rounding
         policy["space"] += rounding
-        bad = run.nonpositive if self.linear else 0
+        told = [check.told for check in checks if not check.passed]
+        if stopped:
+            told.append("max_seconds were over: the best so far")
+        if self.ends is not None and self.ends.growing:
+            told.append(_GROWING)
         stats = {
             "form": "linear" if self.linear else "value",
             "route": "esdirk" if self.box.absorbing else "lawson",
@@ -195,7 +221,7 @@ class _Search:
             "calls": c.calls,
             "points": c.points,
             "seconds_in_callables": c.seconds,
-            "draws_under_control": best.draws,
+            "paths_under_control": 0 if best.controlled is None else len(best.controlled.outside),
         }
         space, rows = run.space()
         return Solution(
@@ -204,10 +230,28 @@ class _Search:
             coefficients=rows,
             gauge=self.gauge if self.linear else ValueGauge(background=self.gauge),
             method="box",
-            status="ok" if not bad else f"u is not positive at {bad} nodes of space and time",
+            status="; ".join(told) if told else "ok",
             stats=stats,
             error_estimate=combine(value, policy),
+            checks=checks,
         )
+
+
+def _checked(best: _Judged, linear: bool) -> tuple[Check, ...]:
+    """Whether the box holds the process under control, and whether f is positive."""
+    found = []
+    if best.controlled is None:
+        told = "no path could follow the policy: errors are those under the uncontrolled law alone"
+        found.append(Check(name="paths in the box", figure=math.nan, limit=0.0, told=told))
+    else:
+        lost, count = best.controlled.lost, len(best.controlled.outside)
+        told = f"{lost:.2%} of {count} paths under the policy leave the box"
+        found.append(Check(name="paths in the box", figure=lost, limit=0.0, told=told))
+    if linear:
+        bad = best.run.nonpositive
+        told = f"u is not positive at {bad} nodes of space and time"
+        found.append(Check(name="positive", figure=float(bad), limit=0.0, told=told))
+    return tuple(found)
 
 
 def _part_of(told: Progress, k: int, part: float) -> None:
@@ -229,12 +273,18 @@ def _finest(run: Run) -> float:
     )
 
 
-def reaches_of(sample: LawSample) -> tuple[Reach, ...]:
-    """How far the process goes, and how far it goes under control if the sample is worth it."""
+def reaches_of(sample: LawSample, ends: TiltedEnds | None, mass: float) -> tuple[Reach, ...]:
+    """How far the process goes, and how far it goes under control: by weights if these are worth it, and to each end.
+
+    mass : of ends that do not count.
+    """
     weights, draws = sample.optimal()
     found = [reach_of(sample.x)]
     if draws >= _WORTH:
         found.append(reach_of(sample.paths, weights))
+    if ends is not None:
+        counting = ends.x[ends.mass > mass]
+        found += [reach_of(tilted_paths(sample, x)) for x in counting]
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from fem_hjb.solutions.compare import compare
 from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.errors import ComparisonError, ConvergenceError, InfiniteValueError, ProblemError
-from fem_hjb.support.progress import Progress
+from fem_hjb.support.progress import Progress, until
 
 _SHARE = 0.1  # of the tolerance, to which the spectral solution is made
 
@@ -36,7 +36,7 @@ def unended(problem: ControlProblem, rtol: float, progress: Progress | None = No
     domain = problem.domain
     free = problem if domain is None else replace(problem, domain=_without_natural_faces(domain))
     try:
-        return solve_to_tolerance(free, _SHARE * rtol, None, None, None, progress, seed)
+        return solve_to_tolerance(free, _SHARE * rtol, None, None, None, until(progress, None), seed)
     except InfiniteValueError:
         raise
     except (ProblemError, ConvergenceError):  # a coefficient is only good on the mesh, or no grid will do

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,12 +19,13 @@ from fem_hjb.problems.blocks import alike, independent_blocks, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_tolerance import largest_norms_of, solve_to_tolerance
-from fem_hjb.reference.tolerance import checked_rtol, judged
+from fem_hjb.reference.pathwise import along_paths
+from fem_hjb.reference.tolerance import AnySolution, checked_rtol, judged
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import Rng, as_seed, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
-from fem_hjb.support.progress import Progress, checked_progress
+from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, until
 
 Form = Literal["linear", "value"]
 Block = tuple[int, ...]
@@ -39,6 +42,8 @@ def solve(
     max_dofs: int | None = None,
     rng: Rng = 0,
     progress: Progress | None = None,
+    max_seconds: float | None = None,
+    verify: bool = True,
 ) -> Solution | ProductSolution:
     """Value and policy of a problem, to a tolerance.
 
@@ -57,24 +62,29 @@ def solve(
     rng : seed of what is random: the samples that say how far the process goes, and that stand for its law, where that
         is not known, when errors are measured.
     progress : called with the fraction of the work done, as far as that is known.
+    max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so.
+    verify : follow paths under the policy with the problem as it was given (`pathwise`), and compare the value.
 
     Returns
     -------
-    A `Solution`, or a `ProductSolution` of independent ones, with its `error_estimate`. Its stats tell the form, the
+    A `Solution`, or a `ProductSolution` of independent ones, with its `error_estimate` and its `checks`. Coordinates
+    that were taken for independent and are not, as paths show, are solved as a whole. Its stats tell the form, the
     route and why, the unknowns, how often it was solved, and the seconds. If the tolerance is not met, a
     `ToleranceWarning` says which part of the error stopped it, and so does the status.
 
     Raises
     ------
     ConvergenceError : rtol is out of range (below 1e-10 double precision has nothing to offer), or no solution exists
-        on any grid tried.
-    InfiniteValueError : the problem is linear-quadratic and its value infinite.
+        on any grid tried, or none was found within max_seconds.
+    InfiniteValueError : exp(y / alpha) outgrows the law of X_T, where that is known, or the problem is linear-quadratic
+        and its value infinite. Where the law is known from paths only, the status says that the value may be infinite.
     EllipticityError, ProblemError : a coefficient is not elliptic, or not finite, somewhere in the box.
     DomainError : the box does not fit, or more than three coordinates hang together.
     """
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"solve needs a ControlProblem, got {type(problem).__name__}")
-    rtol, told, seed = checked_rtol(rtol), checked_progress(progress), as_seed(rng)
+    rtol, seed = checked_rtol(rtol), as_seed(rng)
+    told, seconds = checked_progress(progress), checked_seconds(max_seconds)
     if max_dofs is not None:
         max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
     if form is not None:
@@ -87,17 +97,40 @@ def solve(
             f"boxes go up to dimension 3, but {largest} coordinates of {problem.name!r} hang together; learn its value"
             " from paths instead"
         )
-    solution: Solution | ProductSolution
-    if len(blocks) == 1:
-        solution = solve_to_tolerance(problem, rtol, form, box, max_dofs, told, seed)
-        estimate = solution.error_estimate
-    else:
-        distinct, which = _each(problem, blocks, _EACH * rtol, form, max_dofs, told, seed)
-        solution, estimate = _product(problem, blocks, distinct, which, seed)
-    if estimate is None:
+    watched = until(told, seconds)
+
+    def found(blocks: Sequence[Block]) -> Solution | ProductSolution:
+        if len(blocks) == 1:
+            return solve_to_tolerance(problem, rtol, form, box, max_dofs, watched, seed)
+        return _product(problem, blocks, *_each(problem, blocks, _EACH * rtol, form, max_dofs, watched, seed), seed)
+
+    try:
+        solution = _verified(found(blocks), seed) if verify else found(blocks)
+        if len(blocks) > 1 and problem.dim <= 3 and not all(check.passed for check in solution.checks):
+            solution = _verified(found([tuple(range(problem.dim))]), seed)  # they may not be independent after all
+    except OutOfTimeError:
+        raise ConvergenceError(
+            f"solve({problem.name!r}): no solution within max_seconds={seconds:g}; give it more time, a larger rtol, or"
+            " a mesh (solve_on_mesh)"
+        ) from None
+    if told is not None:
+        told(1.0)
+    spent = {"seconds": time.perf_counter() - started}
+    return judged(solution, _estimate_of(solution), rtol, f"solve({problem.name!r})", spent)
+
+
+def _estimate_of(solution: Solution | ProductSolution) -> ErrorEstimate:
+    if solution.error_estimate is None:
         raise ConvergenceError("a solution without an estimate")
-    seconds = {"seconds": time.perf_counter() - started}
-    return judged(solution, estimate, rtol, f"solve({problem.name!r})", seconds)
+    return solution.error_estimate
+
+
+def _verified(solution: AnySolution, seed: int) -> AnySolution:
+    """The solution with the checks of paths under its policy, and a status that names those that failed."""
+    checks = along_paths(solution.problem, solution, _estimate_of(solution), seed)
+    told = [solution.status] if solution.status != "ok" else []
+    told += [str(check) for check in checks if not check.passed]
+    return replace(solution, checks=(*solution.checks, *checks), status="; ".join(told) if told else "ok")
 
 
 def _each(
@@ -106,7 +139,7 @@ def _each(
     rtol: float,
     form: Form | None,
     max_dofs: int | None,
-    progress: Progress | None,
+    progress: Progress,
     seed: int,
 ) -> tuple[list[Solution], list[int]]:
     """The distinct solutions of independent problems, and which of them is that of each block."""
@@ -117,16 +150,19 @@ def _each(
         known = next((i for i, solution in enumerate(distinct) if alike(solution.problem, own)), None)
         if known is None:
             known = len(distinct)
-            distinct.append(solve_to_tolerance(own, rtol, form, None, max_dofs, None, seed))
+            told = partial(_part, progress, k, len(blocks))
+            distinct.append(solve_to_tolerance(own, rtol, form, None, max_dofs, told, seed))
         which.append(known)
-        if progress is not None:
-            progress((k + 1) / len(blocks))
     return distinct, which
+
+
+def _part(progress: Progress, k: int, count: int, fraction: float) -> None:
+    progress((k + fraction) / count)
 
 
 def _product(
     problem: ControlProblem, blocks: Sequence[Block], distinct: Sequence[Solution], which: Sequence[int], seed: int
-) -> tuple[ProductSolution, ErrorEstimate]:
+) -> ProductSolution:
     """The whole of independent solutions; policy errors add up in squares, those of values as if of one sign."""
     parts = tuple((block, distinct[i]) for block, i in zip(blocks, which, strict=True))
     norms = [largest_norms_of(solution, seed) for solution in distinct]
@@ -139,7 +175,8 @@ def _product(
     largest = max(max(e.value, e.policy) for e in estimates)
     scale = max(value, policy) / largest if largest > 0 else 0.0
     told = [part.status for _, part in parts if part.status != "ok"]
-    product = ProductSolution(
+    shares = {name: scale * max(getattr(e, name) for e in estimates) for name in PARTS}
+    return ProductSolution(
         problem=problem,
         parts=parts,
         status="; ".join(told) if told else "ok",
@@ -150,6 +187,6 @@ def _product(
             "dofs": sum(part.stats["dofs"] for _, part in parts),
             "solves": sum(solution.stats["solves"] for solution in distinct),
         },
+        error_estimate=ErrorEstimate(value=float(value), policy=float(policy), **shares),
+        checks=tuple(dict.fromkeys(check for solution in distinct for check in solution.checks)),
     )
-    shares = {name: scale * max(getattr(e, name) for e in estimates) for name in PARTS}
-    return product, ErrorEstimate(value=float(value), policy=float(policy), **shares)

@@ -14,7 +14,7 @@ from fem_hjb.support.errors import ConvergenceError
 
 LEAST_RTOL, LARGEST_RTOL = 1e-10, 0.1
 
-_AnySolution = TypeVar("_AnySolution", bound=Solution | ProductSolution)
+AnySolution = TypeVar("AnySolution", bound=Solution | ProductSolution)
 
 
 def checked_rtol(rtol: Any, name: str = "rtol") -> float:
@@ -29,15 +29,17 @@ def checked_rtol(rtol: Any, name: str = "rtol") -> float:
 
 
 def judged(
-    solution: _AnySolution, estimate: ErrorEstimate, rtol: float, who: str, stats: Mapping[str, Any]
-) -> _AnySolution:
+    solution: AnySolution, estimate: ErrorEstimate, rtol: float, who: str, stats: Mapping[str, Any]
+) -> AnySolution:
     """The solution with this estimate and more stats, and a warning and a status that say so if rtol is not met.
+    What the status says already is warned of, too.
 
     who : called what in the warning, which points to the caller of the caller.
     """
-    status = solution.status
+    complaints = [] if solution.status == "ok" else [solution.status]
     if not estimate.met(rtol):
-        complaint = estimate.complaint(rtol, who)
-        warnings.warn(complaint, ToleranceWarning, stacklevel=3)
-        status = complaint if status == "ok" else f"{status}; {complaint}"
+        complaints.append(estimate.complaint(rtol, who))
+    status = "; ".join(complaints) if complaints else "ok"
+    if complaints:
+        warnings.warn(status if who in status else f"{who}: {status}", ToleranceWarning, stacklevel=3)
     return replace(solution, status=status, error_estimate=estimate, stats={**solution.stats, **stats})

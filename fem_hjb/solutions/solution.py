@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fem_hjb.problems.gauge import Unknown, ValueGauge
 from fem_hjb.problems.problem import ControlProblem, require_problem
+from fem_hjb.solutions.checks import Check, told
 from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.panels import PanelSpace
@@ -61,6 +62,7 @@ class Solution(Plain):
     method : which solver made it;  status : how that went.
     stats : figures of the solver, read-only; "min_f", the lowest f at nodes and time nodes, is added.
     error_estimate : None, or an `ErrorEstimate` of the relative errors of value and policy.
+    checks : what was looked at before it was handed out, see `solutions.checks`; `print` shows them.
     floor : f (or what is left of it) is taken to be at least this, see `with_floor`; 0: it is taken as it is.
 
     Raises SpaceError if coefficients and space, or space and problem, do not fit.
@@ -74,6 +76,7 @@ class Solution(Plain):
     status: str
     stats: Mapping[str, Any] = field(default_factory=dict)
     error_estimate: ErrorEstimate | None = None
+    checks: tuple[Check, ...] = ()
     floor: float = 0.0
     _grid: FloatArray = field(init=False, repr=False)
     _recovered: _RecoveredGradients | None = field(init=False, repr=False, default=None)
@@ -104,6 +107,9 @@ class Solution(Plain):
                 raise PositivityError("this solution is of v itself, whose sign is free: it needs no floor")
         if isinstance(space, Space) and isinstance(space.spatial, MeshBasis):
             put(self, "_recovered", _RecoveredGradients(grid, space, space.spatial, self.floor))
+
+    def __str__(self) -> str:
+        return told(self.problem.name, self.method, self.status, self.error_estimate, self.checks)
 
     @property
     def minimum_f(self) -> float:
@@ -216,6 +222,7 @@ class ProductSolution(Plain):
     status: str
     stats: Mapping[str, Any] = field(default_factory=dict)
     error_estimate: ErrorEstimate | None = None
+    checks: tuple[Check, ...] = ()
     method: str = field(init=False, default="product")
 
     def __post_init__(self) -> None:
@@ -227,6 +234,9 @@ class ProductSolution(Plain):
         if covered != list(range(self.problem.dim)):
             raise SpaceError(f"the factors must take each of {self.problem.dim} coordinates once, got {covered}")
         object.__setattr__(self, "stats", MappingProxyType(dict(self.stats)))
+
+    def __str__(self) -> str:
+        return told(self.problem.name, self.method, self.status, self.error_estimate, self.checks)
 
     def f(self, t: ArrayLike, x: ArrayLike, *, outside: str = "error") -> FloatArray:
         """The gauged f_t(x), shape S, the product of the factors'; arguments as those of `Solution`."""

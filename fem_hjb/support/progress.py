@@ -1,8 +1,10 @@
 """How long work tells how far it is: a callable that takes the fraction done, from 0 to 1."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
+from fem_hjb.support.checks import positive_number
 from fem_hjb.support.errors import ConvergenceError
 
 Progress = Callable[[float], None]
@@ -25,3 +27,28 @@ def part_of(progress: Progress | None, low: float, high: float) -> Progress | No
     [0.75]
     """
     return None if progress is None else lambda fraction: progress((1.0 - fraction) * low + fraction * high)
+
+
+class OutOfTimeError(Exception):
+    """Raised by what `until` gives, out of the work that reports to it: caught where the best so far is known."""
+
+
+def checked_seconds(seconds: Any) -> float | None:
+    """What a user gave as max_seconds=; ConvergenceError if it is no positive number."""
+    return None if seconds is None else positive_number(seconds, "max_seconds", ConvergenceError)
+
+
+def until(progress: Progress | None, seconds: float | None) -> Progress:
+    """A progress that raises OutOfTimeError once so many seconds have gone by since it was made; None: never.
+
+    >>> until(None, None)(0.5)
+    """
+    end = None if seconds is None else time.perf_counter() + seconds
+
+    def told(fraction: float) -> None:
+        if end is not None and time.perf_counter() > end:
+            raise OutOfTimeError
+        if progress is not None:
+            progress(fraction)
+
+    return told

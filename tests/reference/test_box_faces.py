@@ -459,12 +459,12 @@ def test_draws_that_were_stopped_do_not_count() -> None:
 def test_what_has_no_logarithm_counts_as_wrong() -> None:
     search = _Search(surviving(-2.0)[0], 1e-3, None, None, None, 0)
     run = search.run(lambda _: None).run
-    judge, panels = Judge(run, search.sample, 0), list(followed(run, search.coefficients, cut(1)))
+    judge, panels = Judge(run, search.sample, search.controlled), list(followed(run, search.coefficients, cut(1)))
     assert max(judge.difference(judge.own, judge.seen(panels))) < 1e-7
     for panel in panels:
         for u in panel.states[::2]:
             u[: len(u) // 2] = -1.0
-    assert 0.6 < judge.difference(judge.own, judge.seen(panels))[0] < 0.8  # the root of a half, roughly
+    assert 0.6 < judge.difference(judge.own, judge.seen(panels))[0] < 0.85  # the root of a half, roughly
 
 
 def test_steps_that_double_are_joined_as_well() -> None:
@@ -474,7 +474,7 @@ def test_steps_that_double_are_joined_as_well() -> None:
 def test_the_middle_of_the_longest_step_is_judged() -> None:
     search = _Search(waves([0.3], [BOTH])[0], 1e-4, None, None, None, 0)
     run = search.run(lambda _: None).run
-    times = [place.s for place in Judge(run, search.sample, 0).places]
+    times = [place.s for place in Judge(run, search.sample, search.controlled).places]
     for panel in run.panels:
         k = int(np.diff(panel.ends).argmax())
         longest = np.diff(panel.ends)[k] * (1 - 1e-9)

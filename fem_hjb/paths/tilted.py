@@ -1,0 +1,288 @@
+r"""Where the terminal reward sends the process, however far from where it goes by itself.
+
+Under optimal control X_T has the density p*_T ~ p_T exp(y / alpha), up to what running rewards and the law of the start
+add (docs/trust.md). Paths of the uncontrolled process show its modes only if they get there. So the maxima
+of
+
+    G = y / alpha + log p_T
+
+are sought over all of R^d: uphill from starts as far out as p_T can be followed. Around each, draws of p*_T are made by
+importance out of a Student t density with the curvature of G. A mode that no start leads to (a needle on a plain) is
+not found.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from scipy.special import logsumexp
+
+from fem_hjb.paths.extent import LawSample, reach_of
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass
+from fem_hjb.problems.linear import linear_marginal
+from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import FemHjbError, InfiniteValueError
+
+_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of the starts, in standard deviations of X_T
+_STARTS = 256  # of each
+_CLIMBED = 192  # from which the hill is climbed: half the highest, half any
+_STEPS = 120  # up
+_FAR, _FAR_GUESSED = 64.0, 24.0  # standard deviations: how far p_T is trusted, where it is known and where it is fitted
+_BEYOND = (100.0, 1e3, 1e4)  # standard deviations, at which a known law is compared with the reward
+_DROP = 0.5  # of G, at which the width of a maximum is taken
+_MODES = 16
+_NEGLIGIBLE = 60.0  # maxima lower than the highest by more do not count
+_FREEDOM = 5.0  # of the Student t densities
+_DRAWN = 4096
+_FIT = 0.05  # relative to the square of the distance: by how much log p_T may be off where it is fitted
+_LOWEST = -1e300
+
+Height = Callable[[FloatArray], FloatArray]
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TiltedEnds:
+    """Draws of X_T under p*_T, as far as this is p_T exp(y / alpha), apart for each maximum of G.
+
+    maxima : (k, d), those of G.
+    x : (k, m, d), draws nearest to each of them, of equal weights.
+    mass : (k,), the share of p*_T that lies there, at the most: where p_T is fitted it may be off by exp(far^2 / 20).
+    growing : G still grows where p_T, fitted to draws, is not trusted any more: the value may be infinite, and no draws
+        are made.
+    """
+
+    maxima: FloatArray
+    x: FloatArray
+    mass: FloatArray
+    growing: bool
+
+
+def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> TiltedEnds | None:
+    """Draws of p*_T, or None where all faces hold the process or where X_T is a point.
+
+    Raises
+    ------
+    InfiniteValueError : p_T is known, and p_T exp(y / alpha) grows without bound, so that E exp(y / alpha) = infinity.
+    """
+    domain = problem.domain
+    if domain is not None and domain.bounded:
+        return None
+    ends = sample.x[-1]
+    if domain is not None and domain.absorbing:
+        ends = ends[~domain.exited(ends)]
+    if len(ends) < _STARTS or not np.ptp(ends, axis=0).all():
+        return None
+    rng = np.random.default_rng(seed)
+    middle, axes = _frame(ends)
+    law = _known_law(problem)
+    known = law is not None
+    log_law = _fitted_law(ends, middle, axes) if law is None else law.logpdf
+    height = _height(problem, log_law)
+    far = _FAR if known else _FAR_GUESSED
+    z = np.concatenate([s * rng.standard_normal((_STARTS, problem.dim)) for s in _SCALES if s <= far / 2])
+    starts = np.concatenate([middle + z @ axes.T, ends[:: max(1, len(ends) // _STARTS)]])
+    top, heights = _climb(height, _chosen(starts, height(starts), rng), axes)
+    if known:  # and where it is known, very far out, too
+        out = rng.standard_normal((_STARTS, problem.dim))
+        out *= (rng.choice(_BEYOND, _STARTS) / np.linalg.norm(out, axis=1))[:, None]
+        top = np.concatenate([top, middle + out @ axes.T])
+        heights = np.concatenate([heights, height(top[len(heights) :])])
+    radius = np.linalg.norm(np.linalg.solve(axes, (top - middle).T), axis=0)
+    away = (radius > far) & (heights > float(heights[radius <= far].max(initial=_LOWEST)))
+    if known:  # unless it falls again: then it is a maximum, however far out
+        away &= height(middle + 1.05 * (top - middle)) > heights
+    if away.any() and known:
+        raise InfiniteValueError(
+            f"the value of {problem.name!r} is +infinity: y / alpha + log p_T still grows {far:g} standard deviations"
+            f" from the middle of the law, towards x={top[away][0].tolist()}, so that exp(y / alpha) has no"
+            " expectation; use a reward that grows less, or a higher temperature"
+        )
+    if away.any():
+        none = np.empty((0, problem.dim))
+        return TiltedEnds(maxima=none, x=none[:, None], mass=np.empty(0), growing=True)
+    if not (heights > _LOWEST).any():
+        return None
+    maxima, covariances = _maxima(height, top, heights, axes)
+    x, logs = _draws(height, maxima, covariances, rng)
+    if not known:
+        logs = logs + _FIT * (np.linalg.solve(axes, (maxima - middle).T) ** 2).sum(axis=0)
+    return TiltedEnds(maxima=maxima, x=x, mass=np.exp(logs - logsumexp(logs)), growing=False)
+
+
+def tilted_paths(sample: LawSample, ends: FloatArray) -> FloatArray:
+    """(k, m, d) at the times of the sample: paths of P moved so that they end at draws (m, d) of p*_T.
+
+    X_t + B_t (x* - X_T), with B_t the regression of X_t on X_T: the law of P* where P is Gaussian, a guess elsewhere.
+    """
+    paths = sample.paths
+    count = min(paths.shape[1], len(ends))
+    last = paths[-1] - paths[-1].mean(axis=0)
+    spread = last.T @ last
+    spread += 1e-12 * np.trace(spread) * np.eye(len(spread))
+    moved = ends[:count] - paths[-1, :count]
+    result = paths[:, :count].copy()
+    for k in range(len(paths)):
+        slope = np.linalg.solve(spread, last.T @ (paths[k] - paths[k].mean(axis=0)))
+        result[k] += moved @ slope
+    return result
+
+
+def _frame(ends: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The middle of draws, and axes (d, d) in which they have unit spread: x = middle + axes z; robust to tails."""
+    middle = np.median(ends, axis=0)
+    near = np.abs(ends - middle) <= 6.0 * np.quantile(np.abs(ends - middle), 0.6827, axis=0)
+    core = ends[near.all(axis=1)]
+    covariance = np.atleast_2d(np.cov(core.T))
+    scale = np.sqrt(np.diagonal(covariance))
+    values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
+    return middle, scale[:, None] * vectors * np.sqrt(np.maximum(values, 1e-12))
+
+
+def _known_law(problem: ControlProblem) -> Law | None:
+    """The law of X_T, if it is given, or Gaussian by the form in which the drift is given."""
+    if problem.marginal is not None:
+        return problem.marginal(problem.horizon)
+    constant, start = problem.constant_diffusion, problem.initial_law
+    if problem.domain is not None or constant is None or not isinstance(problem.drift, LinearDrift):
+        return None
+    if not isinstance(start, Gaussian | GaussianMixture | PointMass):
+        return None
+    return linear_marginal(problem.drift, constant, start)(problem.horizon)
+
+
+def _fitted_law(ends: FloatArray, middle: FloatArray, axes: FloatArray) -> Height:
+    """log p_T up to a constant, from the tails of draws along their principal axes."""
+    inverse = np.linalg.inv(axes)
+    reach = reach_of(((ends - middle) @ inverse.T)[None])
+
+    def fitted(x: FloatArray) -> FloatArray:
+        z = (x - middle) @ inverse.T - reach.median[0]
+        side = (z > 0).astype(np.int64)
+        rows = np.arange(z.shape[1])
+        zeta = (np.abs(z) / np.maximum(reach.scale[side, 0, rows], 1e-300)) ** (1.0 / reach.power[side, 0, rows])
+        return np.asarray(-0.5 * (zeta**2).sum(axis=1), dtype=np.float64)
+
+    return fitted
+
+
+def _height(problem: ControlProblem, log_law: Height) -> Height:
+    """G, very low outside the domain and where the reward has no finite value."""
+
+    def height(x: FloatArray) -> FloatArray:
+        result = np.full(len(x), _LOWEST)
+        some = np.ones(len(x), dtype=bool)
+        if problem.domain is not None:
+            some = problem.domain.contains(x) & ~problem.domain.exited(x)
+        if some.any():
+            with np.errstate(all="ignore"):
+                result[some] = np.asarray(_rewards(problem, x[some])) / problem.temperature + log_law(x[some])
+        return np.where(np.isfinite(result), result, _LOWEST)
+
+    return height
+
+
+def _rewards(problem: ControlProblem, x: FloatArray) -> FloatArray:
+    """y (n,); where it cannot be had together, for points far out where nobody asked for it, one by one."""
+    try:
+        return problem.y(x)
+    except (FemHjbError, ArithmeticError):
+        if len(x) == 1:
+            return np.full(1, -np.inf)
+        half = len(x) // 2
+        return np.concatenate([_rewards(problem, x[:half]), _rewards(problem, x[half:])])
+
+
+def _chosen(x: FloatArray, heights: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Starts to climb from: the highest, and others drawn from all."""
+    order = np.argsort(-heights)
+    half = _CLIMBED // 2
+    others = rng.choice(order[half:], min(half, len(order) - half), replace=False)
+    return np.asarray(x[np.concatenate([order[:half], others])])
+
+
+def _climb(height: Height, x: FloatArray, axes: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Uphill from each of x (n, d) by trial steps along the axes, longer after success and shorter after failure."""
+    x, best = x.copy(), height(x)
+    n, d = x.shape
+    steps = np.ones((n, d))
+    ranks = np.arange(n)
+    for _ in range(_STEPS):
+        for k in range(d):
+            moves = np.stack([x + sign * steps[:, k, None] * axes[:, k] for sign in (1.0, -1.0)])
+            found = height(moves.reshape(-1, d)).reshape(2, n)
+            side = found.argmax(axis=0)
+            gained = found[side, ranks] > best
+            x[gained] = moves[side, ranks][gained]
+            best = np.where(gained, found[side, ranks], best)
+            steps[:, k] *= np.where(gained, 1.6, 0.5)
+        if steps.max() < 1e-4:
+            break
+        np.clip(steps, 1e-5, 64.0, out=steps)
+    return x, best
+
+
+def _maxima(height: Height, x: FloatArray, heights: FloatArray, axes: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Distinct maxima (k, d) and the covariances (k, d, d) of Gaussians that fit G there."""
+    order = np.argsort(-heights)
+    places: list[FloatArray] = []
+    spreads: list[FloatArray] = []
+    for i in order[heights[order] > heights[order[0]] - _NEGLIGIBLE].tolist():
+        gaps = [np.linalg.solve(root, x[i] - place) for place, root in zip(places, spreads, strict=True)]
+        if any(float(gap @ gap) < 0.25 for gap in gaps):
+            continue
+        places.append(x[i])
+        spreads.append(_root(height, x[i], heights[i], axes))
+        if len(places) == _MODES:
+            break
+    roots = np.stack(spreads)
+    return np.stack(places), roots @ np.swapaxes(roots, 1, 2)
+
+
+def _root(height: Height, x: FloatArray, level: float, axes: FloatArray) -> FloatArray:
+    """(d, d), whose square is the covariance of a Gaussian that falls off as G does around x."""
+    d = len(x)
+    sizes = 2.0 ** np.arange(-20.0, 6.0)
+    trial = x + np.concatenate([sizes[:, None, None] * axes.T, -sizes[:, None, None] * axes.T])  # (2 s, d, d)
+    drops = (level - height(trial.reshape(-1, d))).reshape(2, len(sizes), d)
+    reached = drops >= _DROP
+    first = np.where(reached.any(axis=1), reached.argmax(axis=1), len(sizes) - 1)  # (2, d)
+    width = sizes[first].max(axis=0)
+    scaled = axes * width  # columns at which G has fallen by about _DROP
+    hessian = np.zeros((d, d))
+    for i in range(d):
+        for j in range(i + 1):
+            signs = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=np.float64)
+            corners = x + signs[:, :1] * scaled[:, i] + (signs[:, 1:] * scaled[:, j] if i != j else 0.0)
+            values = np.maximum(height(corners), level - 50.0)
+            if i == j:
+                hessian[i, i] = 2.0 * level - values[0] - values[2]
+            else:
+                hessian[i, j] = hessian[j, i] = -(values[0] - values[1] - values[2] + values[3]) / 4.0
+    values, vectors = np.linalg.eigh(hessian)
+    return np.asarray(scaled @ vectors / np.sqrt(np.clip(values, 0.05, 50.0)))
+
+
+def _draws(
+    height: Height, maxima: FloatArray, covariances: FloatArray, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """Draws (k, m, d) of exp(G) nearest to each of its maxima, and the logarithms of its integrals there (k,)."""
+    k, d = maxima.shape
+    roots = np.linalg.cholesky(covariances)
+    x, logs = np.empty((k, _DRAWN, d)), np.empty(k)
+    for j in range(k):
+        noise = rng.standard_normal((_DRAWN, d)) / np.sqrt(rng.chisquare(_FREEDOM, _DRAWN) / _FREEDOM)[:, None]
+        drawn = maxima[j] + noise @ roots[j].T
+        own = np.linalg.norm(noise, axis=1)
+        for i in range(k):
+            if i != j:
+                other = np.linalg.norm(np.linalg.solve(roots[i], (drawn - maxima[i]).T), axis=0)
+                own = np.where(other < own, np.inf, own)
+        weights = height(drawn) + 0.5 * (_FREEDOM + d) * np.log1p((noise**2).sum(axis=1) / _FREEDOM)
+        weights = np.where(np.isfinite(own), weights, _LOWEST)
+        logs[j] = logsumexp(weights) + np.log(np.diagonal(roots[j])).sum()
+        weights = np.exp(weights - weights.max())
+        x[j] = drawn[rng.choice(_DRAWN, _DRAWN, p=weights / weights.sum())]
+    return x, logs

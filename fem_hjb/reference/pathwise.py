@@ -1,0 +1,125 @@
+r"""A witness that knows neither mesh nor equation: the value along paths that follow the solution's own policy.
+
+With pi the policy and B the noise of dX = (b + pi) dt + Lambda^{1/2} dB, Girsanov's theorem and docs/theory.md give
+
+    W = (y(X_T) + int r dt) / alpha - int (Lambda^{-1/2} pi)' dB - 1/2 int |Lambda^{-1/2} pi|^2 dt
+    v_0(X_0) / alpha = log E[e^W | X_0],   and   W = v_0(X_0) / alpha on every path if pi is optimal.
+
+So W - v_0(X_0) / alpha is nothing but the error of the policy, and of steps in time. These are halved once, with the
+same noise: the difference is what they do. Every callable of the problem is used as the user wrote it, all coordinates
+at once: what a solver took for independent, for constant, or for far away is seen here if paths meet it.
+"""
+
+import math
+from typing import Any, final
+
+import numpy as np
+
+from fem_hjb.paths.extent import substeps_of
+from fem_hjb.paths.simulate import noise_factor
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.solutions.checks import Check
+from fem_hjb.solutions.estimate import ErrorEstimate
+from fem_hjb.support.checks import FloatArray
+
+VALUE, POLICY = "value along paths", "policy along paths"
+_PATHS = {1: 1024, 2: 1024}
+_FEW_PATHS = 512  # in more dimensions
+_STEPS, _MOST_STEPS = 64, 512
+_ERRORS = 4.0  # standard errors that a mean may be off
+_STEP = 2.0  # times what halving the steps has changed
+_ESTIMATES = 3.0  # times its estimated error, that a solution may be off
+_UNEVEN = 0.25  # of a variance, that halving the steps may fail to halve, where rewards are not smooth
+_ROUNDING = 1e-9
+_STRAYED = 0.02  # the fraction of paths that may leave where the solution is known
+
+
+def along_paths(problem: ControlProblem, solution: Any, estimate: ErrorEstimate, seed: int = 0) -> tuple[Check, ...]:
+    """Mean and spread of W - v_0(X_0) / alpha, against what chance, steps and the estimated errors explain.
+
+    None are made where they say nothing: at absorbing faces, in drifts too steep for a few hundred steps.
+    """
+    if problem.domain is not None and problem.domain.absorbing:
+        return ()
+    steps = _STEPS * (substeps_of(problem, _STEPS // 4) or 1)  # the longest of the long steps lasts four of T / steps
+    if steps > _MOST_STEPS:
+        return ()
+    walk = _Walk(problem, solution, steps, seed)
+    found = walk.gaps()
+    kept = np.isfinite(found).all(axis=0)
+    lost, count = 1.0 - float(kept.mean()), int(kept.sum())
+    told = f"{kept.size} paths under the policy, {steps // 2} and {steps} steps"
+    if lost > _STRAYED:
+        return (Check(name=VALUE, figure=lost, limit=_STRAYED, told=f"fraction without a policy of {told}"),)
+    coarse, fine = found[:, kept]
+    mean = 2.0 * fine - coarse
+    chance = _ERRORS / math.sqrt(count)
+    by_steps = _STEP * abs(float((fine - coarse).mean()))
+    limit = chance * float(mean.std()) + by_steps + (_ESTIMATES * min(estimate.value, 1.0) + _ROUNDING) * walk.size
+    value = Check(name=VALUE, figure=abs(float(mean.mean())), limit=limit, told=f"temperatures; {told}")
+    # the variance of a stochastic integral in steps falls with their length, what is left is the policy's error
+    squares = (found[:, kept] - found[:, kept].mean(axis=1, keepdims=True)) ** 2
+    left = 2.0 * squares[1] - squares[0]
+    slack = chance * float(left.std()) + _UNEVEN * float(squares[0].mean())
+    energy = walk.energy + _ROUNDING
+    policy = Check(
+        name=POLICY,
+        figure=math.sqrt(max(float(left.mean()), 0.0) / energy),
+        limit=math.sqrt(slack / energy) + _ESTIMATES * min(estimate.policy, 1.0) + _ROUNDING,
+        told=f"relative error; {told}",
+    )
+    return value, policy
+
+
+@final
+class _Walk:
+    """The same noise in steps and in steps twice as long, shorter towards T, where policies are steep."""
+
+    def __init__(self, problem: ControlProblem, solution: Any, steps: int, seed: int) -> None:
+        self.problem, self.solution = problem, solution
+        self.times = problem.horizon * (1.0 - (1.0 - np.arange(steps + 1) / steps) ** 2)
+        self.rng = np.random.default_rng([seed, 2])
+        self.count = _PATHS.get(problem.dim, _FEW_PATHS)
+        self.size = 0.0  # of v / alpha
+        self.energy = 0.0  # E int |Lambda^{-1/2} pi|^2 dt
+
+    def gaps(self) -> FloatArray:
+        """W - v_0(X_0) / alpha, (2, n): with long steps and with short ones; nan where the policy is not known."""
+        problem, alpha, d = self.problem, self.problem.temperature, self.problem.dim
+        x = problem.initial_law.sample(self.count, self.rng)
+        x = x if problem.domain is None else problem.domain.mirror(x)
+        start = self.solution.value(0.0, x, outside="nan", nonpositive="nan") / alpha
+        self.size = float(np.nanmax(np.abs(start), initial=1e-300))
+        found = np.tile(-start, (2, 1))
+        places = [x.copy(), x.copy()]
+        kicks = np.zeros((self.count, d))
+        for k, h in enumerate(np.diff(self.times).tolist()):
+            noise = np.sqrt(h) * self.rng.standard_normal((self.count, d))
+            kicks += noise
+            self._step(1, float(self.times[k]), h, noise, places, found)
+            if k % 2:
+                begun = float(self.times[k - 1])
+                self._step(0, begun, float(self.times[k + 1]) - begun, kicks, places, found)
+                kicks[:] = 0.0
+        for row, place in zip(found, places, strict=True):
+            earned = problem.y(place) / alpha
+            self.size = max(self.size, float(np.sqrt((earned**2).mean())))
+            row += earned
+        return found
+
+    def _step(
+        self, row: int, t: float, h: float, noise: FloatArray, places: list[FloatArray], found: FloatArray
+    ) -> None:
+        """One step of Euler and Maruyama, with what it adds to W."""
+        problem, x = self.problem, places[row]
+        gradient = self.solution.gradient(t, x, outside="nan", nonpositive="nan")
+        known = np.isfinite(gradient).all(axis=1)
+        pi = problem.policy_from_gradient(t, x, np.where(known[:, None], gradient, 0.0))
+        root = noise_factor(problem, t, x)
+        push = np.linalg.solve(root, pi[..., None])[..., 0]
+        self.energy += row * h * float((push**2).sum(axis=1).mean())
+        found[row] += problem.r(t, x) * h / problem.temperature
+        found[row] -= (push * noise).sum(axis=1) + 0.5 * h * (push**2).sum(axis=1)
+        found[row, ~known] = np.nan
+        x = x + (problem.b(t, x) + pi) * h + np.einsum("nij,nj->ni", root, noise)
+        places[row] = x if problem.domain is None else problem.domain.mirror(x)

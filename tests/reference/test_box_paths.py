@@ -1,0 +1,103 @@
+"""Paths under the policy of a run: their law, the box that follows them, and the end of time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from fem_hjb.problems import zoo
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import PointMass
+from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.reference.box_paths import steered
+from fem_hjb.reference.box_tolerance import _Search
+from fem_hjb.reference.solve import solve
+from fem_hjb.solutions.estimate import ToleranceWarning
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError
+
+
+def to_two_modes(near: float, far: float, *, declared: bool = True) -> ControlProblem:
+    """Brownian motion from 0, steered to 1/2 N(near, .64) + 1/2 N(far, .25): v_0(0) = 0, and p*_T is the target."""
+
+    def y(x: FloatArray) -> FloatArray:
+        z = x[..., 0]
+        parts = [np.log(0.5) + norm.logpdf(z, mean, spread) for mean, spread in ((near, 0.8), (far, 0.5))]
+        return np.asarray(np.logaddexp(*parts) - norm.logpdf(z))
+
+    def still(t: Any, x: FloatArray) -> FloatArray:
+        return np.zeros_like(x)
+
+    return ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=LinearDrift([[0.0]], [0.0]) if declared else still,
+        diffusion=1.0,
+        terminal_reward=y,
+        initial_law=PointMass([0.0]),
+    )
+
+
+@pytest.mark.parametrize(("near", "far", "declared"), [(1.0, 12.0, True), (1.0, 12.0, False), (-2.0, -8.0, False)])
+def test_modes_that_no_path_of_the_process_sees_are_solved_for(near: float, far: float, declared: bool) -> None:
+    found = solve(to_two_modes(near, far, declared=declared), rtol=1e-3)
+    assert found.status == "ok"
+    assert float(found.value(0.0, np.zeros((1, 1)))[0]) == pytest.approx(0.0, abs=2e-3 * 60)
+    policy = float(found.policy(0.0, np.zeros((1, 1)))[0, 0])  # E* X_T, as the drift of a bridge from 0 is
+    assert policy == pytest.approx((near + far) / 2, rel=3e-3)
+
+
+def test_paths_end_in_the_target() -> None:
+    search = _Search(to_two_modes(1.0, 9.0), 1e-3, None, None, None, 0)
+    run = search.run(lambda _: None).run
+    found = steered(run, 0)
+    assert found is not None
+    assert found.lost == 0.0
+    ends = found.nearest(1.0)[:, 0]
+    assert (ends > 5.0).mean() == pytest.approx(0.5, abs=0.06)
+    assert ends[ends > 5.0].std() == pytest.approx(0.5, rel=0.12)
+    assert ends[ends < 5.0].mean() == pytest.approx(1.0, abs=0.12)
+
+
+def test_a_box_that_paths_leave_is_widened() -> None:
+    problem = zoo.get("brownian-mixture", 1)
+    search = _Search(problem, 1e-3, None, None, None, 0)
+    search.reaches = (replace(search.reaches[0], scale=0.3 * search.reaches[0].scale),)
+    search.box = Box([-0.5], [0.5], boundary="natural")
+    first = search.run(lambda _: None)
+    assert first.controlled is not None
+    assert first.controlled.lost > 0.1
+    assert first.parts["truncation"][1] > 0.3
+    assert search.tightened(first)
+    second = search.run(lambda _: None)
+    assert second.controlled is not None
+    assert second.controlled.lost < 0.01
+
+
+def test_time_that_is_over_returns_the_best_so_far_or_says_that_there_is_none() -> None:
+    rough = ControlProblem(
+        dim=2,
+        horizon=1.0,
+        temperature=1.0,
+        drift=lambda t, x: -x,
+        diffusion=1.0,
+        running_reward=lambda t, x: -20.0 * ((x**2).sum(axis=-1) < 0.49) + 0.0 * np.asarray(t),
+        terminal_reward=lambda x: -2.0 * ((x - 2.0) ** 2).sum(axis=-1),
+        initial_law=PointMass([-1.0, -1.0]),
+    )
+    begun = time.perf_counter()
+    with pytest.raises(ConvergenceError, match=r"max_seconds=0\.001"):
+        solve(rough, rtol=1e-2, max_seconds=1e-3)
+    with pytest.warns(ToleranceWarning, match="max_seconds were over"):
+        found = solve(rough, rtol=1e-2, max_seconds=10.0)
+    assert time.perf_counter() - begun < 80.0
+    assert found.error_estimate is not None
+    assert "max_seconds" in found.status
+    with pytest.raises(ConvergenceError, match="max_seconds"):
+        solve(rough, max_seconds=-1.0)
