@@ -36,6 +36,7 @@ _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
 _PLACES = {1: 256, 2: 48, 3: 24}  # along an axis
 _NEAR_T = (0.0, 0.0003, 0.001, 0.003, 0.015, 0.04)  # of the time to go
 _MOST_TIMES = {1: 96, 2: 40, 3: 24}
+_RICHER, _LEAST_SHARE = 1.5, 0.2  # times what more degrees change; of what fewer degrees tell
 _DOUBT, _LEAST_GAIN = 1.3, 0.1  # of what these degrees are worth
 _NOTHING = 1e-10  # temperatures: a value below is none
 
@@ -314,6 +315,10 @@ class Judge:
         if max(found["space"]) > enough["space"] and base is not self.own:
             again = self._space(self.own, self.seen(follow(cut(1), less=less)))
             found["space"] = min(found["space"], again, key=max)
+        if max(found["space"]) > enough["space"]:
+            richer = self.difference(self.own, self.seen(follow(cut(1), less=-less)))
+            told = [max(_RICHER * a, _LEAST_SHARE * b) for a, b in zip(richer, found["space"], strict=True)]
+            found["space"] = min(found["space"], (told[0], told[1]), key=max)
         if self.equation.truncated.any():
             found["truncation"] = self.difference(base, self.seen(follow(steps, wider=stretched)))
             if max(found["truncation"]) > enough["truncation"]:

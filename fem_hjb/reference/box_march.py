@@ -39,6 +39,7 @@ _CHECKED = 128  # points at which a table is checked
 _FEW = 8.0  # of what all cells do not resolve: those with more than this part of it are halved
 _EVERY = 4  # steps: how often the grid is looked at
 _AHEAD = 0.3  # of what is allowed, for the grid after one that failed to resolve
+_NEAR = 2.0**-12  # of T: the time to go from which policies are compared, and large ones remembered
 _TOLERATED = 1.5  # times what is allowed, before a panel is done again
 _ANYWHERE = 1e-3  # of the most of u: what a step may be wrong by where the process hardly goes
 _MOST_STEPS = 20_000
@@ -304,21 +305,22 @@ class Marcher:
         """Norms of the value and of its gradient, that errors are relative to."""
         value, *slopes = self._whole(operators.grid, self.T - s, u, operators.gradient(u))
         self.size_w = operators.policy_square(s, operators.gradient(u)) ** 0.5
-        self._resize(operators.grid.mean(value**2) ** 0.5, operators.policy_square(s, slopes) ** 0.5)
+        self._resize(s, operators.grid.mean(value**2) ** 0.5, operators.policy_square(s, slopes) ** 0.5)
         self.peak = max(float(np.abs(u).max()), self.size_v)
 
-    def _resize(self, value: float, slope: float) -> None:
-        """Take the largest so far, or the gradient of now where T is not resolved.
+    def _resize(self, s: float, value: float, slope: float) -> None:
+        """Take the largest so far, or the gradient of now where T is not resolved or near: of jumps it is unbounded.
 
         In the linear form u itself is what its errors are relative to, however much it grows or decays.
         """
+        early = self.rough or s < _NEAR * self.T
         if self.equation.linear:
-            least = self.least_g if self.rough else self.size_g / self.size_v
+            least = self.least_g if early else self.size_g / self.size_v
             self.size_v = max(value, self.least_v)
             self.size_g = max(slope, least * self.size_v)
         else:
             self.size_v = max(self.size_v, value)
-            self.size_g = max(slope, self.least_g if self.rough else self.size_g)
+            self.size_g = max(slope, self.least_g if early else self.size_g)
 
     def _relative(self, operators: Operators, error: FloatArray) -> float:
         """Under the law of the panel, relative; and anywhere in the box, where steps must be stable."""

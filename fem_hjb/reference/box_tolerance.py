@@ -42,9 +42,11 @@ _GUESS = 0.03
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
 _LEAST = 1e-13
 _WORTH = 100.0  # draws, that the law under control is read off
+_COVERED = 0.01  # of draws lie further out on each side, where these still tell how paths under control get there
+_LOST = 20.0  # times the mass that a box may leave out on each side: so many paths may leave it at any time
 _GROWING = (
-    "the value may be infinite: as far as the law of X_T can be extrapolated, exp(y / alpha) outgrows it (the value on"
-    " the box is that of a reward that ends where the box does)"
+    "as far as the law of X_T can be extrapolated, exp(y / alpha) outgrows it: the value may be infinite, and that on"
+    " the box is of a reward that ends where the box does"
 )
 _ROUNDING = 3e-13  # relative: the least error that is admitted
 
@@ -163,10 +165,22 @@ class _Search:
         judge = Judge(run, self.sample, self.controlled, tell)
         parts = judge.parts(self.coefficients, {name: share * self.rtol for name, share in _SHARES.items()})
         self.count += 1 + len(parts)
-        if self.controlled is not None and self.controlled.lost and "truncation" in parts:
-            lost = math.sqrt(self.controlled.lost)  # where the box ends nothing is right
+        followed = self.controlled
+        if followed is not None and followed.lost > self.losable and self.movable and "truncation" in parts:
+            lost = math.sqrt(followed.lost)  # where the box ends nothing is right; if it must end there, a check tells
             parts["truncation"] = (math.hypot(parts["truncation"][0], lost), math.hypot(parts["truncation"][1], lost))
         return _Judged(run, parts, self.controlled, self.tolerances)
+
+    @property
+    def movable(self) -> bool:
+        """Whether the box ends anywhere because it was chosen so here."""
+        domain = self.problem.domain
+        return self.given is None and (domain is None or not np.isfinite(np.stack(domain.bounds)).all())
+
+    @property
+    def losable(self) -> float:
+        """The fraction of paths that may leave a box which leaves out no more than the tolerance allows."""
+        return _LOST * self.problem.dim * max(_MASS * self.rtol**2, 1e-22)
 
     def tightened(self, found: _Judged) -> bool:
         """Ask for more where the parts exceed their shares; False if nothing more can be asked for."""
@@ -174,6 +188,8 @@ class _Search:
         excess = {name: max(part) / (_SHARES[name] * rtol) for name, part in found.parts.items()}
         if max(excess.values()) <= 1:  # the parts are small enough, their sum is not
             excess[max(excess, key=lambda name: excess[name])] = found.error / rtol
+        if not math.isfinite(excess["time"]):  # steps that are hardly stable say nothing of the rest
+            excess = {"time": math.inf, "space": 0.0}
         changes: dict[str, Any] = {}
         if excess["time"] > 1:
             factor = max(0.5 / min(excess["time"], 1e9) ** 1.25, 1e-3)
@@ -183,7 +199,7 @@ class _Search:
             changes["table"] = t.table * 0.3
         if changes:
             changes["guess"] = t.guess * 0.1
-        if excess.get("truncation", 0.0) > 1 and self.given is None and self.mass > 1e-30:
+        if excess.get("truncation", 0.0) > 1 and self.movable and self.mass > 1e-30:
             self.mass *= float(np.clip(excess["truncation"] ** -3.0, 1e-8, 1e-2))
             if found.controlled is not None and found.controlled.lost:  # where it went, the box follows
                 self.reaches += (reach_of(found.controlled.x[:: len(found.controlled.x) // 8]),)
@@ -197,16 +213,11 @@ class _Search:
     def solution(self, best: _Judged, stopped: bool = False) -> Solution:
         """What is handed out."""
         run, c = best.run, self.coefficients
-        checks = _checked(best, self.linear)
+        checks = self._checks(best)
         rounding = _ROUNDING * (1.0 + 0.1 * _finest(run))
         value, policy = ({name: part[i] for name, part in best.parts.items()} for i in range(2))
         value["space"] += rounding
         policy["space"] += rounding
-        told = [check.told for check in checks if not check.passed]
-        if stopped:
-            told.append("max_seconds were over: the best so far")
-        if self.ends is not None and self.ends.growing:
-            told.append(_GROWING)
         stats = {
             "form": "linear" if self.linear else "value",
             "route": "esdirk" if self.box.absorbing else "lawson",
@@ -216,6 +227,7 @@ class _Search:
             "shape": run.panels[0].grid.shape,
             "degree": self.tolerances.degree,
             "panels": len(run.panels),
+            "jumps": self.jumps,
             **run.counts,
             "solves": self.count,
             "calls": c.calls,
@@ -230,28 +242,28 @@ class _Search:
             coefficients=rows,
             gauge=self.gauge if self.linear else ValueGauge(background=self.gauge),
             method="box",
-            status="; ".join(told) if told else "ok",
+            status="max_seconds were over: the best so far" if stopped else "ok",
             stats=stats,
             error_estimate=combine(value, policy),
             checks=checks,
         )
 
-
-def _checked(best: _Judged, linear: bool) -> tuple[Check, ...]:
-    """Whether the box holds the process under control, and whether f is positive."""
-    found = []
-    if best.controlled is None:
-        told = "no path could follow the policy: errors are those under the uncontrolled law alone"
-        found.append(Check(name="paths in the box", figure=math.nan, limit=0.0, told=told))
-    else:
-        lost, count = best.controlled.lost, len(best.controlled.outside)
-        told = f"{lost:.2%} of {count} paths under the policy leave the box"
-        found.append(Check(name="paths in the box", figure=lost, limit=0.0, told=told))
-    if linear:
-        bad = best.run.nonpositive
-        told = f"u is not positive at {bad} nodes of space and time"
-        found.append(Check(name="positive", figure=float(bad), limit=0.0, told=told))
-    return tuple(found)
+    def _checks(self, best: _Judged) -> tuple[Check, ...]:
+        """Whether the box holds the process under control, whether f is positive, and whether the value is finite."""
+        followed = best.controlled
+        if followed is None:
+            lost, told = math.nan, "no path could follow the policy: errors are those under the uncontrolled law alone"
+        else:
+            lost = followed.lost
+            told = f"{lost:.2%} of {len(followed.outside)} paths under the policy leave the box"
+        found = [Check(name="paths in the box", figure=lost, limit=self.losable, told=told)]
+        if self.linear:
+            bad = best.run.nonpositive
+            told = f"u is not positive at {bad} nodes of space and time"
+            found.append(Check(name="positive", figure=float(bad), limit=0.0, told=told))
+        if self.ends is not None and self.ends.growing:
+            found.append(Check(name="finite value", figure=math.inf, limit=0.0, told=_GROWING))
+        return tuple(found)
 
 
 def _part_of(told: Progress, k: int, part: float) -> None:
@@ -274,7 +286,8 @@ def _finest(run: Run) -> float:
 
 
 def reaches_of(sample: LawSample, ends: TiltedEnds | None, mass: float) -> tuple[Reach, ...]:
-    """How far the process goes, and how far it goes under control: by weights if these are worth it, and to each end.
+    """How far the process goes, and how far under control: by weights if these are worth it, and to ends that few draws
+    reach.
 
     mass : of ends that do not count.
     """
@@ -283,8 +296,10 @@ def reaches_of(sample: LawSample, ends: TiltedEnds | None, mass: float) -> tuple
     if draws >= _WORTH:
         found.append(reach_of(sample.paths, weights))
     if ends is not None:
-        counting = ends.x[ends.mass > mass]
-        found += [reach_of(tilted_paths(sample, x)) for x in counting]
+        inner = np.quantile(sample.paths[-1], [_COVERED, 1.0 - _COVERED], axis=0)
+        middles = np.median(ends.x, axis=1)
+        covered = ((middles >= inner[0]) & (middles <= inner[1])).all(axis=1) & (draws >= _WORTH)
+        found += [reach_of(tilted_paths(sample, x)) for x in ends.x[(ends.mass > mass) & ~covered]]
     return tuple(found)
 
 

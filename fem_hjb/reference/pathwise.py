@@ -11,6 +11,8 @@ at once: what a solver took for independent, for constant, or for far away is se
 """
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
@@ -26,29 +28,41 @@ VALUE, POLICY = "value along paths", "policy along paths"
 _PATHS = {1: 1024, 2: 1024}
 _FEW_PATHS = 512  # in more dimensions
 _STEPS, _MOST_STEPS = 64, 512
+_COARSE = 4  # steps, for which substeps are asked
+_STEPS_BETWEEN = 4  # pairs at least, from one jump to the next
 _ERRORS = 4.0  # standard errors that a mean may be off
 _STEP = 2.0  # times what halving the steps has changed
 _ESTIMATES = 3.0  # times its estimated error, that a solution may be off
 _UNEVEN = 0.25  # of a variance, that halving the steps may fail to halve, where rewards are not smooth
 _ROUNDING = 1e-9
+_INSIDE = 1e-6  # of a step
 _STRAYED = 0.02  # the fraction of paths that may leave where the solution is known
 
 
-def along_paths(problem: ControlProblem, solution: Any, estimate: ErrorEstimate, seed: int = 0) -> tuple[Check, ...]:
+def along_paths(
+    problem: ControlProblem, solution: Any, estimate: ErrorEstimate, jumps: Sequence[float] = (), seed: int = 0
+) -> tuple[Check, ...]:
     """Mean and spread of W - v_0(X_0) / alpha, against what chance, steps and the estimated errors explain.
 
+    jumps : times between 0 and T at which coefficients jump: steps start there.
     None are made where they say nothing: at absorbing faces, in drifts too steep for a few hundred steps.
     """
     if problem.domain is not None and problem.domain.absorbing:
         return ()
-    steps = _STEPS * (substeps_of(problem, _STEPS // 4) or 1)  # the longest of the long steps lasts four of T / steps
+    # the longest of the long steps lasts four of T / steps: db/dx dt is 1/2 there at most
+    steps = max(_STEPS, 4 * _COARSE * (substeps_of(problem, _COARSE) or 1))
     if steps > _MOST_STEPS:
         return ()
-    walk = _Walk(problem, solution, steps, seed)
-    found = walk.gaps()
-    kept = np.isfinite(found).all(axis=0)
-    lost, count = 1.0 - float(kept.mean()), int(kept.sum())
-    told = f"{kept.size} paths under the policy, {steps // 2} and {steps} steps"
+    lost = 1.0
+    while lost > _STRAYED and steps <= _MOST_STEPS:  # by steps that are too long, perhaps
+        walk = _Walk(problem, solution, steps, jumps, seed)
+        with np.errstate(over="ignore", invalid="ignore"):  # of callables where paths go too far: these are left out
+            found = walk.gaps()
+        kept = np.isfinite(found).all(axis=0)
+        lost, count = 1.0 - float(kept.mean()), int(kept.sum())
+        steps *= 4
+    taken = len(walk.times) - 1
+    told = f"{kept.size} paths under the policy, {taken // 2} and {taken} steps"
     if lost > _STRAYED:
         return (Check(name=VALUE, figure=lost, limit=_STRAYED, told=f"fraction without a policy of {told}"),)
     coarse, fine = found[:, kept]
@@ -71,13 +85,22 @@ def along_paths(problem: ControlProblem, solution: Any, estimate: ErrorEstimate,
     return value, policy
 
 
+def _times(T: float, steps: int, jumps: Sequence[float]) -> FloatArray:
+    """An even number of steps from 0 to T, shorter towards T; where coefficients jump a pair of them starts."""
+    ends = np.unique([0.0, *jumps, T])
+    share = np.sqrt(1.0 - ends / T)  # in which the steps are equal
+    counts = np.maximum(2 * np.ceil(steps / 2 * -np.diff(share)).astype(np.int64), 2 * _STEPS_BETWEEN)
+    parts = [np.linspace(*pair, count + 1)[:-1] for pair, count in zip(pairwise(share), counts.tolist(), strict=True)]
+    return np.asarray(T * (1.0 - np.append(np.concatenate(parts), 0.0) ** 2))
+
+
 @final
 class _Walk:
     """The same noise in steps and in steps twice as long, shorter towards T, where policies are steep."""
 
-    def __init__(self, problem: ControlProblem, solution: Any, steps: int, seed: int) -> None:
+    def __init__(self, problem: ControlProblem, solution: Any, steps: int, jumps: Sequence[float], seed: int) -> None:
         self.problem, self.solution = problem, solution
-        self.times = problem.horizon * (1.0 - (1.0 - np.arange(steps + 1) / steps) ** 2)
+        self.times = _times(problem.horizon, steps, jumps)
         self.rng = np.random.default_rng([seed, 2])
         self.count = _PATHS.get(problem.dim, _FEW_PATHS)
         self.size = 0.0  # of v / alpha
@@ -114,12 +137,17 @@ class _Walk:
         problem, x = self.problem, places[row]
         gradient = self.solution.gradient(t, x, outside="nan", nonpositive="nan")
         known = np.isfinite(gradient).all(axis=1)
-        pi = problem.policy_from_gradient(t, x, np.where(known[:, None], gradient, 0.0))
+        found[row, ~known] = np.nan
+        if not known.all():  # paths that left are not followed: callables need not have values there
+            stay = int(known.argmax())
+            x, gradient = (np.where(known[:, None], part, part[stay]) for part in (x, gradient))
+            gradient = np.nan_to_num(gradient)
+        pi = problem.policy_from_gradient(t, x, gradient)
+        t += _INSIDE * h  # after a jump, if there is one
         root = noise_factor(problem, t, x)
         push = np.linalg.solve(root, pi[..., None])[..., 0]
         self.energy += row * h * float((push**2).sum(axis=1).mean())
         found[row] += problem.r(t, x) * h / problem.temperature
         found[row] -= (push * noise).sum(axis=1) + 0.5 * h * (push**2).sum(axis=1)
-        found[row, ~known] = np.nan
         x = x + (problem.b(t, x) + pi) * h + np.einsum("nij,nj->ni", root, noise)
         places[row] = x if problem.domain is None else problem.domain.mirror(x)

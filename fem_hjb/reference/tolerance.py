@@ -32,14 +32,13 @@ def judged(
     solution: AnySolution, estimate: ErrorEstimate, rtol: float, who: str, stats: Mapping[str, Any]
 ) -> AnySolution:
     """The solution with this estimate and more stats, and a warning and a status that say so if rtol is not met.
-    What the status says already is warned of, too.
+    Checks that failed are warned of, too.
 
     who : called what in the warning, which points to the caller of the caller.
     """
-    complaints = [] if solution.status == "ok" else [solution.status]
-    if not estimate.met(rtol):
-        complaints.append(estimate.complaint(rtol, who))
-    status = "; ".join(complaints) if complaints else "ok"
-    if complaints:
+    failed = [str(check) for check in solution.checks if not check.passed]
+    unmet = [] if estimate.met(rtol) else [estimate.complaint(rtol, who)]
+    status = "; ".join([*([] if solution.status == "ok" else [solution.status]), *failed, *unmet]) or "ok"
+    if failed or unmet:
         warnings.warn(status if who in status else f"{who}: {status}", ToleranceWarning, stacklevel=3)
     return replace(solution, status=status, error_estimate=estimate, stats={**solution.stats, **stats})

@@ -26,7 +26,9 @@ def part_of(progress: Progress | None, low: float, high: float) -> Progress | No
     >>> seen
     [0.75]
     """
-    return None if progress is None else lambda fraction: progress((1.0 - fraction) * low + fraction * high)
+    if progress is None:
+        return None
+    return lambda fraction: progress(high if fraction >= 1 else min(low + fraction * (high - low), high))
 
 
 class OutOfTimeError(Exception):

@@ -325,7 +325,8 @@ def test_a_u_that_is_not_positive_is_told() -> None:
     found = search.run(lambda _: None)
     bad = found.run.nonpositive
     assert bad > 0
-    assert search.solution(found).status == f"u is not positive at {bad} nodes of space and time"
+    check = next(check for check in search.solution(found).checks if check.name == "positive")
+    assert (check.figure, check.limit, check.passed) == (bad, 0.0, False)
 
 
 # Panels

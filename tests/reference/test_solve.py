@@ -168,7 +168,9 @@ def test_ten_double_wells():
 def test_progress():
     seen: list[float] = []
     solve(zoo.get("reflected", 3), rtol=1e-3, progress=seen.append)
-    assert seen == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    assert len(seen) > 3
     single: list[float] = []
     solve(zoo.get("reflected", 1), rtol=1e-3, progress=single.append)
     assert len(single) > 0
