@@ -20,6 +20,7 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_tolerance import largest_norms_of, solve_to_tolerance
 from fem_hjb.reference.pathwise import along_paths
+from fem_hjb.reference.residual import residual_checks
 from fem_hjb.reference.tolerance import AnySolution, checked_rtol, judged
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
 from fem_hjb.solutions.solution import ProductSolution, Solution
@@ -126,10 +127,10 @@ def _estimate_of(solution: Solution | ProductSolution) -> ErrorEstimate:
 
 
 def _verified(solution: AnySolution, seed: int) -> AnySolution:
-    """The solution with the checks of paths under its policy."""
+    """The solution with the checks that use the problem as it was given."""
     jumps = sorted({t for part in getattr(solution, "parts", [((), solution)]) for t in part[1].stats["jumps"]})
-    checks = along_paths(solution.problem, solution, _estimate_of(solution), jumps, seed)
-    return replace(solution, checks=(*solution.checks, *checks))
+    known = solution.problem, solution, _estimate_of(solution), jumps, seed
+    return replace(solution, checks=(*solution.checks, *residual_checks(*known), *along_paths(*known)))
 
 
 def _each(

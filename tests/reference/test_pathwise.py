@@ -135,7 +135,7 @@ def test_closed_forms_and_solutions_pass(name: str, d: int) -> None:
     found = solve(problem, rtol=1e-2)
     assert found.status == "ok"
     names = [check.name for check in found.checks]
-    assert {pathwise.VALUE, pathwise.POLICY} < set(names)
+    assert (pathwise.VALUE in names) == (name != "double-well")  # in its wells paths would need too many steps
     assert all(check.passed for check in found.checks)
     assert all(each in str(found) for each in names)
 
@@ -160,7 +160,7 @@ def test_stiff_drifts_get_short_steps() -> None:
     )
     found = solve(problem, rtol=1e-3)
     assert [check.passed for check in found.checks] == [True] * len(found.checks)
-    assert len(found.checks) == 3
+    assert len(found.checks) == 4
 
 
 # What `solve` makes of it
