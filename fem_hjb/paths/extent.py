@@ -80,7 +80,7 @@ class LawSample:
         return int(np.abs(self.times - t).argmin())
 
     def optimal(self) -> tuple[FloatArray, float]:
-        """The weights (m,) of the paths under P*, of sum 1, and how many draws they are worth; starts are tilted, too."""
+        """The weights (m,) of the paths under P*, of sum 1, and how many draws they are worth; starts are tilted."""
         weights = np.exp(self.tilt - self.tilt.max())
         weights /= weights.sum()
         return weights, float(1.0 / (weights**2).sum())

@@ -23,7 +23,7 @@ Source: H. Risken, The Fokker-Planck Equation, Springer 1989, chapter 4.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, final
@@ -49,7 +49,7 @@ from fem_hjb.stepping.adaptive import rtol_in_range
 from fem_hjb.support.checks import FloatArray, as_times, frozen_array, require
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.objects import Plain
-from fem_hjb.support.progress import checked_progress
+from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, until
 
 _RTOL = {1: 1e-8, 2: 1e-7, 3: 1e-5}
 _CONSERVED = 1e-10
@@ -135,7 +135,8 @@ def solve(
     element: str = "P2",
     box: Box | None = None,
     rtol: float | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
+    max_seconds: float | None = None,
 ) -> DensitySolution:
     """The density of X_t for 0 <= t <= T, in one, two or three dimensions; see the module.
 
@@ -149,15 +150,45 @@ def solve(
     rtol : of the maximum of the density at its time: what steps, interpolation between them, elements and coefficients
         between the times at which they are called are allowed to miss; 1e-8, 1e-7, 1e-5 in one, two, three dimensions
         if not given.
-    progress : called now and then with the fraction of [0, T] done.
+    progress : called with the fraction of [0, T] done, which never falls and ends at 1, after every time step and once
+        a second within one; not while a callable of yours or the factorisation of a matrix runs.
+    max_seconds : when they are over, the work stops at the next step or call of the drift. A density up to a time
+        before T is none on [0, T], so that there is no best so far to return.
 
     Raises
     ------
     ProblemError : the policy returns a wrong shape, or numbers that are not finite.
     DomainError, SpaceError : basis, mesh, element or box do not fit the problem or each other.
     ConvergenceError : rtol is out of range or the time stepping fails; in more than one dimension perhaps because what
-        is not a sum of operators on one axis each is too stiff for explicit steps: use a mesh.
+        is not a sum of operators on one axis each is too stiff for explicit steps: use a mesh. Or max_seconds are over.
     """
+    watch = until(checked_progress(progress), checked_seconds(max_seconds))
+    try:
+        found = solve_watched(
+            problem, policy=policy, basis=basis, mesh=mesh, element=element, box=box, rtol=rtol, tell=watch
+        )
+    except OutOfTimeError:
+        raise ConvergenceError(
+            f"fokker_planck.solve({problem.name!r}): within max_seconds={max_seconds:g} the density came to"
+            f" t={watch.reached * problem.horizon:.3g} of {problem.horizon:g} only; give it more time, a larger rtol, a"
+            " smaller box, or a coarser basis or mesh"
+        ) from None
+    watch.finished()
+    return found
+
+
+def solve_watched(
+    problem: ControlProblem,
+    *,
+    policy: Policy | None = None,
+    basis: SpectralBasis | None = None,
+    mesh: Any = None,
+    element: str = "P2",
+    box: Box | None = None,
+    rtol: float | None = None,
+    tell: Progress,
+) -> DensitySolution:
+    """`solve`, where what `tell` raises stops the work and comes out."""
     started = time.perf_counter()
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"fokker_planck.solve needs a ControlProblem, got {type(problem).__name__}")
@@ -167,7 +198,6 @@ def solve(
     if len(given) > 1:
         raise DomainError(f"give one of basis, mesh and box, got {' and '.join(given)}")
     tolerance = rtol_in_range(_RTOL[problem.dim] if rtol is None else rtol, "rtol")
-    tell = checked_progress(progress) or (lambda _: None)
     bare = steered(problem, policy)
     if mesh is not None:
         on = spatial_basis(as_mesh(mesh, problem), element)
