@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike
 from fem_hjb.paths.extent import checked_box
 from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.laws import Law, MarginalLaw
+from fem_hjb.problems.laws import Law, MarginalLaw, PointMass
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import check_faces, check_reflection, endless, face_values, faces_of_domain
 from fem_hjb.reference.fokker_planck_mesh import on_mesh
@@ -49,7 +49,9 @@ from fem_hjb.stepping.adaptive import rtol_in_range
 from fem_hjb.support.checks import FloatArray, as_times, frozen_array, require
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.objects import Plain
-from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, until
+from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, to_the_end, until
+
+__all__ = ["DensitySolution", "solve"]
 
 _RTOL = {1: 1e-8, 2: 1e-7, 3: 1e-5}
 _CONSERVED = 1e-10
@@ -198,19 +200,21 @@ def solve_watched(
     if len(given) > 1:
         raise DomainError(f"give one of basis, mesh and box, got {' and '.join(given)}")
     tolerance = rtol_in_range(_RTOL[problem.dim] if rtol is None else rtol, "rtol")
-    bare = steered(problem, policy)
+    heard = steered(problem, policy, tell)
+    # The laws before the first density are kept, and call the drift when nobody watches any more.
+    bare = steered(problem, policy) if isinstance(problem.initial_law, PointMass) else heard
     if mesh is not None:
         on = spatial_basis(as_mesh(mesh, problem), element)
         check_continuous(on)
         check_reflection(bare, on)
         begin = begin_of(bare, on)
-        march = on_mesh(bare, on, begin, tolerance, tell)
+        march = on_mesh(heard, on, begin, tolerance, tell)
     else:
         grid = None if basis is None else _fitting(basis, problem)
         begin = begin_of(bare, grid)
         walls, known = _walls(problem, box), accuracy_of(policy)
-        march = Forward(bare, begin, walls, tolerance, tell, grid, breaks_of(policy), known).run()
-    return _solution(problem, begin, march, tolerance, started)
+        march = Forward(heard, begin, walls, tolerance, tell, grid, breaks_of(policy), known).run()
+    return _solution(problem, begin, march, tolerance, started, to_the_end(tell))
 
 
 def _fitting(basis: SpectralBasis, problem: ControlProblem) -> SpectralBasis:
@@ -231,7 +235,9 @@ def _walls(problem: ControlProblem, box: Box | None) -> FloatArray:
     return np.array([[-np.inf], [np.inf]]) * np.ones(problem.dim)
 
 
-def _solution(problem: ControlProblem, begin: Begin, march: March, rtol: float, started: float) -> DensitySolution:
+def _solution(
+    problem: ControlProblem, begin: Begin, march: March, rtol: float, started: float, tell: Progress
+) -> DensitySolution:
     """With what is seen at all nodes in space at the nodes in time."""
     mass: list[FloatArray] = []
     low: list[float] = []
@@ -239,6 +245,7 @@ def _solution(problem: ControlProblem, begin: Begin, march: March, rtol: float, 
     face = tail = 0.0
     where = ""
     for (space, coefficients), weights in zip(march.panels, march.weights, strict=True):
+        tell(0.0)
         basis = space.spatial
         rows = coefficients[::2] if space.time.kind == "hermite" else coefficients
         mass.append(rows @ weights)

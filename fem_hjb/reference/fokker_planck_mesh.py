@@ -27,7 +27,7 @@ class _Forward(LinearSystem):
         self, problem: ControlProblem, basis: SpatialBasis, p0: FloatArray, fixed: IntArray, tell: Progress
     ) -> None:
         self.tell = tell
-        self.operators = MeshOperators(problem, basis, no_gauge(problem))
+        self.operators = MeshOperators(problem, basis, no_gauge(problem), tell)
         self.mass, self.factors, self.fixed = self.operators.M, self.operators.direct, fixed
         self.weights = np.asarray(self.mass @ np.ones(basis.n_dofs))
         self._unit = p0 / (self.weights @ p0)

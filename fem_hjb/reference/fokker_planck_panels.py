@@ -142,7 +142,8 @@ class Forward:
 
     def _first_lines(self) -> list[SpectralLine]:
         degree = _degree(self.problem.dim, self.rtol)
-        return first_grid(self.begin.law, self.walls, degree, self.most, self.level, _AHEAD * self.allowed, _ROOM)
+        ahead = _AHEAD * self.allowed
+        return first_grid(self.begin.law, self.walls, degree, self.most, self.level, ahead, _ROOM, self.tell)
 
     def _begun(self, lines: Sequence[SpectralLine]) -> FloatArray:
         """The first density, 0 on absorbing faces."""
@@ -251,6 +252,7 @@ class Forward:
         line = LineBasis(times, "hermite")
         rows = np.empty((line.n_dofs, steps[0].u0.size))
         for k, step in enumerate(steps):
+            self.tell(0.0)
             rows[2 * k], rows[2 * k + 1] = step.u0.ravel(), step.slope0.ravel() * line.node_widths[k]
         rows[-2], rows[-1] = steps[-1].u1.ravel(), steps[-1].slope1.ravel() * line.node_widths[-1]
         self._add(line, rows, lines)

@@ -120,7 +120,7 @@ class _Backward(LinearSystem):
         told: Progress,
     ) -> None:
         self.told = told
-        self.operators = MeshOperators(problem, basis, gauged)
+        self.operators = MeshOperators(problem, basis, gauged, told)
         self.mass = self._metric = self.operators.M
         self.factors = self.operators.direct
         self.seconds = 0.0

@@ -25,7 +25,16 @@ from fem_hjb.spaces.space import spatial_basis
 from fem_hjb.stepping.adaptive import rtol_in_range
 from fem_hjb.support.checks import Rng, as_seed, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
-from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_progress, checked_seconds, part_of, until
+from fem_hjb.support.progress import (
+    OutOfTimeError,
+    Progress,
+    Watch,
+    checked_progress,
+    checked_seconds,
+    part_of,
+    to_the_end,
+    until,
+)
 
 DEFAULT_CELLS = {1: 128, 2: 64, 3: 16}
 DEFAULT_RTOL_TIME = 1e-6
@@ -143,7 +152,7 @@ def _estimated(
         truncation = math.inf if ends_early(problem) else 0.0
         unknown = ErrorEstimate(value=math.inf, policy=math.inf, space=space, time=in_time, truncation=truncation)
         return unknown, False
-    return with_truncation(estimate, solution, far, rtol, seed, watch.report), True
+    return with_truncation(estimate, solution, far, rtol, seed, to_the_end(watch)), True
 
 
 def _time_control(steps: int | None, rtol_time: float | None) -> dict[str, Any]:

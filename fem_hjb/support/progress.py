@@ -1,5 +1,6 @@
 """How long work tells how far it is: a callable that takes the fraction done, from 0 to 1."""
 
+import contextlib
 import itertools
 import math
 import time
@@ -11,6 +12,7 @@ from fem_hjb.support.errors import ConvergenceError
 
 Progress = Callable[[float], None]
 
+_clock = time.perf_counter
 _SIGN_OF_LIFE = 1.0  # seconds without news after which the last fraction is told again
 _SLOWER = 20.0  # calls of work of unknown length that count as half of it
 
@@ -64,7 +66,7 @@ class Watch:
     """
 
     def __init__(self, progress: Progress | None, seconds: float | None) -> None:
-        self._progress, self._reached, self._last = progress, 0.0, time.perf_counter()
+        self._progress, self._reached, self._last = progress, 0.0, _clock()
         self._end = math.inf if seconds is None else self._last + seconds
 
     @property
@@ -74,22 +76,18 @@ class Watch:
 
     def __call__(self, fraction: float) -> None:
         """How far the work is; OutOfTimeError if time is over."""
-        if time.perf_counter() > self._end:
-            raise OutOfTimeError
-        self.report(fraction)
-
-    def report(self, fraction: float) -> None:
-        """The same of work that is done whatever the time, as it is short."""
-        now, news = time.perf_counter(), min(fraction, 1.0) > self._reached
+        now, news = _clock(), min(fraction, 1.0) > self._reached
         if news or now > self._last + _SIGN_OF_LIFE:
             self._reached, self._last = max(self._reached, min(fraction, 1.0)), now
             if self._progress is not None:
                 self._progress(self._reached)
+        if now > self._end:
+            raise OutOfTimeError
 
     def finished(self) -> None:
-        """All of the work is done."""
+        """All of the work is done, whatever the time."""
         if self._reached < 1.0:
-            self.report(1.0)
+            to_the_end(self)(1.0)
 
 
 def until(progress: Progress | None, seconds: float | None) -> Watch:
@@ -98,6 +96,16 @@ def until(progress: Progress | None, seconds: float | None) -> Watch:
     >>> until(None, None)(0.5)
     """
     return Watch(progress, seconds)
+
+
+def to_the_end(progress: Progress) -> Progress:
+    """The same for what is left when nearly all is done, which no limit of time stops."""
+
+    def told(fraction: float) -> None:
+        with contextlib.suppress(OutOfTimeError):
+            progress(fraction)
+
+    return told
 
 
 def beats_of(progress: Progress) -> Callable[[], None]:
