@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fem_hjb as fh
+from fem_hjb.reference import mesh_refine
 from fem_hjb.support import progress as watching
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
@@ -174,6 +175,31 @@ def test_refinement_returns_the_best_so_far(
     assert len(passes) > 1
     with pytest.raises(ConvergenceError, match="no mesh was solved on, and its solution judged, within max_seconds=3"):
         fh.refine_on_mesh(problem, **how, max_seconds=3.0)
+
+
+def test_what_judges_the_faces_of_a_mesh_takes_half_of_the_time_at_most(
+    ticks: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(problem: fh.ControlProblem, rtol: float, tell: Callable[[float], None], seed: int) -> None:
+        while True:
+            tell(0.0)
+
+    monkeypatch.setattr(mesh_refine, "unended", endless)
+    how = {"rtol": 1e-4, "cells": 16, "element": "P3"}
+    with pytest.warns(fh.ToleranceWarning, match="max_seconds were over: the best so far"):
+        found = fh.refine_on_mesh(MIXTURE, **how, max_seconds=12_000.0)
+    estimate: Any = found.error_estimate
+    assert np.isinf([estimate.truncation, estimate.policy]).all()
+    assert np.isfinite([estimate.space, estimate.time]).all()
+    assert {name: found.stats["history"][-1][name] for name in estimate.as_dict()} == estimate.as_dict()
+    with pytest.raises(ConvergenceError, match="no mesh was solved on"):
+        fh.refine_on_mesh(MIXTURE, **how, max_seconds=100.0)
+
+
+def test_there_are_signs_of_life_within_a_step(ticks: Callable[[], int]) -> None:
+    before = ticks()
+    solution = fh.solve_on_mesh(LQ, cells=16, steps=400)  # whose coefficients are called once
+    assert ticks() - before > 5 * solution.stats["steps"] == 2000
 
 
 def test_a_mesh_solution_whose_error_is_not_known_yet_says_so(ticks: Callable[[], int]) -> None:
