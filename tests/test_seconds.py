@@ -198,7 +198,7 @@ def test_what_judges_the_faces_of_a_mesh_takes_half_of_the_time_at_most(
 
 def test_there_are_signs_of_life_within_a_step(ticks: Callable[[], int]) -> None:
     before = ticks()
-    solution = fh.solve_on_mesh(LQ, cells=16, steps=400)  # whose coefficients are called once
+    solution = fh.solve_on_mesh(fh.zoo.get("linear-ou", 1), cells=16, steps=400)  # whose coefficients are called once
     assert ticks() - before > 5 * solution.stats["steps"] == 2000
 
 

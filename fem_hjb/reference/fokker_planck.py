@@ -281,12 +281,22 @@ def _solution(
     return DensitySolution(
         problem=problem,
         space=PanelSpace(tuple(space for space, _ in march.panels)),
-        coefficients=np.concatenate([rows.ravel() for _, rows in march.panels]),
+        coefficients=_joined([rows for _, rows in march.panels], tell),
         status="; ".join(words),
         stats={**stats, "seconds": time.perf_counter() - started},
         start=begin.time,
         early=begin.early,
     )
+
+
+def _joined(rows: list[FloatArray], tell: Progress) -> FloatArray:
+    """All coefficients, one after the other."""
+    ends = np.cumsum([part.size for part in rows])
+    joined = np.empty(ends[-1])
+    for part, end in zip(rows, ends, strict=True):
+        tell(0.0)
+        joined[end - part.size : end] = part.ravel()
+    return joined
 
 
 def _words(problem: ControlProblem, march: March, rtol: float, mass: FloatArray) -> tuple[list[str], dict[str, float]]:

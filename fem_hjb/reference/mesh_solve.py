@@ -80,7 +80,8 @@ def solve_on_mesh(
     rng : seed of what is random: the samples that say how far the process goes, and that stand for its law, where that
         is not known, when errors are measured.
     progress : called with the fraction of the work done, which never falls and ends at 1, after every time step and
-        once a second within one; not while a callable of yours or the factorisation of a matrix runs.
+        once a second within one; not while a callable of yours or the factorisation of a matrix runs, nor, with rtol,
+        while gradients are recovered at the vertices.
     max_seconds : when they are over, the work stops at the next stage of a time step. A solution whose error was to be
         estimated and is not yet is returned, with what is not known of its error as inf and a status that says so.
 

@@ -142,7 +142,7 @@ def compare(
 def overall_of(
     candidate: ValueFunction, truth: ValueFunction, problem: ControlProblem, points: LawPoints, tell: Progress = unheard
 ) -> Row:
-    """The overall errors of one candidate at these points; a sign of life for each time."""
+    """The overall errors of one candidate at these points; tell is given signs of life."""
     return _compared({"this": candidate}, truth, problem, points, tell)[-1]
 
 
@@ -159,6 +159,7 @@ def _compared(
         tell(0.0)
         exact = _evaluate(truth, "reference", problem, t, x)
         for name, candidate in judged.items():
+            tell(0.0)
             norms = _norms(_evaluate(candidate, name, problem, t, x), exact, problem, t, x, weights)
             if norms.excluded > 0.5:
                 raise ComparisonError(
