@@ -249,16 +249,7 @@ class MeshOperators:
             at["diffusion"] = lambda t: problem.Lambda(t, x)
         if problem.running_reward is not None or gauge.running != 0.0:
             at["reaction"] = lambda t: gauge.rate(t, x, problem.r(t, x))
-        return {name: Look(self._heard(function), problem.horizon) for name, function in at.items()}
-
-    def _heard(self, function: Callable[[Any], FloatArray]) -> Callable[[Any], FloatArray]:
-        """The same function, with a sign of life."""
-
-        def heard(given: Any) -> FloatArray:
-            self.tell(0.0)
-            return function(given)
-
-        return heard
+        return {name: Look(_heard(self.tell, function), problem.horizon) for name, function in at.items()}
 
     def _in_time(self) -> dict[str, PartInTime]:
         """The parts of K."""
@@ -282,14 +273,14 @@ class MeshOperators:
         return self._parts[name].update(t, evaluate, assemble)
 
     def _drift(self, t: float) -> list[FloatArray]:
-        b = self._heard(lambda x: self.problem.b(t, x.T))
+        b = _heard(self.tell, lambda x: self.problem.b(t, x.T))
         return [_cells_last(b(x), self._q) for x in self._points]
 
     def _diffusion(self, t: float) -> list[FloatArray]:
         constant = self.problem.constant_diffusion
         if constant is not None:
             return [constant.reshape(*constant.shape, 1, 1)] * len(self._chunks)
-        Lambda = self._heard(lambda x: self.problem.Lambda(t, x.T))
+        Lambda = _heard(self.tell, lambda x: self.problem.Lambda(t, x.T))
         return [_cells_last(Lambda(x), self._q) for x in self._points]
 
     def _assemble_diffusion(self, values: list[FloatArray], t: float) -> FloatArray:
@@ -302,7 +293,7 @@ class MeshOperators:
         data = self._assemble(self._diffusion_table, fields)
         if self.problem.constant_diffusion is None:
             spacing = _DIFFERENCE * self._widths()
-            around = self._heard(lambda y: self.problem.Lambda(t, y))
+            around = _heard(self.tell, lambda y: self.problem.Lambda(t, y))
             divergences = (row_divergence(around, x.T, spacing) for x in self._points)
             data += self._assemble_drift([_cells_last(-0.5 * divergence, self._q) for divergence in divergences], t)
         return data
@@ -320,7 +311,7 @@ class MeshOperators:
         return self._assemble(self._drift_table, fields)
 
     def _rates(self, t: float) -> list[FloatArray]:
-        r = self._heard(lambda x: self.problem.r(t, x.T))
+        r = _heard(self.tell, lambda x: self.problem.r(t, x.T))
         return [self.gauge.rate(t, x.T, r(x)).reshape(1, self._q, -1) for x in self._points]
 
     def _assemble_reaction(self, rates: list[FloatArray], _: float) -> FloatArray:
@@ -331,6 +322,16 @@ class MeshOperators:
     def _widths(self) -> FloatArray:
         lower, upper = self.basis.box.bounds
         return upper - lower
+
+
+def _heard(tell: Progress, function: Callable[[Any], FloatArray]) -> Callable[[Any], FloatArray]:
+    """The same function, with a sign of life."""
+
+    def heard(given: Any) -> FloatArray:
+        tell(0.0)
+        return function(given)
+
+    return heard
 
 
 def _cells_last(values: FloatArray, q: int) -> FloatArray:
