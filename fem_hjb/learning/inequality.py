@@ -32,7 +32,7 @@ from scipy.sparse.linalg import LinearOperator, onenormest
 from fem_hjb.learning.factors import ADVICE, BACKWARD, Factors
 from fem_hjb.support.checks import FloatArray, frozen_array
 from fem_hjb.support.errors import ConvergenceError
-from fem_hjb.support.progress import Progress, unheard
+from fem_hjb.support.progress import Progress, to_the_end, unheard
 
 Projection = Callable[[FloatArray], FloatArray]
 
@@ -61,7 +61,7 @@ class VariationalInequality:
     load (N,) : l, not 0.
     energy (N, N) : E, sparse, symmetric positive definite. Scale the unknowns so that its diagonal is about 1.
     project : target (N,) -> the point of F nearest to it in the metric E; None: F is the whole space.
-    tell : given signs of life by all that iterates; what it raises stops the work.
+    tell : given signs of life; an OutOfTimeError stops what iterates.
 
     Raises ConvergenceError where shapes do not match, entries are not finite, the load is 0, or the energy is not
     symmetric or, when it is first used, not positive definite.
@@ -102,11 +102,13 @@ class VariationalInequality:
 
     @cached_property
     def form_factors(self) -> Factors:
+        to_the_end(self.tell)(0.0)
         return Factors(self.form, _PIVOT, _DIRECT)
 
     @cached_property
     def energy_factors(self) -> Factors:
         factors = Factors(self.energy, 0.0, _DIRECT_IF_REUSED)
+        to_the_end(self.tell)(0.0)
         if not factors.has_positive_pivots:
             raise _indefinite(self.size)
         return factors
@@ -128,6 +130,7 @@ class VariationalInequality:
 
     def riesz(self, functional: FloatArray, rtol: float = BACKWARD) -> FloatArray:
         """E^{-1} functional: the function that represents it in the energy."""
+        to_the_end(self.tell)(0.0)
         return self.energy_factors.solve(functional, rtol=rtol)
 
     def norm(self, c: FloatArray) -> float:

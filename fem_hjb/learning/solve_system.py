@@ -224,8 +224,8 @@ def reduce_system(
         return matrix[free][:, free]
 
     def scaled(matrix: sp.csr_matrix) -> sp.csc_matrix:
-        scale = sp.diags(1.0 / root)
-        return (scale @ matrix @ scale).tocsc()
+        tell(0.0)
+        return (sp.diags(1.0 / root) @ matrix @ sp.diags(1.0 / root)).tocsc()
 
     form = part(form) + ridge * sp.diags(root**2)
     energy = part(energy)

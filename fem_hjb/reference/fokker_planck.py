@@ -260,7 +260,9 @@ def _solution(
         face = max(face, float(face_values(basis, rows)[cut].max(initial=0.0)))
         if isinstance(basis, SpectralBasis):
             values = (rows / sizes[:, None]).reshape(-1, *basis.shape)
-            tail = max(tail, *(float(line.modal_tail(values, k + 1).max()) for k, line in enumerate(basis.lines)))
+            for k, line in enumerate(basis.lines):
+                tell(0.0)
+                tail = max(tail, float(line.modal_tail(values, k + 1).max()))
     words, masses = _words(problem, march, rtol, np.concatenate(mass))
     if negative:
         words.append(
