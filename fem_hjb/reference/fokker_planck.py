@@ -153,7 +153,8 @@ def solve(
         between the times at which they are called are allowed to miss; 1e-8, 1e-7, 1e-5 in one, two, three dimensions
         if not given.
     progress : called with the fraction of [0, T] done, which never falls and ends at 1, after every time step and once
-        a second within one; not while a callable of yours or the factorisation of a matrix runs.
+        a second within one; not while a callable of yours or the factorisation of a matrix runs, nor
+        while the coefficients of all times are copied in the end.
     max_seconds : when they are over, the work stops at the next step or call of the drift. A density up to a time
         before T is none on [0, T], so that there is no best so far to return.
 
