@@ -120,6 +120,13 @@ _QUICK_COMPARE = (
 _QUICK_SOLVE = (
     "A small run: --rtol 1e-2, or on a mesh --cells 32, 16, 6 in 1-D, 2-D, 3-D and --rtol-time 1e-3, where not given."
 )
+MaxSeconds = Annotated[
+    float,
+    typer.Option(
+        help="After so many seconds each solution is the best so far, which its status says, or there is none."
+    ),
+]
+_SECONDS = 300.0
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -164,6 +171,7 @@ def compare_command(
     rtol: Annotated[
         float | None, typer.Option(help="Relative tolerance of the reference; by default 1e-3 where it is no mesh.")
     ] = None,
+    max_seconds: MaxSeconds = _SECONDS,
     seed: Annotated[int, typer.Option(help="Seed of the trajectories.", min=0)] = 0,
     param: Params = None,
     quick: Annotated[bool, typer.Option("--quick", help=_QUICK_COMPARE)] = False,
@@ -186,21 +194,22 @@ def compare_command(
     folder = _out(out, problem_name)
     with atomic_folder(folder) as part:
         with report.stage("reference") as stage:
-            reference = _quietly(problem, progress=stage.progress, **how)
+            reference = _quietly(problem, progress=stage.progress, max_seconds=max_seconds, **how)
             stage.note(output.describe_reference(reference))
         report.warn("reference", reference)
         with report.stage("trajectories") as stage:
             paths = sample_paths(problem, n=samples or n, steps=steps or count, rng=seed, substeps=_SUBSTEPS)
             stage.note(f"{paths.n} paths of {paths.steps} steps ({paths.scheme})")
         options: dict[str, Any] = {"estimator": estimator, "terminal": _TERMINAL, "outside": "drop"}
+        options["max_seconds"] = max_seconds
         with report.stage("learned solution") as stage:
-            learned = fit(problem, paths, space, smoothing=smoothing, **options)
+            learned = fit(problem, paths, space, smoothing=smoothing, progress=stage.progress, **options)
             stage.note(output.describe_fit(learned))
         report.warn("learned solution", learned)
         galerkin = None
         if problem.marginal is not None:
             with report.stage("galerkin solution") as stage:
-                galerkin = fit(problem, law_measure(problem, space), space, **options)
+                galerkin = fit(problem, law_measure(problem, space), space, progress=stage.progress, **options)
                 stage.note("the same class under the exact law")
         with report.stage("comparison"):
             comparison, figure = _compared(problem, learned, galerkin, reference, seed)
@@ -275,9 +284,7 @@ def solve_command(
     steps: Annotated[int | None, typer.Option(help="On a mesh: equal time steps, not adaptive ones.", min=1)] = None,
     rtol_time: Annotated[float | None, typer.Option(help="On a mesh: tolerance of adaptive time steps.")] = None,
     refine: Annotated[bool, typer.Option("--refine", help="Refine a mesh until --rtol is met.")] = False,
-    max_seconds: Annotated[
-        float, typer.Option(help="On boxes: after so many seconds the best solution so far is written.")
-    ] = 300.0,
+    max_seconds: MaxSeconds = _SECONDS,
     seed: Annotated[int, typer.Option(help="Seed of the samples that say where the process goes.", min=0)] = 0,
     param: Params = None,
     quick: Annotated[bool, typer.Option("--quick", help=_QUICK_SOLVE)] = False,
@@ -295,8 +302,7 @@ def solve_command(
     on_a_mesh = {"--mesh": mesh, "--cells": cells, "--element": element, "--steps": steps, "--rtol-time": rtol_time}
     to_a_tolerance = {"--rtol": rtol, "--form": form, "--max-dofs": max_dofs, "--refine": refine}
     way, given = _solve_options(problem, {**on_a_mesh, **to_a_tolerance}, quick)
-    if way == "boxes":
-        given["max_seconds"] = max_seconds
+    given["max_seconds"] = max_seconds
     folder = _out(out, problem_name)
     with atomic_folder(folder) as part:
         with report.stage("solution") as stage:

@@ -15,8 +15,8 @@ from fem_hjb.support.errors import FemHjbError, ProblemError
 
 # Arguments of the package that are options of the command; errors name them as they are typed.
 _ARGUMENTS = (
-    *("cells", "dim", "element", "estimator", "form", "max_dofs", "mesh", "rtol", "rtol_time", "samples", "smoothing"),
-    *("steps", "time_cells"),
+    *("cells", "dim", "element", "estimator", "form", "max_dofs", "max_seconds", "mesh", "rtol", "rtol_time"),
+    *("samples", "smoothing", "steps", "time_cells"),
 )
 _NAMES = "|".join(_ARGUMENTS)
 _ON_A_MESH = ("--mesh", "--cells", "--element")

@@ -267,7 +267,7 @@ def test_help_names_every_option_in_plain_lines(arguments: list[str]) -> None:
     if arguments[:1] == ["compare"]:
         for option in ("dim", "samples", "steps", "cells", "time-cells", "element", "estimator", "seed", "mesh"):
             assert f"--{option}" in result.stdout
-        for option in ("reference-cells", "param", "out", "debug"):
+        for option in ("reference-cells", "param", "out", "debug", "max-seconds"):
             assert f"--{option}" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
 
@@ -340,6 +340,20 @@ BAD_INPUT = {
         "--form and --max-dofs",
     ),
     "unknown form": (["solve", "lq", "--form", "log"], "--form must be one of 'linear', 'value', got 'log'"),
+    "no time on boxes": (
+        ["solve", "double-well", "--max-seconds=1e-5"],
+        "within --max-seconds 1e-05; give it more time",
+    ),
+    "no time on a mesh": (
+        ["solve", "lq", "--cells=9", "--max-seconds=1e-5"],
+        "no solution within --max-seconds 1e-05;",
+    ),
+    "no time to refine": (
+        ["solve", "lq", "--refine", "--rtol=1e-2", "--max-seconds=1e-5"],
+        "judged, within --max-seconds 1e-05;",
+    ),
+    "no time to compare": (["compare", "double-well", "--max-seconds=1e-5"], "within --max-seconds 1e-05;"),
+    "time that is none": (["compare", "lq", "--max-seconds=-1"], "--max-seconds must be a positive finite number"),
     "refinement to nothing": (["solve", "lq", "--refine"], "--refine needs --rtol"),
     "refinement with steps": (["solve", "lq", "--refine", "--rtol=1e-2", "--steps=8"], "--steps is not with --refine"),
     "form of a refinement": (["solve", "lq", "--refine", "--rtol=1e-2", "--form=value"], "--form is not with --refine"),

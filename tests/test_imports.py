@@ -10,7 +10,7 @@ import fem_hjb
 
 # From the ground up. A folder may import from the folders above it, a module of it also from those to its left.
 ORDER = {
-    "support": "errors memory checks calls files archives objects progress",
+    "support": "errors memory checks progress calls files archives objects",
     "problems": (
         "divergence box laws problem probing fingerprint blocks rewards closed_form linear manufactured gauge mixtures "
         "zoo"

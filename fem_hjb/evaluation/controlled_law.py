@@ -25,6 +25,7 @@ from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError, FemHjbError, ProblemError
+from fem_hjb.support.progress import Progress, part_of, unheard
 
 Block = tuple[int, ...]
 
@@ -33,6 +34,7 @@ _PROBES = 16
 _SAME = 1e-11  # relative change that counts as rounding
 _AFFINE = 1e-9  # the same of differences of policies
 _FACE = 1e-6  # of its maximum: the largest density at a face of a box that the process does not know of
+_OWN_FACE = 1e-3  # of the tolerance: the same at the faces of boxes that follow the law
 _DEGREE = 4  # of elements on a line
 _GRADING, _FINEST, _HALVINGS = 0.1, 0.02, 12  # cells around a point: relative to the distance, to the spread; how often
 
@@ -134,10 +136,18 @@ def respects(problem: ControlProblem, policy: Policy, groups: list[Block]) -> bo
 
 
 def controlled_law(
-    problem: ControlProblem, policy: Policy, groups: list[Block], reference: ValueFunction | None, rtol: float
+    problem: ControlProblem,
+    policy: Policy,
+    groups: list[Block],
+    reference: ValueFunction | None,
+    rtol: float,
+    tell: Progress = unheard,
 ) -> ControlledLaw | None:
-    """The law under a policy that respects the groups, None if it is not to be had."""
-    gaussian = _gaussian(problem, policy)
+    """The law under a policy that respects the groups, None if it is not to be had.
+
+    tell : hears of every step in time; what it raises stops the work.
+    """
+    gaussian = _gaussian(problem, policy, tell)
     if gaussian is not None:
         if isinstance(reference, Solution | ProductSolution):
             _check_inside(_Continued(reference), gaussian, problem.horizon)
@@ -151,15 +161,16 @@ def controlled_law(
     )
     parts: list[tuple[Block, MarginalLaw]] = []
     solved: list[tuple[Solution, FloatArray, MarginalLaw]] = []
-    for group, piece in zip(groups, _pieces(reference, groups), strict=True):
+    for k, (group, piece) in enumerate(zip(groups, _pieces(reference, groups), strict=True)):
         sub = problem if len(groups) == 1 else restrict(problem, group, len(groups))
         steering = piece.policy if piece is not None and best else _embedded(problem, policy, group)
         seen = np.stack([steering(float(fraction * problem.horizon), probes(sub)[0]) for fraction in TIMES])
         # one solution for several groups that are alike, and the same policy in them
         law = next((law for other, values, law in solved if other is piece and np.array_equal(values, seen)), None)
         if law is None:
-            density = fokker_planck.solve(sub, policy=steering, **_where(sub, piece), rtol=rtol)
-            if piece is not None and density.stats["face"] > _FACE:
+            told = part_of(tell, k / len(groups), (k + 1) / len(groups))
+            density = fokker_planck.solve_watched(sub, policy=steering, **_where(sub, piece), rtol=rtol, tell=told)
+            if piece is not None and density.stats["face"] > max(_FACE, _OWN_FACE * rtol):
                 raise DomainError(
                     "the process reaches the faces of the reference's box: its density there is"
                     f" {density.stats['face']:.1e} of its maximum; solve the reference on a larger box"
@@ -231,7 +242,7 @@ def _embedded(problem: ControlProblem, policy: Policy, group: Block) -> Callable
     return lambda t, x: steer(policy, t, embed(x, group, anchor))[:, group]
 
 
-def _gaussian(problem: ControlProblem, policy: Policy) -> MarginalLaw | None:
+def _gaussian(problem: ControlProblem, policy: Policy, tell: Progress) -> MarginalLaw | None:
     """The law of dX = ((A + K_t) X + a + k_t) dt + Lambda^{1/2} dB if that is what the problem is, else None.
 
     m' = (A + K) m + a + k,   C' = (A + K) C + C (A + K)' + Lambda.
@@ -259,6 +270,7 @@ def _gaussian(problem: ControlProblem, policy: Policy) -> MarginalLaw | None:
             return None
 
     def slope(t: float, state: FloatArray) -> FloatArray:
+        tell(t / T)
         K, k = feedback(t)
         m, C = state[:d], state[d:].reshape(d, d)
         growth = (A + K) @ C

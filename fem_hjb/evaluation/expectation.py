@@ -13,6 +13,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.density import DensityLaw
 from fem_hjb.support.checks import FloatArray, Rng, gauss_order, spawn_generators
 from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.progress import Progress, unheard
 
 Integrand = Callable[[float, FloatArray], FloatArray]
 
@@ -55,9 +56,13 @@ class Expectation:
     def __call__(self, t: float) -> tuple[float, float]:
         return self._rule(t, [(group, law(t)) for group, law in self.flow.parts])
 
-    def along(self, times: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Means and their variances at these times (k,)."""
-        means, variances = np.array([self(float(t)) for t in times]).T
+    def along(self, times: FloatArray, tell: Progress = unheard) -> tuple[FloatArray, FloatArray]:
+        """Means and their variances at these times (k,); tell hears of each of them."""
+        found = np.empty((len(times), 2))
+        for k, t in enumerate(times.tolist()):
+            found[k] = self(t)
+            tell((k + 1) / len(times))
+        means, variances = found.T
         return means, variances
 
     def _quadratic(self, problem: ControlProblem) -> bool:

@@ -59,7 +59,7 @@ def objectives(
     n: int = 16384,
     rng: Rng = 0,
     times: int = 64,
-    rtol: float = 1e-6,
+    rtol: float = 1e-4,
 ) -> Objectives:
     r"""What a control earns: J(pi) = E^pi[ y(X_T) + int_0^T r - (alpha/2) pi' Lambda^{-1} pi dt ], plus exit rewards.
 

@@ -3,6 +3,7 @@ r"""The primal-dual active set for linear inequalities over rows with bounds, an
 Semismooth Newton: M. Hintermueller, K. Ito, K. Kunisch, SIAM J. Optim. 13 (2002) 865.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -45,9 +46,20 @@ def magnitude(*arrays: FloatArray) -> float:
 
 @final
 class System:
-    """M c + A' lambda = q with lambda normal to lower <= A c <= upper; A is the identity if `bounds`."""
+    """M c + A' lambda = q with lambda normal to lower <= A c <= upper; A is the identity if `bounds`.
 
-    def __init__(self, matrix: sp.csr_matrix, rows: sp.csr_matrix, lower: FloatArray, upper: FloatArray) -> None:
+    alive : called before every linear system is solved; what it raises stops the work.
+    """
+
+    def __init__(
+        self,
+        matrix: sp.csr_matrix,
+        rows: sp.csr_matrix,
+        lower: FloatArray,
+        upper: FloatArray,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.alive = alive
         self.matrix, self.rows, self.lower, self.upper = matrix, rows, lower, upper
         self.bounds = is_identity(rows)
         self.equal = lower == upper
@@ -91,6 +103,7 @@ class System:
 
     def held(self, q: FloatArray, sides: Sides, guess: FloatArray) -> tuple[FloatArray, FloatArray]:
         """c and lambda with the active rows at their bounds and the other multipliers 0."""
+        self.alive()
         return self._held_bounds(q, sides, guess) if self.bounds else self._held_rows(q, sides)
 
     def _held_bounds(self, q: FloatArray, sides: Sides, guess: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -10,6 +10,7 @@ Newton: M. Hintermueller, K. Ito, K. Kunisch, SIAM J. Optim. 13 (2002) 865); whe
 predictor and corrector (S. Mehrotra, SIAM J. Optim. 2 (1992) 575), finished by active-set steps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
@@ -104,8 +105,14 @@ class _Engine:
     Where the rows have an inverse, the unknowns are b = A c, so that the set is a box.
     """
 
-    def __init__(self, matrix: sp.csr_matrix, linear_set: LinearSet, metric: sp.csr_matrix | None) -> None:
-        self.set = linear_set
+    def __init__(
+        self,
+        matrix: sp.csr_matrix,
+        linear_set: LinearSet,
+        metric: sp.csr_matrix | None,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.set, self.alive = linear_set, alive
         self.change = None if linear_set.inverse is None or is_identity(linear_set.rows) else linear_set.inverse
         self.matrix = self._changed(matrix)
         self.metric = self.matrix if metric is matrix else metric if metric is None else self._changed(metric)
@@ -119,7 +126,7 @@ class _Engine:
 
     def _system(self, matrix: sp.csr_matrix) -> System:
         rows = self.set.rows if self.change is None else sp.identity(self.set.size, format="csr")
-        return System(matrix, rows, self.set.lower, self.set.upper)
+        return System(matrix, rows, self.set.lower, self.set.upper, self.alive)
 
     def solve(self, load: FloatArray) -> InequalityResult:
         q = load if self.change is None else self.change.T @ load
@@ -178,13 +185,21 @@ class _Engine:
 
 
 def solve_inequality(
-    matrix: Any, load: ArrayLike, linear_set: LinearSet, *, metric: Any = None, start: InequalityResult | None = None
+    matrix: Any,
+    load: ArrayLike,
+    linear_set: LinearSet,
+    *,
+    metric: Any = None,
+    start: InequalityResult | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> InequalityResult:
     """The c in the set F with (M c - q)' (g - c) >= 0 for every g in F.
 
     matrix : M (N, N), sparse or dense, positive definite symmetric part, not necessarily symmetric;  load : q (N,).
     metric : E (N, N), symmetric positive definite; needed if F has an energy ball, not used otherwise.
     start : the result of a similar inequality over the same rows, whose active set is tried first.
+    alive : called before every linear system is solved; what it raises stops the work. No iterate but the last one is
+        in the set.
 
     The result is in F up to rounding; exactly so where the rows are the identity.
     Raises ConstraintError for shapes that do not match, matrices without positive diagonal, an empty set;
@@ -196,7 +211,7 @@ def solve_inequality(
     ball = None
     if linear_set.radius is not None:
         ball = square if metric is matrix else metric_of(linear_set, metric)
-    engine = _Engine(square, linear_set, ball)
+    engine = _Engine(square, linear_set, ball, alive)
     if start is not None:
         if start.active.shape != engine.sides.shape:
             raise ConstraintError(

@@ -8,14 +8,26 @@ from dataclasses import replace
 
 from fem_hjb.learning.constraints import Constraint
 from fem_hjb.learning.estimators import Estimator
-from fem_hjb.learning.selection import automatic_candidates, cross_validate
-from fem_hjb.learning.solve_system import METHODS, TERMINALS, solve_system
-from fem_hjb.learning.system import Data, assemble
+from fem_hjb.learning.measures import Measure
+from fem_hjb.learning.selection import FOLDS, automatic_candidates, validated
+from fem_hjb.learning.solve_system import METHODS, TERMINALS, solve_watched
+from fem_hjb.learning.system import Data, Enough, assemble_until
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import non_negative_number, one_of
-from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.errors import ConvergenceError, MeasureError
+from fem_hjb.support.progress import (
+    OutOfTimeError,
+    Progress,
+    checked_progress,
+    checked_seconds,
+    part_of,
+    until,
+)
+
+_CHOSEN, _SUMMED = 0.8, 0.6  # shares of progress: of the choice of a class; of the data, in what is left then
+_FOR_DATA = 0.5  # of the seconds left, at most
 
 
 def fit(
@@ -32,6 +44,8 @@ def fit(
     ridge: float = 0.0,
     outside: str = "error",
     executor: Executor | None = None,
+    progress: Progress | None = None,
+    max_seconds: float | None = None,
 ) -> Solution:
     r"""Learn f = exp(v/alpha) on a space-time class from trajectories; or, under a law, the population's solution.
 
@@ -78,6 +92,14 @@ def fit(
         is in units of each basis function's own mean square under the measure.
     outside : samples outside the class's domain are an "error", or "drop": left out of the sums and counted.
     executor : any concurrent.futures.Executor adds up the chunks of the data, with the same bits as without one.
+    progress : called with the fraction of the work done, which never falls and ends at 1, after every chunk of the data
+        (of 262144 samples, or those of the source), every iteration and every factorisation, and once a second while a
+        worker is waited for; not while a callable of yours or a factorisation runs.
+    max_seconds : with trajectories half of them go to the data at most: what is left then is not looked at, and f is
+        learned from the first chunks. When all are over, the iterative methods return the last iterate, which is in the
+        set, and the figures of the system are left out (nan). The status says what applies. A law is summed over as
+        a whole, the direct method has no iterate in a set but its last one, space="auto" compares all classes, and a
+        factorisation is not interrupted: where that is not done in time there is no solution.
 
     In time the method is Galerkin's with equal trial and test functions: of order about 2 with P1 and with P2, whose
     constant is smaller, of order 4 with P3. The gauge is taken from the nodes of the space, never from samples, so that
@@ -102,25 +124,73 @@ def fit(
     SpaceError : estimator "generator" or "residual" on a class that is not C1.
     MeasureError : the data do not fit the problem or leave the domain, or the law lacks what the estimator needs.
     ConstraintError : the set is empty, or not one the class can have.
-    ConvergenceError : the linear system cannot be solved, or the projected iteration has no step that contracts.
+    ConvergenceError : the linear system cannot be solved, the projected iteration has no step that contracts, or there
+        is no solution within max_seconds.
     """
     started = time.perf_counter()
+    told, limit = checked_progress(progress), checked_seconds(max_seconds)
     require_problem(problem, "fit")
     for name, number in (("smoothing", 0.0 if smoothing is None else smoothing), ("ridge", ridge), ("delta", delta)):
         non_negative_number(number, name, MeasureError)
     one_of(method, "method", METHODS, MeasureError)
     one_of(terminal, "terminal", TERMINALS, MeasureError)
-    tried = {}
-    if isinstance(space, str):
-        one_of(space, "space", ("auto",), MeasureError)
-        candidates = automatic_candidates(problem, getattr(data, "n", 0), smoothing=smoothing, ridge=ridge)
-        selection = cross_validate(problem, data, candidates, estimator=estimator, delta=delta, terminal=terminal)
-        space, outside = selection.best.space, "drop"
-        tried = {"tried": selection.table}
-    system = assemble(problem, data, space, estimator=estimator, delta=delta, outside=outside, executor=executor)
-    assembled = time.perf_counter()
-    solution = solve_system(
-        system, method=method, constraint=constraint, terminal=terminal, smoothing=smoothing, ridge=ridge
-    )
+    watch, tried = until(told, limit), {}
+    try:
+        if isinstance(space, str):
+            one_of(space, "space", ("auto",), MeasureError)
+            candidates = automatic_candidates(problem, getattr(data, "n", 0), smoothing=smoothing, ridge=ridge)
+            trying = part_of(watch, 0.0, _CHOSEN)
+            selection = validated(problem, data, candidates, estimator, None, FOLDS, delta, terminal, trying)
+            space, outside = selection.best.space, "drop"
+            tried = {"tried": selection.table}
+        begun = _CHOSEN if tried else 0.0
+        summing = part_of(watch, begun, begun + _SUMMED * (1.0 - begun))
+        enough = _enough(summing, data, None if limit is None else limit - (time.perf_counter() - started))
+        system = assemble_until(problem, data, space, estimator, delta, outside, executor, None, enough)
+        assembled = time.perf_counter()
+        solving = part_of(watch, begun + _SUMMED * (1.0 - begun), 1.0)
+        solution = solve_watched(
+            system,
+            method=method,
+            constraint=constraint,
+            terminal=terminal,
+            smoothing=smoothing,
+            ridge=ridge,
+            tell=solving,
+        )
+    except OutOfTimeError:
+        raise ConvergenceError(
+            f"fit({problem.name!r}): {watch.reached:.0%} done within max_seconds={limit:g}, and nothing that is in the"
+            " class yet; give it more time, fewer samples, a smaller class, a Space instead of 'auto', or where there"
+            " is a constraint method='projected'"
+        ) from None
+    watch.finished()
     seconds = {"assembly": assembled - started, **solution.stats["seconds"]}
-    return replace(solution, stats={**solution.stats, "outside": outside, "seconds": seconds, **tried})
+    stats = {**solution.stats, "outside": outside, "seconds": seconds, **tried}
+    return replace(solution, status=_told(solution.status, system.paths, getattr(data, "n", 0)), stats=stats)
+
+
+def _enough(tell: Progress, data: Data, limit: float | None) -> Enough:
+    """Which chunks are enough: those of half the time, where there is a limit and at least one of trajectories."""
+    first = until(tell, None if limit is None else _FOR_DATA * limit)
+
+    def enough(done: int, count: int) -> bool:
+        if isinstance(data, Measure):
+            tell(done / count)
+            return False
+        try:
+            first(done / count)
+        except OutOfTimeError:
+            tell(done / count)
+            return done > 0
+        return False
+
+    return enough
+
+
+def _told(status: str, used: int, given: int) -> str:
+    """The status, and how many trajectories were used if that is not all of them."""
+    if used >= given:
+        return status
+    told = f"max_seconds were over: learned from the first {used} of {given} paths"
+    return told if status == "ok" else f"{told}; {status}"

@@ -32,6 +32,7 @@ from scipy.sparse.linalg import LinearOperator, onenormest
 from fem_hjb.learning.factors import ADVICE, BACKWARD, Factors
 from fem_hjb.support.checks import FloatArray, frozen_array
 from fem_hjb.support.errors import ConvergenceError
+from fem_hjb.support.progress import Progress, to_the_end, unheard
 
 Projection = Callable[[FloatArray], FloatArray]
 
@@ -60,6 +61,7 @@ class VariationalInequality:
     load (N,) : l, not 0.
     energy (N, N) : E, sparse, symmetric positive definite. Scale the unknowns so that its diagonal is about 1.
     project : target (N,) -> the point of F nearest to it in the metric E; None: F is the whole space.
+    tell : given signs of life; an OutOfTimeError stops what iterates.
 
     Raises ConvergenceError where shapes do not match, entries are not finite, the load is 0, or the energy is not
     symmetric or, when it is first used, not positive definite.
@@ -69,6 +71,7 @@ class VariationalInequality:
     load: FloatArray
     energy: sp.csc_matrix
     project: Projection | None = None
+    tell: Progress = unheard
 
     def __post_init__(self) -> None:
         size = np.size(self.load)
@@ -99,11 +102,13 @@ class VariationalInequality:
 
     @cached_property
     def form_factors(self) -> Factors:
+        to_the_end(self.tell)(0.0)
         return Factors(self.form, _PIVOT, _DIRECT)
 
     @cached_property
     def energy_factors(self) -> Factors:
         factors = Factors(self.energy, 0.0, _DIRECT_IF_REUSED)
+        to_the_end(self.tell)(0.0)
         if not factors.has_positive_pivots:
             raise _indefinite(self.size)
         return factors
@@ -125,6 +130,7 @@ class VariationalInequality:
 
     def riesz(self, functional: FloatArray, rtol: float = BACKWARD) -> FloatArray:
         """E^{-1} functional: the function that represents it in the energy."""
+        to_the_end(self.tell)(0.0)
         return self.energy_factors.solve(functional, rtol=rtol)
 
     def norm(self, c: FloatArray) -> float:
@@ -289,6 +295,7 @@ class Compression:
     def _expand(self, y: FloatArray, b: float, c: float, value: float) -> bool:
         """Add the residual of a Ritz pair of b S + c H to the subspace; False if it is small already."""
         inequality = self._inequality
+        inequality.tell(0.0)
         x, image = self._V @ y, self._W @ y
         if (b, c) == (0.0, -1.0):
             # The bottom of H may lie far below its top: one step of inverse iteration finds it, no Krylov space would.

@@ -51,6 +51,7 @@ class _Interior:
 
         Tight rows stay in the system, as eliminating them would lose the matrix next to their weights z / w.
         """
+        self.system.alive()
         tight, n = self.tight, self.q.size
         loose = self.g[np.flatnonzero(~tight)]
         stiff = self.system.matrix + loose.T @ sp.diags((self.z / self.w)[~tight]) @ loose

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fem_hjb.learning.estimators import ESTIMATORS, Estimator, find_estimator
 from fem_hjb.learning.smoothing import default_smoothing
-from fem_hjb.learning.solve_system import solve_system
-from fem_hjb.learning.system import Data, System, assemble
+from fem_hjb.learning.solve_system import solve_watched
+from fem_hjb.learning.system import Data, System, all_of_them, assemble_until
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source
@@ -23,6 +23,7 @@ from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, one_of, positive_integer, require
 from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
 from fem_hjb.support.objects import Plain
+from fem_hjb.support.progress import Progress, part_of, unheard
 
 # By criterion the estimator whose form is the risk.
 _JUDGE = {"residual": ESTIMATORS["residual"], "labels": ESTIMATORS["regression"]}
@@ -32,6 +33,7 @@ _LADDER = {  # (time cells, cells per axis) of the classes tried by dimension
     2: ((2, 3), (2, 4), (3, 6), (4, 8), (6, 12)),
     3: ((2, 2), (2, 3), (3, 4)),
 }
+FOLDS = 5
 _QUANTILE = 1e-3  # of the samples beyond each face of the automatic box
 
 
@@ -78,7 +80,7 @@ def cross_validate(
     *,
     estimator: str | Estimator = "generator",
     criterion: str | None = None,
-    folds: int = 5,
+    folds: int = FOLDS,
     delta: float = 0.0,
     terminal: str = "penalty",
 ) -> Selection:
@@ -103,6 +105,21 @@ def cross_validate(
     Raises MeasureError for data without trajectories, fewer trajectories than folds, candidates on different boxes,
     criterion "residual" with a class that is not C1; ConvergenceError if no candidate can be fitted.
     """
+    return validated(problem, data, candidates, estimator, criterion, folds, delta, terminal, unheard)
+
+
+def validated(
+    problem: ControlProblem,
+    data: Data,
+    candidates: Sequence[Candidate],
+    estimator: str | Estimator,
+    criterion: str | None,
+    folds: int,
+    delta: float,
+    terminal: str,
+    tell: Progress,
+) -> Selection:
+    """`cross_validate`, where what `tell` raises stops the work and comes out."""
     require_problem(problem, "cross_validate")
     _check_candidates(candidates)
     if isinstance(data, Paths):
@@ -117,10 +134,11 @@ def cross_validate(
     constants = constant_gauge(problem, largest.spatial.nodes, largest.time.nodes)
     table: list[dict[str, Any]] = []
     found: list[FloatArray] = []
-    for candidate in candidates:
+    for k, candidate in enumerate(candidates):
         started = time.perf_counter()
+        told = part_of(tell, k / len(candidates), (k + 1) / len(candidates))
         try:
-            risks, status = _risks(problem, parts, candidate, constants, row, criteria, delta, terminal)
+            risks, status = _risks(problem, parts, candidate, constants, row, criteria, delta, terminal, told)
         except FemHjbError as cause:  # too large for the data, say; the others may do
             risks, status = np.full((len(criteria), len(parts)), np.inf), str(cause)
         found.append(risks)
@@ -255,13 +273,18 @@ def _risks(
     criteria: Sequence[str],
     delta: float,
     terminal: str,
+    tell: Progress,
 ) -> tuple[FloatArray, str]:
     """The risks (criteria, folds) of the fits to all other folds, each without the constant that is common to all
     candidates; and the first status of these fits that is not "ok"."""
 
+    def alive(done: int, count: int) -> bool:
+        tell(0.0)
+        return all_of_them(done, count)
+
     def systems(row: Estimator, weight: float) -> list[System]:
         return [
-            assemble(problem, part, candidate.space, estimator=row, delta=weight, outside="drop", constants=constants)
+            assemble_until(problem, part, candidate.space, row, weight, "drop", None, constants, alive)
             for part in parts
         ]
 
@@ -270,9 +293,12 @@ def _risks(
     weights = np.array([part.n for part in parts], dtype=np.float64)
     risks, status = np.empty((len(criteria), len(parts))), "ok"
     for k in range(len(parts)):
+        tell(0.5 * (1 + k / len(parts)))
         kept = np.arange(len(parts)) != k
         training = _average([learning[j] for j in np.flatnonzero(kept)], weights[kept] / weights[kept].sum())
-        solution = solve_system(training, terminal=terminal, smoothing=candidate.smoothing, ridge=candidate.ridge)
+        solution = solve_watched(
+            training, terminal=terminal, smoothing=candidate.smoothing, ridge=candidate.ridge, tell=lambda _: tell(0.0)
+        )
         status = solution.status if status == "ok" else status
         c = np.asarray(solution.coefficients).ravel()
         risks[:, k] = [c @ (held_out[k].form @ c) - 2.0 * held_out[k].load @ c for held_out in judging]

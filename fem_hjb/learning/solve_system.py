@@ -35,10 +35,12 @@ from fem_hjb.support.checks import (
     require,
 )
 from fem_hjb.support.errors import ConstraintError, ConvergenceError, MeasureError
+from fem_hjb.support.progress import OutOfTimeError, Progress, beats_of, part_of, unheard
 
 METHODS = ("direct", "projected", "minimal-residual")
 TERMINALS = ("penalty", "interpolated")
 
+_SOLVED = 0.6  # share of progress: of the solution, the rest is figures
 _EXACT = 1e-14  # what stands for 1/n where there are no paths but a law
 _SHIFT = 1e-13  # of the diagonal, so that a factorisation of a nearly singular Gram matrix runs through
 _UNKNOWN = inequality.Diagnostics(
@@ -66,6 +68,35 @@ def solve_system(
     tol : of the iterative methods, on the natural residual relative to |E^{-1} l|_E.
     figures : False leaves out the figures of the system, most of the time for large classes: they are nan.
     """
+    return solve_watched(
+        system,
+        method=method,
+        constraint=constraint,
+        terminal=terminal,
+        smoothing=smoothing,
+        ridge=ridge,
+        tol=tol,
+        figures=figures,
+    )
+
+
+def solve_watched(
+    system: System,
+    *,
+    method: str = "direct",
+    constraint: Constraint | None = None,
+    terminal: str = "penalty",
+    smoothing: float | None = None,
+    ridge: float = 0.0,
+    tol: float = 1e-10,
+    figures: bool = True,
+    tell: Progress = unheard,
+) -> Solution:
+    """`solve_system`, where `tell` hears of the work, and may end it by an OutOfTimeError.
+
+    The iterative methods return their last iterate then, with a status that says so, and the figures of the system are
+    left out. Where there is no iterate in the set the error comes out.
+    """
     started = time.perf_counter()
     require(system, System, "solve_system", MeasureError)
     one_of(method, "method", METHODS, MeasureError)
@@ -74,12 +105,14 @@ def solve_system(
     space = system.space
     if smoothing is None:
         smoothing = default_smoothing(system.estimator, space)
-    reduced = reduce_system(system, constraint=constraint, terminal=terminal, smoothing=smoothing, ridge=ridge)
+    reduced = reduce_system(
+        system, constraint=constraint, terminal=terminal, smoothing=smoothing, ridge=ridge, tell=tell
+    )
     found = _solution(reduced, method, tol)
     coefficients = reduced.whole(found.coefficients)
     solved = time.perf_counter()
-    of = inequality.diagnose(reduced.inequality) if figures else _UNKNOWN
-    messages = [text for text in (inequality.status(of) if figures else "ok", found.message) if text != "ok"]
+    of, doubts = _figures(reduced.inequality, tell) if figures else (_UNKNOWN, "ok")
+    messages = [text for text in (doubts, found.message) if text != "ok"]
     f = space.evaluate(coefficients, system.probe_t, system.probe_x, outside="nan")
     weights = np.where(np.isfinite(f), system.probe_weights, 0.0)
     return Solution(
@@ -111,6 +144,16 @@ def solve_system(
             "seconds": {"solve": solved - started, "diagnostics": time.perf_counter() - solved},
         },
     )
+
+
+def _figures(of: VariationalInequality, tell: Progress) -> tuple[inequality.Diagnostics, str]:
+    """The figures, and what they say; nan where time was over before they were known."""
+    try:
+        tell(_SOLVED)
+        found = inequality.diagnose(of)
+    except OutOfTimeError:
+        return _UNKNOWN, "max_seconds were over before the figures of the system were known"
+    return found, inequality.status(found)
 
 
 def _solution(reduced: "ReducedSystem", method: str, tol: float) -> solvers.VariationalResult:
@@ -150,8 +193,12 @@ def reduce_system(
     terminal: str = "penalty",
     smoothing: float = 0.0,
     ridge: float = 0.0,
+    tell: Progress = unheard,
 ) -> ReducedSystem:
-    """What `solve_system` solves: smoothing and ridge added, known coefficients eliminated, the rest scaled."""
+    """What `solve_system` solves: smoothing and ridge added, known coefficients eliminated, the rest scaled.
+
+    tell : hears of what is done with it; what it raises stops the work.
+    """
     one_of(terminal, "terminal", TERMINALS, MeasureError)
     if constraint is not None and not isinstance(constraint, Constraint):
         raise MeasureError(f"constraint must be a Constraint such as Bounds(0, 1), got {type(constraint).__name__}")
@@ -167,7 +214,7 @@ def reduce_system(
         extension = smoothing * per_path * system.problem.horizon / space.time.n_cells * roughness(space)
     coefficients, fixed = _known(system, terminal)
     if not smoothing:
-        fixed = _undetermined(system.mass, fixed)
+        fixed = _undetermined(system.mass, fixed, tell)
     free = np.flatnonzero(~fixed)
     gram, form, energy = (matrix + extension for matrix in (system.mass, system.form, system.energy))
     root = np.sqrt(gram.diagonal()[free])
@@ -177,8 +224,8 @@ def reduce_system(
         return matrix[free][:, free]
 
     def scaled(matrix: sp.csr_matrix) -> sp.csc_matrix:
-        scale = sp.diags(1.0 / root)
-        return (scale @ matrix @ scale).tocsc()
+        tell(0.0)
+        return (sp.diags(1.0 / root) @ matrix @ sp.diags(1.0 / root)).tocsc()
 
     form = part(form) + ridge * sp.diags(root**2)
     energy = part(energy)
@@ -186,11 +233,12 @@ def reduce_system(
     project = solve_constrained = None
     if constraint is not None:
         linear_set = set_on(constraint, space).restricted(free, coefficients[fixed])
-        project, solve_constrained = _in_set(linear_set, form, energy, load, root)
+        project, solve_constrained = _in_set(linear_set, form, energy, load, root, tell)
     pinned = np.flatnonzero(fixed | (system.mass.diagonal() < extension.diagonal()))
     pinned.setflags(write=False)
+    scaled_system: dict[str, Any] = {"form": scaled(form), "load": load / root, "energy": scaled(energy)}
     return ReducedSystem(
-        inequality=VariationalInequality(form=scaled(form), load=load / root, energy=scaled(energy), project=project),
+        inequality=VariationalInequality(**scaled_system, project=project, tell=part_of(tell, 0.0, _SOLVED)),
         solve_constrained=solve_constrained,
         coefficients=coefficients,
         free=free,
@@ -214,7 +262,12 @@ def _known(system: System, terminal: str) -> tuple[FloatArray, NDArray[np.bool_]
 
 
 def _in_set(
-    linear_set: LinearSet, form: sp.csr_matrix, energy: sp.csr_matrix, load: FloatArray, root: FloatArray
+    linear_set: LinearSet,
+    form: sp.csr_matrix,
+    energy: sp.csr_matrix,
+    load: FloatArray,
+    root: FloatArray,
+    tell: Progress,
 ) -> tuple[Callable[[FloatArray], FloatArray], Callable[[Any, FloatArray], FloatArray]]:
     """Projection and solver of a scaled inequality, which work on the unscaled one: its rows stay those of the set."""
     projector = Projector(energy, linear_set)
@@ -224,7 +277,8 @@ def _in_set(
 
     def solve(_form: Any, _load: FloatArray) -> FloatArray:
         try:
-            return solve_inequality(form, load, linear_set, metric=energy).coefficients * root
+            beat = beats_of(part_of(tell, 0.0, _SOLVED))
+            return solve_inequality(form, load, linear_set, metric=energy, alive=beat).coefficients * root
         except (ConstraintError, ConvergenceError) as cause:
             if "empty" in str(cause):
                 raise
@@ -245,7 +299,7 @@ def _largest_neighbour(mass: sp.csr_matrix, diagonal: FloatArray) -> FloatArray:
     return result
 
 
-def _undetermined(mass: sp.csr_matrix, fixed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _undetermined(mass: sp.csr_matrix, fixed: NDArray[np.bool_], tell: Progress) -> NDArray[np.bool_]:
     """The coefficients that are fixed, or that the samples do not determine: unseen, or dependent on others there.
 
     Pivots of a Cholesky-like factorisation of the Gram matrix, scaled to a unit diagonal, are squared distances of each
@@ -254,6 +308,7 @@ def _undetermined(mass: sp.csr_matrix, fixed: NDArray[np.bool_]) -> NDArray[np.b
     diagonal = mass.diagonal()
     out = fixed | (diagonal <= _ROUNDING * _largest_neighbour(mass, diagonal))
     while not out.all():
+        tell(0.0)
         free = np.flatnonzero(~out)
         scale = sp.diags(1.0 / np.sqrt(diagonal[free]))
         scaled = scale @ mass[free][:, free] @ scale + _SHIFT * sp.identity(free.size)

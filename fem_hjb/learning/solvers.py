@@ -16,6 +16,7 @@ from fem_hjb.learning.inequality import Projection, VariationalInequality, natur
 from fem_hjb.support.checks import FloatArray, frozen_array, positive_integer, positive_number
 from fem_hjb.support.errors import ConvergenceError
 from fem_hjb.support.objects import Plain
+from fem_hjb.support.progress import OutOfTimeError, beats_of
 
 ConstrainedSolve = Callable[[sp.csc_matrix, FloatArray], FloatArray]
 
@@ -23,6 +24,7 @@ _RESIDUAL = 1e-6
 _DEPTH = 10  # of Anderson acceleration
 _DIVERGED = 1e6
 _GRADIENT_STEP = 1.9  # times 1/L^2; convergence is certain below 2, and L known to a per cent
+_OVER = "max_seconds were over after {steps} steps, at a relative residual of {reached:.1e}"
 _FITTED = 10  # last steps from which a contraction is read
 
 
@@ -145,7 +147,7 @@ def projected(
         predicted = inequality.compression.contraction(gamma)
     zero = np.zeros(inequality.size)
     c = zero if start is None else frozen_array(start, "start", zero.shape, ConvergenceError)
-    coefficients, history = _fixed_point(
+    coefficients, history, over = _fixed_point(
         inequality,
         lambda c: inequality.step(c, gamma),
         c,
@@ -157,8 +159,8 @@ def projected(
         depth=_DEPTH if accelerate else 0,
     )
     converged = bool(history[-1] <= tol)
-    message = "ok"
-    if not converged:
+    message = _OVER.format(steps=len(history), reached=history[-1]) if over else "ok"
+    if not (converged or over):
         advice = "leave gamma to be chosen" if predicted >= 1 else "raise maxiter, add a ridge, or use method='direct'"
         message = (
             f"{'diverges' if not history[-1] < _DIVERGED * history[0] else 'not converged'} after {len(history)} steps "
@@ -189,13 +191,14 @@ def _fixed_point(
     tol: float,
     maxiter: int,
     depth: int,
-) -> tuple[FloatArray, list[float]]:
+) -> tuple[FloatArray, list[float], bool]:
     """Iterate c <- step(c), a projected step of length gamma, until an upper bound of the natural residual is <= tol.
 
     rate : what a step shortens at least by. Returns the last image (a point of F) and the bounds relative to scale: the
     residual of step length gamma grows with gamma, divided by gamma it falls, hence the one of step length 1 is at most
-    max(1, 1/gamma) times it.
+    max(1, 1/gamma) times it. And whether time was over, after one step at the earliest.
     """
+    beat = beats_of(inequality.tell)
     mixing = _Anderson(inequality, depth)
     history: list[float] = []
     last, best = np.inf, c
@@ -211,8 +214,12 @@ def _fixed_point(
         last, best = length, image
         if history[-1] <= tol or not history[-1] < _DIVERGED * history[0]:
             break
+        try:
+            beat()
+        except OutOfTimeError:
+            return best, history, True
         c = mixing.next(c, image)
-    return best, history
+    return best, history, False
 
 
 class _Anderson:
@@ -262,10 +269,13 @@ def minimal_residual(
     maxiter = positive_integer(maxiter, "maxiter", ConvergenceError)
     gamma = None if inequality.project is None else _GRADIENT_STEP / inequality.compression.norm**2
     if gamma is None:
-        coefficients, history, converged = _conjugate_gradients(inequality, tol, maxiter)
+        coefficients, history, converged, over = _conjugate_gradients(inequality, tol, maxiter)
     else:
-        coefficients, history = _projected_gradients(inequality, gamma, tol, maxiter)
+        coefficients, history, over = _projected_gradients(inequality, gamma, tol, maxiter)
         converged = history[-1] <= tol
+    message = _OVER.format(steps=len(history), reached=history[-1]) if over else "ok"
+    if not (converged or over):
+        message = f"not converged after {len(history)} steps; raise maxiter, add a ridge, or use method='direct'"
     return VariationalResult(
         coefficients=coefficients,
         method="minimal-residual",
@@ -276,15 +286,15 @@ def minimal_residual(
         history=np.array(history),
         residual=natural_residual(inequality, coefficients),
         converged=converged,
-        message="ok"
-        if converged
-        else f"not converged after {len(history)} steps; raise maxiter, add a ridge, or use method='direct'",
+        message=message,
     )
 
 
 def _conjugate_gradients(
     inequality: VariationalInequality, tol: float, maxiter: int
-) -> tuple[FloatArray, list[float], bool]:
+) -> tuple[FloatArray, list[float], bool, bool]:
+    """The coefficients, the residuals of all steps, whether they converged, and whether time was over."""
+    beat = beats_of(inequality.tell)
     form, norm, riesz = inequality.form, inequality.norm, inequality.riesz
     c, r = np.zeros(inequality.size), inequality.target.copy()
     direction = s = riesz(form.T @ r)
@@ -299,14 +309,18 @@ def _conjugate_gradients(
         before, slope = slope, norm(s)
         history.append(norm(r) / scale)
         if history[-1] <= tol or slope <= tol * size * norm(r):
-            return c, history, True
+            return c, history, True, False
+        try:
+            beat()
+        except OutOfTimeError:
+            return c, history, False, True
         direction = s + (slope / before) ** 2 * direction
-    return c, history, not slope
+    return c, history, not slope, False
 
 
 def _projected_gradients(
     inequality: VariationalInequality, gamma: float, tol: float, maxiter: int
-) -> tuple[FloatArray, list[float]]:
+) -> tuple[FloatArray, list[float], bool]:
     form, riesz, project = inequality.form, inequality.riesz, inequality.project
 
     def gradient(c: FloatArray) -> FloatArray:

@@ -43,6 +43,7 @@ _SAMPLES = 1 << 18  # per chunk
 _PROBES = 1 << 15  # samples kept to look at the solution
 
 Data = Paths | Measure | PathSource
+Enough = Callable[[int, int], bool]
 
 
 @final
@@ -93,6 +94,29 @@ def assemble(
 
     constants : a gauge other than the one the nodes of the space give. Raises as `fit` does.
     """
+    return assemble_until(problem, data, space, estimator, delta, outside, executor, constants, all_of_them)
+
+
+def all_of_them(done: int, count: int) -> bool:
+    """Whether so many first chunks of the data are enough: all are needed."""
+    return False
+
+
+def assemble_until(
+    problem: ControlProblem,
+    data: Data,
+    space: Space,
+    estimator: str | Estimator,
+    delta: float,
+    outside: str,
+    executor: Executor | None,
+    constants: Gauge | None,
+    enough: Enough,
+) -> System:
+    """`assemble` with the first chunks of trajectories that are enough; of a law all are needed.
+
+    enough : (done, count) -> whether so many first chunks of so many are; what it raises stops the work.
+    """
     row = find_estimator(estimator)
     one_of(outside, "outside", ("error", "drop"), MeasureError)
     check_space(problem, space, "fit")
@@ -108,7 +132,11 @@ def assemble(
     if constants is None:
         constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
     setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)
-    total = _total(setting, row, outside, data, executor)
+    total = _total(setting, row, outside, data, executor, enough)
+    paths, share = total.paths, 1.0
+    if isinstance(data, Paths | PathSource):  # whose weights are 1/n each, however many of them were enough
+        paths = int(total.samples[1])
+        share = paths / data.n
     scatter = Scatter(space)
     form, mass, energy = total.grams["interior"].matrices(scatter)
     terminal_form, terminal_mass, terminal_energy = total.grams["terminal"].matrices(scatter)
@@ -121,11 +149,11 @@ def assemble(
         estimator=row,
         delta=delta,
         kind=total.kind,
-        form=(form + terminal_form + total.pairs).tocsr(),
-        mass=mass.tocsr(),
-        energy=(mass + energy + terminal_energy + initial).tocsr(),
-        load=total.grams["interior"].load() + total.grams["terminal"].load(),
-        paths=total.paths,
+        form=(form + terminal_form + total.pairs).tocsr() / share,
+        mass=mass.tocsr() / share,
+        energy=(mass + energy + terminal_energy + initial).tocsr() / share,
+        load=(total.grams["interior"].load() + total.grams["terminal"].load()) / share,
+        paths=paths,
         samples=int(total.samples[0]),
         dropped=int(total.dropped.sum()),
         probe_t=total.probes[0],
@@ -162,12 +190,14 @@ class ChunkSums:
         )
 
 
-def _total(setting: Setting, row: Estimator, outside: str, data: Data, executor: Executor | None) -> ChunkSums:
-    """The sums over all parts of the data."""
+def _total(
+    setting: Setting, row: Estimator, outside: str, data: Data, executor: Executor | None, enough: Enough
+) -> ChunkSums:
+    """The sums over all parts of the data, or the first ones that are enough."""
     count, piece = _pieces(setting.problem, data)
     task = partial(_chunk_sums, setting, row, outside, piece)
     try:
-        total = tree_sum(task, count, ChunkSums.__add__, executor=executor)
+        total = tree_sum(task, count, ChunkSums.__add__, executor=executor, enough=lambda done: enough(done, count))
     except MeasureError as error:  # the chunks of data in memory are ours: nobody else knows them by their numbers
         if isinstance(error.__cause__, FemHjbError) and not isinstance(data, PathSource):
             raise error.__cause__ from None

@@ -7,11 +7,12 @@ the largest power of two below m, are the left branch and the others the right o
 import pickle
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import lru_cache, partial
 from importlib import import_module
+from itertools import islice
 from typing import Any, TypeVar
 
 from fem_hjb.support.checks import at_most, positive_integer
@@ -20,6 +21,7 @@ from fem_hjb.support.errors import MeasureError
 T = TypeVar("T")
 
 _MOST_TASKS = 1_000_000_000
+_WAIT = 1.0  # seconds without a result after which `enough` is asked again
 _PAYLOAD_BYTES = 1 << 26  # sent with every job; more than this is data, which belongs in a file
 
 
@@ -31,6 +33,7 @@ def tree_sum(
     executor: Executor | None = None,
     window: int = 32,
     group: int = 1,
+    enough: Callable[[int], object] | None = None,
 ) -> T:
     """sum_{i < count} task(i) in a fixed binary tree: the same bits whatever the executor and the order of completion.
 
@@ -44,6 +47,8 @@ def tree_sum(
     window : at most so many jobs are submitted and not yet added up; two to four per worker keep all of them busy.
     group : a power of two; a job is so many neighbouring tasks, added up where they are computed, so that fewer partial
         sums travel. The tree, hence the result, is the same for every group.
+    enough : called with the number of tasks added up so far, here, after every job and once a second while one is
+        waited for. Where it says so, the sum over this many first tasks is the result, as soon as there is one.
 
     At most window + log2(count / group) + 2 partial sums are held here, and log2(group) + 2 by the worker of a job.
     Bitwise equality supposes that task(i) itself gives the same bits everywhere: same NumPy build, same kind of
@@ -69,15 +74,17 @@ def tree_sum(
     group = positive_integer(group, "group", MeasureError)
     if group & (group - 1):
         raise MeasureError(f"group must be a power of two, got {group}; take {1 << (group.bit_length() - 1)}")
+    if enough is not None and not callable(enough):
+        raise MeasureError(f"enough must be a callable or None, got {type(enough).__name__}")
     if executor is None:
-        return _subtree(task, add, range(count))
+        return _fold(_until_enough(task, count, enough), add)
     job: Callable[[range], T] = (
         partial(_subtree, task, add)
         if isinstance(executor, ThreadPoolExecutor)
         else partial(_unpacked_subtree, _pack(task, add))
     )
     jobs = (range(start, min(start + group, count)) for start in range(0, count, group))
-    with closing(_results(executor, job, jobs, window)) as partials:
+    with closing(_results(executor, job, jobs, window, enough)) as partials:
         return _fold(partials, add)
 
 
@@ -96,6 +103,13 @@ def _fold(values: Iterable[T], add: Callable[[T, T], T]) -> T:
     return total
 
 
+def _until_enough(task: Callable[[int], T], count: int, enough: Callable[[int], object] | None) -> Iterator[T]:
+    for i in range(count):
+        yield _attempt(task, i)
+        if enough is not None and enough(i + 1):
+            return
+
+
 def _subtree(task: Callable[[int], T], add: Callable[[T, T], T], indices: range) -> T:
     return _fold((_attempt(task, i) for i in indices), add)
 
@@ -108,17 +122,30 @@ def _attempt(task: Callable[[int], T], i: int) -> T:
 
 
 def _results(
-    executor: Executor, job: Callable[[range], T], jobs: Iterable[range], window: int
+    executor: Executor,
+    job: Callable[[range], T],
+    jobs: Iterable[range],
+    window: int,
+    enough: Callable[[int], object] | None,
 ) -> Generator[T, None, None]:
     """The results of the jobs in their order, of which at most `window` are under way or waiting to be taken."""
     pending: deque[tuple[range, Future[T]]] = deque()
+    waiting = iter(jobs)
+    done = 0
     try:
-        for indices in jobs:
-            if len(pending) == window:
-                yield _outcome(executor, *pending.popleft())
-            pending.append((indices, _submit(executor, job, indices)))
-        while pending:
-            yield _outcome(executor, *pending.popleft())
+        while True:
+            for indices in islice(waiting, window - len(pending)):
+                pending.append((indices, _submit(executor, job, indices)))
+            if not pending:
+                return
+            while enough is not None and not wait([pending[0][1]], timeout=_WAIT).done:
+                if enough(done) and done:
+                    return
+            indices, future = pending.popleft()
+            yield _outcome(executor, indices, future)
+            done = indices.stop
+            if enough is not None and enough(done):
+                return
     finally:
         for _, future in pending:
             future.cancel()

@@ -23,7 +23,7 @@ Source: H. Risken, The Fokker-Planck Equation, Springer 1989, chapter 4.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, final
@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike
 from fem_hjb.paths.extent import checked_box
 from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.laws import Law, MarginalLaw
+from fem_hjb.problems.laws import Law, MarginalLaw, PointMass
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import check_faces, check_reflection, endless, face_values, faces_of_domain
 from fem_hjb.reference.fokker_planck_mesh import on_mesh
@@ -49,7 +49,9 @@ from fem_hjb.stepping.adaptive import rtol_in_range
 from fem_hjb.support.checks import FloatArray, as_times, frozen_array, require
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.objects import Plain
-from fem_hjb.support.progress import checked_progress
+from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, to_the_end, until
+
+__all__ = ["DensitySolution", "solve"]
 
 _RTOL = {1: 1e-8, 2: 1e-7, 3: 1e-5}
 _CONSERVED = 1e-10
@@ -135,7 +137,8 @@ def solve(
     element: str = "P2",
     box: Box | None = None,
     rtol: float | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
+    max_seconds: float | None = None,
 ) -> DensitySolution:
     """The density of X_t for 0 <= t <= T, in one, two or three dimensions; see the module.
 
@@ -149,15 +152,46 @@ def solve(
     rtol : of the maximum of the density at its time: what steps, interpolation between them, elements and coefficients
         between the times at which they are called are allowed to miss; 1e-8, 1e-7, 1e-5 in one, two, three dimensions
         if not given.
-    progress : called now and then with the fraction of [0, T] done.
+    progress : called with the fraction of [0, T] done, which never falls and ends at 1, after every time step and once
+        a second within one; not while a callable of yours or the factorisation of a matrix runs, nor
+        while the coefficients of all times are copied in the end.
+    max_seconds : when they are over, the work stops at the next step or call of the drift. A density up to a time
+        before T is none on [0, T], so that there is no best so far to return.
 
     Raises
     ------
     ProblemError : the policy returns a wrong shape, or numbers that are not finite.
     DomainError, SpaceError : basis, mesh, element or box do not fit the problem or each other.
     ConvergenceError : rtol is out of range or the time stepping fails; in more than one dimension perhaps because what
-        is not a sum of operators on one axis each is too stiff for explicit steps: use a mesh.
+        is not a sum of operators on one axis each is too stiff for explicit steps: use a mesh. Or max_seconds are over.
     """
+    watch = until(checked_progress(progress), checked_seconds(max_seconds))
+    try:
+        found = solve_watched(
+            problem, policy=policy, basis=basis, mesh=mesh, element=element, box=box, rtol=rtol, tell=watch
+        )
+    except OutOfTimeError:
+        raise ConvergenceError(
+            f"fokker_planck.solve({problem.name!r}): within max_seconds={max_seconds:g} the density came to"
+            f" t={watch.reached * problem.horizon:.3g} of {problem.horizon:g} only; give it more time, a larger rtol, a"
+            " smaller box, or a coarser basis or mesh"
+        ) from None
+    watch.finished()
+    return found
+
+
+def solve_watched(
+    problem: ControlProblem,
+    *,
+    policy: Policy | None = None,
+    basis: SpectralBasis | None = None,
+    mesh: Any = None,
+    element: str = "P2",
+    box: Box | None = None,
+    rtol: float | None = None,
+    tell: Progress,
+) -> DensitySolution:
+    """`solve`, where what `tell` raises stops the work and comes out."""
     started = time.perf_counter()
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"fokker_planck.solve needs a ControlProblem, got {type(problem).__name__}")
@@ -167,20 +201,21 @@ def solve(
     if len(given) > 1:
         raise DomainError(f"give one of basis, mesh and box, got {' and '.join(given)}")
     tolerance = rtol_in_range(_RTOL[problem.dim] if rtol is None else rtol, "rtol")
-    tell = checked_progress(progress) or (lambda _: None)
-    bare = steered(problem, policy)
+    heard = steered(problem, policy, tell)
+    # The laws before the first density are kept, and call the drift when nobody watches any more.
+    bare = steered(problem, policy) if isinstance(problem.initial_law, PointMass) else heard
     if mesh is not None:
         on = spatial_basis(as_mesh(mesh, problem), element)
         check_continuous(on)
         check_reflection(bare, on)
         begin = begin_of(bare, on)
-        march = on_mesh(bare, on, begin, tolerance, tell)
+        march = on_mesh(heard, on, begin, tolerance, tell)
     else:
         grid = None if basis is None else _fitting(basis, problem)
         begin = begin_of(bare, grid)
         walls, known = _walls(problem, box), accuracy_of(policy)
-        march = Forward(bare, begin, walls, tolerance, tell, grid, breaks_of(policy), known).run()
-    return _solution(problem, begin, march, tolerance, started)
+        march = Forward(heard, begin, walls, tolerance, tell, grid, breaks_of(policy), known).run()
+    return _solution(problem, begin, march, tolerance, started, to_the_end(tell))
 
 
 def _fitting(basis: SpectralBasis, problem: ControlProblem) -> SpectralBasis:
@@ -201,7 +236,9 @@ def _walls(problem: ControlProblem, box: Box | None) -> FloatArray:
     return np.array([[-np.inf], [np.inf]]) * np.ones(problem.dim)
 
 
-def _solution(problem: ControlProblem, begin: Begin, march: March, rtol: float, started: float) -> DensitySolution:
+def _solution(
+    problem: ControlProblem, begin: Begin, march: March, rtol: float, started: float, tell: Progress
+) -> DensitySolution:
     """With what is seen at all nodes in space at the nodes in time."""
     mass: list[FloatArray] = []
     low: list[float] = []
@@ -209,6 +246,7 @@ def _solution(problem: ControlProblem, begin: Begin, march: March, rtol: float, 
     face = tail = 0.0
     where = ""
     for (space, coefficients), weights in zip(march.panels, march.weights, strict=True):
+        tell(0.0)
         basis = space.spatial
         rows = coefficients[::2] if space.time.kind == "hermite" else coefficients
         mass.append(rows @ weights)
@@ -223,7 +261,9 @@ def _solution(problem: ControlProblem, begin: Begin, march: March, rtol: float, 
         face = max(face, float(face_values(basis, rows)[cut].max(initial=0.0)))
         if isinstance(basis, SpectralBasis):
             values = (rows / sizes[:, None]).reshape(-1, *basis.shape)
-            tail = max(tail, *(float(line.modal_tail(values, k + 1).max()) for k, line in enumerate(basis.lines)))
+            for k, line in enumerate(basis.lines):
+                tell(0.0)
+                tail = max(tail, float(line.modal_tail(values, k + 1).max()))
     words, masses = _words(problem, march, rtol, np.concatenate(mass))
     if negative:
         words.append(
@@ -244,12 +284,22 @@ def _solution(problem: ControlProblem, begin: Begin, march: March, rtol: float, 
     return DensitySolution(
         problem=problem,
         space=PanelSpace(tuple(space for space, _ in march.panels)),
-        coefficients=np.concatenate([rows.ravel() for _, rows in march.panels]),
+        coefficients=_joined([rows for _, rows in march.panels], tell),
         status="; ".join(words),
         stats={**stats, "seconds": time.perf_counter() - started},
         start=begin.time,
         early=begin.early,
     )
+
+
+def _joined(rows: list[FloatArray], tell: Progress) -> FloatArray:
+    """All coefficients, one after the other."""
+    ends = np.cumsum([part.size for part in rows])
+    joined = np.empty(ends[-1])
+    for part, end in zip(rows, ends, strict=True):
+        tell(0.0)
+        joined[end - part.size : end] = part.ravel()
+    return joined
 
 
 def _words(problem: ControlProblem, march: March, rtol: float, mass: FloatArray) -> tuple[list[str], dict[str, float]]:

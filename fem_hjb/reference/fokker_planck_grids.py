@@ -10,6 +10,7 @@ from fem_hjb.reference.box_grading import halved, regraded
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.spectral import SpectralLine, gll
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.progress import Progress, unheard
 
 _FLOOR = 1e-3  # of what may be unresolved where p is largest: the least that is asked for elsewhere
 _CELLS = 8  # of a first grid
@@ -142,14 +143,22 @@ def density_on(law: Law, lines: Sequence[SpectralLine]) -> FloatArray:
 
 
 def first_grid(
-    law: Law, walls: FloatArray, degree: int, most_dofs: int, level: float, allowed: float, margin: float
+    law: Law,
+    walls: FloatArray,
+    degree: int,
+    most_dofs: int,
+    level: float,
+    allowed: float,
+    margin: float,
+    tell: Progress = unheard,
 ) -> list[SpectralLine]:
-    """A grid that resolves a law, as far as allowed, on a box that has almost all of it."""
+    """A grid that resolves a law, as far as allowed, on a box that has almost all of it. tell : given signs of life."""
     x = law.sample(_DRAWS, np.random.default_rng(0))
     bounds = within(np.stack([x.min(axis=0), x.max(axis=0)]), np.full((2, law.dim), _OUT), walls)
     edges = [_spread(x[:, k], bounds[:, k]) for k in range(law.dim)]
     best: list[SpectralLine] | None = None
     for _ in range(_ROUNDS):
+        tell(0.0)
         lines = [SpectralLine(part, degree) for part in limited(edges, degree, most_dofs)]
         p = density_on(law, lines)
         if not p.any():

@@ -1,6 +1,5 @@
 """The Fokker-Planck equation on a mesh."""
 
-from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
@@ -17,14 +16,18 @@ from fem_hjb.spaces.space import Space
 from fem_hjb.stepping.esdirk import ESDIRK43, LinearSystem, Solve, esdirk
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import DomainError
+from fem_hjb.support.progress import Progress
 
 
 @final
 class _Forward(LinearSystem):
     """M p' = K(t)' p; p = 0 at the nodes of absorbing faces."""
 
-    def __init__(self, problem: ControlProblem, basis: SpatialBasis, p0: FloatArray, fixed: IntArray) -> None:
-        self.operators = MeshOperators(problem, basis, no_gauge(problem))
+    def __init__(
+        self, problem: ControlProblem, basis: SpatialBasis, p0: FloatArray, fixed: IntArray, tell: Progress
+    ) -> None:
+        self.tell = tell
+        self.operators = MeshOperators(problem, basis, no_gauge(problem), tell)
         self.mass, self.factors, self.fixed = self.operators.M, self.operators.direct, fixed
         self.weights = np.asarray(self.mass @ np.ones(basis.n_dofs))
         self._unit = p0 / (self.weights @ p0)
@@ -43,6 +46,7 @@ class _Forward(LinearSystem):
         return float(min(max(t, self.within[0]), self.within[1]))
 
     def stiffness(self, t: float) -> Any:
+        self.tell(0.0)
         K = self.operators.K(self._time(t), self._room)
         if K is not self._last[0]:
             np.take(K.data, self._across, out=self._turned)
@@ -65,21 +69,20 @@ class _Forward(LinearSystem):
         return solve_exactly_in_mass
 
 
-def on_mesh(
-    problem: ControlProblem, basis: SpatialBasis, begin: Begin, rtol: float, tell: Callable[[float], None]
-) -> March:
+def on_mesh(problem: ControlProblem, basis: SpatialBasis, begin: Begin, rtol: float, tell: Progress) -> March:
+    """The march on a mesh; tell hears of every stage of every step, and what it raises stops the work."""
     p0 = basis.project(lambda x: np.exp(begin.law.logpdf(x)))
     if not p0.any():
         raise DomainError(f"no point of the mesh sees the initial law of {problem.name!r}; take smaller cells")
     absorbed = absorbed_nodes(problem, basis)
     p0[absorbed] = 0.0
     fixed = np.flatnonzero(absorbed).astype(np.int64)
-    system = _Forward(problem, basis, p0, fixed)
+    system = _Forward(problem, basis, p0, fixed, tell)
     rows, ends, spent, T = [p0], [begin.time], dict[str, int](), problem.horizon
     for step in esdirk(system, p0, begin.time, T, rtol=rtol, counts=spent):
         rows += [step.dense(1 / 3), step.dense(2 / 3), step.u1]
         ends.append(step.s + step.h)
-        tell(min(1.0, ends[-1] / T))
+        tell(ends[-1] / T)
     counts = {
         "route": "mesh",
         "steps": spent["steps"],

@@ -7,7 +7,7 @@ box, or where its grid no longer resolves p. The next one has a box around what 
 it goes, and cells as the Legendre coefficients of p in the last one ask for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, final
 
@@ -40,6 +40,7 @@ from fem_hjb.stepping.implicit import ImplicitPanel
 from fem_hjb.stepping.lawson import LawsonPanel
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
+from fem_hjb.support.progress import Progress
 
 _MOST_DOFS = {1: 1500, 2: 40_000, 3: 800_000}
 _TIME, _DENSE, _SPACE, _TABLE, _FACE = 0.05, 0.25, 0.25, 0.3, 1e-3  # of the tolerance
@@ -65,6 +66,7 @@ class Forward:
     basis : the one grid for all panels; without it each has its own.
     breaks : times at which coefficients are known to jump, others being looked for.
     known : what the drift is wrong by, relative: no more than that is asked for.
+    tell : hears of every step, and whenever the drift is called; what it raises stops the work.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Forward:
         begin: Begin,
         walls: FloatArray,
         rtol: float,
-        tell: Callable[[float], None],
+        tell: Progress,
         basis: SpectralBasis | None = None,
         breaks: Sequence[float] | FloatArray = (),
         known: float = 0.0,
@@ -140,7 +142,8 @@ class Forward:
 
     def _first_lines(self) -> list[SpectralLine]:
         degree = _degree(self.problem.dim, self.rtol)
-        return first_grid(self.begin.law, self.walls, degree, self.most, self.level, _AHEAD * self.allowed, _ROOM)
+        ahead = _AHEAD * self.allowed
+        return first_grid(self.begin.law, self.walls, degree, self.most, self.level, ahead, _ROOM, self.tell)
 
     def _begun(self, lines: Sequence[SpectralLine]) -> FloatArray:
         """The first density, 0 on absorbing faces."""
@@ -192,7 +195,11 @@ class Forward:
             # N* p does not keep the condition at walls that exp(h S*) imposes, which costs Lawson's method its order
             panel = ImplicitPanel(HeldSystem(adjoint, held, self.T), self.t, self.T - table.s0, self._relative)
         else:
-            remainder = lambda t, q: adjoint.remainder(self.T - t, q)  # noqa: E731
+
+            def remainder(t: float, q: FloatArray) -> FloatArray:
+                self.tell(0.0)
+                return adjoint.remainder(self.T - t, q)
+
             panel = LawsonPanel(adjoint.separable, remainder, self._relative, weights)
         steps, found, out = self._steps(panel, lines, p, self.T - table.s0)
         for name in ("steps", "rejected"):
@@ -227,6 +234,7 @@ class Forward:
                 if amiss and not self.unchecked:
                     return steps, found, out
             steps.append(step)
+            self.tell((step.s + step.h) / self.T)
             self.size = float(np.abs(step.u1).max())
             if len(steps) >= _MANY and step.s + step.h - steps[0].s < _HARDLY * (step.s - self.begin.time):
                 self._ask_less()
@@ -244,6 +252,7 @@ class Forward:
         line = LineBasis(times, "hermite")
         rows = np.empty((line.n_dofs, steps[0].u0.size))
         for k, step in enumerate(steps):
+            self.tell(0.0)
             rows[2 * k], rows[2 * k + 1] = step.u0.ravel(), step.slope0.ravel() * line.node_widths[k]
         rows[-2], rows[-1] = steps[-1].u1.ravel(), steps[-1].slope1.ravel() * line.node_widths[-1]
         self._add(line, rows, lines)
@@ -287,13 +296,21 @@ class Forward:
         check = partial(times_needed, self.coefficients, x=x, rtol=rtol, floors=floors, share=_all, drawn=len(pick))
         needed = check(T - end, T - start)
         while needed is None and end - start > max(_SUDDEN, _BRIEF * self.rtol) * T:
+            self.tell(0.0)
             end = start + (end - start) / 3
             needed = check(T - end, T - start)
         count, misfit = (2, 1.0) if needed is None else needed  # so short that a jump within does not matter
         self.misfit += misfit * (end - start) / T
         times = T - inside(T - end, T - start, lobatto(count))
-        values = np.stack([self.coefficients.at(float(t), nodes) for t in times])
-        return Table(T - end, T - start, values.reshape(count, -1, *grid.shape))
+        return Table(T - end, T - start, self._values(times, grid))
+
+    def _values(self, times: FloatArray, grid: Grid) -> FloatArray:
+        """The coefficients at these times and all nodes, (times, fields, *shape)."""
+        rows = []
+        for t in times.tolist():
+            self.tell(0.0)
+            rows.append(self.coefficients.at(t, grid.nodes))
+        return np.stack(rows).reshape(len(rows), -1, *grid.shape)
 
 
 def _all(_: float) -> float:

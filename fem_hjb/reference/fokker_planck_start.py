@@ -10,7 +10,7 @@ from scipy.special import roots_hermitenorm
 from fem_hjb.paths.steering import Policy, require_policy, steer
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass, tensor_rule
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.panels import PanelSpace
@@ -18,6 +18,7 @@ from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import SpaceError
 from fem_hjb.support.objects import Plain
+from fem_hjb.support.progress import Progress, unheard
 
 _POINT = {1: 2e-3, 2: 4e-3, 3: 1e-2}  # t_0, in units of the time scale of the drift
 
@@ -47,13 +48,14 @@ class March:
     left: float = 0.0
 
 
-def steered(problem: ControlProblem, policy: Policy | None) -> ControlProblem:
-    """The same process, steered by the policy, with nothing to gain."""
+def steered(problem: ControlProblem, policy: Policy | None, tell: Progress = unheard) -> ControlProblem:
+    """The same process, steered by the policy, with nothing to gain; tell hears of every call of its drift."""
     if policy is not None:
         require_policy(policy)
+    known = policy is None and isinstance(problem.drift, LinearDrift)
     return replace(
         problem,
-        drift=problem.drift if policy is None else _Steered(problem=problem, policy=policy),
+        drift=problem.drift if known else _Steered(problem=problem, policy=policy, tell=tell),
         terminal_reward=_nothing,
         running_reward=None,
         exact=None,
@@ -71,12 +73,16 @@ class _Steered(Plain):
     """b + pi."""
 
     problem: ControlProblem
-    policy: Policy
+    policy: Policy | None
+    tell: Progress
 
     def __call__(self, t: ArrayLike, x: FloatArray) -> FloatArray:
+        self.tell(0.0)
+        if self.policy is None:
+            return self.problem.b(t, x)
         if np.ndim(t) and solution_of(self.policy) is not None:  # which takes many times at once
             return self.problem.b(t, x) + np.asarray(self.policy(np.broadcast_to(t, x.shape[:-1]), x))  # type: ignore[arg-type]
-        return self.problem.b(t, x) + _steer(self.policy, t, x)
+        return self.problem.b(t, x) + _steer(self.policy, t, x, self.tell)
 
 
 def solution_of(policy: Policy | None) -> Solution | ProductSolution | None:
@@ -101,14 +107,15 @@ def accuracy_of(policy: Policy | None) -> float:
     return 0.0 if estimate is None else estimate.policy
 
 
-def _steer(policy: Policy, t: ArrayLike, x: FloatArray) -> FloatArray:
+def _steer(policy: Policy, t: ArrayLike, x: FloatArray, tell: Progress) -> FloatArray:
     """The policy at points x (..., d), for one time or, one after the other, several of them."""
     if np.ndim(t) == 0:
         return steer(policy, float(np.asarray(t)), x.reshape(-1, x.shape[-1])).reshape(x.shape)
     times = np.broadcast_to(t, x.shape[:-1])
     result = np.empty(x.shape)
     for s in np.unique(times):
-        result[times == s] = _steer(policy, s, x[times == s])
+        tell(0.0)
+        result[times == s] = _steer(policy, s, x[times == s], tell)
     return result
 
 

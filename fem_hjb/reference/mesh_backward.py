@@ -27,7 +27,7 @@ from fem_hjb.stepping.esdirk import ESDIRK43, LinearSystem, Solve, esdirk
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import DomainError, FemHjbError, PositivityError
-from fem_hjb.support.progress import Progress
+from fem_hjb.support.progress import Progress, unheard
 
 _GAUGE_TIMES = 33  # instants at which sup r is looked for
 
@@ -40,22 +40,25 @@ def solve_on_basis(
     *,
     excluded: float | None = None,
     meshing: float = 0.0,
-    progress: Progress | None = None,
+    progress: Progress = unheard,
 ) -> Solution:
     """The solution on a basis; see `mesh_solve.solve_on_mesh`.
 
     control : what `esdirk` is told of its steps, rtol= or steps=.
     excluded : the mass outside the box, if that was chosen for the user: then errors of time steps are weighted.
     meshing : the seconds it took to make the basis, for the stats.
+    progress : hears of every stage of every step; what it raises stops the work.
     """
     started = time.perf_counter()
     instants = np.linspace(0.0, problem.horizon, _GAUGE_TIMES)
+    progress(0.0)
     depth = _range_of_f(problem, basis, instants)
+    progress(0.0)
     gauged = constant_gauge(problem, basis.nodes, instants)
     fixed, given = prescribed(problem, basis, boundary)
     if given == problem.exit_reward:
         gauged = raised(gauged, problem, basis.nodes[fixed], instants)
-    system = _Backward(problem, basis, gauged, fixed, given)
+    system = _Backward(problem, basis, gauged, fixed, given, progress)
     if excluded is not None and problem.domain is None:
         system.weigh(basis.box)
     f_T = _terminal(problem, basis, gauged)
@@ -114,8 +117,10 @@ class _Backward(LinearSystem):
         gauged: Gauge,
         fixed: IntArray,
         boundary: BoundaryValue | None,
+        told: Progress,
     ) -> None:
-        self.operators = MeshOperators(problem, basis, gauged)
+        self.told = told
+        self.operators = MeshOperators(problem, basis, gauged, told)
         self.mass = self._metric = self.operators.M
         self.factors = self.operators.direct
         self.seconds = 0.0
@@ -149,6 +154,7 @@ class _Backward(LinearSystem):
         self.within = inside(T - end, T - start, self.operators.jumps, T)
 
     def stiffness(self, s: float) -> Any:
+        self.told(0.0)
         start = time.perf_counter()
         K = self.operators.K(self._time(s), self._room)
         self.seconds += time.perf_counter() - start
@@ -193,7 +199,7 @@ def _integrate(
     f_T: FloatArray,
     horizon: float,
     control: dict[str, Any],
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[FloatArray, FloatArray, dict[str, int]]:
     """The grid in t (m+1,), coefficients (3 m + 1, n) at the nodes of cubics on it, and counts of work."""
     rows: list[FloatArray] = []
@@ -203,8 +209,7 @@ def _integrate(
         inside_step = [step.dense(1 / 3), step.dense(2 / 3), step.u1]
         rows.extend(inside_step if rows else [step.u0, *inside_step])
         ends.append(step.s + step.h)
-        if progress is not None:
-            progress(min(1.0, ends[-1] / horizon))
+        progress(ends[-1] / horizon)
     grid = horizon - np.array(ends[::-1])
     grid[0], grid[-1] = 0.0, horizon
     count = len(rows)

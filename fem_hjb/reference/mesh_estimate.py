@@ -15,7 +15,7 @@ from fem_hjb.spaces.tensor import HermiteBasis
 from fem_hjb.stepping.adaptive import ORDER
 from fem_hjb.support.checks import FloatArray, positive_integer
 from fem_hjb.support.errors import DomainError, SpaceError
-from fem_hjb.support.progress import Progress, part_of
+from fem_hjb.support.progress import Progress, part_of, unheard
 
 MAX_DOFS = 300_000
 _SMALLEST_RTOL = 1e-13
@@ -27,7 +27,7 @@ def estimate_on_mesh(
     *,
     boundary: Boundary = "natural",
     max_dofs: int = MAX_DOFS,
-    progress: Progress | None = None,
+    progress: Progress = unheard,
     seed: int = 0,
 ) -> ErrorEstimate:
     """How far a solution of `solve_on_mesh` is from the exact one, from two further solutions that are better.
@@ -43,6 +43,7 @@ def estimate_on_mesh(
 
     boundary : what `solve_on_mesh` was given.
     seed : of the paths that stand for the law of the process where it is not known.
+    progress : hears of every stage of every step, and of every time compared; what it raises stops the work.
 
     Raises
     ------
@@ -62,12 +63,13 @@ def estimate_on_mesh(
     same: dict[str, Any] = {"steps": steps} if rtol is None else {"rtol": rtol}
     finer: dict[str, Any] = {"steps": 2 * steps} if rtol is None else {"rtol": max(rtol / 16, _SMALLEST_RTOL)}
     better = _again(solution, richer, same, boundary, part_of(progress, 0.0, _IN_SPACE))
-    in_space = difference(solution, better, rng=seed)
+    in_space = difference(solution, better, rng=seed, tell=progress)
+    del better
     told = part_of(progress, _IN_SPACE, 1.0)
     later = _again(solution, basis, finer, boundary, told)
     if later.stats["steps"] <= steps:  # a tolerance so loose that other limits set the steps
-        later = _again(solution, basis, {"steps": 2 * steps}, boundary, None)
-    in_time = difference(solution, later, undefined=False, rng=seed)  # space has counted these points
+        later = _again(solution, basis, {"steps": 2 * steps}, boundary, told)
+    in_time = difference(solution, later, undefined=False, rng=seed, tell=progress)  # space has counted these points
     shares = [
         {"space": a * factor, "time": b / (1 - 2.0**-ORDER)}
         for a, b, factor in zip(in_space, in_time, factors, strict=True)
@@ -76,7 +78,7 @@ def estimate_on_mesh(
 
 
 def _again(
-    solution: Solution, basis: SpatialBasis, control: dict[str, Any], boundary: Boundary, progress: Progress | None
+    solution: Solution, basis: SpatialBasis, control: dict[str, Any], boundary: Boundary, progress: Progress
 ) -> Solution:
     """The same problem on this basis and with this control of time."""
     excluded = solution.space.excluded_mass

@@ -31,6 +31,7 @@ from fem_hjb.spaces.space import SpatialBasis
 from fem_hjb.stepping.esdirk import Solve
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError
+from fem_hjb.support.progress import Progress, unheard
 
 _CHUNK_POINTS = 1 << 14  # quadrature points whose coefficients are evaluated at once
 _DIFFERENCE = np.finfo(float).eps ** (1 / 3)  # spacing of central differences relative to the width of the domain
@@ -46,13 +47,15 @@ class MeshOperators:
     problem, basis, gauge : the coefficients, the basis, and the c_r that is taken out of r. Polynomials of degree
         2 p + 1, with p that of the basis, are integrated exactly on affine cells.
 
+    tell : given a sign of life whenever a coefficient is called; what it raises stops the work.
     jumps : the times at which coefficients jump, in order.
     M : the mass matrix (n, n), CSR; K(t) has the same pattern and shares its index arrays.
     autonomous : whether the coefficients looked independent of time at a few times and points. It only serves to
         choose a linear solver; `K` evaluates and compares all of them on every call.
     """
 
-    def __init__(self, problem: ControlProblem, basis: SpatialBasis, gauge: Gauge) -> None:
+    def __init__(self, problem: ControlProblem, basis: SpatialBasis, gauge: Gauge, tell: Progress = unheard) -> None:
+        self.tell = tell
         rule = basis.quadrature(2 * basis.degree + 1)
         self.problem, self.basis, self.gauge = problem, basis, gauge
         d, q, l, nc = basis.dim, rule.xi.shape[0], basis.local_size, basis.n_cells
@@ -246,7 +249,7 @@ class MeshOperators:
             at["diffusion"] = lambda t: problem.Lambda(t, x)
         if problem.running_reward is not None or gauge.running != 0.0:
             at["reaction"] = lambda t: gauge.rate(t, x, problem.r(t, x))
-        return {name: Look(function, problem.horizon) for name, function in at.items()}
+        return {name: Look(_heard(self.tell, function), problem.horizon) for name, function in at.items()}
 
     def _in_time(self) -> dict[str, PartInTime]:
         """The parts of K."""
@@ -270,13 +273,15 @@ class MeshOperators:
         return self._parts[name].update(t, evaluate, assemble)
 
     def _drift(self, t: float) -> list[FloatArray]:
-        return [_cells_last(self.problem.b(t, x.T), self._q) for x in self._points]
+        b = _heard(self.tell, lambda x: self.problem.b(t, x.T))
+        return [_cells_last(b(x), self._q) for x in self._points]
 
     def _diffusion(self, t: float) -> list[FloatArray]:
         constant = self.problem.constant_diffusion
         if constant is not None:
             return [constant.reshape(*constant.shape, 1, 1)] * len(self._chunks)
-        return [_cells_last(self.problem.Lambda(t, x.T), self._q) for x in self._points]
+        Lambda = _heard(self.tell, lambda x: self.problem.Lambda(t, x.T))
+        return [_cells_last(Lambda(x), self._q) for x in self._points]
 
     def _assemble_diffusion(self, values: list[FloatArray], t: float) -> FloatArray:
         """With the divergence, if it is variable."""
@@ -288,7 +293,8 @@ class MeshOperators:
         data = self._assemble(self._diffusion_table, fields)
         if self.problem.constant_diffusion is None:
             spacing = _DIFFERENCE * self._widths()
-            divergences = (row_divergence(lambda y: self.problem.Lambda(t, y), x.T, spacing) for x in self._points)
+            around = _heard(self.tell, lambda y: self.problem.Lambda(t, y))
+            divergences = (row_divergence(around, x.T, spacing) for x in self._points)
             data += self._assemble_drift([_cells_last(-0.5 * divergence, self._q) for divergence in divergences], t)
         return data
 
@@ -305,7 +311,8 @@ class MeshOperators:
         return self._assemble(self._drift_table, fields)
 
     def _rates(self, t: float) -> list[FloatArray]:
-        return [self.gauge.rate(t, x.T, self.problem.r(t, x.T)).reshape(1, self._q, -1) for x in self._points]
+        r = _heard(self.tell, lambda x: self.problem.r(t, x.T))
+        return [self.gauge.rate(t, x.T, r(x)).reshape(1, self._q, -1) for x in self._points]
 
     def _assemble_reaction(self, rates: list[FloatArray], _: float) -> FloatArray:
         return self._assemble(
@@ -315,6 +322,16 @@ class MeshOperators:
     def _widths(self) -> FloatArray:
         lower, upper = self.basis.box.bounds
         return upper - lower
+
+
+def _heard(tell: Progress, function: Callable[[Any], FloatArray]) -> Callable[[Any], FloatArray]:
+    """The same function, with a sign of life."""
+
+    def heard(given: Any) -> FloatArray:
+        tell(0.0)
+        return function(given)
+
+    return heard
 
 
 def _cells_last(values: FloatArray, q: int) -> FloatArray:

@@ -13,7 +13,8 @@ theta of the sum of eta_c^2 are refined (Doerfler, SIAM J. Numer. Anal. 33, 1996
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -25,9 +26,9 @@ from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.mesh_backward import solve_on_basis
 from fem_hjb.reference.mesh_boundary import Boundary, check_boundary
 from fem_hjb.reference.mesh_estimate import estimate_on_mesh
-from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.reference.mesh_truncation import ends_early, unended, with_truncation
 from fem_hjb.reference.tolerance import checked_rtol, judged
 from fem_hjb.solutions.estimate import ErrorEstimate
@@ -38,7 +39,16 @@ from fem_hjb.spaces.mesh_files import AnyMesh, as_mesh
 from fem_hjb.spaces.meshes import box_mesh, check_mesh, mesh_kind
 from fem_hjb.support.checks import FloatArray, IntArray, Rng, as_seed, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
-from fem_hjb.support.progress import Progress, checked_progress, part_of
+from fem_hjb.support.progress import (
+    OutOfTimeError,
+    Progress,
+    Watch,
+    checked_progress,
+    checked_seconds,
+    part_of,
+    unheard,
+    until,
+)
 
 SIMPLICES = ("line", "tri", "tet")
 START_CELLS = {1: 32, 2: 16, 3: 6}
@@ -49,6 +59,7 @@ _TIME_SHARE = 0.1  # of the tolerance, which the part of time may take
 _LEAST_RTOL_TIME = 1e-13
 _MOST_PASSES = 30
 _FAR, _PASS = 0.1, 0.25  # shares of progress: of the solution without faces, and of each pass in what is left then
+_FAR_SECONDS = 0.5  # of the seconds allowed, at most: of the solution without faces
 _SOLVED = 0.3  # of a pass: the solution, the rest is its estimate
 _ALONE = 3.0  # times the other parts, which may be wrong by as much: a larger truncation is no matter of the mesh
 _PATHS = 20_000
@@ -71,6 +82,7 @@ def refine_on_mesh(
     boundary: Boundary = "natural",
     rng: Rng = 0,
     progress: Progress | None = None,
+    max_seconds: float | None = None,
 ) -> Solution:
     """Value and policy to a relative tolerance, on a mesh of lines, triangles or tetrahedra refined where needed.
 
@@ -83,8 +95,11 @@ def refine_on_mesh(
     max_dofs : no mesh with more unknowns is solved on; the estimates take up to 8 times as many.
     boundary : as in `solve_on_mesh`.
     rng : as in `solve_on_mesh`.
-    progress : called with the fraction of the work done: as nobody knows how many passes it takes, each one counts as a
-        quarter of what is left.
+    progress : called with the fraction of the work done, as by `solve_on_mesh`: as nobody knows how many passes it
+        takes, each one counts as a quarter of what is left.
+    max_seconds : when they are over, the work stops at the next stage of a time step, and the solution of least
+        estimated error so far is returned, with its estimate and a status that says so. Up to half of them go into what
+        the faces of the mesh are judged by; if that is not enough, this part of the error is inf.
 
     Returns
     -------
@@ -98,26 +113,82 @@ def refine_on_mesh(
     Raises
     ------
     SpaceError, DomainError : element, mesh or box do not fit the problem or each other, or the cells are no simplices.
-    ConvergenceError : rtol is out of range, or the time stepping fails.
+    ConvergenceError : rtol is out of range, the time stepping fails, or no mesh was solved on, and its solution judged,
+        within max_seconds.
     InfiniteValueError : the problem is linear-quadratic and its value infinite.
     """
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"refine_on_mesh needs a ControlProblem, got {type(problem).__name__}")
-    rtol, told, seed = checked_rtol(rtol), checked_progress(progress), as_seed(rng)
+    rtol, seed = checked_rtol(rtol), as_seed(rng)
+    told, seconds = checked_progress(progress), checked_seconds(max_seconds)
     max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
+    watch = until(told, seconds)
     start, name = _first(problem, mesh, element, cells, box, seed)
     check_boundary(problem, MeshBasis(start, name), boundary)
-    far = unended(problem, rtol, part_of(told, 0.0, _FAR), seed) if ends_early(problem) else None
-    solution, estimate, history = _refined(problem, start, name, boundary, far, rtol, max_dofs, told, seed)
+    far = _far(problem, rtol, watch, seconds, seed)
+    passes = _passes(problem, start, name, boundary, far, rtol, max_dofs, watch, seed)
+    try:
+        found, history = _best(passes)
+    except OutOfTimeError:
+        raise ConvergenceError(
+            f"refine_on_mesh({problem.name!r}): no mesh was solved on, and its solution judged, within"
+            f" max_seconds={seconds:g}; give it more time, fewer cells to start with, or a larger rtol, or `solve` it"
+            " on boxes"
+        ) from None
+    solution, estimate = found.solution, found.estimate
     if far is None:
         estimate = with_truncation(estimate, solution, far, rtol, seed)
-        history[-1] |= estimate.as_dict()
-    if told is not None:
-        told(1.0)
+        found.record.update(estimate.as_dict())
+    watch.finished()
     return judged(solution, estimate, rtol, f"refine_on_mesh (max_dofs={max_dofs})", {"history": history})
 
 
-def _refined(
+@final
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """A solution, its estimate, and what the history says of them."""
+
+    solution: Solution
+    estimate: ErrorEstimate
+    record: dict[str, float]
+
+    @property
+    def error(self) -> float:
+        return max(self.estimate.value, self.estimate.policy)
+
+
+def _best(passes: Iterator[_Pass]) -> tuple[_Pass, list[dict[str, float]]]:
+    """The last pass, or that of least error with a status that says so if time was over; and the history of all."""
+    last = best = None
+    history: list[dict[str, float]] = []
+    try:
+        for last in passes:
+            history.append(last.record)
+            if best is None or last.error < best.error:
+                best = last
+    except OutOfTimeError:
+        if best is None:
+            raise
+        told = "" if best.solution.status == "ok" else f"{best.solution.status}; "
+        told += "max_seconds were over: the best so far"
+        return replace(best, solution=replace(best.solution, status=told)), history
+    if last is None:
+        raise ConvergenceError("no pass")
+    return last, history
+
+
+def _far(problem: ControlProblem, rtol: float, watch: Watch, seconds: float | None, seed: int) -> Solution | None:
+    """What the faces of a mesh are judged by; None if it has none, or nothing was found in its part of the time."""
+    if not ends_early(problem):
+        return None
+    try:
+        share = None if seconds is None else _FAR_SECONDS * seconds
+        return unended(problem, rtol, until(part_of(watch, 0.0, _FAR), share), seed)
+    except OutOfTimeError:
+        return None
+
+
+def _passes(
     problem: ControlProblem,
     mesh: skfem.Mesh,
     element: str,
@@ -125,53 +196,47 @@ def _refined(
     far: Solution | None,
     rtol: float,
     max_dofs: int,
-    progress: Progress | None,
+    progress: Progress,
     seed: int,
-) -> tuple[Solution, ErrorEstimate, list[dict[str, float]]]:
-    """The last solution, its estimate (without truncation if `far` is None), and those of all passes."""
+) -> Iterator[_Pass]:
+    """The solution of each pass and its estimate, without truncation if `far` is None."""
     density = _Density(problem, seed)
     rtol_time = max(_LEAST_RTOL_TIME, _TIME_SHARE * rtol)
-    history: list[dict[str, float]] = []
     done = 0.0 if far is None else _FAR
     for _ in range(_MOST_PASSES):
         begun, done = done, done + _PASS * (1.0 - done)
         solved = begun + _SOLVED * (done - begun)
-        solution = solve_on_mesh(
-            problem,
-            mesh,
-            element=element,
-            rtol_time=rtol_time,
-            boundary=boundary,
-            progress=part_of(progress, begun, solved),
-        )
+        basis, told = MeshBasis(mesh, element), part_of(progress, begun, solved)
+        solution = solve_on_basis(problem, basis, {"rtol": rtol_time}, boundary, progress=told)
         told = part_of(progress, solved, done)
         estimate = estimate_on_mesh(solution, boundary=boundary, max_dofs=8 * max_dofs, progress=told, seed=seed)
         if far is not None:
-            estimate = with_truncation(estimate, solution, far, rtol, seed)
+            estimate = with_truncation(estimate, solution, far, rtol, seed, progress)
         stats = solution.stats
-        history.append({"dofs": stats["dofs"], "cells": stats["cells"], "rtol_time": rtol_time, **estimate.as_dict()})
+        record = {"dofs": stats["dofs"], "cells": stats["cells"], "rtol_time": rtol_time, **estimate.as_dict()}
+        yield _Pass(solution, estimate, record)
         if estimate.met(rtol) or estimate.truncation > max(rtol, _ALONE * (estimate.space + estimate.time)):
             break
         tighten = _TIME_SHARE * rtol < estimate.time < np.inf and rtol_time > _LEAST_RTOL_TIME
         if tighten:
             rtol_time = max(_LEAST_RTOL_TIME, rtol_time / 16)
         if estimate.space > _TIME_SHARE * rtol and estimate.limited_by != "time":
-            finer = refine(mesh, mark(policy_indicator(solution, density)))
+            finer = refine(mesh, mark(policy_indicator(solution, density, progress)))
             if MeshBasis(finer, element).n_dofs > max_dofs:
                 break
             mesh = finer
         elif not tighten:
             break
-    return solution, estimate, history
 
 
 def policy_indicator(
-    solution: Solution, density: Callable[[float, FloatArray], FloatArray] | None = None
+    solution: Solution, density: Callable[[float, FloatArray], FloatArray] | None = None, tell: Progress = unheard
 ) -> FloatArray:
     """eta_c of every cell, (n_cells,), as in the module's docstring.
 
     density : (t, x (n, d)) -> p_t(x) (n,); by default the problem's law of X_t, where it is known, else a histogram of
         simulated paths, smoothed. Where f <= 0 at nodes around, the policy counts as wrong by the largest one seen.
+    tell : given signs of life.
 
     Raises SpaceError unless the solution is on a continuous element of a mesh.
     """
@@ -184,6 +249,7 @@ def policy_indicator(
     volume = (rule.weights * rule.det).ravel()
     total = np.zeros(x.shape[0])
     for t in _times(problem):
+        tell(0.0)
         v = solution.value(t, basis.nodes, nonpositive="nan")[basis.cell_dofs]
         raw = np.einsum("cl,lqk,cqki->cqi", v, rule.dphi, np.broadcast_to(rule.inverse, (*rule.x.shape, basis.dim)))
         recovered = solution.gradient(t, x, nonpositive="nan")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
+from dataclasses import replace
 from typing import Any
 
 from fem_hjb.paths.extent import checked_box, truncation_box
@@ -13,6 +16,7 @@ from fem_hjb.reference.mesh_boundary import Boundary, check_boundary
 from fem_hjb.reference.mesh_estimate import estimate_on_mesh
 from fem_hjb.reference.mesh_truncation import ends_early, unended, with_truncation
 from fem_hjb.reference.tolerance import checked_rtol, judged
+from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import ELEMENTS, SpatialBasis, element_named
 from fem_hjb.spaces.mesh_files import AnyMesh, as_mesh
@@ -21,7 +25,16 @@ from fem_hjb.spaces.space import spatial_basis
 from fem_hjb.stepping.adaptive import rtol_in_range
 from fem_hjb.support.checks import Rng, as_seed, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
-from fem_hjb.support.progress import Progress, checked_progress, part_of
+from fem_hjb.support.progress import (
+    OutOfTimeError,
+    Progress,
+    Watch,
+    checked_progress,
+    checked_seconds,
+    part_of,
+    to_the_end,
+    until,
+)
 
 DEFAULT_CELLS = {1: 128, 2: 64, 3: 16}
 DEFAULT_RTOL_TIME = 1e-6
@@ -41,6 +54,7 @@ def solve_on_mesh(
     rtol: float | None = None,
     rng: Rng = 0,
     progress: Progress | None = None,
+    max_seconds: float | None = None,
 ) -> Solution:
     """Value and policy of a problem by finite elements on a given mesh, in one, two or three dimensions.
 
@@ -65,7 +79,11 @@ def solve_on_mesh(
         Mesh and time steps stay as they are; what meets a tolerance is `solve`, or `refine_on_mesh`.
     rng : seed of what is random: the samples that say how far the process goes, and that stand for its law, where that
         is not known, when errors are measured.
-    progress : called with the fraction of the work done after every time step.
+    progress : called with the fraction of the work done, which never falls and ends at 1, after every time step and
+        once a second within one; not while a callable of yours or the factorisation of a matrix runs, nor, with rtol,
+        while gradients are recovered at the vertices.
+    max_seconds : when they are over, the work stops at the next stage of a time step. A solution whose error was to be
+        estimated and is not yet is returned, with what is not known of its error as inf and a status that says so.
 
     Returns
     -------
@@ -81,29 +99,61 @@ def solve_on_mesh(
     Raises
     ------
     DomainError, SpaceError : mesh, box, cells, element or boundary do not fit the problem or each other.
-    ConvergenceError : rtol, steps or rtol_time make no sense, both of the latter are given, or the time stepping fails.
+    ConvergenceError : rtol, steps or rtol_time make no sense, both of the latter are given, the time stepping fails, or
+        there is no solution within max_seconds.
     PositivityError : rewards differ by more than 700 temperatures, so that f underflows.
     InfiniteValueError : with rtol, the problem is linear-quadratic and its value infinite.
     """
     started = time.perf_counter()
     if not isinstance(problem, ControlProblem):
         raise ProblemError(f"solve_on_mesh needs a ControlProblem, got {type(problem).__name__}")
-    told, control, seed = checked_progress(progress), _time_control(steps, rtol_time), as_seed(rng)
+    told, seconds = checked_progress(progress), checked_seconds(max_seconds)
+    control, seed = _time_control(steps, rtol_time), as_seed(rng)
     tolerance = None if rtol is None else checked_rtol(rtol)
+    watch = until(told, seconds)
     basis, excluded = _basis(problem, mesh, element, cells, box, seed)
     check_boundary(problem, basis, boundary)
     meshing = time.perf_counter() - started
-    first = told if tolerance is None else part_of(told, 0.0, _SOLVED)
-    solution = solve_on_basis(problem, basis, control, boundary, excluded=excluded, meshing=meshing, progress=first)
+    first = watch if tolerance is None else part_of(watch, 0.0, _SOLVED)
+    try:
+        solution = solve_on_basis(problem, basis, control, boundary, excluded=excluded, meshing=meshing, progress=first)
+    except OutOfTimeError:
+        raise ConvergenceError(
+            f"solve_on_mesh({problem.name!r}): no solution within max_seconds={seconds:g}; give it more time, take"
+            " fewer cells, an element of a lower degree, fewer steps or a larger rtol_time, or `solve` it on boxes"
+        ) from None
     if tolerance is None:
+        watch.finished()
         return solution
     solved = time.perf_counter()
-    estimate = estimate_on_mesh(solution, boundary=boundary, progress=part_of(told, _SOLVED, _ESTIMATED), seed=seed)
-    far = unended(problem, tolerance, part_of(told, _ESTIMATED, 1.0), seed) if ends_early(problem) else None
-    estimate = with_truncation(estimate, solution, far, tolerance, seed)
+    estimate, all_of_it = _estimated(solution, boundary, tolerance, watch, seed)
+    watch.finished()
     finished = time.perf_counter()
-    seconds = {**solution.stats["seconds"], "estimate": finished - solved, "total": finished - started}
-    return judged(solution, estimate, tolerance, f"solve_on_mesh({problem.name!r})", {"seconds": seconds})
+    spent = {**solution.stats["seconds"], "estimate": finished - solved, "total": finished - started}
+    who, stats = f"solve_on_mesh({problem.name!r})", {"seconds": spent}
+    if all_of_it:
+        return judged(solution, estimate, tolerance, who, stats)
+    status = f"max_seconds={seconds:g} were over before all of the error was estimated"
+    warnings.warn(f"{who}: {status}", ToleranceWarning, stacklevel=2)
+    status = status if solution.status == "ok" else f"{solution.status}; {status}"
+    return replace(solution, status=status, error_estimate=estimate, stats={**solution.stats, **stats})
+
+
+def _estimated(
+    solution: Solution, boundary: Boundary, rtol: float, watch: Watch, seed: int
+) -> tuple[ErrorEstimate, bool]:
+    """The error of space, time and truncation, inf where time was over before it was known; whether all of it is."""
+    problem, space, in_time = solution.problem, math.inf, math.inf
+    try:
+        told = part_of(watch, _SOLVED, _ESTIMATED)
+        estimate = estimate_on_mesh(solution, boundary=boundary, progress=told, seed=seed)
+        space, in_time = estimate.space, estimate.time
+        far = unended(problem, rtol, part_of(watch, _ESTIMATED, 1.0), seed) if ends_early(problem) else None
+    except OutOfTimeError:
+        truncation = math.inf if ends_early(problem) else 0.0
+        unknown = ErrorEstimate(value=math.inf, policy=math.inf, space=space, time=in_time, truncation=truncation)
+        return unknown, False
+    return with_truncation(estimate, solution, far, rtol, seed, to_the_end(watch)), True
 
 
 def _time_control(steps: int | None, rtol_time: float | None) -> dict[str, Any]:

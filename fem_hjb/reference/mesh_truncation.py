@@ -14,11 +14,12 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_tolerance import solve_to_tolerance
 from fem_hjb.reference.faces import truncated
-from fem_hjb.solutions.compare import compare
+from fem_hjb.solutions.compare import overall_of
 from fem_hjb.solutions.estimate import ErrorEstimate
+from fem_hjb.solutions.norms import law_points
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.errors import ComparisonError, ConvergenceError, InfiniteValueError, ProblemError
-from fem_hjb.support.progress import Progress, until
+from fem_hjb.support.progress import Progress, unheard
 
 _SHARE = 0.1  # of the tolerance, to which the spectral solution is made
 
@@ -28,15 +29,16 @@ def ends_early(problem: ControlProblem) -> bool:
     return bool(truncated(problem).any())
 
 
-def unended(problem: ControlProblem, rtol: float, progress: Progress | None = None, seed: int = 0) -> Solution | None:
+def unended(problem: ControlProblem, rtol: float, progress: Progress = unheard, seed: int = 0) -> Solution | None:
     """The spectral solution of the process with no face but those it has itself, to a tenth of rtol; None if none is.
 
+    Where `progress` raises OutOfTimeError it is the best so far, and where there is none the error comes out.
     Raises InfiniteValueError if the value is infinite, which no mesh would show.
     """
     domain = problem.domain
     free = problem if domain is None else replace(problem, domain=_without_natural_faces(domain))
     try:
-        return solve_to_tolerance(free, _SHARE * rtol, None, None, None, until(progress, None), seed)
+        return solve_to_tolerance(free, _SHARE * rtol, None, None, None, progress, seed)
     except InfiniteValueError:
         raise
     except (ProblemError, ConvergenceError):  # a coefficient is only good on the mesh, or no grid will do
@@ -44,12 +46,17 @@ def unended(problem: ControlProblem, rtol: float, progress: Progress | None = No
 
 
 def with_truncation(
-    estimate: ErrorEstimate, solution: Solution, far: Solution | None, rtol: float, seed: int = 0
+    estimate: ErrorEstimate,
+    solution: Solution,
+    far: Solution | None,
+    rtol: float,
+    seed: int = 0,
+    tell: Progress = unheard,
 ) -> ErrorEstimate:
     """An estimate of space and time, raised to the distance from `far`, the solution of `unended`, where this is more.
 
     As it is where the process cannot leave the mesh, inf where `far` is None or most of the mass lies outside the mesh.
-    What `far` itself misses of a tenth of rtol is added.
+    What `far` itself misses of a tenth of rtol is added. tell : given signs of life.
     """
     if not ends_early(solution.problem):
         return estimate
@@ -58,7 +65,8 @@ def with_truncation(
         missed = far.error_estimate
         off = (0.0, 0.0) if missed.met(_SHARE * rtol) else (missed.value, missed.policy)
         try:
-            row = compare({"mesh": solution}, far, problem=solution.problem, rng=seed).overall("mesh")
+            points = law_points(solution.problem, rng=seed)
+            row = overall_of(solution, far, solution.problem, points, tell)
             value, policy = row.value + off[0], row.policy + off[1]
         except ComparisonError:  # no value on more than half of the mass
             pass

@@ -6,8 +6,8 @@ By the dynamic programming principle, with X the uncontrolled process that is at
 
 and what the right side exceeds the left by, over h, is the residual of the HJB equation (docs/theory.md) as h -> 0. One
 step of Euler and Maruyama is taken, its normal increment replaced by the 2 d points of the cubature of degree 3 (A. H.
-Stroud, Approximate Calculation of Multiple Integrals, 1971), and what that is wrong by, of order h, taken out by shorter
-steps. No derivative of the solution is needed, every callable is used as the user wrote it, all coordinates at once.
+Stroud, Approximate Calculation of Multiple Integrals, 1971). What that is wrong by, of order h, shorter steps take out.
+No derivative of the solution is needed, every callable is used as the user wrote it, all coordinates at once.
 
 What a value is wrong by is the mean of the residual along paths under the policy, times their time. Discrete solutions
 have large residuals of both signs, wrong ones have means: these are taken over parts of space and time.
@@ -119,8 +119,9 @@ def _draws(problem: ControlProblem, solution: Any, times: FloatArray, substeps: 
     found = []
     for each in (None, policy):
         try:
-            how = {"n": _PATHS, "steps": _TIMES, "rng": seed, "policy": each, "substeps": substeps}
-            paths = sample_paths(problem, scheme="euler", **how)
+            paths = sample_paths(
+                problem, n=_PATHS, steps=_TIMES, rng=seed, scheme="euler", policy=each, substeps=substeps
+            )
         except ConvergenceError:
             if each is None:
                 raise
@@ -130,7 +131,7 @@ def _draws(problem: ControlProblem, solution: Any, times: FloatArray, substeps: 
 
 
 def _parts(known: BoolArray, x: FloatArray, law: IntArray) -> Iterator[BoolArray]:
-    """Which points (k, n), of those that are known, are together: law, quarter of time or its end, quadrant of space."""
+    """Which known points (k, n) are together: of a law, a quarter of time or its end, a quadrant of two coordinates."""
     above = x > np.median(x, axis=(0, 1))
     quarter = (np.arange(len(x)) * _PARTS // (len(x) - 1))[:, None] + (_PARTS + 1) * law
     d = x.shape[2]

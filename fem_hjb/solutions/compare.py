@@ -35,6 +35,7 @@ from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, Rng, one_of
 from fem_hjb.support.errors import ComparisonError, ConvergenceError, FemHjbError, MeasureError
+from fem_hjb.support.progress import Progress, unheard
 
 Batched = Callable[[Any, Any], Any]
 Contender = ValueFunction | tuple[Batched, Batched]
@@ -138,14 +139,27 @@ def compare(
     return Comparison(rows=tuple(rows), points="; ".join(where.description for where in chosen), unseen=unseen)
 
 
+def overall_of(
+    candidate: ValueFunction, truth: ValueFunction, problem: ControlProblem, points: LawPoints, tell: Progress = unheard
+) -> Row:
+    """The overall errors of one candidate at these points; tell is given signs of life."""
+    return _compared({"this": candidate}, truth, problem, points, tell)[-1]
+
+
 def _compared(
-    judged: Mapping[str, ValueFunction], truth: ValueFunction, problem: ControlProblem, points: LawPoints
+    judged: Mapping[str, ValueFunction],
+    truth: ValueFunction,
+    problem: ControlProblem,
+    points: LawPoints,
+    tell: Progress = unheard,
 ) -> list[Row]:
-    """The rows under one law."""
+    """The rows under one law: of each candidate those of the times, and the overall one."""
     sums: dict[str, list[_Norms]] = {name: [] for name in judged}
     for t, x, weights in points:
+        tell(0.0)
         exact = _evaluate(truth, "reference", problem, t, x)
         for name, candidate in judged.items():
+            tell(0.0)
             norms = _norms(_evaluate(candidate, name, problem, t, x), exact, problem, t, x, weights)
             if norms.excluded > 0.5:
                 raise ComparisonError(
@@ -174,23 +188,26 @@ def difference(
     *,
     undefined: bool = True,
     rng: Rng = 0,
+    tell: Progress = unheard,
 ) -> tuple[float, float]:
     """Relative difference (value, policy) of two solutions, in the norms of `ErrorEstimate` with `richer` as v.
 
     Points outside the mesh are left out. Those where f <= 0 in one of the two, so that there is no value, count as
     wrong by 100 per cent: the root of their mass is added in squares, unless undefined=False. (inf, inf) if no value
-    is known on more than half of the mass.
+    is known on more than half of the mass. tell : given signs of life.
     """
+    problem = richer.problem
+    points = law_points(problem, rng=rng)
 
     def covered(t: Any, x: FloatArray) -> FloatArray:
         return np.where(richer.space.spatial.locate(x)[0] >= 0, 1.0, np.nan)
 
     mesh = from_callables(covered, lambda t, x: np.zeros(x.shape))
     try:
-        row = compare({"this": solution}, richer, rng=rng).overall("this")
+        row = overall_of(solution, richer, problem, points, tell)
         lost = row.excluded
         if undefined and lost > 0.0:
-            lost -= compare({"mesh": mesh}, mesh, problem=richer.problem, rng=rng).overall("mesh").excluded
+            lost -= overall_of(mesh, mesh, problem, points, tell).excluded
     except ComparisonError:  # no value on more than half of the mass
         return math.inf, math.inf
     wrong = math.sqrt(lost) if undefined and lost > _ROUNDING else 0.0

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.support.checks import FloatArray, real_array
 from fem_hjb.support.errors import FemHjbError
+from fem_hjb.support.progress import OutOfTimeError
 
 
 def call(
@@ -24,13 +25,13 @@ def call(
     Arrays are handed over read-only: what changes its argument in place fails instead of spoiling what the caller
     keeps. Whatever the function raises, and whatever makes its result no array of real numbers, is the cause of an
     `error` that says which function, at which times, and for which shape of x. Errors `passes`, by default of the type
-    `error`, are those of something of the package inside, and come through as they are.
+    `error`, are those of something of the package inside, and come through as they are, as does that time is over.
     """
     kept = tuple(_read_only(argument) for argument in arguments)
     through = error if passes is None else passes
     try:
         given = function(*kept)
-    except through:
+    except (through, OutOfTimeError):
         raise
     except Exception as cause:  # a callable is any code
         told = f"{type(cause).__name__}: {cause}"

@@ -1,13 +1,20 @@
 """How long work tells how far it is: a callable that takes the fraction done, from 0 to 1."""
 
+import contextlib
+import itertools
+import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 from fem_hjb.support.checks import positive_number
 from fem_hjb.support.errors import ConvergenceError
 
 Progress = Callable[[float], None]
+
+_clock = time.perf_counter
+_SIGN_OF_LIFE = 1.0  # seconds without news after which the last fraction is told again
+_SLOWER = 20.0  # calls of work of unknown length that count as half of it
 
 
 def checked_progress(progress: Any) -> Progress | None:
@@ -18,7 +25,11 @@ def checked_progress(progress: Any) -> Progress | None:
     return told
 
 
-def part_of(progress: Progress | None, low: float, high: float) -> Progress | None:
+def unheard(fraction: float) -> None:
+    """Nobody is told."""
+
+
+def part_of(progress: Progress, low: float, high: float) -> Progress:
     """What a part of the work reports its own progress to, which is `low` to `high` of the whole.
 
     >>> seen = []
@@ -26,8 +37,6 @@ def part_of(progress: Progress | None, low: float, high: float) -> Progress | No
     >>> seen
     [0.75]
     """
-    if progress is None:
-        return None
     return lambda fraction: progress(high if fraction >= 1 else min(low + fraction * (high - low), high))
 
 
@@ -40,17 +49,74 @@ def checked_seconds(seconds: Any) -> float | None:
     return None if seconds is None else positive_number(seconds, "max_seconds", ConvergenceError)
 
 
-def until(progress: Progress | None, seconds: float | None) -> Progress:
-    """A progress that raises OutOfTimeError once so many seconds have gone by since it was made; None: never.
+@final
+class Watch:
+    """Work that is watched: a `Progress` that no fraction takes back, and that knows when time is over.
+
+    Work tells it how far it is, or 0 as a sign of life. What is reported is the largest fraction so far: at once where
+    that has grown, and otherwise once a second.
+
+    >>> seen = []
+    >>> watch = Watch(seen.append, None)
+    >>> for fraction in (0.5, 0.2, 0.75):
+    ...     watch(fraction)
+    >>> watch.finished()
+    >>> seen
+    [0.5, 0.75, 1.0]
+    """
+
+    def __init__(self, progress: Progress | None, seconds: float | None) -> None:
+        self._progress, self._reached, self._last = progress, 0.0, _clock()
+        self._end = math.inf if seconds is None else self._last + seconds
+
+    @property
+    def reached(self) -> float:
+        """The largest fraction so far."""
+        return self._reached
+
+    def __call__(self, fraction: float) -> None:
+        """How far the work is; OutOfTimeError if time is over."""
+        now, news = _clock(), min(fraction, 1.0) > self._reached
+        if news or now > self._last + _SIGN_OF_LIFE:
+            self._reached, self._last = max(self._reached, min(fraction, 1.0)), now
+            if self._progress is not None:
+                self._progress(self._reached)
+        if now > self._end:
+            raise OutOfTimeError
+
+    def finished(self) -> None:
+        """All of the work is done, whatever the time."""
+        if self._reached < 1.0:
+            to_the_end(self)(1.0)
+
+
+def until(progress: Progress | None, seconds: float | None) -> Watch:
+    """A watch that raises OutOfTimeError once so many seconds have gone by since it was made; None: never.
 
     >>> until(None, None)(0.5)
     """
-    end = None if seconds is None else time.perf_counter() + seconds
+    return Watch(progress, seconds)
+
+
+def to_the_end(progress: Progress) -> Progress:
+    """The same for what is left when nearly all is done, which no limit of time stops."""
 
     def told(fraction: float) -> None:
-        if end is not None and time.perf_counter() > end:
-            raise OutOfTimeError
-        if progress is not None:
+        with contextlib.suppress(OutOfTimeError):
             progress(fraction)
 
     return told
+
+
+def beats_of(progress: Progress) -> Callable[[], None]:
+    """For work of which nobody knows how long it takes: each call reports a little more, and never all of it.
+
+    >>> seen = []
+    >>> beat = beats_of(seen.append)
+    >>> beat(), beat()
+    (None, None)
+    >>> 0.0 < seen[0] < seen[1] < 1.0
+    True
+    """
+    calls = itertools.count(1)
+    return lambda: progress(1.0 - _SLOWER / (_SLOWER + next(calls)))

@@ -164,6 +164,17 @@ def test_a_policy_that_mixes_independent_coordinates_is_sampled() -> None:
     assert abs(linear.value - rows.mean()) < 3 * rows.std(ddof=1) / np.sqrt(len(rows))
 
 
+def test_a_loose_tolerance_does_not_blame_the_box_of_the_reference() -> None:
+    """Boxes that follow the law end where it is below a thousandth of the tolerance, and say so of their faces."""
+    problem = zoo.get("lq", dim=2)
+    solution = solve(problem, rtol=1e-3, box=Box([-7.0] * 2, [7.0] * 2))
+    policy = waved(problem.exact.policy)
+    loose, tight = (
+        control_error(problem, policy, solution, under="policy", times=16, rtol=rtol).value for rtol in (3e-2, 1e-4)
+    )
+    assert loose == pytest.approx(tight, rel=1e-3)
+
+
 def test_a_mixing_policy_without_closed_form_is_sampled_from_the_product(wells: Any) -> None:
     def mixing(t: ArrayLike, x: FloatArray) -> FloatArray:
         return np.asarray(wells.policy(t, x) + np.sin(x.sum(axis=1))[:, None])

@@ -135,6 +135,45 @@ def test_processes_give_the_same_bits_also_for_lambdas(processes: ProcessPoolExe
     np.testing.assert_array_equal(result, tree_sum(lambda i: noise(i + shift), 37, plus))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_the_first_ones_that_are_enough_are_what_is_summed(count: int, workers: int) -> None:
+    asked: list[int] = []
+
+    def enough(done: int) -> bool:
+        asked.append(done)
+        return done >= 3
+
+    if workers:
+        with ThreadPoolExecutor(workers) as executor:
+            total = tree_sum(letter, count, bracket, executor=executor, enough=enough)
+    else:
+        total = tree_sum(letter, count, bracket, enough=enough)
+    assert total == documented(0, min(count, 3))
+    assert asked == list(range(1, min(count, 3) + 1))
+
+
+def test_a_judgement_is_asked_for_while_a_job_is_waited_for() -> None:
+    """At least once a second; without a first job it cannot stop anything but by an error."""
+    asked: list[tuple[float, int]] = []
+    begun = time.perf_counter()
+
+    def enough(done: int) -> bool:
+        asked.append((time.perf_counter() - begun, done))
+        return True
+
+    with ThreadPoolExecutor(1) as executor:
+        assert tree_sum(lambda i: time.sleep(2.5) or letter(i), 2, bracket, executor=executor, enough=enough) == "a"
+    assert [done for _, done in asked] == [0, 0, 1]
+    assert asked[0][0] == pytest.approx(1.0, abs=0.4)
+
+    def refused(done: int) -> bool:
+        raise KeyError(done)
+
+    with ThreadPoolExecutor(1) as executor, pytest.raises(KeyError, match="0"):
+        tree_sum(lambda i: time.sleep(1.5) or letter(i), 2, bracket, executor=executor, enough=refused)
+
+
 def test_work_is_done_by_the_workers(processes: ProcessPoolExecutor) -> None:
     pids = tree_sum(lambda i: {os.getpid()}, 40, lambda a, b: a | b, executor=processes)
     assert os.getpid() not in pids
