@@ -30,7 +30,8 @@ from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError
 
 RESIDUAL = "residual"
-_PATHS, _TIMES = 256, 16
+_PATHS, _FEW_PATHS = {1: 256, 2: 96}, 64  # of each law, and in more dimensions
+_TIMES = 16
 _STEP = 2.0**-9  # of the horizon
 _STEEP = 4.0  # substeps of T / 16, above which h is shorter
 _LEAST = 0.1  # of the time to go: h at most
@@ -42,9 +43,9 @@ _ROUNDING = 1e-9
 
 
 def residual(
-    problem: ControlProblem, solution: Any, t: float, x: FloatArray, h: float
+    problem: ControlProblem, solution: Any, t: FloatArray, x: FloatArray, h: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """The residual at points x (n, d) by steps of h, h / 2, h / 4, and what the last of them changed.
+    """The residual at times (n,) and points x (n, d) by steps of h (n,), h / 2, h / 4; what the last of them changed.
 
     nan where the solution is not known all around.
     """
@@ -54,12 +55,14 @@ def residual(
     return found, found - before
 
 
-def _excess(problem: ControlProblem, solution: Any, t: float, x: FloatArray, now: FloatArray, h: float) -> FloatArray:
+def _excess(
+    problem: ControlProblem, solution: Any, t: FloatArray, x: FloatArray, now: FloatArray, h: FloatArray
+) -> FloatArray:
     """By how much the future exceeds the value now, over h, (n,)."""
     alpha, d = problem.temperature, problem.dim
-    kicks = math.sqrt(d * h) * np.swapaxes(noise_factor(problem, t, x), 1, 2)  # rows: columns of the factor
-    ahead = (x + h * problem.b(t, x))[:, None] + np.concatenate([kicks, -kicks], axis=1)
-    then = solution.value(t + h, ahead.reshape(-1, d), outside="nan", nonpositive="nan").reshape(len(x), -1)
+    kicks = np.sqrt(d * h)[:, None, None] * np.swapaxes(noise_factor(problem, t, x), 1, 2)  # rows: columns of it
+    ahead = (x + h[:, None] * problem.b(t, x))[:, None] + np.concatenate([kicks, -kicks], axis=1)
+    then = solution.value((t + h)[:, None], ahead, outside="nan", nonpositive="nan")
     gain = np.log(np.exp((then - now[:, None]) / alpha).mean(axis=1))
     return np.asarray(alpha / h * gain + problem.r(t, x))
 
@@ -84,24 +87,25 @@ def residual_checks(
     """
     rng = np.random.default_rng([seed, 3])
     T, alpha = problem.horizon, problem.temperature
-    times = T * (np.arange(_TIMES) + rng.uniform(0.05, 0.95, _TIMES)) / _TIMES
     substeps = substeps_of(problem, _TIMES) or 1
-    draws = _draws(problem, solution, np.append(times, T), substeps, seed)
-    x, law = np.concatenate(draws, axis=1), np.repeat(np.arange(len(draws)), _PATHS)
+    draws = _draws(problem, solution, substeps, seed)
+    x, law = np.concatenate(draws, axis=1), np.repeat(np.arange(len(draws)), draws[0].shape[1])
+    # from one observation to the next, all different: what is wrong in the middle of a step is so everywhere
+    times = T * (np.arange(_TIMES)[:, None] + rng.random((_TIMES, x.shape[1]))) / _TIMES
     ends = np.append(np.sort(np.asarray(jumps, dtype=np.float64)), T)
     after = ends[np.searchsorted(ends, times, side="right")]
     longest = _STEP * T / max(1.0, substeps / _STEEP)
     steps = np.minimum(np.minimum(longest, _LEAST * (T - times)), 0.99 * (after - times))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is left out
-        rows = [residual(problem, solution, *each) for each in zip(times.tolist(), x[:-1], steps.tolist(), strict=True)]
+        rows = [residual(problem, solution, *each) for each in zip(times, x[:-1], steps, strict=True)]
         rows.append((_missed_at_the_end(problem, solution, x[-1]) / T, np.zeros(x.shape[1])))
     values, changes = (np.stack(part) for part in zip(*rows, strict=True))  # (k, n)
-    start = solution.value(times[0], x[0], outside="nan", nonpositive="nan")
-    size = max(float(np.abs(each[np.isfinite(each)]).max(initial=0.0)) for each in (start, problem.y(x[-1])))
+    start = solution.value(0.0, x[0], outside="nan", nonpositive="nan")
+    size = max(float(np.abs(each[np.isfinite(each)]).sum()) / len(each) for each in (start, problem.y(x[-1])))
     allowed = (_ESTIMATES * min(max(estimate.value, estimate.policy), 1.0) + _ROUNDING) * size / alpha
     told = f"temperatures; the most of means over parts of {values.size} points of the laws with and without control"
     checks = []
-    for some in _parts(np.isfinite(values), x, law):
+    for some in _parts(np.isfinite(changes), x, law):
         chance = _ERRORS * float(values[some].std()) / math.sqrt(some.sum())
         limit = T / alpha * (chance + float(np.abs(changes[some]).mean())) + allowed
         figure = T / alpha * abs(float(values[some].mean()))
@@ -109,24 +113,24 @@ def residual_checks(
     return (max(checks, key=lambda check: check.figure / max(check.limit, 1e-300)),) if checks else ()
 
 
-def _draws(problem: ControlProblem, solution: Any, times: FloatArray, substeps: int, seed: int) -> list[FloatArray]:
-    """(k, n, d) of paths at the observation before each of the times: under P, and under the policy if it has paths."""
+def _draws(problem: ControlProblem, solution: Any, substeps: int, seed: int) -> list[FloatArray]:
+    """Of paths at equal times from 0 to T, (k, n, d): under P, and under the policy if it has paths."""
 
     def policy(t: float, x: FloatArray) -> FloatArray:
         gradient = solution.gradient(t, x, outside="nan", nonpositive="nan")
         return problem.policy_from_gradient(t, x, np.nan_to_num(gradient))
 
-    found = []
+    found, count = [], _PATHS.get(problem.dim, _FEW_PATHS)
     for each in (None, policy):
         try:
             paths = sample_paths(
-                problem, n=_PATHS, steps=_TIMES, rng=seed, scheme="euler", policy=each, substeps=substeps
+                problem, n=count, steps=_TIMES, rng=seed, scheme="euler", policy=each, substeps=substeps
             )
         except ConvergenceError:
             if each is None:
                 raise
             continue
-        found.append(np.moveaxis(paths.x, 1, 0)[np.searchsorted(paths.t, times, side="right") - 1])
+        found.append(np.moveaxis(paths.x, 1, 0))
     return found
 
 

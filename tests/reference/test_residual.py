@@ -43,13 +43,13 @@ def test_the_residual_of_a_closed_form_is_of_order_two(name: str, d: int) -> Non
     problem = zoo.get(name, d)
     x = problem.initial_law.sample(400, np.random.default_rng(0))
     steps = 2.0 ** -np.arange(5.0, 10.0)
-    found = [residual(problem, Closed(problem), 0.3, x, float(h)) for h in steps]
+    found = [residual(problem, Closed(problem), np.full(400, 0.3), x, np.full(400, h)) for h in steps]
     sizes = [float(np.sqrt((part[0] ** 2).mean())) for part in found]
     assert np.polyfit(np.log(steps), np.log(sizes), 1)[0] == pytest.approx(2.0, abs=0.15)
     halving = [float(np.sqrt((part[1] ** 2).mean())) for part in found]
     assert np.polyfit(np.log(steps), np.log(halving), 1)[0] == pytest.approx(2.0, abs=0.15)
     assert all(2.5 < change / size < 3.5 for change, size in zip(halving, sizes, strict=True))  # 3 is left of order two
-    wrong = [residual(problem, Closed(problem, 0.01), 0.3, x, float(h))[0] for h in steps]
+    wrong = [residual(problem, Closed(problem, 0.01), np.full(400, 0.3), x, np.full(400, h))[0] for h in steps]
     assert abs(np.polyfit(np.log(steps), np.log([np.abs(part).mean() for part in wrong]), 1)[0]) < 0.5
 
 
@@ -143,8 +143,8 @@ def test_no_step_goes_across_a_jump() -> None:
     assert len(found.stats["jumps"]) == 2
     told = [residual_checks(problem, found, GOOD, found.stats["jumps"], seed)[0].passed for seed in range(10)]
     assert all(told)
-    across = [residual(problem, found, float(t), found.problem.initial_law.sample(50, np.random.default_rng(0)), 2e-3)
-              for t in (0.4095, 0.4395)]  # fmt: skip
+    x = problem.initial_law.sample(50, np.random.default_rng(0))
+    across = [residual(problem, found, np.full(50, t), x, np.full(50, 2e-3)) for t in (0.4095, 0.4395)]
     assert all(np.abs(part[0]).max() > 1.0 for part in across)
 
 
