@@ -21,7 +21,6 @@ _FINEST = 2**40  # parts of the first step
 _LONGEST_WAIT = 32  # steps without an attempt to grow, after attempts in vain
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
 _AIM = 0.1  # of the tolerance: the error that the next step is to have
-_ROUGH = 0.125  # of a step, times what its slope differs by from that of a cubic
 _SMALLEST_STEP = 1e-12  # relative to the whole interval
 
 Size = Callable[[FloatArray], float]
@@ -59,15 +58,6 @@ def hermite(
     result += (rest**2 * (1 + 2 * theta)) * u0
     result += (theta**2 * (3 - 2 * theta)) * u1
     return np.asarray(result)
-
-
-def _hermite_slope(
-    theta: float, h: float, u0: FloatArray, slope0: FloatArray, u1: FloatArray, slope1: FloatArray
-) -> FloatArray:
-    """The derivative of `hermite` in time."""
-    rest = 1.0 - theta
-    ends = rest * (1 - 3 * theta) * slope0 - theta * (2 - 3 * theta) * slope1
-    return np.asarray(ends + (6 * theta * rest / h) * (u1 - u0))
 
 
 class Panel(Protocol):
@@ -236,19 +226,12 @@ def adaptive(
 
 
 def _missed(panel: Panel, before: Step | None, step: Step, k1: FloatArray, k5: FloatArray) -> float:
-    """What the cubic of a step misses: from the middle of it, or from that of a longer one which ends two steps.
-
-    This is 16 times as much where slopes are smooth. Where they are not, as stiff terms make them of what a grid does
-    not resolve, the cubic of the step is off by an eighth of its length times what they are off by.
-    """
+    """What the cubic of a step misses: from the middle of it, or from that of a longer one which ends two steps."""
     if before is None:
         return panel.size(step.dense(0.5) - panel.middle(step.h, step, k1, k5))
     length = before.h + step.h
-    theta, ends = before.h / length, (before.u0, before.slope0, step.u1, step.slope1)
-    guess = hermite(theta, length, *ends)
-    slope = _hermite_slope(theta, length, *ends)
-    smooth = (step.h / before.h) ** 2 / 16 * panel.size(guess - step.u0)
-    return max(smooth, step.h * _ROUGH * panel.size(slope - step.slope0))
+    guess = hermite(before.h / length, length, before.u0, before.slope0, step.u1, step.slope1)
+    return (step.h / before.h) ** 2 / 16 * panel.size(guess - step.u0)
 
 
 def march(
