@@ -227,7 +227,9 @@ class Forward:
         steps: list[Step] = []
         found, out = unresolved(p, lines, self.walls), np.zeros_like(walls)
         times = {"rtol": _TIME * self.slack * self.rtol, "rtol_dense": _DENSE * self.slack * self.rtol}
-        if self.slack > 1.0:  # slopes of what is not resolved are rough: an eighth of a step times what they are off by,
+        if (
+            self.slack > 1.0
+        ):  # slopes of what is not resolved are rough: an eighth of a step times what they are off by,
             times["rtol_dense"] /= 8.0  # where the cubic through the ends of two steps sees a 64th
         for step in march(panel, p, self.t, end, first=min(first, end - self.t), **times):
             if self.free:

@@ -15,6 +15,7 @@ have large residuals of both signs, wrong ones have means: these are taken over 
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from fem_hjb.paths.extent import substeps_of
 from fem_hjb.paths.simulate import noise_factor, sample_paths
+from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.checks import Check
@@ -32,6 +34,7 @@ from fem_hjb.support.errors import ConvergenceError
 RESIDUAL = "residual"
 _PATHS, _FEW_PATHS = {1: 256, 2: 96}, 64  # of each law, and in more dimensions
 _TIMES = 16
+_FINER = (1, 4, 16)  # times as many substeps, where paths explode
 _STEP = 2.0**-9  # of the horizon
 _STEEP = 4.0  # substeps of T / 16, above which h is shorter
 _LEAST = 0.1  # of the time to go: h at most
@@ -88,7 +91,14 @@ def residual_checks(
     rng = np.random.default_rng([seed, 3])
     T, alpha = problem.horizon, problem.temperature
     substeps = substeps_of(problem, _TIMES) or 1
-    draws = _draws(problem, solution, substeps, seed)
+
+    def policy(t: float, x: FloatArray) -> FloatArray:
+        gradient = solution.gradient(t, x, outside="nan", nonpositive="nan")
+        return problem.policy_from_gradient(t, x, np.nan_to_num(gradient))
+
+    draws = [*_draws(problem, None, substeps, seed), *_draws(problem, policy, substeps, seed)]
+    if not draws:
+        return ()
     x, law = np.concatenate(draws, axis=1), np.repeat(np.arange(len(draws)), draws[0].shape[1])
     # from one observation to the next, all different: what is wrong in the middle of a step is so everywhere
     times = T * (np.arange(_TIMES)[:, None] + rng.random((_TIMES, x.shape[1]))) / _TIMES
@@ -113,25 +123,16 @@ def residual_checks(
     return (max(checks, key=lambda check: check.figure / max(check.limit, 1e-300)),) if checks else ()
 
 
-def _draws(problem: ControlProblem, solution: Any, substeps: int, seed: int) -> list[FloatArray]:
-    """Of paths at equal times from 0 to T, (k, n, d): under P, and under the policy if it has paths."""
-
-    def policy(t: float, x: FloatArray) -> FloatArray:
-        gradient = solution.gradient(t, x, outside="nan", nonpositive="nan")
-        return problem.policy_from_gradient(t, x, np.nan_to_num(gradient))
-
-    found, count = [], _PATHS.get(problem.dim, _FEW_PATHS)
-    for each in (None, policy):
-        try:
+def _draws(problem: ControlProblem, policy: Policy | None, substeps: int, seed: int) -> list[FloatArray]:
+    """Of paths at equal times from 0 to T, (k, n, d); none if paths explode however short their steps."""
+    count = _PATHS.get(problem.dim, _FEW_PATHS)
+    for finer in _FINER:
+        with suppress(ConvergenceError):
             paths = sample_paths(
-                problem, n=count, steps=_TIMES, rng=seed, scheme="euler", policy=each, substeps=substeps
+                problem, n=count, steps=_TIMES, rng=seed, scheme="euler", policy=policy, substeps=finer * substeps
             )
-        except ConvergenceError:
-            if each is None:
-                raise
-            continue
-        found.append(np.moveaxis(paths.x, 1, 0))
-    return found
+            return [np.moveaxis(paths.x, 1, 0)]
+    return []
 
 
 def _parts(known: BoolArray, x: FloatArray, law: IntArray) -> Iterator[BoolArray]:
