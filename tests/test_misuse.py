@@ -299,7 +299,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "solve": (
             fh.solve,
             {"problem": LQ, "rtol": 1e-1, "form": "linear", "box": None, "max_dofs": 500, "rng": 0, "progress": None}
-            | {"max_seconds": None},
+            | {"max_seconds": None, "verify": True},
         ),
         "solve_on_mesh": (
             fh.solve_on_mesh,

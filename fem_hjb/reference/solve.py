@@ -24,7 +24,7 @@ from fem_hjb.reference.residual import residual_checks
 from fem_hjb.reference.tolerance import AnySolution, checked_rtol, judged
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.support.checks import Rng, as_seed, one_of, positive_integer
+from fem_hjb.support.checks import Rng, as_seed, flag, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, until
 
@@ -86,6 +86,7 @@ def solve(
         raise ProblemError(f"solve needs a ControlProblem, got {type(problem).__name__}")
     rtol, seed = checked_rtol(rtol), as_seed(rng)
     told, seconds = checked_progress(progress), checked_seconds(max_seconds)
+    verify = flag(verify, "verify", ConvergenceError)
     if max_dofs is not None:
         max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
     if form is not None:
