@@ -145,6 +145,17 @@ def stretched(edges: Sequence[FloatArray], moving: BoolArray, share: float) -> l
     return result
 
 
+def narrowed(edges: Sequence[FloatArray], moving: BoolArray, share: float) -> list[FloatArray]:
+    """The faces (2, d) that may move this share of the width further in."""
+    result = []
+    for k, part in enumerate(edges):
+        by = share * (part[-1] - part[0])
+        low, high = part[0] + by * moving[0, k], part[-1] - by * moving[1, k]
+        inner = part[(part > low + 0.3 * by) & (part < high - 0.3 * by)]
+        result.append(np.concatenate([[low], inner, [high]]))
+    return result
+
+
 def transfer(u: FloatArray, old: Grid, new: Grid) -> FloatArray:
     """The function on another grid, by its own polynomials."""
     for k, (before, after) in enumerate(zip(old.lines, new.lines, strict=True)):

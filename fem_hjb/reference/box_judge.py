@@ -19,7 +19,7 @@ from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside
 from fem_hjb.reference.box_faces import begun, panel_of
-from fem_hjb.reference.box_grading import make_grid, stretched, widened
+from fem_hjb.reference.box_grading import make_grid, narrowed, stretched, widened
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run
@@ -326,12 +326,17 @@ class Judge:
         return found
 
     def _truncation(self, base: Seen, follow: Follow, steps: Steps) -> tuple[float, float]:
-        """Of a box with more cells beyond; where more happens than the steps can follow, they are cut."""
+        """Of a box with more cells beyond; where more happens than the steps can follow, they are cut.
+
+        If no steps can, it is that of a narrower box, which is more.
+        """
         wider = self.seen(follow(steps, wider=widened))
         for parts in (1, 2, 4, 8):
             if not wider.failed:
                 break
             base, wider = self.own, self.seen(follow(cut(parts), wider=widened))
+        if wider.failed:
+            wider = self.seen(follow(cut(1), wider=narrowed))
         return self.difference(base, wider)
 
     def _space(self, longer: Seen, poorer: Seen) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from fem_hjb.reference import box_grading as grading
 from fem_hjb.reference.box_grading import (
     first_edges,
     halved,
+    narrowed,
     regraded,
     stretched,
     total,
@@ -210,6 +211,14 @@ def test_boxes_are_widened_at_faces_that_may_move() -> None:
     assert [part.tolist() for part in stretched(edges, moving, 0.5)] == [[0.0, 1.0, 4.0, 6.0], [-2.0, 1.0]]
     both = np.ones((2, 2), dtype=np.bool_)
     assert [part.tolist() for part in stretched(edges, both, 0.25)] == [[-1.0, 0.0, 1.0, 5.0], [-1.5, 1.5]]
+
+
+def test_a_narrower_box_has_no_slivers_at_its_faces():
+    edges = [np.array([0.0, 1.0, 2.0, 3.0, 4.0]), np.array([-1.0, 1.0])]
+    moving = np.array([[True, False], [True, False]])
+    assert [part.tolist() for part in narrowed(edges, moving, 0.1)] == [[0.4, 1.0, 2.0, 3.0, 3.6], [-1.0, 1.0]]
+    low = np.array([[True, True], [False, False]])
+    assert [part.tolist() for part in narrowed(edges, low, 0.2)] == [[0.8, 2.0, 3.0, 4.0], [-0.6, 1.0]]
 
 
 def test_first_cells_are_small_in_the_middle_of_the_law_or_equal_between_faces_that_stay() -> None:

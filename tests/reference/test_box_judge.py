@@ -333,3 +333,12 @@ def test_truncation_is_seen_where_a_box_is_too_small() -> None:
     for i in range(2):
         assert 1 / 8 < of.parts["truncation"][i] / true[i] < 8
     assert usual().parts["truncation"][0] < 1e-2 * of.parts["truncation"][0]
+
+
+def test_where_no_wider_box_is_stable_a_narrower_one_tells_its_truncation():
+    """The value falls by a thousand temperatures towards the faces, where the process only starts."""
+    search = _Search(zoo.get("double-well", 1, kappa=1.0), 1e-5, None, None, None, 0)
+    found = search.run(lambda _: None)
+    wider = box_judge.followed(found.run, search.coefficients, cut(1), wider=widened)
+    assert not all(panel.finite for panel in wider)
+    assert 0.0 < max(found.parts["truncation"]) < 1e-5
