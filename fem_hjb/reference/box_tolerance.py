@@ -36,6 +36,7 @@ from fem_hjb.support.progress import OutOfTimeError, Progress
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
+_LARGER, _LOOSE = 4, 1e-2  # times that the box follows paths in runs to this tolerance
 _SPACE = 0.3  # of the tolerance
 _TIME, _DENSE, _TABLE, _MASS = 0.2, 0.2, 0.05, 0.1  # of the tolerance; the mass, of its square
 _GUESS = 0.03
@@ -132,15 +133,7 @@ class _Search:
         self.jumps = tuple(
             self.coefficients.jumps(self.sample.x[[0, len(self.sample.x) // 2, -1], :8].reshape(-1, problem.dim))
         )
-        self.tolerances = Tolerances(
-            time=max(_TIME * rtol, _LEAST),
-            dense=_DENSE * rtol,
-            space=_SPACE * rtol,
-            table=_TABLE * rtol,
-            degree=_degree(problem.dim, rtol),
-            most=self.most,
-            guess=_GUESS,
-        )
+        self.tolerances = _tolerances(problem.dim, rtol, self.most)
         self.count = 0
 
     def choose(self, form: str | None) -> None:
@@ -149,6 +142,45 @@ class _Search:
         self.coefficients = Coefficients(self.problem, self.gauge, self.linear)
 
     def run(self, tell: Progress) -> _Judged:
+        run = self._held(tell)
+        judge = Judge(run, self.sample, self.controlled, tell)
+        parts = judge.parts(self.coefficients, {name: share * self.rtol for name, share in _SHARES.items()})
+        self.count += len(parts)
+        followed = self.controlled
+        if followed is not None and self._left_by(followed) and "truncation" in parts:
+            lost = math.sqrt(followed.lost)  # where the box ends nothing is right; if it must end there, a check tells
+            parts["truncation"] = (math.hypot(parts["truncation"][0], lost), math.hypot(parts["truncation"][1], lost))
+        return _Judged(run, parts, self.controlled, self.tolerances)
+
+    def _held(self, tell: Progress) -> Run:
+        """A run with the box that holds paths under its policy, if a few larger ones do, which loose runs tell."""
+        run = self._marched(self.tolerances, tell)
+        if self.controlled is not None:
+            return run
+        self.controlled = steered(run, self.seed)
+        if not self._left_by(self.controlled):
+            return run
+        loose = _tolerances(self.problem.dim, max(self.rtol, _LOOSE), self.most)
+        for _ in range(_LARGER):
+            self._follow(self.controlled)
+            self.controlled = steered(self._marched(loose, tell), self.seed)
+            if not self._left_by(self.controlled):
+                break
+        run = self._marched(self.tolerances, tell)
+        self.controlled = steered(run, self.seed)
+        return run
+
+    def _left_by(self, followed: Steered | None) -> bool:
+        """Whether too many paths leave a box that may be larger."""
+        return followed is not None and followed.lost > self.losable and self.movable
+
+    def _follow(self, followed: Steered | None) -> None:
+        """Let the box hold the paths, too."""
+        if followed is not None:
+            self.reaches += (reach_of(followed.x[:: len(followed.x) // 8]),)
+        self.box = box_of(self.problem, self.reaches, self.mass)
+
+    def _marched(self, tolerances: Tolerances, tell: Progress) -> Run:
         equation = Equation(
             self.problem,
             self.gauge,
@@ -159,17 +191,8 @@ class _Search:
             self.jumps,
             _FLOOR * self.rtol,
         )
-        run = Marcher(equation, self.coefficients, self.tolerances, tell).run()
-        if self.controlled is None:
-            self.controlled = steered(run, self.seed)
-        judge = Judge(run, self.sample, self.controlled, tell)
-        parts = judge.parts(self.coefficients, {name: share * self.rtol for name, share in _SHARES.items()})
-        self.count += 1 + len(parts)
-        followed = self.controlled
-        if followed is not None and followed.lost > self.losable and self.movable and "truncation" in parts:
-            lost = math.sqrt(followed.lost)  # where the box ends nothing is right; if it must end there, a check tells
-            parts["truncation"] = (math.hypot(parts["truncation"][0], lost), math.hypot(parts["truncation"][1], lost))
-        return _Judged(run, parts, self.controlled, self.tolerances)
+        self.count += 1
+        return Marcher(equation, self.coefficients, tolerances, tell).run()
 
     @property
     def movable(self) -> bool:
@@ -201,10 +224,9 @@ class _Search:
             changes["guess"] = t.guess * 0.1
         if excess.get("truncation", 0.0) > 1 and self.movable and self.mass > 1e-30:
             self.mass *= float(np.clip(excess["truncation"] ** -3.0, 1e-8, 1e-2))
-            if found.controlled is not None and found.controlled.lost:  # where it went, the box follows
-                self.reaches += (reach_of(found.controlled.x[:: len(found.controlled.x) // 8]),)
-                self.controlled = None
-            self.box = box_of(self.problem, self.reaches, self.mass)
+            lost = found.controlled is not None and found.controlled.lost > 0
+            self._follow(found.controlled if lost else None)
+            self.controlled = None if lost else self.controlled
         elif not changes:
             return False
         self.tolerances = replace(t, **changes)
@@ -264,6 +286,19 @@ class _Search:
         if self.ends is not None and self.ends.growing:
             found.append(Check(name="finite value", figure=math.inf, limit=0.0, told=_GROWING))
         return tuple(found)
+
+
+def _tolerances(dim: int, rtol: float, most: int) -> Tolerances:
+    """What a run is to resolve, in the first place."""
+    return Tolerances(
+        time=max(_TIME * rtol, _LEAST),
+        dense=_DENSE * rtol,
+        space=_SPACE * rtol,
+        table=_TABLE * rtol,
+        degree=_degree(dim, rtol),
+        most=most,
+        guess=_GUESS,
+    )
 
 
 def _part_of(told: Progress, k: int, part: float) -> None:

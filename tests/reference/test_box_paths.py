@@ -14,6 +14,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
+from fem_hjb.reference import box_tolerance
 from fem_hjb.reference.box_paths import steered
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.reference.solve import solve
@@ -65,11 +66,28 @@ def test_paths_end_in_the_target() -> None:
     assert ends[ends < 5.0].mean() == pytest.approx(1.0, abs=0.12)
 
 
-def test_a_box_that_paths_leave_is_widened() -> None:
-    problem = zoo.get("brownian-mixture", 1)
-    search = _Search(problem, 1e-3, None, None, None, 0)
+def narrow() -> _Search:
+    """One whose box holds half of the process."""
+    search = _Search(zoo.get("brownian-mixture", 1), 1e-3, None, None, None, 0)
     search.reaches = (replace(search.reaches[0], scale=0.3 * search.reaches[0].scale),)
     search.box = Box([-0.5], [0.5], boundary="natural")
+    return search
+
+
+def test_a_box_that_paths_leave_is_widened() -> None:
+    search = narrow()
+    found = search.run(lambda _: None)
+    assert found.controlled is not None
+    assert found.controlled.lost == 0.0
+    assert np.ptp(search.box.bounds) > 4.0
+    assert found.parts["truncation"][1] < 1e-2
+
+
+def test_a_box_that_paths_still_leave_is_wrong_there_and_widened_with_the_next_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(box_tolerance, "_LARGER", 0)
+    search = narrow()
     first = search.run(lambda _: None)
     assert first.controlled is not None
     assert first.controlled.lost > 0.1
