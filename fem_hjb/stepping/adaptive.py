@@ -87,15 +87,18 @@ class PowersOfTwo:
     """Steps from s0 to s1 that change by powers of two only, so that exponentials serve for many.
 
     first : the length to begin with. Places are whole numbers of the shortest step, so that the last one lands.
+    longest : that no step exceeds, first included.
     """
 
-    def __init__(self, s0: float, s1: float, first: float) -> None:
+    def __init__(self, s0: float, s1: float, first: float, longest: float = np.inf) -> None:
+        first = min(first, longest)
         if not s0 + 1e-3 * first > s0:
             raise ConvergenceError(f"a step of {first:.3g} from s={s0:.6g} is none")
         self._s0, self._length = s0, s1 - s0
         self._total = int(np.ceil(min(max((s1 - s0) / first, 1.0), 1e12) * (1 - 1e-9))) * _FINEST
         self._place, self._width, self._calm, self._wait = 0, _FINEST, 0, 1
         self.shortest = self._length * (1 / self._total)
+        self._widest = min(longest / self._length, 1.0) * self._total * (1 + 1e-9)
 
     def propose(self) -> tuple[float, float]:
         return self._s0 + self._length * (self._place / self._total), self._length * (self._width / self._total)
@@ -105,6 +108,7 @@ class PowersOfTwo:
         if self._place == self._total:
             return True
         longer = self._place % (2 * self._width) == 0 and self._place + 2 * self._width <= self._total
+        longer &= 2 * self._width <= self._widest
         if error * 2**ORDER <= _GROW_BELOW and self._calm >= self._wait and longer:
             self._width *= 2
         while self._place + self._width > self._total:
@@ -235,10 +239,18 @@ def _missed(panel: Panel, before: Step | None, step: Step, k1: FloatArray, k5: F
 
 
 def march(
-    panel: Panel, u: FloatArray, s0: float, s1: float, *, rtol: float, rtol_dense: float, first: float
+    panel: Panel,
+    u: FloatArray,
+    s0: float,
+    s1: float,
+    *,
+    rtol: float,
+    rtol_dense: float,
+    first: float,
+    longest: float = np.inf,
 ) -> Iterator[Step]:
     """`adaptive` steps from s0 to s1 that change by `PowersOfTwo`; first is the length to begin with."""
-    control = PowersOfTwo(s0, s1, first)
+    control = PowersOfTwo(s0, s1, first, longest)
     return adaptive(panel, control, u, panel.first(s0, u), rtol=rtol, rtol_dense=rtol_dense)
 
 

@@ -108,6 +108,21 @@ def test_a_window_in_time_is_not_missed(begin: float, end: float) -> None:
     assert solution.policy(0.0, np.zeros((1, 1)))[0, 0] == pytest.approx(np.tanh(1.0), abs=1e-4)
 
 
+@pytest.mark.parametrize(("begin", "end"), [(0.05, 0.27), (0.05, 0.3), (0.07, 0.3)])
+def test_steps_are_no_longer_than_coefficients_allow(begin: float, end: float) -> None:
+    """What is taken out varies in time as a push does; a step sees coefficients three times only."""
+    base = zoo.get("brownian-mixture", 1)
+
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        return -1.5 * x - 4.0 * ((np.asarray(t) > begin) & (np.asarray(t) < end))[..., None]
+
+    problem = replace(base, temperature=1.0, exact=None, marginal=None, drift=drift)
+    loose, fine = (solve(problem, rtol=rtol, verify=False) for rtol in (1e-3, 1e-6))
+    x = np.linspace(-1.0, 1.0, 21)[:, None]
+    for t in (0.0, 0.03, 0.1, 0.2, 0.5):
+        np.testing.assert_allclose(loose.value(t, x), fine.value(t, x), atol=1.5e-4)
+
+
 def test_a_running_reward_that_jumps_in_space() -> None:
     """A cost on half of the line: the occupation time of Brownian motion from 0 has the arcsine law."""
     cost = 3.0
