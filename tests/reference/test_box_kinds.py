@@ -1,6 +1,7 @@
 """`solve` on kinds of problems that are not quadratic: in any unit, with jumps and kinks, stiff, turning, coupled."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
