@@ -31,6 +31,7 @@ _MOST_JUMPS = 32
 _STEEP = 8.0  # times the median change: an interval that is looked at closely
 _HALVINGS = 44
 _COUNTS = (2, 3, 4, 5, 7, 9, 11, 13, 17)  # times of a table
+_TOLD = 3.0  # intervals of a table, that a step may span
 _EDGE = 1e-9  # of a panel: where its ends are looked at, so that jumps there are seen from inside
 
 
@@ -177,6 +178,11 @@ class Table:
         gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(len(values))
         self._weights = 1.0 / gaps.prod(axis=1)
         self._last: tuple[float, FloatArray] | None = None  # steps ask twice for each of their times
+
+    @property
+    def longest(self) -> float:
+        """The longest step: it sees coefficients at three times, and would miss what takes more to interpolate."""
+        return _TOLD * (self.s1 - self.s0) / max(len(self.nodes) - 1, 1)
 
     def settle(self) -> None:
         """The values (q, m, *shape) are now what they are: keep what moves, once, and one row of what does not."""

@@ -39,7 +39,6 @@ _CHECKED = 128  # points at which a table is checked
 _FEW = 8.0  # of what all cells do not resolve: those with more than this part of it are halved
 _EVERY = 4  # steps: how often the grid is looked at
 _AHEAD = 0.3  # of what is allowed, for the grid after one that failed to resolve
-_TOLD = 3.0  # intervals of a table, that a step may span
 _NEAR = 2.0**-12  # of T: the time to go from which policies are compared, and large ones remembered
 _TOLERATED = 1.5  # times what is allowed, before a panel is done again
 _ANYWHERE = 1e-3  # of the most of u: what a step may be wrong by where the process hardly goes
@@ -272,10 +271,8 @@ class Marcher:
         steps: list[Step] = []
         kept, found = 0, good
         try:
-            # a step sees coefficients at three times: what takes more to interpolate, it would miss
-            longest = _TOLD * (end - s0) / max(len(operators.table.nodes) - 1, 1)
-            how = {"rtol": self.tol.time, "rtol_dense": self.tol.dense, "first": first, "longest": longest}
-            for step in march(panel, u, s0, end, **how):
+            how = {"rtol": self.tol.time, "rtol_dense": self.tol.dense, "longest": operators.table.longest}
+            for step in march(panel, u, s0, end, first=first, **how):
                 steps.append(step)
                 at = step.s + step.h
                 self.tell(at / self.T)

@@ -201,7 +201,7 @@ class Forward:
                 return adjoint.remainder(self.T - t, q)
 
             panel = LawsonPanel(adjoint.separable, remainder, self._relative, weights)
-        steps, found, out = self._steps(panel, lines, p, self.T - table.s0)
+        steps, found, out = self._steps(panel, lines, p, table)
         for name in ("steps", "rejected"):
             self.counts[name] += panel.counts[name]
         before, began = support(p, lines, self.level), self.t
@@ -216,10 +216,10 @@ class Forward:
         return float(np.abs(error).max()) / self.size
 
     def _steps(
-        self, panel: Panel, lines: Sequence[SpectralLine], p: FloatArray, end: float
+        self, panel: Panel, lines: Sequence[SpectralLine], p: FloatArray, table: Table
     ) -> tuple[list[Step], list[FloatArray], Any]:
         """Steps as long as box and grid do; what the grid leaves unresolved at the last, and which faces p came to."""
-        first = self.h
+        first, end = self.h, self.T - table.s0
         if not first:
             speed = self._relative(panel.slope(p, panel.first(self.t, p)))
             first = min((_TIME * self.rtol) ** 0.25 / max(speed, 1e-300), (end - self.t) / 2)
@@ -231,7 +231,7 @@ class Forward:
             self.slack > 1.0
         ):  # slopes of what is not resolved are rough: an eighth of a step times what they are off by,
             times["rtol_dense"] /= 8.0  # where the cubic through the ends of two steps sees a 64th
-        for step in march(panel, p, self.t, end, first=min(first, end - self.t), **times):
+        for step in march(panel, p, self.t, end, first=min(first, end - self.t), longest=table.longest, **times):
             if self.free:
                 found, out = unresolved(step.u1, lines, self.walls), (at_faces(step.u1) > self.level) & ~walls
                 amiss = out.any() or most(found) > self.allowed
