@@ -115,7 +115,7 @@ def residual_checks(
     allowed = (_ESTIMATES * min(max(estimate.value, estimate.policy), 1.0) + _ROUNDING) * size / alpha
     told = f"temperatures; the most of means over parts of {values.size} points of the laws with and without control"
     checks = []
-    for some in _parts(np.isfinite(changes), x, law):
+    for some in _parts(np.isfinite(values + changes), x, law):
         chance = _ERRORS * float(values[some].std()) / math.sqrt(some.sum())
         limit = T / alpha * (chance + float(np.abs(changes[some]).mean())) + allowed
         figure = T / alpha * abs(float(values[some].mean()))
