@@ -218,6 +218,18 @@ def test_steps_too_many_and_first_steps_of_nothing(monkeypatch: pytest.MonkeyPat
         run(Known(), integral(1.0, 1e-13))
 
 
+@pytest.mark.parametrize("longest", [0.05, 0.25, np.inf])
+def test_no_step_is_longer_than_allowed(longest: float) -> None:
+    control = PowersOfTwo(0.0, 2.0, 0.1, longest)
+    lengths = []
+    done = False
+    while not done:
+        lengths.append(control.propose()[1])
+        done = control.accept(0.0)
+    assert sum(lengths) == pytest.approx(2.0)
+    assert 0.5 * min(longest, 0.8) < max(lengths) <= longest
+
+
 # Between the ends
 
 
