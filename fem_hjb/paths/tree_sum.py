@@ -142,7 +142,7 @@ def _results(
                 if enough(done) and done:
                     return
             indices, future = pending.popleft()
-            yield _outcome(executor, indices, future)
+            yield _outcome(executor, job, indices, future)
             done = indices.stop
             if enough is not None and enough(done):
                 return
@@ -160,17 +160,29 @@ def _submit(executor: Executor, job: Callable[[range], T], indices: range) -> Fu
         raise MeasureError(f"{_name(executor)} takes no work ({cause}); give an executor that is open") from cause
 
 
-def _outcome(executor: Executor, indices: range, future: Future[T]) -> T:
+def _outcome(executor: Executor, job: Callable[[range], T], indices: range, future: Future[T]) -> T:
+    try:
+        return _told(executor, indices, future)
+    except MeasureError:
+        raise
+    except Exception:  # executors have error types of their own
+        again = _submit(executor, job, indices)  # the job tells its own failures: this one may be over, as the loss
+    try:  # of a worker between the end of a job and the way back of its result
+        return _told(executor, indices, again)
+    except MeasureError:
+        raise
+    except Exception as cause:
+        raise MeasureError(
+            f"{_chunks(indices)}: twice no result came back from {_name(executor)}, but {type(cause).__name__}: {cause}"
+        ) from cause
+
+
+def _told(executor: Executor, indices: range, future: Future[T]) -> T:
+    """What the job returned or raised; errors of the executor pass, but for that of a broken one."""
     try:
         return future.result()
-    except MeasureError:
-        raise  # of the job, which has named the chunk
     except BrokenExecutor as cause:
         raise _broken(executor, indices, cause) from cause
-    except Exception as cause:  # executors have error types of their own
-        raise MeasureError(
-            f"{_chunks(indices)}: no result came back from {_name(executor)}, but {type(cause).__name__}: {cause}"
-        ) from cause
 
 
 def _broken(executor: Executor, indices: range, cause: BrokenExecutor) -> MeasureError:

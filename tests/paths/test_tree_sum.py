@@ -320,8 +320,30 @@ def test_a_failed_task_in_another_process_too(processes: ProcessPoolExecutor, gr
 
 
 def test_a_result_that_cannot_travel_is_reported(processes: ProcessPoolExecutor) -> None:
-    with pytest.raises(MeasureError, match=r"chunk 0: no result came back from the ProcessPoolExecutor, but .*pickle"):
+    expected = r"chunk 0: twice no result came back from the ProcessPoolExecutor, but .*pickle"
+    with pytest.raises(MeasureError, match=expected):
         tree_sum(lambda i: threading.Lock(), 3, neither, executor=processes)
+
+
+class Forgetful(ThreadPoolExecutor):
+    """Of every seventh job the result is lost on its way back, with an error of the executor's own."""
+
+    submitted = 0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.submitted += 1
+        future = super().submit(fn, *args, **kwargs)
+        if self.submitted % 7:
+            return future
+        lost: Future[Any] = Future()
+        lost.set_exception(ValueError("not enough values to unpack"))
+        return lost
+
+
+def test_a_result_lost_on_its_way_is_computed_again() -> None:
+    with Forgetful(2) as pool:
+        np.testing.assert_array_equal(tree_sum(noise, 37, plus, executor=pool, window=4), tree_sum(noise, 37, plus))
+    assert pool.submitted == 37 + 6  # for the seventh, ..., the 42nd were lost
 
 
 def test_after_a_failure_what_is_pending_is_cancelled() -> None:
