@@ -37,6 +37,7 @@ _PLACES = {1: 256, 2: 48, 3: 24}  # along an axis
 _NEAR_T = (0.0, 0.0003, 0.001, 0.003, 0.015, 0.04)  # of the time to go
 _MOST_TIMES = {1: 96, 2: 40, 3: 24}
 _RICHER, _LEAST_SHARE = 1.5, 0.2  # times what more degrees change; of what fewer degrees tell
+_RICHER_ALONE = 3.0  # times what more degrees change, where fewer tell nothing as they fail
 _DOUBT, _LEAST_GAIN = 1.3, 0.1  # of what these degrees are worth
 _ROUGH_GAIN = 0.4  # the same where T is not resolved: where a jump is, a grid knows to the first order only
 _NOTHING = 1e-10  # temperatures: a value below is none
@@ -68,16 +69,17 @@ def followed(
     before: tuple[Grid, FloatArray] | None = None
     for own in run.panels:
         s0, s1 = float(own.ends[0]), float(own.ends[-1])
-        operators, panel = own.operators, own.stepped
+        operators, panel, grid = own.operators, own.stepped, own.grid
         if less or wider is not None:
             edges = own.edges if wider is None else wider(own.edges, equation.truncated, WIDER)
             grid = make_grid(edges, own.grid.lines[0].degree - less, equation, s0, s1)
-            operators = Operators.of(equation, grid, _table(own, grid, coefficients))
-            panel = None
-        if panel is None:
-            panel = panel_of(equation, operators, operators.root_mean_square)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not stable is seen by its end
-            u = begun(equation, operators.grid, s0, before)
+            u = begun(equation, grid, s0, before)
+            if grid is not own.grid:
+                operators = Operators.of(equation, grid, _table(own, grid, coefficients), u)
+                panel = None
+            if panel is None:
+                panel = panel_of(equation, operators, operators.root_mean_square)
             steps = []
             for step in replay(panel, u, s0, lengths(np.diff(own.ends))):
                 steps.append(step)
@@ -318,7 +320,10 @@ class Judge:
             found["space"] = min(found["space"], again, key=max)
         if max(found["space"]) > enough["space"]:
             richer = self.difference(self.own, self.seen(follow(cut(1), less=-less)))
-            told = [max(_RICHER * a, _LEAST_SHARE * b) for a, b in zip(richer, found["space"], strict=True)]
+            told = [
+                max(_RICHER * a, _LEAST_SHARE * b) if math.isfinite(b) else _RICHER_ALONE * a
+                for a, b in zip(richer, found["space"], strict=True)
+            ]
             found["space"] = min(found["space"], (told[0], told[1]), key=max)
         if self.equation.truncated.any():
             found["truncation"] = self.difference(base, self.seen(follow(steps, wider=stretched)))

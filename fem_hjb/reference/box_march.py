@@ -47,6 +47,7 @@ _SINGLE = 3e-6  # the least tolerance of tables in single precision
 _LAYER = 0.05  # of the horizon, at most
 _SUDDEN = 1e-9  # of the horizon: the first step after a jump
 _SHORTEST = 1e-11  # of the horizon
+_COLLAPSED = 1e-6  # of the time since a jump: no step of the value form is as short, if faces are stable
 _COMING = 10.0  # widths: how steep a reward may be
 _NOTHING = 1e-12  # temperatures: a value below is none
 
@@ -99,6 +100,8 @@ class Marcher:
         while s < self.T * (1 - 1e-12):
             s, state, edges = self._panel(s, state, edges)
             self.tell(s / self.T)
+            if self._collapsed(s):
+                raise ConvergenceError(f"steps fell to {self.h:.3g} at t={self.T - s:.6g}: values run away at faces")
             if self.result.counts["steps"] > _MOST_STEPS:
                 raise ConvergenceError(
                     f"{_MOST_STEPS} steps only reached t={self.T - s:.6g}: the value changes too fast for them; raise"
@@ -107,6 +110,13 @@ class Marcher:
         if self.result.layer > _LAYER * self.T:  # not a layer but a want of unknowns, which the judge is to see
             self.result.layer = 0.0
         return self.result
+
+    def _collapsed(self, s: float) -> bool:
+        """Whether steps are too short for the time since coefficients jumped, where guarded faces may help."""
+        equation = self.equation
+        since = s - float(self.corners[self.corners < s * (1 - 1e-12)].max(initial=0.0))
+        unguarded = not equation.linear and not equation.guarded and bool(equation.truncated.any())
+        return unguarded and s < self.T * (1 - 1e-12) and self.h < _COLLAPSED * since
 
     def _grid(self, edges: Sequence[FloatArray], s0: float, s1: float) -> Grid:
         return make_grid(edges, self.tol.degree, self.equation, s0, s1)
@@ -224,8 +234,8 @@ class Marcher:
         while True:
             grid = self._grid(edges, s0, end)
             table = self._table(grid, s0, end)
-            operators = Operators.of(self.equation, grid, table)
             u = begun(self.equation, grid, s0, state if self.result.panels else None)
+            operators = Operators.of(self.equation, grid, table, u)
             panel = panel_of(self.equation, operators, partial(self._relative, operators))
             steps, good, bad = self._steps(operators, panel, u, table.s1)
             for name, number in panel.counts.items():

@@ -10,6 +10,11 @@ in the value form the quadratic term <Lambda grad w, grad w> / (2 alpha); see `b
 Faces of a truncation are open where the drift points inwards on all of them: nothing diffuses across, the rows of D2_k
 are zero there. That makes no boundary layer, and is stable as nothing comes from outside. Elsewhere faces have the
 natural condition d w/dn = 0.
+
+In the value form it is the drift under the policy that counts, b + Lambda grad v / alpha. Where the law hardly goes it
+may point outwards, and steep values run away there. Guarded faces are open only if this drift, too, points inwards as
+a panel begins; where it points outwards, what it brings is the natural condition, not the slope from inside. Elsewhere
+that makes a kink, which moves inwards: faces that are not guarded are tried first.
 """
 
 import math
@@ -84,7 +89,10 @@ class Grid:
 @final
 @dataclass(frozen=True, eq=False)
 class Equation:
-    """What is solved: the problem, what is taken out, where, and where the process goes."""
+    """What is solved: the problem, what is taken out, where, and where the process goes.
+
+    guarded : whether faces of the value form are.
+    """
 
     problem: ControlProblem
     gauge: Gauge | QuadraticGauge
@@ -94,6 +102,7 @@ class Equation:
     reaches: tuple[Reach, ...]
     jumps: tuple[float, ...]
     floor: float
+    guarded: bool = False
 
     @property
     def metric(self) -> FloatArray:
@@ -124,6 +133,7 @@ class Operators:
     table : not settled yet, with drift (d fields), reward, and the upper triangle of Lambda if it varies, on the grid.
     constant : Lambda if it does not vary.
     truncated : (2, d), the faces at which the box ends but the process does not.
+    begun : w (*shape) with which the panel begins, where faces are to be guarded in the value form.
     """
 
     def __init__(
@@ -135,12 +145,17 @@ class Operators:
         alpha: float,
         linear: bool,
         metric: FloatArray,
+        begun: FloatArray | None = None,
     ) -> None:
         self.grid, self.table, self.constant, self.alpha, self.linear = grid, table, constant, alpha, linear
         self.metric = metric
         d = grid.dim
         self.D: list[AxisMatrix] = [in_blocks(line.derivative) for line in grid.lines]
-        open_ = truncated & _inward(table.values)
+        self._upper = {(i, j): d + 1 + n for n, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
+        inward = self._inward(begun)
+        open_ = truncated & inward
+        guarded = np.zeros_like(truncated) if begun is None else truncated & ~inward
+        self._guarded = [(k, -side) for side, k in np.argwhere(guarded).tolist()]
         self.inner = [np.ones(n) for n in grid.shape]
         for k in range(d):
             self.inner[k][[0, -1]] = np.where(open_[:, k], 0.0, 1.0)
@@ -149,16 +164,15 @@ class Operators:
         self._averages = [_broad(line) for line in grid.lines]
         self._pairs = list(combinations(range(d), 2))
         self._closed = {(k, m): grid.along(self.inner[k], k) * grid.along(self.inner[m], m) for k, m in self._pairs}
-        self._upper = {(i, j): d + 1 + n for n, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
         self._freeze(second, table.values)
         table.settle()
 
     @classmethod
-    def of(cls, equation: Equation, grid: Grid, table: Table) -> "Operators":
-        """Those of an equation."""
+    def of(cls, equation: Equation, grid: Grid, table: Table, begun: FloatArray) -> "Operators":
+        """Those of an equation, on a panel that begins with w or u (*shape)."""
         problem = equation.problem
-        constant = problem.constant_diffusion
-        return cls(grid, table, constant, equation.truncated, problem.temperature, equation.linear, equation.metric)
+        how = problem.constant_diffusion, equation.truncated, problem.temperature, equation.linear, equation.metric
+        return cls(grid, table, *how, begun if equation.guarded else None)
 
     def coefficients(self, k: int) -> FloatArray:
         """(m, *shape), the table at the k-th of its times, as it was before S was taken out."""
@@ -167,6 +181,25 @@ class Operators:
             for place, part in taken.items():
                 fields[place] += self.grid.along(part, axis)
         return fields
+
+    def _inward(self, begun: FloatArray | None) -> BoolArray:
+        """(2, d): the faces on which the drift points inwards everywhere, at all times of the table."""
+        d, values = self.grid.dim, self.table.values
+        slopes = None if begun is None else self.gradient(begun)
+        result = np.ones((2, d), dtype=np.bool_)
+        for k in range(d):
+            speed = values[:, k]
+            if slopes is not None:
+                speed = speed + self._pushed(values[0], k, slopes) / self.alpha
+            faces = np.moveaxis(speed, k + 1, 0)
+            result[:, k] = (faces[0] >= 0).all(), (faces[-1] <= 0).all()
+        return result
+
+    def _pushed(self, fields: FloatArray, k: int, slopes: Sequence[FloatArray]) -> FloatArray:
+        """(Lambda grad w)_k, of fields as they are before S is taken out."""
+        rows = [self._upper[min(k, m), max(k, m)] for m in range(self.grid.dim)]
+        Lambda = fields[rows] if self.constant is None else self.constant[k]
+        return np.asarray(sum(part * slope for part, slope in zip(Lambda, slopes, strict=True)))
 
     def _freeze(self, second: Sequence[FloatArray], values: FloatArray) -> None:
         """Make S, and take it out of the values of a table."""
@@ -178,6 +211,7 @@ class Operators:
         self._taken_of: list[dict[int, FloatArray]] = []  # of each field
         for k in range(d):
             drift = self._main_effect(middle[k], k)
+            drift[[end for axis, end in self._guarded if axis == k]] = 0.0
             diffusion = self._frozen_diffusion(middle, k)
             S = drift[:, None] * grid.lines[k].derivative + 0.5 * diffusion[:, None] * second[k]
             taken = {k: drift}
@@ -222,7 +256,19 @@ class Operators:
         else:
             result = self._steered(fields, slopes)
         self._second_order(fields, u, slopes, result)
+        for k, end in self._guarded:
+            self._guard(fields, slopes, k, end, result)
         return result
+
+    def _guard(self, fields: FloatArray, slopes: list[FloatArray], k: int, end: int, result: FloatArray) -> None:
+        """Take out what the slope across a face does where the drift points outwards; the slope is changed, too."""
+        face = (slice(None),) * k + (end,)
+        parts = [self._on_face(fields, k, m, end) * slope[face] / self.alpha for m, slope in enumerate(slopes)]
+        speed = fields[k][face] + sum(parts)
+        across = slopes[k][face]
+        outwards = speed > 0 if end else speed < 0
+        result[face] -= np.where(outwards, across * (speed - 0.5 * parts[k]), 0.0)
+        slopes[k][face] = np.where(outwards, 0.0, across)
 
     def _steered(self, fields: FloatArray, slopes: list[FloatArray]) -> FloatArray:
         """alpha rate + <b + Lambda grad w / (2 alpha), grad w>."""
@@ -250,6 +296,13 @@ class Operators:
         """Lambda_km, what was taken out of it put back."""
         part = fields[self._upper[k, m]]
         return np.asarray(part + self.grid.along(self._taken[k], k)) if k == m else part
+
+    def _on_face(self, fields: FloatArray, k: int, m: int, end: int) -> FloatArray:
+        """Lambda_km at the first or last nodes of axis k."""
+        if self.constant is not None:
+            return np.asarray(self.constant[k, m])
+        part = fields[self._upper[min(k, m), max(k, m)]][(slice(None),) * k + (end,)]
+        return np.asarray(part + self._taken[k][end] if k == m else part)
 
     def _second_order(self, fields: FloatArray, u: FloatArray, slopes: list[FloatArray], result: FloatArray) -> None:
         """Add what S leaves of 1/2 Tr(Lambda Hess u)."""
@@ -307,16 +360,6 @@ class Operators:
     def sizes(self, s: float, u: FloatArray) -> tuple[float, float]:
         """The norms of u and, in the metric of Lambda, of its gradient."""
         return self.root_mean_square(u), self.policy_square(s, self.gradient(u)) ** 0.5
-
-
-def _inward(values: FloatArray) -> BoolArray:
-    """(2, d): the faces on which the drift points inwards everywhere, at all times of a table."""
-    d = values.ndim - 2
-    result = np.ones((2, d), dtype=np.bool_)
-    for k in range(d):
-        faces = np.moveaxis(values[:, k], k + 1, 0)
-        result[:, k] = (faces[0] >= 0).all(), (faces[-1] <= 0).all()
-    return result
 
 
 def _broad(line: SpectralLine) -> FloatArray:

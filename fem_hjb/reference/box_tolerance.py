@@ -76,19 +76,15 @@ def _best(search: "_Search", form: str | None, told: Progress) -> tuple["_Judged
     idle = 0  # rounds that did not help
     for k in range(_ROUNDS):
         try:
-            found = search.run(partial(_part_of, told, k))
+            found = _found(search, form, partial(_part_of, told, k), best is None)
         except OutOfTimeError:
             if best is None:
                 raise
             return best, True
-        except ConvergenceError as failure:
-            if best is not None:
-                break
-            if form is not None or search.linear:
+        except ConvergenceError:
+            if best is None:
                 raise
-            search.choose("linear")
-            search.why = f"{search.why}; the value form failed: {failure}"
-            found = search.run(partial(_part_of, told, k))
+            break
         found.run.forget()
         idle = 0 if best is None or found.error < best.error else idle + 1
         if best is None or not idle:
@@ -98,6 +94,25 @@ def _best(search: "_Search", form: str | None, told: Progress) -> tuple["_Judged
     if best is None:
         raise ConvergenceError(f"no solution of {search.problem.name!r}")
     return best, False
+
+
+def _found(search: "_Search", form: str | None, tell: Progress, first: bool) -> "_Judged":
+    """A run; if there is none, one with guarded faces; and if there was none before, one in the linear form."""
+    try:
+        return search.run(tell)
+    except ConvergenceError as cause:
+        failure = cause
+    if search.guardable:
+        search.guarded = True
+        try:
+            return search.run(tell)
+        except ConvergenceError as cause:
+            failure = cause
+    if form is not None or search.linear or not first:
+        raise failure
+    search.choose("linear")
+    search.why = f"{search.why}; the value form failed: {failure}"
+    return search.run(tell)
 
 
 @final
@@ -135,6 +150,7 @@ class _Search:
         )
         self.tolerances = _tolerances(problem.dim, rtol, self.most)
         self.count = 0
+        self.guarded = False  # faces, in the value form
 
     def choose(self, form: str | None) -> None:
         """What is taken out, and the form."""
@@ -190,9 +206,15 @@ class _Search:
             self.reaches,
             self.jumps,
             _FLOOR * self.rtol,
+            self.guarded,
         )
         self.count += 1
         return Marcher(equation, self.coefficients, tolerances, tell).run()
+
+    @property
+    def guardable(self) -> bool:
+        """Whether guarded faces are something else."""
+        return not self.guarded and not self.linear and bool(truncated(self.problem).any())
 
     @property
     def movable(self) -> bool:

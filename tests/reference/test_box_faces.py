@@ -357,7 +357,8 @@ def operators_of(problem: ControlProblem, cells: int, degree: int, times: int = 
     grid = make_grid(edges, degree, equation, 0.0, 1.0)
     coefficients = Coefficients(problem, search.gauge, True)
     values = np.stack([coefficients.at(1.0 - float(s), grid.nodes) for s in lobatto(times)])
-    return equation, Operators.of(equation, grid, Table(0.0, 1.0, values.reshape(times, -1, *grid.shape)))
+    table = Table(0.0, 1.0, values.reshape(times, -1, *grid.shape))
+    return equation, Operators.of(equation, grid, table, np.ones(grid.shape))
 
 
 def end_of(equation: Equation, operators: Operators, panel: Any, count: int) -> FloatArray:

@@ -107,7 +107,7 @@ def operators_of(
     truncated = np.full((2, grid.dim), open_)
     box = Box(*np.array([line.bounds for line in grid.lines]).T)
     equation = Equation(problem, background, linear, box, truncated, (reach_in(grid.dim),), (), 1e-3)
-    return Operators.of(equation, grid, Table(S0, S1, values))
+    return Operators.of(equation, grid, Table(S0, S1, values), np.zeros(grid.shape))
 
 
 # A polynomial, its gradient and its second derivatives
@@ -257,13 +257,23 @@ def test_a_panel_made_again_from_its_own_coefficients_is_the_same() -> None:
 # Faces
 
 
-def faces(drift: Any, d: int = 1, truncated: Any = None, background: Any = CONSTANTS) -> Operators:
+def faces(
+    drift: Any,
+    d: int = 1,
+    truncated: Any = None,
+    background: Any = CONSTANTS,
+    begun: Any = None,
+    diffusion: Any = None,
+) -> Operators:
     grid = grid_in(d)
-    problem = problem_in(d, FULL[:d, :d], drift, running_reward=None)
+    problem = problem_in(d, FULL[:d, :d] if diffusion is None else diffusion, drift, running_reward=None)
     coefficients = Coefficients(problem, background, False)
     values = np.stack([coefficients.at(t, grid.nodes) for t in (0.8, 0.65, 0.5)]).reshape(3, -1, *grid.shape)
     truncated = np.ones((2, d), dtype=np.bool_) if truncated is None else np.array(truncated)
-    return Operators(grid, Table(S0, S1, values), problem.constant_diffusion, truncated, ALPHA, False, np.ones(d))
+    table = Table(S0, S1, values)
+    if begun is not None:
+        begun = begun(grid.nodes).reshape(grid.shape)
+    return Operators(grid, table, problem.constant_diffusion, truncated, ALPHA, False, np.ones(d), begun)
 
 
 def is_open(own: Operators, axis: int = 0) -> tuple[bool, bool]:
@@ -292,6 +302,47 @@ def test_the_drift_of_the_unknown_counts_not_that_of_the_process() -> None:
     outwards = lambda t, x: 0.5 * x  # noqa: E731
     assert is_open(faces(outwards)) == (False, False)
     assert is_open(faces(outwards, background=steep)) == (True, True)
+
+
+def test_guarded_faces_are_open_where_the_policy_too_points_inwards() -> None:
+    inwards = lambda t, x: -2.0 * x  # noqa: E731
+    assert is_open(faces(inwards, begun=lambda x: 0.0 * x)) == (True, True)
+    steep = lambda x: 3.0 * ALPHA * x[:, 0]  # noqa: E731
+    assert is_open(faces(inwards, begun=steep)) == (True, False)  # Lambda = 1: at the right face 3 - 2 * 1
+    assert is_open(faces(inwards, begun=lambda x: -steep(x))) == (False, True)
+    assert is_open(faces(inwards)) == (True, True)
+    # full Lambda: a slope along the second axis pushes along the first one
+    assert is_open(faces(inwards, 2, begun=lambda x: 8.0 * ALPHA * x[:, 1])) == (True, False)
+    assert is_open(faces(inwards, 2, begun=lambda x: 8.0 * ALPHA * x[:, 1], diffusion=np.eye(2))) == (True, True)
+
+
+@pytest.mark.parametrize("diffusion", [FULL[:2, :2], moving], ids=["constant", "moving"])
+def test_nothing_comes_from_outside_across_guarded_faces(diffusion: Any) -> None:
+    """The equation with a slope of zero across where the drift under the policy points outwards, else with its own."""
+    drift = lambda t, x: -x  # noqa: E731
+    w = lambda x: 2.0 * np.sin(3.0 * x[:, 0] + 2.5 * x[:, 1])  # noqa: E731
+    own = faces(drift, 2, begun=w, diffusion=diffusion)
+    assert len(own._guarded) == 4
+    grid, s = own.grid, 0.35
+    x, u = grid.nodes.reshape(*grid.shape, 2), w(grid.nodes).reshape(grid.shape)
+    slopes = np.stack(own.gradient(u), -1)
+    Lambda = problem_in(2, diffusion).Lambda(T - s, x)
+    speed = drift(s, x) + np.einsum("...ij,...j->...i", Lambda, slopes) / ALPHA
+    mixed = Lambda[..., 0, 1] * (grid.lines[0].derivative @ slopes[..., 1])
+    second = grid.lines[0].laplacian @ u, u @ grid.lines[1].laplacian.T
+    diffused = 0.5 * (Lambda[..., 0, 0] * second[0] + Lambda[..., 1, 1] * second[1]) + mixed
+    whole = apply_sum(own.separable, u) + own.remainder(s, u)
+    for k, end in ((0, 0), (0, -1), (1, 0), (1, -1)):
+        face = (slice(1, -1), end) if k else (end, slice(1, -1))
+        outwards = (speed[face][:, k] > 0) == (end == -1)
+        assert 0 < outwards.sum() < outwards.size  # both kinds are seen
+        p = slopes[face].copy()
+        p[outwards, k] = 0.0
+        moved = (drift(s, x)[face] * p).sum(-1) + np.einsum("ni,nij,nj->n", p, Lambda[face], p) / (2 * ALPHA)
+        np.testing.assert_allclose(whole[face], (moved + diffused[face] - 0.1), rtol=1e-6, atol=1e-6)
+        free = (drift(s, x)[face] * slopes[face]).sum(-1)
+        free += np.einsum("ni,nij,nj->n", slopes[face], Lambda[face], slopes[face]) / (2 * ALPHA)
+        assert np.abs(free - moved).max() > 0.1
 
 
 def test_nothing_diffuses_across_an_open_face() -> None:
