@@ -41,7 +41,7 @@ _RESTART, _RESTARTS = 40, 5
 def panel_of(equation: Equation, operators: Operators, size: Size) -> Panel:
     """The method for a panel: Lawson's, or implicit steps where values are prescribed on faces."""
     if not equation.absorbing.any():
-        return LawsonPanel(operators.separable, operators.remainder, size)
+        return LawsonPanel(operators.separable, operators.remainder, size, damped=operators.damped)
     return ImplicitPanel(FaceSystem(equation, operators), operators.table.s0, operators.table.s1, size)
 
 

@@ -115,7 +115,7 @@ class Marcher:
         """Whether steps are too short for the time since coefficients jumped, where guarded faces may help."""
         equation = self.equation
         since = s - float(self.corners[self.corners < s * (1 - 1e-12)].max(initial=0.0))
-        unguarded = not equation.linear and not equation.guarded and bool(equation.truncated.any())
+        unguarded = not equation.linear and equation.levels is None and bool(equation.truncated.any())
         return unguarded and s < self.T * (1 - 1e-12) and self.h < _COLLAPSED * since
 
     def _grid(self, edges: Sequence[FloatArray], s0: float, s1: float) -> Grid:
@@ -347,7 +347,7 @@ class Marcher:
         equation, problem = self.equation, self.equation.problem
         low, high = equation.box.bounds
         x = self.rng.uniform(low, high, (_CHECKED, problem.dim))
-        rewards = problem.y(x)
+        rewards = equation.left(x) + equation.gauge.guess(self.T, x)
         if problem.running_reward is not None:
             rewards = rewards + self.T * np.mean([problem.r(f * self.T, x) for f in (0.1, 0.5, 0.9)], axis=0)
         rewards = np.concatenate([rewards, *exit_rewards(equation, x)])

@@ -12,9 +12,10 @@ are zero there. That makes no boundary layer, and is stable as nothing comes fro
 natural condition d w/dn = 0.
 
 In the value form it is the drift under the policy that counts, b + Lambda grad v / alpha. Where the law hardly goes it
-may point outwards, and steep values run away there. Guarded faces are open only if this drift, too, points inwards as
-a panel begins; where it points outwards, what it brings is the natural condition, not the slope from inside. Elsewhere
-that makes a kink, which moves inwards: faces that are not guarded are tried first.
+may point outwards, and steep values run away there. A tamed equation (`box_taming`) has flatter rewards at T and damped
+elements where no path goes, and guarded faces: they are open only if this drift, too, points inwards as a panel
+begins; where it points outwards, what it brings is the natural condition, not the slope from inside. Elsewhere that
+makes a kink, which moves inwards: an equation is tamed only where steps collapse.
 """
 
 import math
@@ -31,6 +32,7 @@ from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Table
+from fem_hjb.reference.box_taming import damping, flattened
 from fem_hjb.spaces.axes import (
     AxisMatrix,
     apply_axis,
@@ -91,7 +93,7 @@ class Grid:
 class Equation:
     """What is solved: the problem, what is taken out, where, and where the process goes.
 
-    guarded : whether faces of the value form are.
+    levels : between which w at T is as given if the value form is tamed; beyond them no path should end.
     """
 
     problem: ControlProblem
@@ -102,7 +104,7 @@ class Equation:
     reaches: tuple[Reach, ...]
     jumps: tuple[float, ...]
     floor: float
-    guarded: bool = False
+    levels: tuple[float, float] | None = None
 
     @property
     def metric(self) -> FloatArray:
@@ -121,9 +123,13 @@ class Equation:
 
     def start(self, grid: "Grid") -> FloatArray:
         """w or u at T, (*shape)."""
-        problem, x = self.problem, grid.nodes
-        values = problem.y(x) - self.gauge.guess(problem.horizon, x)
-        return (np.exp(values / problem.temperature) if self.linear else values).reshape(grid.shape)
+        values = self.left(grid.nodes)
+        return (np.exp(values / self.problem.temperature) if self.linear else values).reshape(grid.shape)
+
+    def left(self, x: FloatArray) -> FloatArray:
+        """y - v0 at T (n,), or flattened: f_t(x) loses or gains a part of what comes from paths that end beyond."""
+        values = self.problem.y(x) - self.gauge.guess(self.problem.horizon, x)
+        return values if self.levels is None else flattened(values, *self.levels)
 
 
 @final
@@ -133,7 +139,8 @@ class Operators:
     table : not settled yet, with drift (d fields), reward, and the upper triangle of Lambda if it varies, on the grid.
     constant : Lambda if it does not vary.
     truncated : (2, d), the faces at which the box ends but the process does not.
-    begun : w (*shape) with which the panel begins, where faces are to be guarded in the value form.
+    begun : w (*shape) with which the panel begins, in a tamed value form.
+    damped : what steps end with in a tamed value form.
     """
 
     def __init__(
@@ -154,8 +161,8 @@ class Operators:
         self._upper = {(i, j): d + 1 + n for n, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
         inward = self._inward(begun)
         open_ = truncated & inward
-        guarded = np.zeros_like(truncated) if begun is None else truncated & ~inward
-        self._guarded = [(k, -side) for side, k in np.argwhere(guarded).tolist()]
+        self._guarded = [] if begun is None else [(k, -side) for side, k in np.argwhere(truncated).tolist()]
+        self.damped = None if begun is None else damping(grid.lines, grid.masses, grid.floor)
         self.inner = [np.ones(n) for n in grid.shape]
         for k in range(d):
             self.inner[k][[0, -1]] = np.where(open_[:, k], 0.0, 1.0)
@@ -172,7 +179,7 @@ class Operators:
         """Those of an equation, on a panel that begins with w or u (*shape)."""
         problem = equation.problem
         how = problem.constant_diffusion, equation.truncated, problem.temperature, equation.linear, equation.metric
-        return cls(grid, table, *how, begun if equation.guarded else None)
+        return cls(grid, table, *how, begun if equation.levels is not None else None)
 
     def coefficients(self, k: int) -> FloatArray:
         """(m, *shape), the table at the k-th of its times, as it was before S was taken out."""

@@ -49,6 +49,8 @@ _GROWING = (
     "as far as the law of X_T can be extrapolated, exp(y / alpha) outgrows it: the value may be infinite, and that on"
     " the box is of a reward that ends where the box does"
 )
+_FURTHER = 1 / 3  # over log 1 / rtol: of the range of rewards at draws; quadratic ones take as many to leave it by
+_FLAT = 16.0  # temperatures at least
 _ROUNDING = 3e-13  # relative: the least error that is admitted
 
 
@@ -97,13 +99,13 @@ def _best(search: "_Search", form: str | None, told: Progress) -> tuple["_Judged
 
 
 def _found(search: "_Search", form: str | None, tell: Progress, first: bool) -> "_Judged":
-    """A run; if there is none, one with guarded faces; and if there was none before, one in the linear form."""
+    """A run; if there is none, one that is tamed; and if there was none before, one in the linear form."""
     try:
         return search.run(tell)
     except ConvergenceError as cause:
         failure = cause
-    if search.guardable:
-        search.guarded = True
+    if search.tameable:
+        search.tame()
         try:
             return search.run(tell)
         except ConvergenceError as cause:
@@ -150,7 +152,7 @@ class _Search:
         )
         self.tolerances = _tolerances(problem.dim, rtol, self.most)
         self.count = 0
-        self.guarded = False  # faces, in the value form
+        self.levels: tuple[float, float] | None = None
 
     def choose(self, form: str | None) -> None:
         """What is taken out, and the form."""
@@ -206,15 +208,28 @@ class _Search:
             self.reaches,
             self.jumps,
             _FLOOR * self.rtol,
-            self.guarded,
+            self.levels,
         )
         self.count += 1
         return Marcher(equation, self.coefficients, tolerances, tell).run()
 
     @property
-    def guardable(self) -> bool:
-        """Whether guarded faces are something else."""
-        return not self.guarded and not self.linear and bool(truncated(self.problem).any())
+    def tameable(self) -> bool:
+        """Whether guarded faces and rewards that are flattened where no path ends are something else."""
+        return self.levels is None and not self.linear and bool(truncated(self.problem).any())
+
+    def tame(self) -> None:
+        """Flatten what is left of the terminal reward far beyond all draws of X_T, and guard faces."""
+        ends = [self.sample.x[-1], self.sample.paths[-1]]
+        ends += [] if self.ends is None else list(self.ends.x)
+        values = self._left(np.concatenate(ends))
+        low, high = float(values.min()), float(values.max())
+        by = max(_FURTHER * math.log(1.0 / self.rtol) * (high - low), _FLAT * self.problem.temperature)
+        self.levels = low - by, high + by
+
+    def _left(self, x: FloatArray) -> FloatArray:
+        """What the background leaves of the terminal reward."""
+        return np.asarray(self.problem.y(x) - self.gauge.guess(self.problem.horizon, x))
 
     @property
     def movable(self) -> bool:
@@ -305,9 +320,19 @@ class _Search:
             bad = best.run.nonpositive
             told = f"u is not positive at {bad} nodes of space and time"
             found.append(Check(name="positive", figure=float(bad), limit=0.0, told=told))
+        if self.levels is not None:
+            found.append(self._flattened(followed))
         if self.ends is not None and self.ends.growing:
             found.append(Check(name="finite value", figure=math.inf, limit=0.0, told=_GROWING))
         return tuple(found)
+
+    def _flattened(self, followed: Steered | None) -> Check:
+        """Whether paths end where the terminal reward was flattened."""
+        low, high = self.levels or (-math.inf, math.inf)
+        ends = [self.sample.x[-1]] if followed is None else [self.sample.x[-1], followed.x[-1]]
+        lost = max(float(((values < low) | (values > high)).mean()) for values in map(self._left, ends))
+        told = f"{lost:.2%} of paths end where what is left of the terminal reward is beyond {low:.3g} or {high:.3g}"
+        return Check(name="terminal reward", figure=lost, limit=self.losable, told=told)
 
 
 def _tolerances(dim: int, rtol: float, most: int) -> Tolerances:

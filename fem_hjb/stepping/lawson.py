@@ -42,6 +42,7 @@ class LawsonPanel:
     remainder : N.
     size : of arrays like u, relative to what errors are compared with.
     weights : per axis w_k with w_k S_k = 0, or None; then w_k exp(h S_k) = w_k to rounding, which powers lose.
+    damped : what becomes of u at the end of a step, or None.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class LawsonPanel:
         remainder: Remainder,
         size: Size,
         weights: Sequence[FloatArray | None] | None = None,
+        damped: Callable[[FloatArray], FloatArray] | None = None,
     ) -> None:
-        self.separable, self.remainder, self.size = separable, remainder, size
+        self.separable, self.remainder, self.size, self.damped = separable, remainder, size, damped
         self._weights = [None] * len(separable) if weights is None else weights
         self._axes: list[AxisMatrix] = [in_blocks(S) for S in separable]
         self._norm = max(float(np.abs(S).sum(axis=1).max()) for S in separable)
@@ -115,6 +117,8 @@ class LawsonPanel:
         k2 += a
         u1 = apply_all(half, k2)
         u1 += h / 6 * k4
+        if self.damped is not None:
+            u1 = self.damped(u1)
         k5 = N(s + h, u1)
         k4 -= k5
         k4 *= h / 10

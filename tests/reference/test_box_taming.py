@@ -1,0 +1,140 @@
+"""Values that run away where nobody goes: that they do, and that a tamed equation has the same solution elsewhere."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fem_hjb.problems import zoo
+from fem_hjb.problems.laws import Gaussian
+from fem_hjb.problems.problem import ControlProblem, ValueFunction
+from fem_hjb.reference.box_paths import evaluate
+from fem_hjb.reference.box_taming import damping, flattened
+from fem_hjb.reference.box_tolerance import _Search
+from fem_hjb.reference.solve import solve
+from fem_hjb.spaces.spectral import SpectralLine
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError
+
+TURN = np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
+
+
+def bent(name: str, c: float) -> tuple[ControlProblem, Any, ValueFunction]:
+    """x = M arsinh(c z) / c of the process z of a problem, and z(x): far out, rewards go like exp(2 c |x|)."""
+    base = zoo.get(name, 2)
+    assert base.exact is not None
+    assert base.constant_diffusion is not None
+    noise = base.constant_diffusion
+
+    def back(x: FloatArray) -> FloatArray:
+        return np.asarray(np.sinh(c * (x @ TURN)) / c)
+
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        z = back(x)
+        root = 1.0 + (c * z) ** 2
+        return np.asarray((base.b(t, z) / np.sqrt(root) - 0.5 * c**2 * z / root**1.5 * np.diag(noise)) @ TURN.T)
+
+    def diffusion(t: Any, x: FloatArray) -> FloatArray:
+        turned = TURN / np.sqrt(1.0 + (c * back(x)) ** 2)[..., None, :]
+        return np.asarray(turned @ noise @ np.swapaxes(turned, -1, -2))
+
+    problem = ControlProblem(
+        dim=2,
+        horizon=base.horizon,
+        temperature=base.temperature,
+        drift=drift,
+        diffusion=diffusion,
+        terminal_reward=lambda x: base.y(back(x)),
+        initial_law=Gaussian(np.zeros(2), 0.1),
+    )
+    return problem, back, base.exact
+
+
+@pytest.mark.parametrize(("name", "c"), [("brownian-mixture", 0.4), ("mixture-diffusion", 0.8)])
+def test_steep_values_run_away_unless_tamed(name: str, c: float) -> None:
+    problem, back, exact = bent(name, c)
+    search = _Search(problem, 1e-3, None, None, None, 0)
+    with pytest.raises(ConvergenceError, match="values run away at faces"):
+        search._marched(search.tolerances, lambda _: None)
+    assert search.tameable
+    search.tame()
+    assert not search.tameable
+    run = search._marched(search.tolerances, lambda _: None)
+    size = wrong = 0.0
+    for t, x in zip(search.sample.times.tolist(), search.sample.x, strict=True):
+        expected = exact.value(t, back(x))
+        found, _ = evaluate(run, problem.horizon - t, x)
+        size = max(size, float((expected**2).mean()) ** 0.5)
+        wrong = max(wrong, float(((found - expected) ** 2).mean()) ** 0.5)
+    assert wrong < 3e-4 * size
+
+
+def test_an_answer_says_that_rewards_were_flattened() -> None:
+    problem, back, exact = bent("mixture-diffusion", 0.8)
+    solution = solve(problem, rtol=1e-2)
+    check = next(check for check in solution.checks if check.name == "terminal reward")
+    assert check.passed
+    assert solution.status == "ok"
+    x = problem.initial_law.sample(500, np.random.default_rng(5))
+    expected = exact.value(0.0, back(x))
+    assert solution.error_estimate is not None
+    wrong = np.abs(solution.value(0.0, x) - expected).max() / np.abs(expected).max()
+    assert wrong < max(3 * solution.error_estimate.value, 1e-4)
+
+
+def test_levels_are_beyond_all_draws_and_further_for_smaller_tolerances() -> None:
+    problem = bent("mixture-diffusion", 0.8)[0]
+    widths = []
+    for rtol in (1e-3, 1e-6):
+        search = _Search(problem, rtol, None, None, None, 0)
+        search.tame()
+        assert search.levels is not None
+        low, high = search.levels
+        values = problem.y(search.sample.x[-1]) - search.gauge.guess(problem.horizon, search.sample.x[-1])
+        assert low < values.min() - 16 * problem.temperature
+        assert high > values.max() + 16 * problem.temperature
+        assert search._flattened(None).passed
+        widths.append(high - low)
+        search.levels = low, float(np.quantile(values, 0.9))
+        assert not search._flattened(None).passed
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_nothing_is_flattened_between_the_levels_and_all_is_smooth() -> None:
+    x = np.linspace(-20.0, 20.0, 400_001)
+    y = flattened(x, -2.0, 3.0)
+    inside = (x >= -2) & (x <= 3)
+    np.testing.assert_array_equal(y[inside], x[inside])
+    slope = np.gradient(y, x)
+    assert slope.max() < 1 + 1e-9
+    np.testing.assert_allclose(
+        slope[[1000, -1000]], 1 / np.hypot(1, (np.abs(x[[1000, -1000]]) - [2, 3]) / 5), rtol=1e-5
+    )
+    curvature = np.gradient(slope, x)
+    assert np.abs(np.diff(curvature[10:-10])).max() < 1e-4  # no jump
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_damping_takes_half_of_the_highest_degree_where_no_mass_is(d: int) -> None:
+    lines = [SpectralLine(np.array([-2.0, -0.5, 0.4, 1.0, 2.5]), 6)] * d
+    masses = [np.exp(-20.0 * (line.nodes + 1.0) ** 2) * line.weights for line in lines]
+    damped = damping(lines, masses, 1e-3)
+    x = lines[0].nodes
+    axes = np.meshgrid(*[x] * d, indexing="ij")
+    low = sum(axis**5 for axis in axes) * np.prod(axes, axis=0)
+    if d == 1:
+        low = x**5
+        legendre = np.polynomial.legendre.Legendre.basis
+        cell = lines[0].cell_dofs[2]
+        xi = 2 * (x[cell] - 0.4) / 0.6 - 1
+        bubble = np.zeros_like(x)
+        bubble[cell] = legendre(6)(xi) - legendre(4)(xi)  # 0 at the ends of the cell
+        np.testing.assert_allclose(damped(bubble), 0.5 * bubble, atol=1e-12)
+        np.testing.assert_allclose(damped(low), low, atol=1e-10)
+    u = np.random.default_rng(0).standard_normal(low.shape)
+    near = np.prod([np.abs(axis + 1.0) < 0.2 for axis in axes], axis=0) > 0
+    change = np.abs(damped(u) - u)
+    assert change[near].max() < 1e-4
+    assert change[~near].max() > 0.1
+    ends = np.prod([np.isin(axis, lines[0].grid) for axis in axes], axis=0) > 0
+    assert change[ends].max() < 1e-12
