@@ -15,7 +15,7 @@ ORDER = {
         "divergence box laws problem probing fingerprint blocks rewards closed_form linear manufactured gauge mixtures "
         "zoo"
     ),
-    "paths": "steering simulate tree_sum extent tilted sources stored",
+    "paths": "steering simulate likelihood tree_sum extent tilted sources stored",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": "density estimate checks norms solution comparison compare files",
@@ -31,7 +31,7 @@ ORDER = {
         "measures samples scatter moments gram solvers estimators system smoothing population solve_system selection "
         "fit"
     ),
-    "evaluation": "controlled_law expectation control_error objectives",
+    "evaluation": "controlled_law expectation control_error objectives weights weighted_walk certificate certify",
     "plotting": "pictures",
     "experiments": (
         "trial coercivity critical_radius harder_than_regression high_dimension iteration observation_times "

@@ -204,6 +204,15 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         ),
         "Space on a mesh": (fh.Space, {"problem": LQ, "time_cells": 2, "element": "P2", "mesh": MESH}),
         "Uniform": (fh.Uniform, {"box": DOMAIN}),
+        "certify": (
+            fh.certify,
+            {"problem": LQ, "policy": b, "x0": [0.0], "n": 64, "steps": 2, "rng": 0, "level": 0.9, "starts": None}
+            | {"executor": None, "progress": None, "max_seconds": None},
+        ),
+        "certify over starts": (
+            fh.certify,
+            {"problem": LQ, "policy": None, "n": 512, "steps": 2, "rng": 0, "starts": 16},
+        ),
         "compare": (
             fh.compare,
             {"candidates": {"a": LQ.exact}, "reference": LQ.exact, "problem": LQ, "times": [0.0, 0.5], "order": 8}

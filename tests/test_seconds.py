@@ -53,6 +53,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "refine_on_mesh": lambda **k: fh.refine_on_mesh(REFLECTED, rtol=1e-3, **k),
     "fokker_planck.solve": lambda **k: fh.fokker_planck.solve(WELL, policy=wave, **k),
     "fokker_planck.solve on a mesh": lambda **k: fh.fokker_planck.solve(WELL, mesh=MESH, **k),
+    "certify": lambda **k: fh.certify(LQ, wave, n=4096, steps=64, rng=0, **k),
     "control_error": lambda **k: fh.control_error(LQ, wave, LQ.exact, under="policy", **k),
     "control_error of a Gaussian law": lambda **k: fh.control_error(LQ, lambda t, x: -x, LQ.exact, **k),
     "fit": learn,

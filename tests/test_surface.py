@@ -69,6 +69,7 @@ SOLVERS: dict[str, Call] = {
     "law_measure": lambda of: fh.law_measure(of, LINE),
     "load_solution": lambda of: fh.load_solution("none.npz", of),
     "compare": lambda of: fh.compare({"exact": LQ.exact}, LQ.exact, problem=of),
+    "certify": lambda of: fh.certify(of, None, n=512, steps=2, rng=0),
     "control_error": lambda of: fh.control_error(of, LQ.exact.policy, LQ.exact),
     "objectives": lambda of: fh.objectives(of, LQ.exact.policy, LQ.exact, steps=4, n=8, times=4),
     "solve": lambda of: fh.solve(of),
