@@ -31,7 +31,10 @@ ORDER = {
         "measures samples scatter moments gram solvers estimators system smoothing population solve_system selection "
         "fit"
     ),
-    "evaluation": "controlled_law expectation control_error objectives weights weighted_walk certificate certify",
+    "evaluation": (
+        "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
+        "certificate certify"
+    ),
     "plotting": "pictures",
     "experiments": (
         "trial coercivity critical_radius harder_than_regression high_dimension iteration observation_times "

@@ -209,6 +209,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             {"problem": LQ, "policy": b, "x0": [0.0], "n": 64, "steps": 2, "rng": 0, "level": 0.9, "starts": None}
             | {"executor": None, "progress": None, "max_seconds": None},
         ),
+        "certify by a value": (
+            fh.certify,
+            {"problem": LQ, "policy": LQ.exact, "x0": [0.0], "n": 64, "steps": 2, "rng": 0, "value": LQ.exact}
+            | {"bounds": [[0.0, 1.0], [0.0, 1.0]]},
+        ),
         "certify over starts": (
             fh.certify,
             {"problem": LQ, "policy": None, "n": 512, "steps": 2, "rng": 0, "starts": 16},

@@ -54,6 +54,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "fokker_planck.solve": lambda **k: fh.fokker_planck.solve(WELL, policy=wave, **k),
     "fokker_planck.solve on a mesh": lambda **k: fh.fokker_planck.solve(WELL, mesh=MESH, **k),
     "certify": lambda **k: fh.certify(LQ, wave, n=4096, steps=64, rng=0, **k),
+    "certify by a value": lambda **k: fh.certify(LQ, wave, n=4096, steps=64, rng=0, value=LQ.exact, **k),
     "control_error": lambda **k: fh.control_error(LQ, wave, LQ.exact, under="policy", **k),
     "control_error of a Gaussian law": lambda **k: fh.control_error(LQ, lambda t, x: -x, LQ.exact, **k),
     "fit": learn,

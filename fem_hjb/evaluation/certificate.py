@@ -54,7 +54,7 @@ class Certificate:
     """Bounds of the optimal value from the paths of a policy.
 
     lower, upper : v* lies between them with the probability `level` at least.  value : the estimate of v*.
-    gap : J(pi*) - J(pi) = alpha KL.
+    upper_by : what `upper` comes from.  gap : J(pi*) - J(pi) = alpha KL.
     diffusion : the intervals they are taken from, two step sizes extrapolated to none.
     chain : the same of the Euler chain with `steps` steps, where nothing is extrapolated; None if an approximate value
         was followed, whose residual belongs to the diffusion.
@@ -70,6 +70,7 @@ class Certificate:
     lower: float
     value: float
     upper: float
+    upper_by: str
     gap: Interval
     diffusion: Bounds
     chain: Bounds | None
@@ -87,7 +88,7 @@ class Certificate:
             (
                 f"certificate of a policy of {self.name!r}, level {self.level:g}: {self.status}",
                 f"J(pi)  {self.diffusion.reward}, so that v* >= {self.lower:.6g}",
-                f"v*     {self.diffusion.optimal}, v* <= {self.upper:.6g}",
+                f"v*     {self.diffusion.optimal}, v* <= {self.upper:.6g} by {self.upper_by}",
                 f"gap    {self.gap}; steps put {self.bias.reward.estimate:.2g} into J, {self.bias.optimal.estimate:.2g}"
                 " into v*",
                 f"{self.paths} paths from {self.starts} start{'s' if self.starts > 1 else ''} in {self.steps} and"

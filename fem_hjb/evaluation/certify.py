@@ -8,110 +8,42 @@ whatever pi is; the gap between the two is J(pi*) - J(pi) = alpha KL(P^pi || P*)
 the N-step Euler chain both are true without an error in time, with the likelihood ratio of its own Gaussian increments
 (`paths.likelihood`). Of the diffusion they are extrapolated from chains of N and N/2 steps with the same noise, weak
 order 1, and what the N-step chain is off by is told.
+
+An approximate value w gives another pair of bounds, from paths of its own (`residual_score`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from typing import Any, final
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.evaluation.certificate import Bounds, Certificate, intervals, without_value
+from fem_hjb.evaluation.certificate import Bounds, Certificate, intervals, separate, without_value
 from fem_hjb.evaluation.controlled_law import checked_policy, policy_of
-from fem_hjb.evaluation.weighted_walk import Likelihood, Score, log_weights, nothing_seen
-from fem_hjb.evaluation.weights import Found, Sums, add, found_in, of_many_starts, of_one_start
-from fem_hjb.paths.simulate import inside
+from fem_hjb.evaluation.residual_score import Range, Residual, checked_range, checked_value
+from fem_hjb.evaluation.walk_sums import Chunks, Plan, checked_plan, starts_of, summed
+from fem_hjb.evaluation.weighted_walk import Likelihood
+from fem_hjb.evaluation.weights import Found, found_in
 from fem_hjb.paths.sources import child_seed
 from fem_hjb.paths.steering import Policy, steer
-from fem_hjb.paths.tree_sum import tree_sum
-from fem_hjb.problems.laws import PointMass
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.support.checks import FloatArray, Rng, as_seed, at_most, finite_number, frozen_array, positive_integer
-from fem_hjb.support.errors import ConvergenceError, DomainError, FemHjbError, MeasureError, ProblemError
-from fem_hjb.support.progress import (
-    OutOfTimeError,
-    Progress,
-    Watch,
-    checked_progress,
-    checked_seconds,
-    unheard,
-    until,
-)
+from fem_hjb.support.checks import FloatArray, Rng, as_seed, at_most, finite_number
+from fem_hjb.support.errors import ConvergenceError, MeasureError, ProblemError
+from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_progress, checked_seconds, part_of, until
 
-_FEWEST, _FEWEST_INNER, _FEWEST_STARTS = 64, 16, 16  # paths from a fixed start; from each of so many starts
-_INNER = 64  # paths from each start, if there are enough for it
-_GROWTH = (
-    0.4  # the power of n that they grow with: what is left of the bias of a logarithm then falls faster than noise
-)
-_MOST, _MOST_STEPS, _MOST_INNER = 10**10, 10**6, 10**5
-_CHUNK = 1 << 21  # coordinates times steps of a chunk, about
-_CHUNK_LOW, _CHUNK_HIGH = 512, 8192  # its paths
+_MOST_STEPS = 10**6
 _PROBES = 8
 _REPEATED = 1e-5  # relative change from call to call that counts as rounding, single precision included
 _TAIL = 0.5  # the largest index with which weights have a variance
 _ESS, _ESS_OF_START = 100.0, 16.0  # effective sample sizes below which intervals of v* are not to be trusted
 _SECOND_ORDER = 10.0  # times the square of the bias that was taken out of a logarithm: about what is left of it
+_NOTHING = 1e-4  # of a temperature: a half-width below which nobody asks what steps put into it
 _BIAS = 2.0  # half-widths of an interval that steps may put into it: what extrapolating leaves is a fraction of that
-
-
-@final
-@dataclass(frozen=True)
-class Plan:
-    """How many starts, paths from each of them, and starts (or, of a fixed start, paths) in a chunk."""
-
-    starts: int
-    inner: int
-    chunk: int
-
-    @property
-    def chunks(self) -> int:
-        """How many chunks there are."""
-        return -(-(self.inner if self.starts == 1 else self.starts) // self.chunk)
-
-    def size(self, i: int) -> int:
-        """Starts or paths in chunk i."""
-        return min(self.chunk, (self.inner if self.starts == 1 else self.starts) - i * self.chunk)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Chunks:
-    """i -> sums over chunk i, from i and the seed alone."""
-
-    score: Score
-    x0: FloatArray | None
-    plan: Plan
-    steps: int
-    seed: np.random.SeedSequence
-    tell: Callable[[int, float], None] | None = None
-
-    def __call__(self, i: int) -> Sums:
-        rng = np.random.default_rng(child_seed(self.seed, i))
-        score: Any = replace(self.score, seen=nothing_seen())  # type: ignore[type-var]
-        tell = unheard if self.tell is None else lambda fraction: self.told(i, fraction)
-        count = self.plan.size(i)
-        if self.x0 is not None:
-            x = np.repeat(self.x0[None], count, axis=0)
-            return of_one_start(log_weights(score, x, self.steps, rng, tell), score.seen)
-        x = np.repeat(starts_of(score.problem, count, rng), self.plan.inner, axis=0)
-        W = log_weights(score, x, self.steps, rng, tell)
-        return of_many_starts(W.reshape(2, count, self.plan.inner), score.seen)
-
-    def told(self, i: int, fraction: float) -> None:
-        """How far chunk i is."""
-        if self.tell is not None:
-            self.tell(i, fraction)
-
-
-def starts_of(problem: ControlProblem, n: int, rng: np.random.Generator) -> FloatArray:
-    """Draws of the initial law, those outside a domain moved to where the process starts, (n, d)."""
-    x = problem.initial_law.sample(n, rng)
-    return x if problem.domain is None else inside(problem.domain, x)
 
 
 def certify(
@@ -122,6 +54,8 @@ def certify(
     n: int,
     steps: int,
     rng: Rng,
+    value: ValueFunction | None = None,
+    bounds: Box | ArrayLike | None = None,
     level: float = 0.95,
     starts: int | None = None,
     executor: Executor | None = None,
@@ -146,6 +80,13 @@ def certify(
     x0 : (d,), a start; None: the initial law (which may be a point).
     n, steps : how many paths, and N, even, the number of steps: N and N/2 are followed with the same noise.
     rng : an int or a SeedSequence (the same bits on every call, whatever the executor) or a Generator.
+    value : an approximate value w with value(t, x) and gradient(t, x), for bounds of v* from paths under its policy,
+        n more of them (those of the policy itself if that is the same object, policy=w). If it has residual(t, x), R,
+        or generator(t, x), d_t w + <b, grad w> + 1/2 Tr(Lambda Hess w), these are used; else derivatives are
+        differences. J(pi) and the gap remain those of the policy.
+    bounds : of R and D = y - w_T, ((least R, largest R), (least D, largest D)), with which Hoeffding's lemma bounds v*
+        from above; or a box on which they are looked for (at random points and along the paths: found, not proved).
+        None: `upper` is that of the estimate.
     level : of each interval, and of [lower, upper].
     starts : of X_0 ~ p_0, 16 at least; None: so many that 64 paths begin at each, and n^0.4 if that is more.
     executor : any concurrent.futures.Executor; None: here. Chunks of paths are made and summed up where they are
@@ -159,59 +100,140 @@ def certify(
 
     Raises
     ------
-    ProblemError : the policy is no such thing, fails, returns a wrong shape, numbers that are not finite, or others
-        when it is called again.
-    MeasureError : n, steps, rng, level or starts make no sense, or the executor fails.
+    ProblemError : the policy, or the value, is no such thing, fails, returns a wrong shape, numbers that are not
+        finite, or others when it is called again.
+    MeasureError : bounds, n, steps, rng, level or starts make no sense, or the executor fails.
     DomainError : x0 is not of the problem's dimension, or not in its domain.
     ConvergenceError : paths explode, or max_seconds are over before there is anything.
     """
     require_problem(problem, "certify")
     watch = until(checked_progress(progress), checked_seconds(max_seconds))
-    plan, x0 = checked_plan(problem, x0, n, checked_steps(steps), starts)
-    level = checked_level(level)
-    seed = np.random.SeedSequence(as_seed(rng))
-    pi = followed(problem, policy)
-    probe(problem, pi, x0, steps)
-    score = Likelihood(problem, pi)
-    sums = summed(Chunks(score, x0, plan, steps, seed), executor, watch, max_seconds)
-    found = found_in(sums, plan.starts > 1)
-    diffusion, chain, bias = intervals(found, problem.temperature, level)
-    notes = unfinished(found, plan) + degenerate(found, plan, diffusion) + biased(diffusion, bias, steps)
-    if degenerate(found, plan, diffusion):
-        diffusion, chain, bias = map(without_value, (diffusion, chain, bias))
+    plan, start = checked_plan(problem, x0, n, checked_steps(steps), starts)
+    work = _Work(problem, start, plan, steps, checked_level(level), executor, np.random.SeedSequence(as_seed(rng)))
+    if value is None and bounds is not None:
+        raise MeasureError("bounds= are those of the residual of value=, which is missing; give both or neither")
+    try:
+        if value is None:
+            run = work.likelihood(policy, watch)
+            found = work.certificate(run, work.optimum(run, None), run)
+        else:
+            found = work.from_value(policy, value, bounds, watch, max_seconds)
+    except OutOfTimeError:
+        raise ConvergenceError(
+            f"certify({problem.name!r}): {watch.reached:.0%} done within max_seconds={max_seconds:g}; give it more"
+            " time, or smaller n and steps"
+        ) from None
     watch.finished()
-    return certificate(problem, diffusion, chain, bias, found, plan, steps, level, notes)
+    return found
 
 
-def certificate(
-    problem: ControlProblem,
-    diffusion: Bounds,
-    chain: Bounds | None,
-    bias: Bounds,
-    found: Found,
-    plan: Plan,
-    steps: int,
-    level: float,
-    notes: list[str],
-) -> Certificate:
-    """What was found, in one object."""
-    return Certificate(
-        name=problem.name,
-        lower=diffusion.reward.low,
-        value=diffusion.optimal.estimate,
-        upper=diffusion.optimal.high,
-        gap=diffusion.gap,
-        diffusion=diffusion,
-        chain=chain,
-        bias=bias,
-        ess=found.ess,
-        tail=found.tail,
-        paths=found.paths,
-        starts=1 if plan.starts == 1 else found.count,
-        steps=steps,
-        level=level,
-        status="; ".join(notes) or "ok",
-    )
+class _Run(NamedTuple):
+    """Paths of one policy: what was found, and the intervals; chain None where a residual was added up."""
+
+    found: Found
+    diffusion: Bounds
+    chain: Bounds | None
+    bias: Bounds
+
+
+class _Optimum(NamedTuple):
+    """What a run says of v*: bounds, an upper bound, how that was found, and what is not as it should be."""
+
+    bounds: Bounds
+    upper: float
+    how: str
+    notes: list[str]
+    degenerate: bool
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What all paths have in common."""
+
+    problem: ControlProblem
+    x0: FloatArray | None
+    plan: Plan
+    steps: int
+    level: float
+    executor: Executor | None
+    seed: np.random.SeedSequence
+
+    def likelihood(self, policy: Any, tell: Progress) -> _Run:
+        """Along paths of the policy, exact for the chain."""
+        pi = followed(self.problem, policy)
+        probe(self.problem, pi, self.x0, self.steps)
+        return self._run(Likelihood(self.problem, pi), 0, tell)
+
+    def from_value(self, policy: Any, value: Any, bounds: Any, watch: Watch, seconds: float | None) -> Certificate:
+        """With v* from paths of an approximate value's own policy."""
+        score = checked_value(self.problem, value)
+        probe(self.problem, score.policy, self.x0, self.steps)
+        limits = checked_range(score, bounds, np.random.default_rng(child_seed(self.seed, 1)))
+        if policy is value:
+            run = self._run(score, 2, watch)._replace(chain=None)
+            return self.certificate(run, self.optimum(run, limits), run)
+        half = None if seconds is None else seconds / 2
+        own = self.likelihood(policy, until(part_of(watch, 0.0, 0.5), half))
+        run = self._run(score, 2, part_of(watch, 0.5, 1.0))
+        best = self.optimum(run, limits)
+        both = separate(own.diffusion, best.bounds)
+        return self.certificate(own, best._replace(bounds=both), run)
+
+    def _run(self, score: Likelihood | Residual, k: int, tell: Progress) -> _Run:
+        """The paths of run k, each with random numbers of its own."""
+        chunks = Chunks(score, self.x0, self.plan, self.steps, child_seed(self.seed, k))
+        found = found_in(summed(chunks, self.executor, tell), self.plan.starts > 1)
+        return _Run(found, *intervals(found, self.problem.temperature, self.level))
+
+    def optimum(self, run: _Run, limits: Range | None) -> _Optimum:
+        """What the run says of v*."""
+        bounds, notes = run.diffusion, degenerate(run.found, self.plan, run.diffusion)
+        spoilt = bool(notes)
+        if spoilt:
+            bounds = without_value(bounds)
+        if limits is None:
+            return _Optimum(bounds, bounds.optimal.high, "the estimate", notes, spoilt)
+        whole = limits.with_paths(run.found.seen)
+        if whole is None:
+            low, high, least, most = run.found.seen.tolist()
+            notes = [
+                *notes,
+                f"along paths R is {low:.4g} to {high:.4g} and D {least:.4g} to {most:.4g}, beyond the bounds that were"
+                " given: they bound nothing",
+            ]
+            return _Optimum(bounds, bounds.optimal.high, "the estimate", notes, spoilt)
+        length = whole.length(self.problem)
+        upper = run.diffusion.reward.high + length**2 / (8.0 * self.problem.temperature)
+        return _Optimum(bounds, upper, f"Hoeffding's lemma, bounds of the residual {whole.how}", notes, spoilt)
+
+    def certificate(self, own: _Run, best: _Optimum, run: _Run) -> Certificate:
+        """Of the paths `own` of the policy, and v* from `run`."""
+        parts, alpha = [own] if own is run else [own, run], self.problem.temperature
+        notes = [note for part in parts for note in unfinished(part.found, self.plan)] + best.notes
+        notes += [note for part in parts for note in biased(part.diffusion, part.bias, self.steps, alpha)]
+        chain, bounds = own.chain, best.bounds
+        if best.degenerate:
+            bounds = without_value(bounds)
+            chain = None if chain is None else without_value(chain)
+        return Certificate(
+            name=self.problem.name,
+            lower=bounds.reward.low,
+            value=bounds.optimal.estimate,
+            upper=best.upper,
+            upper_by=best.how,
+            gap=bounds.gap,
+            diffusion=bounds,
+            chain=chain,
+            bias=Bounds(reward=own.bias.reward, optimal=run.bias.optimal, gap=own.bias.gap),
+            ess=run.found.ess,
+            tail=run.found.tail,
+            paths=own.found.paths,
+            starts=1 if self.plan.starts == 1 else own.found.count,
+            steps=self.steps,
+            level=self.level,
+            status="; ".join(dict.fromkeys(notes)) or "ok",
+        )
 
 
 # What was given
@@ -231,44 +253,6 @@ def checked_level(level: Any) -> float:
     if not 0.0 < number < 1.0:
         raise MeasureError(f"level must lie between 0 and 1, such as 0.95, got {number:g}")
     return number
-
-
-def checked_plan(
-    problem: ControlProblem, x0: ArrayLike | None, n: Any, steps: int, starts: int | None
-) -> tuple[Plan, FloatArray | None]:
-    """How the paths are made, and the start if there is but one."""
-    n = at_most(n, _MOST, "n", MeasureError)
-    per_chunk = int(np.clip(_CHUNK // (steps * problem.dim), _CHUNK_LOW, _CHUNK_HIGH))
-    if x0 is None and isinstance(problem.initial_law, PointMass):
-        x0 = problem.initial_law.expectation
-    if x0 is not None:
-        start = frozen_array(x0, "x0", (problem.dim,), DomainError)
-        if problem.domain is not None and (not problem.domain.contains(start) or problem.domain.exited(start)):
-            lower, upper = problem.domain.bounds
-            raise DomainError(
-                f"x0 must lie inside the domain, {lower.tolist()} to {upper.tolist()}, and not on an absorbing face,"
-                f" got {start.tolist()}"
-            )
-        if starts is not None and positive_integer(starts, "starts", MeasureError) > 1:
-            raise MeasureError(f"starts= is for X_0 ~ p_0, not for a fixed start; leave it out, got {starts}")
-        if n < _FEWEST:
-            raise MeasureError(f"n must be at least {_FEWEST}, for an interval to mean something, got {n}")
-        return Plan(1, n, min(per_chunk, n)), start
-    least = _FEWEST_STARTS * _FEWEST_INNER
-    if n < least:
-        raise MeasureError(
-            f"n must be at least {least}, {_FEWEST_INNER} paths from each of {_FEWEST_STARTS} starts, got {n}; or give"
-            " x0="
-        )
-    inner = max(_FEWEST_INNER, min(max(_INNER, int(n**_GROWTH)), n // (2 * _FEWEST_STARTS)))
-    count = n // inner if starts is None else at_most(starts, n, "starts", MeasureError)
-    inner = inner if starts is None else n // count
-    if count < _FEWEST_STARTS or not _FEWEST_INNER <= inner <= _MOST_INNER:
-        raise MeasureError(
-            f"starts={count} of n={n} paths: there must be {_FEWEST_STARTS} at least, and {_FEWEST_INNER} to"
-            f" {_MOST_INNER} paths from each"
-        )
-    return Plan(count, inner, min(max(1, per_chunk // inner), count)), None
 
 
 def uncontrolled(t: float, x: FloatArray) -> FloatArray:
@@ -301,37 +285,6 @@ def probe(problem: ControlProblem, policy: Policy, x0: FloatArray | None, steps:
             )
 
 
-# The work
-
-
-def summed(task: Chunks, executor: Executor | None, watch: Watch, max_seconds: float | None) -> Sums:
-    """The sums over all chunks, or over those that are done when time is over."""
-    count = task.plan.chunks
-
-    def enough(done: int) -> bool:
-        try:
-            watch(min(done / count, 1.0 - 1e-9))
-        except OutOfTimeError:
-            return True
-        return False
-
-    def within(i: int, fraction: float) -> None:
-        watch((i + fraction) / count)
-
-    work = replace(task, tell=within) if executor is None else task
-    try:
-        return tree_sum(work, count, add, executor=executor, enough=enough)
-    except OutOfTimeError:
-        raise ConvergenceError(
-            f"certify({task.score.problem.name!r}): {watch.reached:.0%} done within max_seconds={max_seconds:g}; give"
-            " it more time, or smaller n and steps"
-        ) from None
-    except MeasureError as error:
-        if isinstance(error.__cause__, FemHjbError):  # of a chunk, which has nothing to say of its own
-            raise error.__cause__ from error.__cause__.__cause__
-        raise
-
-
 # What is not as it should be
 
 
@@ -356,11 +309,12 @@ def degenerate(found: Found, plan: Plan, bounds: Bounds) -> list[str]:
     return [f"the weights have degenerated ({told}), only the lower bound holds: take more paths or a better policy"]
 
 
-def biased(bounds: Bounds, bias: Bounds, steps: int) -> list[str]:
+def biased(bounds: Bounds, bias: Bounds, steps: int, alpha: float) -> list[str]:
     """Whether the steps are long for what the paths resolve."""
+    least = _NOTHING * alpha
     off = max(
-        abs(bias.reward.estimate) / max(bounds.reward.half_width, 1e-300),
-        abs(bias.optimal.estimate) / max(bounds.optimal.half_width, 1e-300),
+        abs(bias.reward.estimate) / max(bounds.reward.half_width, least),
+        abs(bias.optimal.estimate) / max(bounds.optimal.half_width, least),
     )
     if off <= _BIAS:
         return []
