@@ -42,6 +42,7 @@ ORDER = {
     ),
     "cli_input": "",
     "cli_output": "",
+    "cli_certify": "",
     "cli": "",
 }
 # A module that is itself a folder has an order of its own.

@@ -40,7 +40,7 @@ _MOST_STEPS = 10**6
 _PROBES = 8
 _REPEATED = 1e-5  # relative change from call to call that counts as rounding, single precision included
 _TAIL = 0.5  # the largest index with which weights have a variance
-_ESS, _ESS_OF_START = 100.0, 16.0  # effective sample sizes below which intervals of v* are not to be trusted
+_ESS, _ESS_OF_START = 100.0, 8.0  # effective sample sizes below which intervals of v* are not to be trusted
 _SECOND_ORDER = 10.0  # times the square of the bias that was taken out of a logarithm: about what is left of it
 _NOTHING = 1e-4  # of a temperature: a half-width below which nobody asks what steps put into it
 _BIAS = 2.0  # half-widths of an interval that steps may put into it: what extrapolating leaves is a fraction of that
@@ -69,7 +69,7 @@ def certify(
     each of `starts` draws of p_0, a logarithm is taken for each group, its bias of first order taken out, and averaged.
 
     Intervals are Student's; of log E e^W by the delta method, which needs weights e^W with a variance. Whether they
-    have one is judged by the index of their tail (below 1/2) and the effective sample size (100 at least, and 16 from
+    have one is judged by the index of their tail (below 1/2) and the effective sample size (100 at least, and 8 from
     each start). If not, the status says so, and the lower bound is all there is.
 
     Parameters
@@ -301,7 +301,7 @@ def degenerate(found: Found, plan: Plan, bounds: Bounds) -> list[str]:
         each = found.ess / found.count
         first_order = 0.5 * (1.0 / each - 1.0 / plan.inner)
         margin = bounds.optimal.half_width
-        spoilt = each < _ESS_OF_START / 2 or _SECOND_ORDER * first_order**2 > margin / 4
+        spoilt = each < _ESS_OF_START or _SECOND_ORDER * first_order**2 > margin / 4
     else:
         spoilt = found.ess < _ESS or found.tail > _TAIL
     if not spoilt:
