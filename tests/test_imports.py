@@ -33,12 +33,12 @@ ORDER = {
     ),
     "evaluation": (
         "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
-        "certificate certify"
+        "certificate certify policy_value"
     ),
     "plotting": "pictures",
     "experiments": (
-        "trial coercivity critical_radius harder_than_regression high_dimension iteration observation_times "
-        "self_mitigation"
+        "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "
+        "observation_times self_mitigation suboptimality"
     ),
     "cli_input": "",
     "cli_output": "",

@@ -232,6 +232,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             {"problem": LQ, "policy": b, "reference": LQ.exact, "under": "optimal", "times": 4, "n": 16, "rng": 0}
             | {"rtol": 1e-2, "progress": None, "max_seconds": None},
         ),
+        "evaluate_policy": (
+            fh.evaluate_policy,
+            {"problem": LQ, "policy": b, "rtol": 1e-2, "rng": 0, "progress": None, "max_seconds": None, "box": None},
+        ),
         "fit": (
             fh.fit,
             {

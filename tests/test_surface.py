@@ -71,6 +71,7 @@ SOLVERS: dict[str, Call] = {
     "compare": lambda of: fh.compare({"exact": LQ.exact}, LQ.exact, problem=of),
     "certify": lambda of: fh.certify(of, None, n=512, steps=2, rng=0),
     "control_error": lambda of: fh.control_error(of, LQ.exact.policy, LQ.exact),
+    "evaluate_policy": lambda of: fh.evaluate_policy(of, None),
     "objectives": lambda of: fh.objectives(of, LQ.exact.policy, LQ.exact, steps=4, n=8, times=4),
     "solve": lambda of: fh.solve(of),
     "solve_on_mesh": lambda of: fh.solve_on_mesh(of),

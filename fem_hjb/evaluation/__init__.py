@@ -4,6 +4,7 @@ from fem_hjb.evaluation.certificate import Bounds, Certificate, Interval
 from fem_hjb.evaluation.certify import certify
 from fem_hjb.evaluation.control_error import ControlError, control_error
 from fem_hjb.evaluation.objectives import Objectives, objectives
+from fem_hjb.evaluation.policy_value import PolicyValue, evaluate_policy
 
 __all__ = [
     "Bounds",
@@ -11,7 +12,9 @@ __all__ = [
     "ControlError",
     "Interval",
     "Objectives",
+    "PolicyValue",
     "certify",
     "control_error",
+    "evaluate_policy",
     "objectives",
 ]
