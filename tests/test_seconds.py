@@ -57,6 +57,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "certify by a value": lambda **k: fh.certify(LQ, wave, n=4096, steps=64, rng=0, value=LQ.exact, **k),
     "control_error": lambda **k: fh.control_error(LQ, wave, LQ.exact, under="policy", **k),
     "control_error of a Gaussian law": lambda **k: fh.control_error(LQ, lambda t, x: -x, LQ.exact, **k),
+    "evaluate_policy": lambda **k: fh.evaluate_policy(WELL, wave, rtol=1e-3, **k),
     "fit": learn,
     "fit to a law": lambda **k: fh.fit(LQ, fh.law_measure(LQ, SPACE), SPACE, **k),
     "fit in a set": lambda **k: learn(constraint=fh.Monotone(0) & fh.Bounds(lower=0.0), **k),

@@ -28,7 +28,7 @@ from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import FloatArray, Rng
 from fem_hjb.support.objects import Plain
-from fem_hjb.support.progress import Progress
+from fem_hjb.support.progress import Progress, checked_progress, checked_seconds
 
 _HOT = 1e8  # the temperature, in units of what paths earn
 _PATHS, _STEPS = 512, 32  # that tell these units
@@ -102,6 +102,8 @@ def evaluate_policy(
     Raises as `solve`, and ProblemError if the policy is none, or returns a wrong shape or numbers that are not finite.
     """
     require_problem(problem, "evaluate_policy")
+    checked_progress(progress)
+    checked_seconds(max_seconds)
     pi = followed(problem, policy)
     probe(problem, pi, None, 2)
     of = _Steered(problem, pi)

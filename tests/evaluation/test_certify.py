@@ -3,8 +3,9 @@
 import copy
 import pickle
 import re
+import tracemalloc
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
 from typing import Any
@@ -143,6 +144,27 @@ def test_bits_depend_on_the_seed_alone(x0: Any) -> None:
     assert certify(LQ2, None, rng=generator, **how).value != certify(LQ2, None, rng=generator, **how).value
 
 
+def test_other_processes_give_the_same_bits() -> None:
+    how: Any = {"n": 3000, "steps": 32, "rng": 7}
+    with ProcessPoolExecutor(1) as pool:
+        there = certify(LQ2, linear, executor=pool, **how)
+    assert [getattr(there, name) for name in BITS] == [getattr(certify(LQ2, linear, **how), name) for name in BITS]
+
+
+@pytest.mark.parametrize("x0", [None, [0.1]])
+def test_memory_does_not_depend_on_the_number_of_paths(x0: Any) -> None:
+    def peak(n: int) -> int:
+        tracemalloc.start()
+        certify(LINE, None, x0=x0, n=n, steps=2, rng=0)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(1000)
+    few, many = peak(20_000), peak(400_000)
+    assert many < 1.5 * few
+
+
 def test_results_are_frozen_and_short() -> None:
     found = certify(LINE, None, x0=[0.0], n=100, steps=2, rng=0)
     with pytest.raises(FrozenInstanceError):
@@ -199,6 +221,14 @@ def test_sums_of_parts_are_sums_of_the_whole(many: bool) -> None:
     ess = (weights.sum(axis=-1) ** 2 / (weights**2).sum(axis=-1)).sum()
     assert whole.ess == pytest.approx(ess, rel=1e-9)
     np.testing.assert_array_equal(summed.seen, seen)
+
+
+def test_the_logarithm_of_a_mean_is_corrected() -> None:
+    W = np.random.default_rng(0).standard_normal((2, 20_000, 64))
+    found = found_in(of_many_starts(W, np.zeros(4)), many=True)
+    assert abs(found.theta[3] - 0.5) < 0.004  # of log-normal weights; uncorrected it would be 0.013 too small
+    plain = np.log(np.exp(W[1]).mean(axis=1)).mean()
+    assert plain - 0.5 < -0.011
 
 
 @pytest.mark.parametrize("k", [0.25, 0.5, 0.9])
