@@ -84,11 +84,12 @@ class Certificate:
     status: str
 
     def __repr__(self) -> str:
+        above = f"v* <= {self.upper:.6g} by {self.upper_by}" if np.isfinite(self.upper) else "no upper bound"
         return "\n".join(
             (
                 f"certificate of a policy of {self.name!r}, level {self.level:g}: {self.status}",
                 f"J(pi)  {self.diffusion.reward}, so that v* >= {self.lower:.6g}",
-                f"v*     {self.diffusion.optimal}, v* <= {self.upper:.6g} by {self.upper_by}",
+                f"v*     {self.diffusion.optimal}, {above}",
                 f"gap    {self.gap}; steps put {self.bias.reward.estimate:.2g} into J, {self.bias.optimal.estimate:.2g}"
                 " into v*",
                 f"{self.paths} paths from {self.starts} start{'s' if self.starts > 1 else ''} in {self.steps} and"

@@ -185,6 +185,7 @@ def test_degenerate_weights_leave_the_lower_bound_alone() -> None:
     assert np.isnan(found.gap.estimate)
     assert found.lower < float(problem.exact.value(0.0, np.zeros(10)))
     assert found.lower == found.diffusion.reward.low
+    assert "no upper bound" in repr(found)
     started = certify(problem, lambda t, x: 3.0 + 0.0 * x, n=4096, steps=64, rng=0)
     assert "degenerated" in started.status
     assert np.isnan(started.value)
@@ -331,6 +332,19 @@ def test_what_a_policy_does_wrong_later_comes_out_as_it_is() -> None:
         certify(LINE, late, x0=[0.0], n=256, steps=8, rng=0)
 
 
+class Bumped:
+    """The exact value, and a bump."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def value(self, t: Any, x: Any) -> FloatArray:
+        return np.asarray(LINE.exact.value(t, x) + self.size * np.exp(-(np.asarray(x)[..., 0] ** 2)))
+
+    def gradient(self, t: Any, x: Any) -> FloatArray:
+        return np.asarray(LINE.exact.gradient(t, x) - 2 * self.size * np.asarray(x) * np.exp(-(np.asarray(x) ** 2)))
+
+
 def test_what_is_done_when_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     from fem_hjb.support import progress as watching
 
@@ -349,4 +363,11 @@ def test_what_is_done_when_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None
     assert f"of {whole.paths} paths" in part.status
     assert whole.paths / 3 < part.paths < whole.paths * 2 / 3
     assert part.diffusion.reward.half_width > whole.diffusion.reward.half_width
+    assert part.lower < whole.value < part.upper
+    how |= {"value": Bumped(0.1), "steps": 16}
+    asked[0] = 0.0
+    whole = certify(LINE, None, **how)
+    ticks, asked[0] = asked[0], 0.0
+    part = certify(LINE, None, max_seconds=ticks / 2, **how)
+    assert part.status.count("max_seconds were over after ") == 2  # half of the time for each policy
     assert part.lower < whole.value < part.upper
