@@ -100,11 +100,12 @@ class Certificate:
 
 def intervals(found: Found, alpha: float, level: float) -> tuple[Bounds, Bounds, Bounds]:
     """Of the diffusion, of the chain with short steps, and of the difference chain - diffusion; Student's intervals."""
-    quantile = float(stdtrit(found.count - 1, (1.0 + level) / 2.0))
+    quantile = float(stdtrit(max(found.count - 1, 1), (1.0 + level) / 2.0))
 
     def interval(weights: FloatArray) -> Interval:
         estimate = alpha * float(weights @ found.theta)
-        margin = alpha * quantile * math.sqrt(max(float(weights @ found.covariance @ weights), 0.0))
+        variance = max(float(weights @ found.covariance @ weights), 0.0) if found.count > 1 else math.inf
+        margin = alpha * quantile * math.sqrt(variance)
         return Interval(estimate=estimate, low=estimate - margin, high=estimate + margin)
 
     def bounds(chains: FloatArray) -> Bounds:

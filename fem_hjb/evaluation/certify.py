@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.evaluation.certificate import Bounds, Certificate, intervals, separate, without_value
+from fem_hjb.evaluation.certificate import Bounds, Certificate, Interval, intervals, separate, without_value
 from fem_hjb.evaluation.controlled_law import checked_policy, policy_of
 from fem_hjb.evaluation.residual_score import Range, Residual, checked_range, checked_value
 from fem_hjb.evaluation.walk_sums import Chunks, Plan, checked_plan, starts_of, summed
@@ -209,9 +209,10 @@ class _Work:
 
     def certificate(self, own: _Run, best: _Optimum, run: _Run) -> Certificate:
         """Of the paths `own` of the policy, and v* from `run`."""
-        parts, alpha = [own] if own is run else [own, run], self.problem.temperature
-        notes = [note for part in parts for note in unfinished(part.found, self.plan)] + best.notes
-        notes += [note for part in parts for note in biased(part.diffusion, part.bias, self.steps, alpha)]
+        notes = unfinished(own.found, self.plan) + unfinished(run.found, self.plan) + best.notes
+        used = [(part.diffusion.reward, part.bias.reward) for part in (own, run)]
+        used += [] if best.degenerate else [(run.diffusion.optimal, run.bias.optimal)]
+        notes += biased(used, self.steps, self.problem.temperature)
         chain, bounds = own.chain, best.bounds
         if best.degenerate:
             bounds = without_value(bounds)
@@ -309,13 +310,9 @@ def degenerate(found: Found, plan: Plan, bounds: Bounds) -> list[str]:
     return [f"the weights have degenerated ({told}), only the lower bound holds: take more paths or a better policy"]
 
 
-def biased(bounds: Bounds, bias: Bounds, steps: int, alpha: float) -> list[str]:
-    """Whether the steps are long for what the paths resolve."""
-    least = _NOTHING * alpha
-    off = max(
-        abs(bias.reward.estimate) / max(bounds.reward.half_width, least),
-        abs(bias.optimal.estimate) / max(bounds.optimal.half_width, least),
-    )
+def biased(estimates: list[tuple[Interval, Interval]], steps: int, alpha: float) -> list[str]:
+    """Whether the steps are long for what the paths resolve; of each its interval and what steps put in."""
+    off = max(abs(bias.estimate) / max(found.half_width, _NOTHING * alpha) for found, bias in estimates)
     if off <= _BIAS:
         return []
     return [f"{steps} steps are few: they put {off:.2g} half-widths of an interval into it; take more steps"]

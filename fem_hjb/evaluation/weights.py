@@ -147,7 +147,7 @@ class Found:
 def found_in(sums: Sums, many: bool) -> Found:
     """What the sums say; many : whether over many starts."""
     n = sums.count
-    covariance = sums.scatter / (n * (n - 1.0))
+    covariance = sums.scatter / (n * max(n - 1.0, 1.0))  # of one start there is none, and nobody asks for it
     if many:
         theta, ess = sums.mean, sums.ess
     else:

@@ -15,6 +15,7 @@ import pytest
 
 import fem_hjb as fh
 from fem_hjb.evaluation import weighted_walk
+from fem_hjb.evaluation.certificate import intervals
 from fem_hjb.evaluation.certify import certify
 from fem_hjb.evaluation.weights import Sums, add, found_in, of_many_starts, of_one_start, tail_index
 from fem_hjb.support.checks import FloatArray
@@ -230,6 +231,13 @@ def test_the_logarithm_of_a_mean_is_corrected() -> None:
     assert abs(found.theta[3] - 0.5) < 0.004  # of log-normal weights; uncorrected it would be 0.013 too small
     plain = np.log(np.exp(W[1]).mean(axis=1)).mean()
     assert plain - 0.5 < -0.011
+
+
+def test_one_start_says_nothing_of_others() -> None:
+    sums = of_many_starts(random_weights(0, 1, 64), np.zeros(4))
+    diffusion = intervals(found_in(sums, many=True), 1.0, 0.95)[0]
+    assert diffusion.reward.low == -np.inf
+    assert diffusion.optimal.high == np.inf
 
 
 @pytest.mark.parametrize("k", [0.25, 0.5, 0.9])
