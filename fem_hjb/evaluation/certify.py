@@ -88,7 +88,8 @@ def certify(
         from above; or a box on which they are looked for (at random points and along the paths: found, not proved).
         None: `upper` is that of the estimate.
     level : of each interval, and of [lower, upper].
-    starts : of X_0 ~ p_0, 16 at least; None: so many that 64 paths begin at each, and n^0.4 if that is more.
+    starts : of X_0 ~ p_0, 16 at least; None: so many that 32 paths begin at each (n^0.4 if that is more, n / 64
+        if that is less, and 16 at least). Where v_0 is skewed over few starts, intervals hold less often than they say.
     executor : any concurrent.futures.Executor; None: here. Chunks of paths are made and summed up where they are
         computed, in a memory that does not depend on n.
     progress, max_seconds : called with the fraction done; when time is over the certificate is that of the chunks that

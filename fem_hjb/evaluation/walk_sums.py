@@ -22,10 +22,9 @@ from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError
 from fem_hjb.support.progress import OutOfTimeError, Progress, unheard
 
 _FEWEST, _FEWEST_INNER, _FEWEST_STARTS = 64, 16, 16  # paths from a fixed start; from each of so many starts
-_INNER = 64  # paths from each start, if there are enough for it
-_GROWTH = (
-    0.4  # the power of n that they grow with: what is left of the bias of a logarithm then falls faster than noise
-)
+_INNER = 32  # paths from each start, if there are enough for it; more starts than paths from each, as v_0 may be skewed
+_STARTS = 64  # that there are to be before more than the fewest paths begin at each of them
+_GROWTH = 0.4  # the power of n that they grow with: the bias of a logarithm then falls faster than the noise
 _MOST, _MOST_INNER = 10**10, 10**5
 _CHUNK = 1 << 21  # coordinates times steps of a chunk, about
 _CHUNK_LOW, _CHUNK_HIGH = 512, 8192  # its paths
@@ -77,7 +76,7 @@ def checked_plan(
             f"n must be at least {least}, {_FEWEST_INNER} paths from each of {_FEWEST_STARTS} starts, got {n}; or give"
             " x0="
         )
-    inner = max(_FEWEST_INNER, min(max(_INNER, int(n**_GROWTH)), n // (2 * _FEWEST_STARTS)))
+    inner = max(_FEWEST_INNER, min(max(_INNER, int(n**_GROWTH)), n // _STARTS))
     count = n // inner if starts is None else at_most(starts, n, "starts", MeasureError)
     inner = inner if starts is None else n // count
     if count < _FEWEST_STARTS or not _FEWEST_INNER <= inner <= _MOST_INNER:

@@ -37,7 +37,9 @@ from fem_hjb.support.progress import unheard
 @final
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """dims : with x0 a point; averages : with X_0 random.  runs : certificates per row, each of `paths` paths.
+    """dims : with x0 a point; averages : with X_0 random.  runs : certificates per row.
+
+    paths : of each, with x0 a point; average_paths : with X_0 random, where a group of them begins at each start.
 
     steps : of the paths, for a dimension of at most two, and beyond.  start : each coordinate of x0.
     push : each coordinate of what the terrible policy adds.  seed : of the first certificate; the others follow.
@@ -47,13 +49,14 @@ class Config:
     averages: tuple[int, ...] = (1, 2)
     runs: int = 400
     paths: int = 1024
+    average_paths: int = 4096
     steps: tuple[int, int] = (64, 128)
     start: float = 0.4
     push: float = 3.0
     seed: int = 0
 
 
-QUICK = Config(dims=(1, 10), averages=(1,), runs=40, paths=512, steps=(32, 64))
+QUICK = Config(dims=(1, 10), averages=(1,), runs=40, paths=512, average_paths=2048, steps=(32, 64))
 
 GOOD, BAD, TERRIBLE = "optimal", "half", "pushed"
 _LEVEL, _WITHIN, _RUNS = 0.95, 0.03, 400  # with so many runs the share that holds is as near to the level as this
@@ -92,13 +95,14 @@ def _row(config: Config, start: str, d: int, name: str) -> tuple[Any, ...]:
     x0 = None if start == "random" else np.full(d, config.start)
     truth = _average(problem) if x0 is None else float(cast(LinearQuadratic, problem.exact).value(0.0, x0))
     steps, policy = config.steps[d > 2], _policy(problem, name, config.push)
-    how: dict[str, Any] = {"x0": x0, "n": config.paths, "steps": steps, "level": _LEVEL}
+    n = config.paths if start == "point" else config.average_paths
+    how: dict[str, Any] = {"x0": x0, "n": n, "steps": steps, "level": _LEVEL}
     found = [certify(problem, policy, rng=config.seed + k, **how) for k in range(config.runs)]
     judged = [one for one in found if np.isfinite(one.value)]
     holds = [truth in one.diffusion.optimal for one in judged]
     chain = [one.chain is not None and truth in one.chain.optimal for one in judged]
     again = min(config.runs, _RUNS // 4) if name == TERRIBLE else 0
-    unjudged = [_unjudged(config, problem, policy, x0, k, steps, truth) for k in range(again)]
+    unjudged = [_unjudged(problem, policy, x0, (config.seed + k, n), steps, truth) for k in range(again)]
     return (
         *(start, d, name, 1.0 - len(judged) / config.runs, _share(holds)),
         *(_share([one.lower <= truth <= one.upper for one in found]), _share([one.lower <= truth for one in found])),
@@ -123,18 +127,18 @@ def _average(problem: ControlProblem) -> float:
 
 
 def _unjudged(
-    config: Config,
     problem: ControlProblem,
     policy: Callable[[Any, FloatArray], FloatArray],
     x0: FloatArray | None,
-    k: int,
+    seed_and_paths: tuple[int, int],
     steps: int,
     truth: float,
 ) -> bool:
     """Whether an interval holds v* that does not ask whether the weights have degenerated."""
-    plan, start = checked_plan(problem, x0, config.paths, steps, None)
-    seed = np.random.SeedSequence((config.seed + k, 1))
-    sums = summed(Chunks(Likelihood(problem, policy), start, plan, steps, seed), None, unheard)
+    seed, n = seed_and_paths
+    plan, start = checked_plan(problem, x0, n, steps, None)
+    chunks = Chunks(Likelihood(problem, policy), start, plan, steps, np.random.SeedSequence((seed, 1)))
+    sums = summed(chunks, None, unheard)
     return truth in intervals(found_in(sums, plan.starts > 1), problem.temperature, _LEVEL)[0].optimal
 
 
