@@ -109,13 +109,13 @@ def _claims(rows: list[tuple[Any, ...]]) -> Iterator[Claim]:
             text=f"exponent of the loss, {way}", value=slope, low=1.85, high=2.15, control=way == "wrong reference"
         )
     apart = np.abs(table["backward"] / table["integral"] - 1.0)
-    yield Claim(text="integral against backward equation, relative", value=float(apart.max()), low=0.0, high=1e-3)
+    yield Claim(text="integral against backward equation, relative", value=float(apart.max()), low=0.0, high=1e-5)
     spread = np.abs(table["certificate"] - table["integral"]) / ((table["high"] - table["low"]) / 2)
     text = "certificate against the integral, in half-widths of its interval"
     yield Claim(text=text, value=float(spread.max()), low=0.0, high=1.6)
     off = abs(float(table["integral under P*"][-1] / table["integral"][-1]) - 1.0)
     text = "the largest error under the law of pi* instead, relative"
-    yield Claim(text=text, value=off, low=0.0, high=1e-3, control=True)
+    yield Claim(text=text, value=off, low=0.0, high=1e-5, control=True)
 
 
 def figure(trial: Trial) -> Figure:
