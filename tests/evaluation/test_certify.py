@@ -107,6 +107,15 @@ def test_what_is_extrapolated_is_the_diffusion(dim: int) -> None:
     assert found.gap.low > 0.0
 
 
+@pytest.mark.parametrize("steps", [8, 16])
+def test_extrapolating_takes_out_what_the_chain_is_off_by(steps: int) -> None:
+    truth = float(LINE.exact.value(0.0, [0.7]))
+    found = certify(LINE, LINE.exact, x0=[0.7], n=40_000, steps=steps, rng=0)
+    assert found.chain is not None
+    assert abs(errors(found.chain.optimal, truth)) > 8.0
+    assert abs(errors(found.diffusion.optimal, truth)) < 3.0
+
+
 def test_at_the_optimal_policy_weights_are_nearly_constant() -> None:
     gaps = []
     for steps in (16, 64, 256):
