@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb import problems as problems
     from fem_hjb import solutions as solutions
     from fem_hjb import spaces as spaces
+    from fem_hjb.evaluation import certify as certify
     from fem_hjb.evaluation import control_error as control_error
+    from fem_hjb.evaluation import evaluate_policy as evaluate_policy
     from fem_hjb.evaluation import objectives as objectives
     from fem_hjb.learning import Bounds as Bounds
     from fem_hjb.learning import Convex as Convex
@@ -56,7 +58,7 @@ if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
 __version__ = "0.1.0"
 
 _NAMES = {
-    "evaluation": "control_error objectives",
+    "evaluation": "certify control_error evaluate_policy objectives",
     "learning": "Bounds Convex EnergyBall Monotone fit law_measure",
     "paths": "sample_paths",
     "problems": "Box ControlProblem Gaussian GaussianMixture LinearDrift PointMass Uniform zoo",

@@ -13,7 +13,22 @@ from typer.core import TyperGroup
 
 from fem_hjb import cli_output as output
 from fem_hjb import experiments
-from fem_hjb.cli_input import OptionError, in_options, pairs, problem_named, route
+from fem_hjb.cli_certify import certify_command
+from fem_hjb.cli_input import (
+    SECONDS,
+    Debug,
+    Dim,
+    Json,
+    MaxSeconds,
+    OptionError,
+    Params,
+    ProblemName,
+    Quiet,
+    in_options,
+    pairs,
+    problem_named,
+    route,
+)
 from fem_hjb.experiments.trial import write_trial
 from fem_hjb.learning.estimators import ESTIMATORS
 from fem_hjb.learning.fit import fit
@@ -99,20 +114,8 @@ app = typer.Typer(
     help="References and learned solutions for linearly solvable stochastic control.",
 )
 
-ProblemName = Annotated[
-    str,
-    typer.Argument(metavar="PROBLEM", help="A name that `fem-hjb zoo` lists, or PATH.py:NAME for your own problem."),
-]
-Dim = Annotated[
-    int | None, typer.Option(help="Dimension of the state; by default what the problem is known for.", min=1)
-]
-Params = Annotated[
-    list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="A parameter of the problem; may be repeated.")
-]
 MeshFile = Annotated[Path | None, typer.Option(help="Mesh file for the reference, anything meshio reads.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; by default results/PROBLEM.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON, and nothing else, on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Do not report the work on stderr.")]
 _QUICK_COMPARE = (
     "A small run: --samples 500, --steps 16, --cells 8, 6, 2, --time-cells 4, 3, 2 in 1-D, 2-D, 3-D, and --rtol 1e-2,"
     " where not given."
@@ -120,14 +123,6 @@ _QUICK_COMPARE = (
 _QUICK_SOLVE = (
     "A small run: --rtol 1e-2, or on a mesh --cells 32, 16, 6 in 1-D, 2-D, 3-D and --rtol-time 1e-3, where not given."
 )
-MaxSeconds = Annotated[
-    float,
-    typer.Option(
-        help="After so many seconds each solution is the best so far, which its status says, or there is none."
-    ),
-]
-_SECONDS = 300.0
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def _version(asked: bool) -> None:
@@ -171,7 +166,7 @@ def compare_command(
     rtol: Annotated[
         float | None, typer.Option(help="Relative tolerance of the reference; by default 1e-3 where it is no mesh.")
     ] = None,
-    max_seconds: MaxSeconds = _SECONDS,
+    max_seconds: MaxSeconds = SECONDS,
     seed: Annotated[int, typer.Option(help="Seed of the trajectories.", min=0)] = 0,
     param: Params = None,
     quick: Annotated[bool, typer.Option("--quick", help=_QUICK_COMPARE)] = False,
@@ -284,7 +279,7 @@ def solve_command(
     steps: Annotated[int | None, typer.Option(help="On a mesh: equal time steps, not adaptive ones.", min=1)] = None,
     rtol_time: Annotated[float | None, typer.Option(help="On a mesh: tolerance of adaptive time steps.")] = None,
     refine: Annotated[bool, typer.Option("--refine", help="Refine a mesh until --rtol is met.")] = False,
-    max_seconds: MaxSeconds = _SECONDS,
+    max_seconds: MaxSeconds = SECONDS,
     seed: Annotated[int, typer.Option(help="Seed of the samples that say where the process goes.", min=0)] = 0,
     param: Params = None,
     quick: Annotated[bool, typer.Option("--quick", help=_QUICK_SOLVE)] = False,
@@ -392,6 +387,9 @@ def experiment_command(
             print(file)
     if not trial.as_expected:
         raise typer.Exit(1)
+
+
+app.command("certify", short_help="Bounds of the optimal value from the paths of a policy.")(certify_command)
 
 
 @app.command("zoo")

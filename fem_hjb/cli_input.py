@@ -7,7 +7,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from fem_hjb.problems import zoo
 from fem_hjb.problems.problem import ControlProblem
@@ -15,13 +17,35 @@ from fem_hjb.support.errors import FemHjbError, ProblemError
 
 # Arguments of the package that are options of the command; errors name them as they are typed.
 _ARGUMENTS = (
-    *("cells", "dim", "element", "estimator", "form", "max_dofs", "max_seconds", "mesh", "rtol", "rtol_time"),
-    *("samples", "smoothing", "steps", "time_cells"),
+    *("cells", "dim", "element", "estimator", "form", "level", "max_dofs", "max_seconds", "mesh", "rtol", "rtol_time"),
+    *("samples", "smoothing", "steps", "time_cells", "x0"),
 )
 _NAMES = "|".join(_ARGUMENTS)
 _ON_A_MESH = ("--mesh", "--cells", "--element")
 _FOR_MESHES = ("--steps", "--rtol-time")
 _FOR_TOLERANCES = ("--form", "--max-dofs")
+
+
+ProblemName = Annotated[
+    str,
+    typer.Argument(metavar="PROBLEM", help="A name that `fem-hjb zoo` lists, or PATH.py:NAME for your own problem."),
+]
+Dim = Annotated[
+    int | None, typer.Option(help="Dimension of the state; by default what the problem is known for.", min=1)
+]
+Params = Annotated[
+    list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="A parameter of the problem; may be repeated.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON, and nothing else, on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Do not report the work on stderr.")]
+MaxSeconds = Annotated[
+    float,
+    typer.Option(
+        help="After so many seconds each solution is the best so far, which its status says, or there is none."
+    ),
+]
+SECONDS = 300.0
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 class OptionError(FemHjbError, ValueError):
@@ -94,7 +118,7 @@ def problem_named(name: str, dim: int | None, given: Sequence[str] | None) -> Co
         raise ProblemError(f"{name} names a file but no problem in it; give {name}:NAME")
     if not path.endswith(".py"):
         return zoo.get(name, **{"dim": dim, **parameters})
-    made = _load(Path(path), attribute)
+    made = loaded(Path(path), attribute)
     if not isinstance(made, ControlProblem) and callable(made):
         made = _built(name, made, dim, parameters)
     elif parameters:
@@ -119,7 +143,7 @@ def _built(name: str, build: Callable[..., Any], dim: int | None, parameters: di
     return build(**parameters)
 
 
-def _load(path: Path, attribute: str) -> Any:
+def loaded(path: Path, attribute: str) -> Any:
     """The attribute of a Python file, which is run for it."""
     if not path.is_file():
         raise ProblemError(f"there is no file {path}")

@@ -250,6 +250,54 @@ def test_solve_prints_its_figures_and_the_error_where_it_is_known(tmp_path: Path
     np.testing.assert_allclose(solution.value(0.0, x), exact.value(0.0, x), atol=1e-3)
 
 
+POLICY = """
+import numpy as np
+
+def policy(t, x):
+    return -0.5 * x
+
+class Value:
+    def value(self, t, x):
+        return -0.5 * (np.asarray(x) ** 2).sum(-1)
+
+    def gradient(self, t, x):
+        return -np.asarray(x)
+
+value = Value()
+"""
+
+
+def test_certify_prints_five_lines_and_json(tmp_path: Path) -> None:
+    file = tmp_path / "policy.py"
+    file.write_text(POLICY, encoding="utf-8")
+    start = ["certify", "lq", f"{file}:policy", "--quick", "--x0=0.5"]
+    shown = run(*start)
+    assert shown.exit_code == 0
+    exact = float(zoo.get("lq", dim=1).exact.value(0.0, [0.5]))
+    told = json.loads(run(*start, "--json", "--quiet").stdout)
+    assert told["lower"] < exact < told["upper"]
+    assert (told["paths"], told["steps"], told["level"], told["dim"]) == (1024, 32, 0.95, 1)
+    assert [line[:5] for line in shown.stdout.splitlines()] == ["certi", "J(pi)", "v*   ", "gap  ", "1024 "]
+    assert f"{told['value']:.6g}" in shown.stdout
+    other = json.loads(run(*start, "--json", "--seed=3", "--level=0.5", "--samples=2048", "--steps=64").stdout)
+    assert other["paths"] == 2048
+    assert other["upper"] - other["lower"] < (told["upper"] - told["lower"]) / 2
+    best = json.loads(run("certify", "lq", "exact", "--quick", "--x0=0.5", "--json").stdout)
+    none = json.loads(run("certify", "lq", "zero", "--quick", "--x0=0.5", "--json").stdout)
+    assert best["gap"]["estimate"] < told["gap"]["estimate"] < none["gap"]["estimate"]
+    guess = json.loads(run(*start, "--value", f"{file}:value", "--json").stdout)
+    assert guess["lower"] == told["lower"]
+    assert guess["upper"] != told["upper"]
+    own = json.loads(run("certify", "lq", f"{file}:value", "--value", f"{file}:value", "--quick", "--json").stdout)
+    assert own["chain"] is None
+
+
+def test_certify_takes_a_solution(tmp_path: Path) -> None:
+    assert run("solve", "lq", "--rtol=1e-3", "--out", str(tmp_path)).exit_code == 0
+    found = json.loads(run("certify", "lq", str(tmp_path / "solution.npz"), "--quick", "--x0=0", "--json").stdout)
+    assert abs(found["gap"]["estimate"]) < 1e-3
+
+
 def test_the_zoo_lists_every_problem_with_its_description() -> None:
     result = run("zoo")
     assert result.exit_code == 0
@@ -259,7 +307,9 @@ def test_the_zoo_lists_every_problem_with_its_description() -> None:
         assert zoo.describe(name).split()[0] in text
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["compare", "--help"], ["solve", "--help"], ["zoo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["compare", "--help"], ["solve", "--help"], ["certify", "--help"], ["zoo", "--help"]]
+)
 def test_help_names_every_option_in_plain_lines(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0
@@ -358,6 +408,17 @@ BAD_INPUT = {
     "refinement with steps": (["solve", "lq", "--refine", "--rtol=1e-2", "--steps=8"], "--steps is not with --refine"),
     "form of a refinement": (["solve", "lq", "--refine", "--rtol=1e-2", "--form=value"], "--form is not with --refine"),
     "too few unknowns": (["solve", "lq", "--max-dofs", "3"], "--max-dofs 3 is less than one cell"),
+    "no policy": (["certify", "lq"], "(?i)missing .*POLICY"),
+    "policy of no kind": (["certify", "lq", "best"], "POLICY must be PATH.py:NAME .* or zero, got 'best'"),
+    "policy of no file": (["certify", "lq", "none.py:policy"], "there is no file none.py"),
+    "policy that is none": (["certify", "lq", "MINE:number"], "policy must be a callable .* got float"),
+    "value that is none": (["certify", "lq", "zero", "--value=MINE:number"], "value must have value"),
+    "exact policy of none": (["certify", "double-well", "exact"], "has no exact solution; give PATH.py:NAME"),
+    "start of words": (["certify", "lq", "zero", "--x0=a,b"], "--x0 must be numbers separated by commas.* got 'a,b'"),
+    "start of another dimension": (["certify", "lq", "zero", "--x0=1,2"], r"--x0 must have shape \(1,\)"),
+    "odd steps": (["certify", "lq", "zero", "--steps=3"], "--steps must be even, .* take 4"),
+    "no level": (["certify", "lq", "zero", "--level=95"], "--level must lie between 0 and 1"),
+    "no time to certify": (["certify", "lq", "zero", "--max-seconds=1e-5"], "within --max-seconds 1e-05; give it more"),
     "no such experiment": (["experiment", "gravity"], "there is no experiment 'gravity'"),
     "unknown field": (["experiment", "coercivity", "--set", "n=3"], r"--set: .* has no n; it is in_time=\(\(4, 12\)"),
     "wrong type": (["experiment", "coercivity", "--set", "deltas=0.2"], r"--set: deltas must be .*tuple\[float, ...\]"),

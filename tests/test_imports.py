@@ -15,7 +15,7 @@ ORDER = {
         "divergence box laws problem probing fingerprint blocks rewards closed_form linear manufactured gauge mixtures "
         "zoo"
     ),
-    "paths": "steering simulate tree_sum extent tilted sources stored",
+    "paths": "steering simulate likelihood tree_sum extent tilted sources stored",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": "density estimate checks norms solution comparison compare files",
@@ -32,14 +32,18 @@ ORDER = {
         "measures samples scatter moments gram solvers estimators system smoothing population solve_system selection "
         "fit"
     ),
-    "evaluation": "controlled_law expectation control_error objectives",
+    "evaluation": (
+        "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
+        "certificate certify policy_value"
+    ),
     "plotting": "pictures",
     "experiments": (
-        "trial coercivity critical_radius harder_than_regression high_dimension iteration observation_times "
-        "self_mitigation"
+        "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "
+        "observation_times self_mitigation suboptimality"
     ),
     "cli_input": "",
     "cli_output": "",
+    "cli_certify": "",
     "cli": "",
 }
 # A module that is itself a folder has an order of its own.

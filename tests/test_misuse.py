@@ -204,6 +204,20 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         ),
         "Space on a mesh": (fh.Space, {"problem": LQ, "time_cells": 2, "element": "P2", "mesh": MESH}),
         "Uniform": (fh.Uniform, {"box": DOMAIN}),
+        "certify": (
+            fh.certify,
+            {"problem": LQ, "policy": b, "x0": [0.0], "n": 64, "steps": 2, "rng": 0, "level": 0.9, "starts": None}
+            | {"executor": None, "progress": None, "max_seconds": None},
+        ),
+        "certify by a value": (
+            fh.certify,
+            {"problem": LQ, "policy": LQ.exact, "x0": [0.0], "n": 64, "steps": 2, "rng": 0, "value": LQ.exact}
+            | {"bounds": [[0.0, 1.0], [0.0, 1.0]]},
+        ),
+        "certify over starts": (
+            fh.certify,
+            {"problem": LQ, "policy": None, "n": 512, "steps": 2, "rng": 0, "starts": 16},
+        ),
         "compare": (
             fh.compare,
             {"candidates": {"a": LQ.exact}, "reference": LQ.exact, "problem": LQ, "times": [0.0, 0.5], "order": 8}
@@ -217,6 +231,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.control_error,
             {"problem": LQ, "policy": b, "reference": LQ.exact, "under": "optimal", "times": 4, "n": 16, "rng": 0}
             | {"rtol": 1e-2, "progress": None, "max_seconds": None},
+        ),
+        "evaluate_policy": (
+            fh.evaluate_policy,
+            {"problem": LQ, "policy": b, "rtol": 1e-2, "rng": 0, "progress": None, "max_seconds": None, "box": None},
         ),
         "fit": (
             fh.fit,

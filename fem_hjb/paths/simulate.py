@@ -107,7 +107,7 @@ class _Coefficients:
         self.constant = None if constant is None else np.asarray(np.linalg.cholesky(constant), dtype=np.float64)
 
     def inside(self, x: FloatArray) -> FloatArray:
-        return x if self.problem.domain is None else _inside(self.problem.domain, x)
+        return x if self.problem.domain is None else inside(self.problem.domain, x)
 
     def drift(self, t: float, x: FloatArray) -> FloatArray:
         x = self.inside(x)
@@ -120,7 +120,7 @@ class _Coefficients:
         return noise_factor(self.problem, t, self.inside(x))
 
 
-def _inside(domain: Box, x: FloatArray) -> FloatArray:
+def inside(domain: Box, x: FloatArray) -> FloatArray:
     """States folded back at reflecting faces, and moved to the absorbing faces that they are behind."""
     return domain.absorb(domain.mirror(x))
 
@@ -164,7 +164,7 @@ def _heun_step(of: _Coefficients, factor: FloatArray, h: float) -> Step:
     def step(t: float, x: FloatArray, rng: np.random.Generator) -> FloatArray:
         noise = np.sqrt(h) * rng.standard_normal(x.shape) @ factor.T
         b = of.drift(t, x)
-        ahead = _checked(x + h * b + noise, t + h)
+        ahead = in_range(x + h * b + noise, t + h)
         return np.asarray(x + 0.5 * h * (b + of.drift(t + h, ahead)) + noise)
 
     return step
@@ -181,20 +181,20 @@ def _platen_step(of: _Coefficients, h: float) -> Step:
         d, root = x.shape[-1], np.sqrt(h)
         dW = root * rng.standard_normal(x.shape)
         b, s = of.drift(t, x), of.factor(t, x)
-        ahead = _checked(x + h * b + _apply(s, dW), t + h)
+        ahead = in_range(x + h * b + _apply(s, dW), t + h)
         new = x + 0.5 * h * (b + of.drift(t + h, ahead))
         offsets = root * np.swapaxes(s, -1, -2)  # row j is column s^j
         signs = np.array([1.0, -1.0])[:, None, None, None]
         upper = np.triu(np.where(rng.random((x.shape[0], d, d)) < 0.5, h, -h), 1)
         area = upper - np.swapaxes(upper, -1, -2)  # area[:, r, j] = V_{rj}, 0 on the diagonal
         R = of.factor(
-            t + h, _checked((x + h * b)[:, None] + signs * offsets, t + h)
+            t + h, in_range((x + h * b)[:, None] + signs * offsets, t + h)
         )  # (2, n, j, d, k): column k at R^j
         plus, minus = (np.einsum("njij->nij", side) for side in R)  # own columns: (n, i, j)
         new = new + 0.25 * np.einsum("nij,nj->ni", plus + minus + 2.0 * s, dW)
         new = new + 0.25 / root * np.einsum("nij,nj->ni", plus - minus, dW**2 - h)
         if d > 1:
-            U = of.factor(t, _checked(x[:, None] + signs * offsets, t))  # (2, n, r, i, j)
+            U = of.factor(t, in_range(x[:, None] + signs * offsets, t))  # (2, n, r, i, j)
             other = (1.0 - np.eye(d))[None]
             pair = (dW[:, :, None] * dW[:, None, :] + area) * other  # (n, r, j)
             new = new + 0.25 * np.einsum("nrij,nj,rj->ni", U[0] + U[1] - 2.0 * s[:, None], dW, other[0])
@@ -204,7 +204,8 @@ def _platen_step(of: _Coefficients, h: float) -> Step:
     return step
 
 
-def _checked(x: FloatArray, t: float) -> FloatArray:
+def in_range(x: FloatArray, t: float) -> FloatArray:
+    """The simulated states, or a ConvergenceError if they explode."""
     bad = ~(np.abs(x) < _EXPLODED).all(axis=-1)
     if bad.any():
         raise ConvergenceError(
@@ -214,7 +215,7 @@ def _checked(x: FloatArray, t: float) -> FloatArray:
     return x
 
 
-def _stop(
+def stop_at_faces(
     domain: Box, variance: FloatArray, before: FloatArray, after: FloatArray, rng: np.random.Generator
 ) -> FloatArray:
     """The states `after` a step (n, d), those which left through an absorbing face in it moved onto that face.
@@ -366,7 +367,7 @@ def _simulate_chunks(
     starts = range(0, n, _CHUNK)
     for start, generator in zip(starts, spawn_generators(rng, len(starts)), strict=True):
         rows = slice(start, min(start + _CHUNK, n))
-        with np.errstate(over="ignore", invalid="ignore"):  # explosions are found and reported by _checked
+        with np.errstate(over="ignore", invalid="ignore"):  # explosions are found and reported by in_range
             _simulate(problem, every, times, substeps, generator, x[rows])
     return x
 
@@ -383,16 +384,16 @@ def _simulate(
 
     domain = problem.domain
     state = problem.initial_law.sample(out.shape[0], rng)
-    state = state if domain is None else _inside(domain, state)
+    state = state if domain is None else inside(domain, state)
     out[:, 0] = state
     for k, step in enumerate(every):
         short = (times[k + 1] - times[k]) / substeps
         for j in range(substeps):
             start = float(times[k] + j * short)
-            new = _checked(step(start, state, rng), start + short)
+            new = in_range(step(start, state, rng), start + short)
             if domain is not None and domain.absorbing:
                 variance = short * np.einsum("nii->ni", problem.Lambda(start, state))
-                new = _inside(domain, _stop(domain, variance, state, new, rng))
+                new = inside(domain, stop_at_faces(domain, variance, state, new, rng))
                 state = np.where(domain.exited(state)[:, None], state, new)
             else:
                 state = new if domain is None else domain.mirror(new)

@@ -144,7 +144,7 @@ def simulated_source(
     )
 
 
-def _child(seed: np.random.SeedSequence, i: int) -> np.random.SeedSequence:
+def child_seed(seed: np.random.SeedSequence, i: int) -> np.random.SeedSequence:
     """The child of number i, without spawning those before it."""
     return np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, i), pool_size=seed.pool_size)
 
@@ -158,7 +158,7 @@ class _SimulatedSource(PathSource):
 
     def chunk(self, i: int) -> Paths:
         rows = self.rows(i)
-        return sample_paths(self.problem, n=rows.stop - rows.start, rng=_child(self.seed, i), **self.arguments)
+        return sample_paths(self.problem, n=rows.stop - rows.start, rng=child_seed(self.seed, i), **self.arguments)
 
 
 def as_they_are(source: PathSource, x: FloatArray) -> Paths:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from fem_hjb.support.checks import at_most, positive_integer
 from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.progress import OutOfTimeError
 
 T = TypeVar("T")
 
@@ -48,7 +49,8 @@ def tree_sum(
     group : a power of two; a job is so many neighbouring tasks, added up where they are computed, so that fewer partial
         sums travel. The tree, hence the result, is the same for every group.
     enough : called with the number of tasks added up so far, here, after every job and once a second while one is
-        waited for. Where it says so, the sum over this many first tasks is the result, as soon as there is one.
+        waited for. Where it says so, the sum over this many first tasks is the result, as soon as there is one. A task
+        that is computed here may raise OutOfTimeError: the same, unless it is the first one, where the error comes out.
 
     At most window + log2(count / group) + 2 partial sums are held here, and log2(group) + 2 by the worker of a job.
     Bitwise equality supposes that task(i) itself gives the same bits everywhere: same NumPy build, same kind of
@@ -105,7 +107,13 @@ def _fold(values: Iterable[T], add: Callable[[T, T], T]) -> T:
 
 def _until_enough(task: Callable[[int], T], count: int, enough: Callable[[int], object] | None) -> Iterator[T]:
     for i in range(count):
-        yield _attempt(task, i)
+        try:
+            value = _attempt(task, i)
+        except OutOfTimeError:
+            if not i:
+                raise
+            return
+        yield value
         if enough is not None and enough(i + 1):
             return
 
@@ -117,6 +125,8 @@ def _subtree(task: Callable[[int], T], add: Callable[[T, T], T], indices: range)
 def _attempt(task: Callable[[int], T], i: int) -> T:
     try:
         return task(i)
+    except OutOfTimeError:
+        raise
     except Exception as cause:  # a task is any code
         raise MeasureError(f"chunk {i} failed with {type(cause).__name__}: {cause}") from cause
 

@@ -18,7 +18,7 @@ from typing import Any, final
 import numpy as np
 
 from fem_hjb.paths.extent import substeps_of
-from fem_hjb.paths.simulate import noise_factor
+from fem_hjb.paths.likelihood import Shared, euler_step, shared_steps
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import ErrorEstimate
@@ -115,26 +115,18 @@ class _Walk:
         self.size = float(np.nanmax(np.abs(start), initial=1e-300))
         found = np.tile(-start, (2, 1))
         places = [x.copy(), x.copy()]
-        kicks = np.zeros((self.count, d))
-        for k, h in enumerate(np.diff(self.times).tolist()):
-            noise = np.sqrt(h) * self.rng.standard_normal((self.count, d))
-            kicks += noise
-            self._step(1, float(self.times[k]), h, noise, places, found)
-            if k % 2:
-                begun = float(self.times[k - 1])
-                self._step(0, begun, float(self.times[k + 1]) - begun, kicks, places, found)
-                kicks[:] = 0.0
+        for step in shared_steps(self.times, self.count, d, self.rng):
+            self._follow(step, places, found)
         for row, place in zip(found, places, strict=True):
             earned = problem.y(place) / alpha
             self.size = max(self.size, float(np.sqrt((earned**2).mean())))
             row += earned
         return found
 
-    def _step(
-        self, row: int, t: float, h: float, noise: FloatArray, places: list[FloatArray], found: FloatArray
-    ) -> None:
+    def _follow(self, step: Shared, places: list[FloatArray], found: FloatArray) -> None:
         """One step of Euler and Maruyama, with what it adds to W."""
-        problem, x = self.problem, places[row]
+        problem, (row, t, h, noise) = self.problem, step
+        x = places[row]
         gradient = self.solution.gradient(t, x, outside="nan", nonpositive="nan")
         known = np.isfinite(gradient).all(axis=1)
         found[row, ~known] = np.nan
@@ -144,10 +136,7 @@ class _Walk:
             gradient = np.nan_to_num(gradient)
         pi = problem.policy_from_gradient(t, x, gradient)
         t += _INSIDE * h  # after a jump, if there is one
-        root = noise_factor(problem, t, x)
-        push = np.linalg.solve(root, pi[..., None])[..., 0]
-        self.energy += row * h * float((push**2).sum(axis=1).mean())
-        found[row] += problem.r(t, x) * h / problem.temperature
-        found[row] -= (push * noise).sum(axis=1) + 0.5 * h * (push**2).sum(axis=1)
-        x = x + (problem.b(t, x) + pi) * h + np.einsum("nij,nj->ni", root, noise)
-        places[row] = x if problem.domain is None else problem.domain.mirror(x)
+        ahead = euler_step(problem, t, h, x, pi, noise)
+        self.energy += row * h * float(ahead.effort.mean())
+        found[row] += problem.r(t, x) * h / problem.temperature - ahead.log_ratio
+        places[row] = ahead.x if problem.domain is None else problem.domain.mirror(ahead.x)

@@ -35,8 +35,8 @@ _SIMULATED = 4096  # points per time when the law is not known, or in more than 
 _STRAYED = 0.01  # share of paths without a policy that still stand for P*
 
 
-def policy_squares(problem: ControlProblem, t: float, x: FloatArray, pi: FloatArray) -> FloatArray:
-    """pi' Lambda_t(x)^{-1} pi, (n,), of policies (n, d) at points (n, d)."""
+def policy_squares(problem: ControlProblem, t: ArrayLike, x: FloatArray, pi: FloatArray) -> FloatArray:
+    """pi' Lambda_t(x)^{-1} pi, (n,), of policies (n, d) at points (n, d); t a number or (n,)."""
     constant = problem.constant_diffusion
     inverse = np.linalg.inv(problem.Lambda(t, x) if constant is None else constant)
     return np.asarray(np.einsum("ni,nij,nj->n", pi, np.broadcast_to(inverse, (*pi.shape, pi.shape[1])), pi))

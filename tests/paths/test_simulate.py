@@ -238,8 +238,8 @@ HALF_LINE = Box([0.0], [np.inf], [("absorbing", "natural")])
 
 def without_bridge(monkeypatch):
     """The broken method: only the ends of the steps are looked at."""
-    whole = sde._stop
-    monkeypatch.setattr(sde, "_stop", lambda domain, variance, *rest: whole(domain, 1e-12 * variance, *rest))
+    whole = sde.stop_at_faces
+    monkeypatch.setattr(sde, "stop_at_faces", lambda domain, variance, *rest: whole(domain, 1e-12 * variance, *rest))
 
 
 def brownian(x0, domain, drift=0.0, **changes):

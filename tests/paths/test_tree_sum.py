@@ -24,6 +24,7 @@ import fem_hjb as fh
 from fem_hjb.paths.tree_sum import tree_sum
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, MeasureError
+from fem_hjb.support.progress import OutOfTimeError
 
 
 def noise(i: int) -> FloatArray:
@@ -151,6 +152,20 @@ def test_the_first_ones_that_are_enough_are_what_is_summed(count: int, workers: 
         total = tree_sum(letter, count, bracket, enough=enough)
     assert total == documented(0, min(count, 3))
     assert asked == list(range(1, min(count, 3) + 1))
+
+
+@pytest.mark.parametrize("last", [0, 1, 3, 4])
+def test_a_task_for_which_there_is_no_time_ends_the_sum(last: int) -> None:
+    def task(i: int) -> str:
+        if i == last:
+            raise OutOfTimeError
+        return letter(i)
+
+    if last:
+        assert tree_sum(task, 5, bracket) == tree_sum(letter, last, bracket)
+    else:
+        with pytest.raises(OutOfTimeError):
+            tree_sum(task, 5, bracket)
 
 
 def test_a_judgement_is_asked_for_while_a_job_is_waited_for() -> None:

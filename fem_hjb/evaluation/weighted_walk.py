@@ -1,0 +1,131 @@
+r"""Weights along paths that follow a policy: two Euler chains with the same noise, and what each path adds up.
+
+The weights are W = (y(X_T) + int r dt) / alpha - log(dP^pi / dP), the likelihood ratio being that of the chain's own
+Gaussian increments (`paths.likelihood`). Where an approximate value w is followed, pi = Lambda grad w / alpha, Ito's
+formula for w along these paths takes the stochastic integral out (R the residual of the HJB equation, D = y - w_T):
+
+    W = (w_0(X_0) + int R dt + D(X_T)) / alpha,    R = d_t w + <b, grad w> + 1/2 Tr(Lambda Hess w) + r
+                                                       + 1/(2 alpha) grad w' Lambda grad w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from fem_hjb.paths.likelihood import euler_step, shared_steps
+from fem_hjb.paths.simulate import in_range, inside, stop_at_faces
+from fem_hjb.paths.steering import Policy, steer
+from fem_hjb.problems.box import Box
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.support.checks import FloatArray, IntArray
+from fem_hjb.support.progress import Progress
+
+
+class Score(Protocol):
+    """What a path adds up, in units of the temperature."""
+
+    @property
+    def problem(self) -> ControlProblem:
+        """Whose paths are followed."""
+
+    @property
+    def policy(self) -> Policy:
+        """What steers them."""
+
+    @property
+    def seen(self) -> FloatArray:
+        """Least and largest residual and mismatch so far, (4,)."""
+
+    def start(self, x: FloatArray) -> FloatArray:
+        """At the start, (n,)."""
+
+    def along(self, t: float, h: float, x: FloatArray, log_ratio: FloatArray) -> FloatArray:
+        """In a step from x, (n,)."""
+
+    def end(self, x: FloatArray) -> FloatArray:
+        """At T, (n,)."""
+
+    def exit(self, t: float, x: FloatArray) -> FloatArray:
+        """Where a path is stopped, (n,)."""
+
+
+def nothing_seen() -> FloatArray:
+    """Of no residual and no mismatch."""
+    return np.array([np.inf, -np.inf, np.inf, -np.inf])
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """Rewards, less the logarithm of the likelihood ratio: exact for the chain."""
+
+    problem: ControlProblem
+    policy: Policy
+    seen: FloatArray = field(default_factory=nothing_seen)
+
+    def start(self, x: FloatArray) -> FloatArray:
+        return np.zeros(len(x))
+
+    def along(self, t: float, h: float, x: FloatArray, log_ratio: FloatArray) -> FloatArray:
+        return self.problem.r(t, x) * h / self.problem.temperature - log_ratio
+
+    def end(self, x: FloatArray) -> FloatArray:
+        return self.problem.y(x) / self.problem.temperature
+
+    def exit(self, t: float, x: FloatArray) -> FloatArray:
+        return self.problem.exit_reward(t, x) / self.problem.temperature
+
+
+def log_weights(score: Score, x: FloatArray, steps: int, rng: np.random.Generator, tell: Progress) -> FloatArray:
+    """W (2, n) of paths from x (n, d): with steps / 2 steps, and with `steps` of them, of the same length."""
+    problem = score.problem
+    chains = [_Chain(score, x, rng), _Chain(score, x, rng)]
+    times = np.linspace(0.0, problem.horizon, steps + 1)
+    with np.errstate(over="ignore", invalid="ignore"):  # explosions are found and told by in_range
+        for k, (row, t, h, noise) in enumerate(shared_steps(times, len(x), problem.dim, rng)):
+            chains[row].step(t, h, noise)
+            if k % 3 == 0:
+                tell(t / problem.horizon)
+    return np.stack([chain.finished() for chain in chains])
+
+
+class _Chain:
+    """Paths of one step length: where they are, what they have added up, and which of them are still under way."""
+
+    def __init__(self, score: Score, x: FloatArray, rng: np.random.Generator) -> None:
+        self.score, self.x, self.rng = score, x.copy(), rng
+        self.W = score.start(x)
+        self.alive: IntArray = np.arange(len(x))
+
+    def step(self, t: float, h: float, noise: FloatArray) -> None:
+        """All that have not been stopped go on."""
+        if not len(self.alive):
+            return
+        problem, x = self.score.problem, self.x[self.alive]
+        ahead = euler_step(problem, t, h, x, steer(self.score.policy, t, x), noise[self.alive])
+        self.W[self.alive] += self.score.along(t, h, x, ahead.log_ratio)
+        new = in_range(ahead.x, t + h)
+        if problem.domain is None:
+            self.x[self.alive] = new
+        elif problem.domain.absorbing:
+            self._stop(problem.domain, t, h, x, new)
+        else:
+            self.x[self.alive] = problem.domain.mirror(new)
+
+    def _stop(self, domain: Box, t: float, h: float, x: FloatArray, new: FloatArray) -> None:
+        """As `sample_paths` does: by the chance of a Brownian bridge, at the face."""
+        variance = h * np.einsum("nii->ni", self.score.problem.Lambda(t, x))
+        new = inside(domain, stop_at_faces(domain, variance, x, new, self.rng))
+        self.x[self.alive] = new
+        out = domain.exited(new)
+        if out.any():
+            self.W[self.alive[out]] += self.score.exit(t + h, new[out])
+            self.alive = self.alive[~out]
+
+    def finished(self) -> FloatArray:
+        """W, (n,)."""
+        if len(self.alive):
+            self.W[self.alive] += self.score.end(self.x[self.alive])
+        return self.W
