@@ -353,6 +353,10 @@ BAD_INPUT = {
         "judged, within --max-seconds 1e-05;",
     ),
     "no time to compare": (["compare", "double-well", "--max-seconds=1e-5"], "within --max-seconds 1e-05;"),
+    "no time to experiment": (
+        ["experiment", "coercivity", "--quick", "--max-seconds=1e-5"],
+        "done within --max-seconds 1e-05; give it more time",
+    ),
     "time that is none": (["compare", "lq", "--max-seconds=-1"], "--max-seconds must be a positive finite number"),
     "refinement to nothing": (["solve", "lq", "--refine"], "--refine needs --rtol"),
     "refinement with steps": (["solve", "lq", "--refine", "--rtol=1e-2", "--steps=8"], "--steps is not with --refine"),

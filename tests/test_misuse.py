@@ -276,6 +276,8 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "rng": 0,
                 "times": 4,
                 "rtol": 1e-2,
+                "progress": None,
+                "max_seconds": None,
             },
         ),
         "refine_on_mesh": (
@@ -314,7 +316,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "experiments.get": (fh.experiments.get, {"name": "coercivity"}),
         "experiments.names": (fh.experiments.names, {}),
         "experiments.configuration": (fh.experiments.configuration, {"name": "coercivity", "quick": True}),
-        "experiments.run": (fh.experiments.run, {"name": "coercivity", "quick": True, "config": "none"}),
+        "experiments.run": (
+            fh.experiments.run,
+            {"name": "coercivity", "quick": True, "config": "none"} | {"progress": None, "max_seconds": None},
+        ),
         "learning.Candidate": (fh.learning.Candidate, {"space": LINE, "smoothing": 0.1, "ridge": 0.1}),
         "learning.Estimator": (
             fh.learning.Estimator,
@@ -353,7 +358,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         ),
         "learning.Selection": (
             fh.learning.Selection,
-            {"best": fh.learning.Candidate(space=LINE), "table": ({"a": 1},)},
+            {"best": fh.learning.Candidate(space=LINE), "table": ({"a": 1},), "status": "ok"},
         ),
         "learning.Setting": (fh.learning.Setting, {"problem": LQ, "space": LINE, "gauge": GAUGE, "delta": 0.0}),
         "learning.System": (
@@ -385,6 +390,8 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "folds": 2,
                 "delta": 0.0,
                 "terminal": "penalty",
+                "progress": None,
+                "max_seconds": None,
             },
         ),
         "learning.empirical_measure": (fh.learning.empirical_measure, {"problem": LQ, "paths": PATHS, "n": 10}),

@@ -108,6 +108,20 @@ def to_the_end(progress: Progress) -> Progress:
     return told
 
 
+def steps_of(progress: Progress, count: int) -> Callable[[], None]:
+    """For work in so many steps of about the same length: each call reports one more of them.
+
+    >>> seen = []
+    >>> step = steps_of(seen.append, 4)
+    >>> step(), step()
+    (None, None)
+    >>> seen
+    [0.25, 0.5]
+    """
+    calls = itertools.count(1)
+    return lambda: progress(next(calls) / count)
+
+
 def beats_of(progress: Progress) -> Callable[[], None]:
     """For work of which nobody knows how long it takes: each call reports a little more, and never all of it.
 
