@@ -91,9 +91,8 @@ class Marcher:
         self.rough = False  # whether the terminal reward is not resolved
         self.unchecked = False  # whether a panel goes on although no grid that is allowed resolves it
 
-    def run(self) -> Run:
-        """All panels."""
-        grid = self._first_grid()
+    def run(self, grid: Grid) -> Run:
+        """All panels, beginning on the first grid."""
         state = grid, begun(self.equation, grid, 0.0, None)
         s, edges = 0.0, [line.grid for line in grid.lines]
         while s < self.T * (1 - 1e-12):
@@ -114,7 +113,7 @@ class Marcher:
     def _size(self, edges: Sequence[FloatArray]) -> int:
         return int(np.prod([(len(part) - 1) * self.tol.degree + 1 for part in edges]))
 
-    def _first_grid(self) -> Grid:
+    def first_grid(self) -> Grid:
         """Refined until it resolves the terminal reward, or as far as allowed."""
         equation = self.equation
         edges = self._first_edges()

@@ -5,6 +5,7 @@ worth. Parts that exceed their share of the tolerance are asked for more accurat
 """
 
 import math
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
@@ -31,7 +32,7 @@ from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
-from fem_hjb.support.progress import OutOfTimeError, Progress
+from fem_hjb.support.progress import LOGGER, OutOfTimeError, Progress
 
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
@@ -49,6 +50,7 @@ _GROWING = (
     "as far as the law of X_T can be extrapolated, exp(y / alpha) outgrows it: the value may be infinite, and that on"
     " the box is of a reward that ends where the box does"
 )
+_JUDGED = 2.0  # times as long as a run takes to be judged, if that has not been measured yet
 _ROUNDING = 3e-13  # relative: the least error that is admitted
 
 
@@ -115,6 +117,27 @@ class _Judged:
 
 
 @final
+@dataclass(frozen=True)
+class _Cost:
+    """What a run took: the unknowns it began with, what it was to resolve, and seconds, without its judge."""
+
+    size: int
+    tolerances: Tolerances
+    seconds: float
+
+    def of(self, size: int, tolerances: Tolerances, dim: int) -> float:
+        """The seconds of another run.
+
+        Steps are of order 4, matrices along axes, and there are as many more cells as elements of these degrees ask
+        for, or as there are in the beginning.
+        """
+        before = self.tolerances
+        steps = (before.time / tolerances.time) ** 0.25
+        more = (before.space / tolerances.space) ** (dim / tolerances.degree)
+        return float(self.seconds * steps * max(more, size / self.size) ** (1.0 + 1.0 / dim))
+
+
+@final
 class _Search:
     """What is known of a problem, what was asked for last, and what to ask for next."""
 
@@ -134,7 +157,9 @@ class _Search:
             self.coefficients.jumps(self.sample.x[[0, len(self.sample.x) // 2, -1], :8].reshape(-1, problem.dim))
         )
         self.tolerances = _tolerances(problem.dim, rtol, self.most)
-        self.count = 0
+        self.count = self.runs = 0
+        self.cost: _Cost | None = None  # of the last run
+        self.judged = _JUDGED  # times what the last run took
 
     def choose(self, form: str | None) -> None:
         """What is taken out, and the form."""
@@ -143,9 +168,12 @@ class _Search:
 
     def run(self, tell: Progress) -> _Judged:
         run = self._held(tell)
+        begun = time.perf_counter()
         judge = Judge(run, self.sample, self.controlled, tell)
         parts = judge.parts(self.coefficients, {name: share * self.rtol for name, share in _SHARES.items()})
         self.count += len(parts)
+        if self.cost is not None:
+            self.judged = (time.perf_counter() - begun) / self.cost.seconds
         followed = self.controlled
         if followed is not None and self._left_by(followed) and "truncation" in parts:
             lost = math.sqrt(followed.lost)  # where the box ends nothing is right; if it must end there, a check tells
@@ -192,7 +220,21 @@ class _Search:
             _FLOOR * self.rtol,
         )
         self.count += 1
-        return Marcher(equation, self.coefficients, tolerances, tell).run()
+        self.runs += 1
+        marcher = Marcher(equation, self.coefficients, tolerances, tell)
+        begun = time.perf_counter()
+        grid = marcher.first_grid()
+        self._announce(grid.shape, tolerances)
+        run = marcher.run(grid)
+        self.cost = _Cost(grid.size, tolerances, max(time.perf_counter() - begun, 1e-9))
+        return run
+
+    def _announce(self, shape: tuple[int, ...], tolerances: Tolerances) -> None:
+        """How long a run, with what judges it, may take; nothing where no earlier one says so."""
+        if self.cost is not None:
+            seconds = (1.0 + self.judged) * self.cost.of(math.prod(shape), tolerances, len(shape))
+            unknowns = " x ".join(map(str, shape))
+            LOGGER.info("%s: run %d: %s, about %.2g s", self.problem.name, self.runs, unknowns, seconds)
 
     @property
     def movable(self) -> bool:
