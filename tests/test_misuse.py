@@ -237,6 +237,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "max_seconds": None,
             },
         ),
+        "feynman_kac": (
+            fh.feynman_kac,
+            {"problem": LQ, "h": y, "rtol": 1e-1, "box": None, "max_dofs": 500, "rng": 0, "progress": None}
+            | {"max_seconds": None},
+        ),
         "fokker_planck.DensitySolution": (
             fh.fokker_planck.DensitySolution,
             {"problem": LQ, "space": DENSITY.space, "coefficients": DENSITY.coefficients, "status": "ok", "stats": {}}

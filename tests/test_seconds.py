@@ -63,6 +63,7 @@ def choose(**how: Any) -> fh.learning.Selection:
 # What takes long, all of it with progress= and max_seconds=.
 WORK: dict[str, Callable[..., Any]] = {
     "solve": lambda **k: fh.solve(WELL, rtol=1e-4, **k),
+    "feynman_kac": lambda **k: fh.feynman_kac(WELL, lambda x: x[..., 0], rtol=1e-4, **k),
     "solve_on_mesh": lambda **k: fh.solve_on_mesh(WELL, MESH, **k),
     "solve_on_mesh to a tolerance": lambda **k: fh.solve_on_mesh(REFLECTED, cells=32, rtol=1e-2, **k),
     "refine_on_mesh": lambda **k: fh.refine_on_mesh(REFLECTED, rtol=1e-3, **k),

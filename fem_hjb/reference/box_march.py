@@ -48,6 +48,7 @@ _LAYER = 0.05  # of the horizon, at most
 _SUDDEN = 1e-9  # of the horizon: the first step after a jump
 _SHORTEST = 1e-11  # of the horizon
 _COMING = 10.0  # widths: how steep a reward may be
+_FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign below is none
 _NOTHING = 1e-12  # temperatures: a value below is none
 
 
@@ -335,6 +336,8 @@ class Marcher:
         """
         equation, problem = self.equation, self.equation.problem
         low, high = equation.box.bounds
+        if equation.payoff is not None:
+            return np.finfo(float).tiny, max(self.tol.guess, _FLAT) / self.width
         x = self.rng.uniform(low, high, (_CHECKED, problem.dim))
         rewards = problem.y(x)
         if problem.running_reward is not None:

@@ -13,7 +13,7 @@ natural condition d w/dn = 0.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
@@ -34,6 +34,8 @@ from fem_hjb.spaces.axes import (
 )
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
+
+Payoff = Callable[[FloatArray], FloatArray]
 
 _STEEPEST = 4.0  # standard deviations between the middle of a box and its faces, of the weight of separable averages
 _ROUNDING = 1e-14  # of what S takes out
@@ -84,7 +86,10 @@ class Grid:
 @final
 @dataclass(frozen=True, eq=False)
 class Equation:
-    """What is solved: the problem, what is taken out, where, and where the process goes."""
+    """What is solved: the problem, what is taken out, where, and where the process goes.
+
+    payoff : what u is at T in the linear form, of any sign; None: exp((y - v0) / alpha), and its logarithm is wanted.
+    """
 
     problem: ControlProblem
     gauge: Gauge | QuadraticGauge
@@ -94,6 +99,12 @@ class Equation:
     reaches: tuple[Reach, ...]
     jumps: tuple[float, ...]
     floor: float
+    payoff: Payoff | None = None
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether log u is wanted, not u or w itself."""
+        return self.linear and self.payoff is None
 
     @property
     def metric(self) -> FloatArray:
@@ -113,6 +124,8 @@ class Equation:
     def start(self, grid: "Grid") -> FloatArray:
         """w or u at T, (*shape)."""
         problem, x = self.problem, grid.nodes
+        if self.payoff is not None:
+            return self.payoff(x).reshape(grid.shape)
         values = problem.y(x) - self.gauge.guess(problem.horizon, x)
         return (np.exp(values / problem.temperature) if self.linear else values).reshape(grid.shape)
 
