@@ -45,9 +45,9 @@ TerminalReward = Callable[[FloatArray], ArrayLike]
 """y, a callable x -> (...)."""
 
 _WALL = (
-    "; a wall, -infinity, must be finite: max(y, -c alpha) with c from 10 to 20, where other rewards are about 0, has"
-    " optimal paths as good as the wall's up to exp(-c)/f_0 in relative entropy (docs/theory.md, Walls); deeper ones"
-    " take `solve` too long"
+    "; f = exp(v/alpha) of a wall, -infinity, is feynman_kac(problem, h) with h = exp(y/alpha), 0 in the wall, and any"
+    " finite reward in the problem; or make it finite, max(y, -c alpha) with c from 10 to 20 where other rewards are"
+    " about 0: optimal paths are as good as the wall's up to exp(-c)/f_0 in relative entropy (docs/theory.md, Walls)"
 )
 _EXIT_WALL = "; a face that must not be met has a finite exit reward, for instance -1000 alpha"
 _T_HINT = (

@@ -274,6 +274,7 @@ def test_a_wall_is_refused_with_what_to_do(outside, told):
     with pytest.raises(ProblemError, match=r"terminal_reward\(x\) is not finite at \d+ of 5 points") as error:
         build(terminal_reward=lambda x: np.where(x[..., 0] > 0.0, 0.0, outside))
     assert ("max(y, -c alpha)" in str(error.value)) == told
+    assert ("feynman_kac" in str(error.value)) == told
     mixed = np.array([[99.0, 0.0], [-1.0, 0.0], [-99.0, 0.0]])
     problem = build(
         terminal_reward=lambda x: np.where(x[..., 0] == 99.0, outside, np.where(x[..., 0] < -50, np.nan, 0.0))

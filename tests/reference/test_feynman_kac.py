@@ -245,3 +245,34 @@ def test_a_constant_reward_on_the_way_is_a_factor_and_changes_no_estimate() -> N
         for part in ("value", "policy"):
             ours, theirs = getattr(found.error_estimate, part), getattr(plain.error_estimate, part)
             assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+# Walls: h is 0 where the process must not end, and v = alpha log u.
+
+_SEEN = 1e-3  # f below it is left out, which is this part of the conditioned law over f_0 at most
+
+
+@pytest.mark.parametrize(
+    ("dim", "low", "high", "pull", "rtol"),
+    [(1, 0.3, np.inf, 0.0, 1e-2), (1, -0.5, 1.0, 0.0, 1e-2), (1, 0.3, np.inf, 1.5, 1e-2), (2, 0.3, np.inf, 0.0, 3e-2)],
+    ids=["half-line", "interval", "drifted", "quadrant"],
+)
+def test_the_value_beside_a_wall(dim: int, low: float, high: float, pull: float, rtol: float) -> None:
+    """Mean errors of v / alpha and of its gradient under the law of the conditioned process, until T / 100 before T."""
+    problem = process(dim, pull)
+    found = fh.feynman_kac(problem, lambda x: ((x > low) & (x < high)).all(-1).astype(float), rtol=rtol)
+    assert found.status == "ok"
+    rng = np.random.default_rng(0)
+    for t in (0.0, 0.5, 0.9, 0.99):
+        decay, to_end = np.exp(-pull * t), np.exp(-pull * (1.0 - t))
+        variance = SPREAD * decay**2 + ((1.0 - decay**2) / (2.0 * pull) if pull else t)
+        left = np.sqrt((1.0 - to_end**2) / (2.0 * pull) if pull else 1.0 - t)
+        x = START * decay + np.sqrt(variance) * rng.standard_normal((4000, dim))
+        f = np.prod([norm.sf((low - to_end * x) / left) - norm.sf((high - to_end * x) / left)], axis=(0, -1))
+        x, weights = x[f > _SEEN], f[f > _SEEN] / f.sum()
+        assert weights.sum() > 1.0 - 3.0 * _SEEN
+        ends = [(end - to_end * x[:, 0]) / left for end in (low, high)]
+        slope = to_end / left * (norm.pdf(ends[0]) - norm.pdf(ends[1])) / (norm.sf(ends[0]) - norm.sf(ends[1]))
+        u, gradient = found.value(t, x, outside="nan"), found.gradient(t, x, outside="nan")[:, 0]
+        assert weights @ np.abs(np.log(u) - np.log(f[f > _SEEN])) < rtol
+        assert weights @ np.abs(gradient / u - slope) < rtol * (weights @ np.abs(slope))
