@@ -356,6 +356,9 @@ def experiment_command(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Another value of its configuration; may be repeated."),
     ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="After so many seconds there is no result; by default there is no limit.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; by default results/experiments.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -376,8 +379,8 @@ def experiment_command(
         raise OptionError(f"--set: {error}") from error
     folder = Path("results", "experiments") if out is None else out
     with atomic_folder(folder) as part:
-        with report.stage(name):
-            trial = module.run(config)
+        with report.stage(name) as stage:
+            trial = experiments.run(name, config=config, progress=stage.progress, max_seconds=max_seconds)
         files = [folder / file for file in write_trial(part, trial, module.figure(trial))]
     if json:
         output.print_json({**output.trial_record(trial), "files": files})

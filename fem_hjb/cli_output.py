@@ -1,6 +1,7 @@
 """What fem-hjb shows: stages of work on stderr, and on stdout tables for people or JSON for programs."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +12,14 @@ from typing import Any, final
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
 from fem_hjb.experiments.trial import Trial, summary
 from fem_hjb.solutions.comparison import COLUMNS, Comparison
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.support.progress import LOGGER
 
 _ROWS = 40  # of the table of an experiment that are printed
 
@@ -27,12 +30,46 @@ class Stage:
 
     def __init__(self, name: str, status: Status) -> None:
         self.name, self.status, self.notes = name, status, list[str]()
+        self.done, self.doing = "", ""
 
     def progress(self, fraction: float) -> None:
-        self.status.update(f"{self.name} {fraction:.0%}")
+        self.done = f" {fraction:.0%}"
+        self._show()
+
+    def announce(self, text: str) -> None:
+        """What is being done now."""
+        self.doing = f" ({text})"
+        self._show()
+
+    def _show(self) -> None:
+        self.status.update(escape(f"{self.name}{self.done}{self.doing}"))
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+@final
+class _Announced(logging.Handler):
+    """Shows what the package logs as what a stage is doing."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(logging.INFO)
+        self.stage = stage
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stage.announce(record.getMessage())
+
+
+@contextmanager
+def _announcing(stage: Stage) -> Iterator[None]:
+    handler, level = _Announced(stage), LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
 
 
 @final
@@ -48,7 +85,8 @@ class Report:
         start = time.perf_counter()
         with self._work.status(name) as status:
             stage = Stage(name, status)
-            yield stage
+            with _announcing(stage):
+                yield stage
         taken = time.perf_counter() - start
         self._work.print(f"{name:<18}{taken:7.2f} s  {'; '.join(stage.notes)}", highlight=False, markup=False)
 

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import skfem
 from matplotlib import image
+from rich.text import Text
 from typer.testing import CliRunner, Result
 
 from fem_hjb.cli import app
-from fem_hjb.cli_output import print_json
+from fem_hjb.cli_output import Report, print_json
 from fem_hjb.problems import zoo
 from fem_hjb.solutions.files import load_solution
+from fem_hjb.support.progress import LOGGER
 
 SMALL = ["--samples=400", "--steps=8", "--cells=6", "--time-cells=2", "--reference-cells=32"]
 
@@ -403,6 +405,10 @@ BAD_INPUT = {
         "judged, within --max-seconds 1e-05;",
     ),
     "no time to compare": (["compare", "double-well", "--max-seconds=1e-5"], "within --max-seconds 1e-05;"),
+    "no time to experiment": (
+        ["experiment", "coercivity", "--quick", "--max-seconds=1e-5"],
+        "done within --max-seconds 1e-05; give it more time",
+    ),
     "time that is none": (["compare", "lq", "--max-seconds=-1"], "--max-seconds must be a positive finite number"),
     "refinement to nothing": (["solve", "lq", "--refine"], "--refine needs --rtol"),
     "refinement with steps": (["solve", "lq", "--refine", "--rtol=1e-2", "--steps=8"], "--steps is not with --refine"),
@@ -475,3 +481,20 @@ def test_the_installed_command_runs_and_fails_in_one_line(tmp_path: Path) -> Non
     assert bad.returncode == 2
     assert bad.stdout == ""
     assert len(bad.stderr.splitlines()) == 1
+
+
+def test_a_stage_shows_what_the_package_logs_and_how_far_it_is() -> None:
+    level, shown = LOGGER.level, list[str]()
+    with Report(quiet=True).stage("solution [1]") as stage:
+        stage.status.update = shown.append  # type: ignore[method-assign, assignment]
+        stage.progress(0.25)
+        LOGGER.info("a: run %d: %s, about %.2g s", 2, "9 x 9", 14.2)
+        stage.progress(0.5)
+    LOGGER.info("not shown any more")
+    assert [str(Text.from_markup(text)) for text in shown] == [
+        "solution [1] 25%",
+        "solution [1] 25% (a: run 2: 9 x 9, about 14 s)",
+        "solution [1] 50% (a: run 2: 9 x 9, about 14 s)",
+    ]
+    assert LOGGER.level == level
+    assert LOGGER.handlers == []

@@ -255,6 +255,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "max_seconds": None,
             },
         ),
+        "feynman_kac": (
+            fh.feynman_kac,
+            {"problem": LQ, "h": y, "rtol": 1e-1, "box": None, "max_dofs": 500, "rng": 0, "progress": None}
+            | {"max_seconds": None},
+        ),
         "fokker_planck.DensitySolution": (
             fh.fokker_planck.DensitySolution,
             {"problem": LQ, "space": DENSITY.space, "coefficients": DENSITY.coefficients, "status": "ok", "stats": {}}
@@ -294,6 +299,8 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "rng": 0,
                 "times": 4,
                 "rtol": 1e-2,
+                "progress": None,
+                "max_seconds": None,
             },
         ),
         "refine_on_mesh": (
@@ -332,7 +339,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "experiments.get": (fh.experiments.get, {"name": "coercivity"}),
         "experiments.names": (fh.experiments.names, {}),
         "experiments.configuration": (fh.experiments.configuration, {"name": "coercivity", "quick": True}),
-        "experiments.run": (fh.experiments.run, {"name": "coercivity", "quick": True, "config": "none"}),
+        "experiments.run": (
+            fh.experiments.run,
+            {"name": "coercivity", "quick": True, "config": "none"} | {"progress": None, "max_seconds": None},
+        ),
         "learning.Candidate": (fh.learning.Candidate, {"space": LINE, "smoothing": 0.1, "ridge": 0.1}),
         "learning.Estimator": (
             fh.learning.Estimator,
@@ -371,7 +381,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         ),
         "learning.Selection": (
             fh.learning.Selection,
-            {"best": fh.learning.Candidate(space=LINE), "table": ({"a": 1},)},
+            {"best": fh.learning.Candidate(space=LINE), "table": ({"a": 1},), "status": "ok"},
         ),
         "learning.Setting": (fh.learning.Setting, {"problem": LQ, "space": LINE, "gauge": GAUGE, "delta": 0.0}),
         "learning.System": (
@@ -403,6 +413,8 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "folds": 2,
                 "delta": 0.0,
                 "terminal": "penalty",
+                "progress": None,
+                "max_seconds": None,
             },
         ),
         "learning.empirical_measure": (fh.learning.empirical_measure, {"problem": LQ, "paths": PATHS, "n": 10}),

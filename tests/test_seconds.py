@@ -4,12 +4,14 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fem_hjb as fh
+from fem_hjb.learning import selection
 from fem_hjb.reference import mesh_refine, mesh_truncation
 from fem_hjb.solutions.norms import law_points
 from fem_hjb.support import progress as watching
@@ -45,9 +47,23 @@ def iterate(**how: Any) -> fh.Solution:
     return at_once(method="projected", estimator="weak", delta=0.2, constraint=fh.Bounds(0.0, 1.0), **how)
 
 
+CANDIDATES = [
+    fh.learning.Candidate(space=fh.Space(LQ, cells=cells, time_cells=2, box=fh.Box([-3.0], [3.0])))
+    for cells in (3, 4, 6)
+]
+PAID = replace(
+    REFLECTED, domain=fh.Box([0.0], [1.0], boundary="absorbing", exit_reward=lambda t, x: 0.0 * x[..., 0]), exact=None
+)
+
+
+def choose(**how: Any) -> fh.learning.Selection:
+    return fh.learning.cross_validate(LQ, PATHS, CANDIDATES, **how)
+
+
 # What takes long, all of it with progress= and max_seconds=.
 WORK: dict[str, Callable[..., Any]] = {
     "solve": lambda **k: fh.solve(WELL, rtol=1e-4, **k),
+    "feynman_kac": lambda **k: fh.feynman_kac(WELL, lambda x: x[..., 0], rtol=1e-4, **k),
     "solve_on_mesh": lambda **k: fh.solve_on_mesh(WELL, MESH, **k),
     "solve_on_mesh to a tolerance": lambda **k: fh.solve_on_mesh(REFLECTED, cells=32, rtol=1e-2, **k),
     "refine_on_mesh": lambda **k: fh.refine_on_mesh(REFLECTED, rtol=1e-3, **k),
@@ -58,6 +74,12 @@ WORK: dict[str, Callable[..., Any]] = {
     "control_error": lambda **k: fh.control_error(LQ, wave, LQ.exact, under="policy", **k),
     "control_error of a Gaussian law": lambda **k: fh.control_error(LQ, lambda t, x: -x, LQ.exact, **k),
     "evaluate_policy": lambda **k: fh.evaluate_policy(WELL, wave, rtol=1e-3, **k),
+    "objectives": lambda **k: fh.objectives(LQ, wave, LQ.exact, steps=8, n=500, times=16, **k),
+    "objectives by simulation": lambda **k: fh.objectives(PAID, wave, steps=8, n=5000, **k),
+    "cross_validate": choose,
+    "experiments.run": lambda **k: fh.experiments.run(
+        "coercivity", in_time=((4, 8), (8, 8)), in_space=((4, 8), (8, 12)), deltas=(0.0, 0.2), **k
+    ),
     "fit": learn,
     "fit to a law": lambda **k: fh.fit(LQ, fh.law_measure(LQ, SPACE), SPACE, **k),
     "fit in a set": lambda **k: learn(constraint=fh.Monotone(0) & fh.Bounds(lower=0.0), **k),
@@ -107,9 +129,12 @@ def test_progress_never_falls_and_ends_at_one_and_a_limit_that_is_not_reached_ch
     assert max(seen[:-1]) < 1.0
     assert min(seen) >= 0.0
     plain = WORK[name]()
-    for attribute in ("coefficients", "profile", "status"):
+    for attribute in ("coefficients", "profile", "status", "rows"):
         if hasattr(plain, attribute):
             np.testing.assert_array_equal(getattr(watched, attribute), getattr(plain, attribute))
+    for attribute in ("exact", "euler", "uncontrolled"):
+        if hasattr(plain, attribute):
+            assert getattr(watched, attribute).value == getattr(plain, attribute).value
 
 
 @pytest.mark.parametrize("name", WORK)
@@ -306,6 +331,31 @@ def test_figures_that_are_not_known_in_time_are_left_out(ticks: Callable[[], int
     np.testing.assert_array_equal(found.coefficients, late.coefficients)
 
 
+def test_candidates_are_compared_as_far_as_they_were_judged(ticks: Callable[[], int]) -> None:
+    needed = length_of(choose, ticks)
+    found = choose(max_seconds=0.7 * needed)
+    few = len(found.table)
+    assert 1 <= few < len(CANDIDATES)
+    expected = fh.learning.cross_validate(LQ, PATHS, CANDIDATES[:few])
+    assert found.best is expected.best
+    for row, other in zip(found.table, expected.table, strict=True):
+        assert row | {"seconds": 0.0} == other | {"seconds": 0.0}
+    assert found.status == f"max_seconds were over: the first {few} of 3 candidates are compared"
+    assert str(found).endswith(found.status)
+    with pytest.raises(ConvergenceError, match="no candidate was judged within max_seconds=2"):
+        choose(max_seconds=2.0)
+
+
+def test_folds_of_many_samples_are_summed_up_in_chunks(
+    ticks: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each chunk is a sign of life."""
+    needed = length_of(choose, ticks)
+    monkeypatch.setattr(selection, "_SAMPLES", 40 * PATHS.steps)  # 40 paths, of 240 in a fold
+    chunked = length_of(choose, ticks)
+    assert chunked - needed >= (240 // 40 - 1) * 5 * 2 * len(CANDIDATES)  # five folds, two criteria
+
+
 # Signs of life of work whose callables are slow
 
 
@@ -327,14 +377,25 @@ def slow(seconds: float) -> fh.ControlProblem:
     )
 
 
+def exiting(problem: fh.ControlProblem) -> fh.ControlProblem:
+    box = fh.Box([-2.0], [2.0], boundary="absorbing", exit_reward=lambda t, x: 0.0 * x[..., 0])
+    return replace(problem, domain=box)
+
+
 @pytest.mark.parametrize(
     ("seconds", "work"),
     [
         (0.06, lambda problem, **k: fh.solve_on_mesh(problem, MESH, rtol_time=1e-3, **k)),
         (0.4, lambda problem, **k: fh.fokker_planck.solve(problem, rtol=1e-2, **k)),
         (0.06, lambda problem, **k: fh.fokker_planck.solve(problem, mesh=MESH, rtol=1e-2, **k)),
+        (0.2, lambda problem, **k: fh.objectives(problem, wave, steps=8, n=100, times=8, rtol=1e-2, **k)),
+        (0.1, lambda problem, **k: fh.objectives(exiting(problem), wave, steps=8, n=100, **k)),
+        (0.4, lambda problem, **k: fh.learning.cross_validate(problem, PATHS, CANDIDATES, **k)),
     ],
-    ids=["solve_on_mesh", "fokker_planck", "fokker_planck on a mesh"],
+    ids=[
+        *("solve_on_mesh", "fokker_planck", "fokker_planck on a mesh"),
+        *("objectives", "objectives by simulation", "cross_validate"),
+    ],
 )
 def test_there_is_a_sign_of_life_every_two_seconds_and_an_end_soon_after_the_limit(
     seconds: float, work: Callable[..., Any]

@@ -27,10 +27,13 @@ from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import FloatArray, Rng, array_length, spawn_generators
-from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.errors import ConvergenceError, MeasureError
 from fem_hjb.support.objects import Plain
+from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, part_of, until
 
 _CHUNK = 4096  # paths simulated at a time
+_PARTS = 0.4, 0.6, 1.0  # of progress: J of the policy, by the Euler scheme, without control; the start is quick
+_LAW = 0.7  # the part of the law, or of the paths, in the progress of an average
 _FINER = 4  # times the Euler steps, for continuous time by simulation
 
 
@@ -60,6 +63,8 @@ def objectives(
     rng: Rng = 0,
     times: int = 64,
     rtol: float = 1e-4,
+    progress: Progress | None = None,
+    max_seconds: float | None = None,
 ) -> Objectives:
     r"""What a control earns: J(pi) = E^pi[ y(X_T) + int_0^T r - (alpha/2) pi' Lambda^{-1} pi dt ], plus exit rewards.
 
@@ -67,29 +72,58 @@ def objectives(
     weak order 2, four to an Euler step, with a standard error (and a bias of the order of the square of a step). The
     Euler objective is simulated, n paths. Arguments as those of `control_error`; without a reference `optimal` is None.
 
+    progress : called with the fraction of the work done, which never falls and ends at 1, after every time step.
+    max_seconds : when they are over, the work stops at the next step in time or call of the policy; rewards that are
+        not there yet are to be compared with others, so that there is no best so far to return.
+
     Raises
     ------
     ProblemError, MeasureError : as `control_error`.
-    ConvergenceError : the Euler scheme explodes with so few steps.
+    ConvergenceError : the Euler scheme explodes with so few steps, or max_seconds are over.
     """
+    watch = until(checked_progress(progress), checked_seconds(max_seconds))
     policy = checked_policy(problem, policy, "objectives")
     if reference is not None:
         check_reference(reference)
     array_length(steps, "steps", MeasureError)
     array_length(n, "n", MeasureError, problem.dim)
-    groups = groups_of(problem, reference)
     seeds = spawn_generators(rng, 4)
+    try:
+        found = _all_of_them(problem, policy, reference, steps, n, seeds, times, rtol, watch)
+    except OutOfTimeError:
+        raise ConvergenceError(
+            f"objectives({problem.name!r}): {watch.reached:.0%} done within max_seconds={max_seconds:g}; give it more"
+            " time, a larger rtol, or fewer paths or times"
+        ) from None
+    watch.finished()
+    return found
+
+
+def _all_of_them(
+    problem: ControlProblem,
+    policy: Policy,
+    reference: ValueFunction | None,
+    steps: int,
+    n: int,
+    seeds: list[np.random.Generator],
+    times: int,
+    rtol: float,
+    tell: Progress,
+) -> Objectives:
+    """`objectives`, where what `tell` raises stops the work and comes out."""
+    groups = groups_of(problem, reference)
 
     def nothing(t: ArrayLike, x: FloatArray) -> FloatArray:
         return np.zeros_like(x)
 
-    def exact(pi: Policy, k: int) -> Estimate:
-        return _reward(problem, pi, groups, reference, times, n, seeds[k], rtol, _FINER * steps)
+    def exact(pi: Policy, k: int, told: Progress) -> Estimate:
+        return _reward(problem, pi, groups, reference, times, n, seeds[k], rtol, _FINER * steps, told)
 
+    first, second, third = _PARTS
     return Objectives(
-        exact=exact(policy, 0),
-        euler=_simulated(problem, policy, n, steps, seeds[1], "euler"),
-        uncontrolled=exact(nothing, 2),
+        exact=exact(policy, 0, part_of(tell, 0.0, first)),
+        euler=_simulated(problem, policy, n, steps, seeds[1], "euler", part_of(tell, first, second)),
+        uncontrolled=exact(nothing, 2, part_of(tell, second, third)),
         optimal=None if reference is None else _initial_mean(problem, reference, groups, n, seeds[3]),
         steps=steps,
     )
@@ -105,14 +139,15 @@ def _reward(
     rng: np.random.Generator,
     rtol: float,
     steps: int,
+    tell: Progress,
 ) -> Estimate:
     """J(pi) in continuous time."""
     separate = respects(problem, policy, groups)
     blocks = groups if separate else [tuple(range(problem.dim))]
     pays = problem.domain is not None and problem.domain.exit_reward is not None
-    flow = None if pays else controlled_law(problem, policy, blocks, reference, rtol)
+    flow = None if pays else controlled_law(problem, policy, blocks, reference, rtol, part_of(tell, 0.0, _LAW))
     if flow is None:
-        return _simulated(problem, policy, n, steps, rng, "weak2")
+        return _simulated(problem, policy, n, steps, rng, "weak2", tell)
 
     def gain(t: float, x: FloatArray) -> FloatArray:
         return problem.r(t, x) - problem.temperature / 2 * policy_squares(problem, t, x, steer(policy, t, x))
@@ -121,7 +156,7 @@ def _reward(
     weights = problem.horizon * weights
     running = Expectation(problem, flow, gain, separate, n, rng)
     final = Expectation(problem, flow, lambda t, x: problem.y(x), True, n, rng)
-    means, variances = running.along(nodes)
+    means, variances = running.along(nodes, part_of(tell, _LAW, 1.0))
     last, variance = final(problem.horizon)
     return Estimate(
         value=float(weights @ means) + last,
@@ -152,7 +187,13 @@ def _initial_mean(
 
 
 def _simulated(
-    problem: ControlProblem, policy: Policy, n: int, steps: int, rng: np.random.Generator, scheme: str
+    problem: ControlProblem,
+    policy: Policy,
+    n: int,
+    steps: int,
+    rng: np.random.Generator,
+    scheme: str,
+    tell: Progress,
 ) -> Estimate:
     """J(pi) from n simulated paths: left sums for "euler", which are part of the scheme, else the trapezoidal rule."""
     counts = [min(_CHUNK, n - start) for start in range(0, n, _CHUNK)]
@@ -161,22 +202,34 @@ def _simulated(
     if scheme != "euler":
         weights[0] = weights[-1] = 0.5 * weights[0]
     rewards = []
-    for count, generator in zip(counts, spawn_generators(rng, len(counts)), strict=True):
+    for k, (count, generator) in enumerate(zip(counts, spawn_generators(rng, len(counts)), strict=True)):
+        told = part_of(tell, k / len(counts), (k + 1) / len(counts))
         paths = sample_paths(
             problem,
             n=count,
             steps=steps,
             rng=generator,
             scheme=scheme,
-            policy=policy,
+            policy=_watched(policy, problem.horizon, part_of(told, 0.0, _LAW)),
             substeps=1 if scheme == "euler" else None,
         )
-        rewards.append(_rewards_along(problem, policy, np.asarray(paths.t), np.asarray(paths.x), weights))
+        steered = _watched(policy, problem.horizon, part_of(told, _LAW, 1.0))
+        rewards.append(_rewards_along(problem, steered, np.asarray(paths.t), np.asarray(paths.x), weights))
     values = np.concatenate(rewards)
     error = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.inf
     return Estimate(
         value=float(values.mean()), standard_error=error, how=f"{n} paths, {steps} steps, scheme {scheme!r}"
     )
+
+
+def _watched(policy: Policy, horizon: float, tell: Progress) -> Policy:
+    """A policy each of whose calls, in the order of time, tells how far they are."""
+
+    def told(t: float, x: FloatArray) -> ArrayLike:
+        tell(t / horizon)
+        return policy(t, x)
+
+    return told
 
 
 def _rewards_along(

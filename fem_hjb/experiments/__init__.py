@@ -1,7 +1,8 @@
 """Experiments anyone can run again: each module has a frozen `Config`, its `QUICK` version, `run` and `figure`.
 
-A new one is a new file here: a docstring whose first line says what it shows, `Config`, `QUICK`, `run(config) -> Trial`
-(which ends with `trial.conclude`) and `figure(trial) -> Figure`; the command line and the tests find it by themselves.
+A new one is a new file here: a docstring whose first line says what it shows, `Config`, `QUICK`, `run(config, tell) ->
+Trial` (which tells how far it is, from 0 to 1, and ends with `trial.conclude`) and `figure(trial) -> Figure`; the
+command line and the tests find it by themselves.
 """
 
 import pkgutil
@@ -11,7 +12,8 @@ from typing import Any
 
 from fem_hjb.experiments.trial import Trial, changed
 from fem_hjb.support.checks import flag
-from fem_hjb.support.errors import TrialError
+from fem_hjb.support.errors import ConvergenceError, TrialError
+from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, until
 
 
 def names() -> list[str]:
@@ -39,17 +41,38 @@ def configuration(name: str, *, quick: bool = False, **changes: Any) -> Any:
     return changed(module.QUICK if quick else module.Config(), changes)
 
 
-def run(name: str, *, quick: bool = False, config: Any = None, **changes: Any) -> Trial:
+def run(
+    name: str,
+    *,
+    quick: bool = False,
+    config: Any = None,
+    progress: Progress | None = None,
+    max_seconds: float | None = None,
+    **changes: Any,
+) -> Trial:
     """Run an experiment as `configuration` gives it, or with a `Config` of your own.
 
     A `Config` is a frozen dataclass; `dataclasses.replace(experiments.get(name).Config(), seeds=8)` makes another.
-    Raises TrialError as `configuration` does, and for a config together with what would change it, or of another kind.
+    progress : called with the fraction of the work done, which never falls and ends at 1, after every fit.
+    max_seconds : when they are over, the work stops at the next fit; claims are about all rows of a table, so that
+        there is no best so far to return.
+
+    Raises TrialError as `configuration` does, and for a config together with what would change it, or of another kind;
+    ConvergenceError if max_seconds are over.
     """
     module = get(name)
+    watch = until(checked_progress(progress), checked_seconds(max_seconds))
     flag(quick, "quick", TrialError)
     if config is None:
         config = configuration(name, quick=quick, **changes)
     elif quick or changes or not isinstance(config, module.Config):
         raise TrialError(f"give a Config of {name!r} alone, or quick= and the fields to change, got {config!r}")
-    trial: Trial = module.run(config)
+    try:
+        trial: Trial = module.run(config, watch)
+    except OutOfTimeError:
+        raise ConvergenceError(
+            f"experiment {name!r}: {watch.reached:.0%} done within max_seconds={max_seconds:g}; give it more time, its"
+            " quick version, or fewer seeds"
+        ) from None
+    watch.finished()
     return trial

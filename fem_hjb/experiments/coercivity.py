@@ -31,6 +31,7 @@ from fem_hjb.plotting.pictures import STYLES, ticks_at
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.spaces.space import Space
+from fem_hjb.support.progress import Progress, steps_of
 
 
 @final
@@ -52,12 +53,12 @@ QUICK = Config(in_time=((4, 12), (8, 12), (16, 12)), in_space=((8, 12), (16, 24)
 _COLUMNS = ("series", "time cells", "cells", "delta", "mu", "L", "rho", "Cea")
 
 
-def run(config: Config) -> Trial:
+def run(config: Config, tell: Progress) -> Trial:
     """One row per class and delta."""
     started = time.perf_counter()
     problem = zoo.get("lq", dim=1)
     box = Box([-config.half_width], [config.half_width])
-    rows = []
+    rows, step = [], steps_of(tell, len(config.deltas) * (len(config.in_time) + len(config.in_space)))
     for series, classes in (("time", config.in_time), ("space", config.in_space)):
         for (time_cells, cells), delta in product(classes, config.deltas):
             space = Space(problem, cells=cells, time_cells=time_cells, element="B3", time_smooth=True, box=box)
@@ -67,6 +68,7 @@ def run(config: Config) -> Trial:
             measure = yardstick(problem, law, space, delta=delta)
             cea = measure.distance(solve_system(system).coefficients) / measure.approximation
             rows.append((series, time_cells, cells, delta, found.coercivity, found.norm, found.contraction, cea))
+            step()
     return conclude(config, _COLUMNS, rows, _claims(config, rows), started)
 
 

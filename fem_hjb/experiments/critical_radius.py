@@ -34,7 +34,7 @@ University Press 2019, sections 13.2-13.4 and 14.1 (critical radii).
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, final
@@ -61,6 +61,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray, spawn_generators
+from fem_hjb.support.progress import Progress, steps_of
 
 
 @final
@@ -113,19 +114,26 @@ _COLUMNS = (
 )
 
 
-def run(config: Config) -> Trial:
+Step = Callable[[], None]
+
+
+def run(config: Config, tell: Progress) -> Trial:
     """One row per estimator, class, ball and number of paths; root mean squares over the seeds, relative to |f*|."""
     started = time.perf_counter()
     problem = zoo.get("reflected", dim=1)
     rows: list[tuple[Any, ...]] = []
+    in_class = len(config.classes) * len(config.estimators) * len(config.paths) * config.seeds
+    in_ball = len(config.ball_paths) * config.ball_seeds
+    noises = 2 * (len(config.classes) * len(config.estimators) + len(config.radii))
+    step = steps_of(tell, noises + 2 * in_class + (1 + len(config.radii)) * in_ball)  # a system is drawn, and solved
     for (time_cells, cells), estimator in product(config.classes, config.estimators):
         under = _under_law(config, problem, (time_cells, cells), estimator)
-        drawn = _drawn(config, under, config.paths, config.seeds)
-        rows += [("class", estimator, time_cells, cells, *found) for found in _in_class(config, under, drawn)]
+        drawn = _drawn(config, under, config.paths, config.seeds, step)
+        rows += [("class", estimator, time_cells, cells, *found) for found in _in_class(config, under, drawn, step)]
     under = _under_law(config, problem, config.rich, config.ball_estimator)
-    drawn = _drawn(config, under, config.ball_paths, config.ball_seeds)
+    drawn = _drawn(config, under, config.ball_paths, config.ball_seeds, step)
     for radius in config.radii:
-        found_in_ball = _in_ball(config, under, drawn, radius)
+        found_in_ball = _in_ball(config, under, drawn, radius, step)
         rows += [("ball", config.ball_estimator, *config.rich, *found) for found in found_in_ball]
     return conclude(config, _COLUMNS, rows, _claims(config, rows), started)
 
@@ -154,7 +162,7 @@ def _under_law(config: Config, problem: ControlProblem, cells: tuple[int, int], 
     return _UnderLaw(system=system, form=form, energy=energy, size=measuring.size, solution=_solved(system))
 
 
-def _drawn(config: Config, under: _UnderLaw, sizes: tuple[int, ...], seeds: int) -> dict[int, list[System]]:
+def _drawn(config: Config, under: _UnderLaw, sizes: tuple[int, ...], seeds: int, step: Step) -> dict[int, list[System]]:
     """Systems of n paths, for each n and seed."""
     law = under.system
     streams = iter(spawn_generators(config.seed, seeds * len(sizes)))
@@ -162,22 +170,25 @@ def _drawn(config: Config, under: _UnderLaw, sizes: tuple[int, ...], seeds: int)
     def system(n: int) -> System:
         paths = sample_paths(law.problem, n=n, steps=config.observations, rng=next(streams))
         drawn = assemble(law.problem, paths, law.space, estimator=law.estimator, delta=law.delta)
+        step()
         return replace(drawn, energy=law.energy)
 
     return {n: [system(n) for _ in range(seeds)] for n in sizes}
 
 
-def _in_class(config: Config, under: _UnderLaw, drawn: dict[int, list[System]]) -> Iterator[tuple[float, ...]]:
+def _in_class(
+    config: Config, under: _UnderLaw, drawn: dict[int, list[System]], step: Step
+) -> Iterator[tuple[float, ...]]:
     """Radius, n, observed with its band, predicted, predicted from shuffled samples, and predicted once more."""
-    predicted = [_first_order(under, sigma) for sigma in _covariances(config, under.system, under.solution)]
+    predicted = [_first_order(under, sigma) for sigma in _covariances(config, under.system, under.solution, step)]
     for n, systems in drawn.items():
-        distances = _distances([_solved(one) - under.solution for one in systems], under.energy)
+        distances = _distances([found - under.solution for found in _each(systems, step)], under.energy)
         numbers = [*distances, *(figure / np.sqrt(n) for figure in (*predicted, predicted[0]))]
         yield (np.inf, n, *(float(number) / under.size for number in numbers))
 
 
 def _in_ball(
-    config: Config, under: _UnderLaw, drawn: dict[int, list[System]], relative: float
+    config: Config, under: _UnderLaw, drawn: dict[int, list[System]], relative: float, step: Step
 ) -> Iterator[tuple[float, ...]]:
     """Radius, n, observed with its band, critical radius, that from shuffled samples, and that without the ball."""
     radius = relative * float(np.sqrt(under.solution @ under.energy @ under.solution))
@@ -186,10 +197,10 @@ def _in_ball(
     metric = (under.form + under.form.T) / 2
     eigenvalues, vectors = eigh(metric, under.energy)
     plain, shuffled = (
-        ((sigma @ vectors) * vectors).sum(axis=0) for sigma in _covariances(config, under.system, center)
+        ((sigma @ vectors) * vectors).sum(axis=0) for sigma in _covariances(config, under.system, center, step)
     )
     for n, systems in drawn.items():
-        distances = _distances([_solved(one, ball) - center for one in systems], metric)
+        distances = _distances([found - center for found in _each(systems, step, ball)], metric)
         numbers = [
             *distances,
             _critical(eigenvalues, plain / n, radius),
@@ -197,6 +208,13 @@ def _in_ball(
             float(np.sqrt((plain / eigenvalues).sum() / n)),
         ]
         yield (relative, n, *(number / under.size for number in numbers))
+
+
+def _each(systems: list[System], step: Step, ball: EnergyBall | None = None) -> Iterator[FloatArray]:
+    """Coefficients of each system."""
+    for system in systems:
+        yield _solved(system, ball)
+        step()
 
 
 def _distances(errors: list[FloatArray], metric: FloatArray) -> list[float]:
@@ -214,11 +232,15 @@ def _solved(system: System, ball: EnergyBall | None = None) -> FloatArray:
     return reduced.whole(reduced.solve_constrained(inequality.form, inequality.load))
 
 
-def _covariances(config: Config, system: System, c: FloatArray) -> list[FloatArray]:
+def _covariances(config: Config, system: System, c: FloatArray, step: Step) -> list[FloatArray]:
     """Sigma at the function with coefficients c, from paths of their own: as they are, and shuffled."""
     for_paths, for_shuffle = spawn_generators(config.seed + 1, 2)
     paths = sample_paths(system.problem, n=config.sigma_paths, steps=config.observations, rng=for_paths)
-    return [np.cov(_noise(system, paths, c, rng), rowvar=False) for rng in (None, for_shuffle)]
+    found: list[FloatArray] = []
+    for rng in (None, for_shuffle):
+        step()
+        found.append(np.cov(_noise(system, paths, c, rng), rowvar=False))
+    return found
 
 
 def _noise(system: System, paths: Paths, c: FloatArray, shuffle: np.random.Generator | None) -> FloatArray:

@@ -34,7 +34,7 @@ Source: arXiv 2509.02528, whose question this answers for this problem.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -53,6 +53,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.progress import Progress, steps_of
 
 
 @final
@@ -84,13 +85,14 @@ _RULE, _WRONG = "regression, classes of the rule", "generator, wrong drift"
 Errors = dict[tuple[str, int], FloatArray]
 
 
-def run(config: Config) -> Trial:
+def run(config: Config, tell: Progress) -> Trial:
     """One row per method, n and class; "best" marks those between which exponents are fitted."""
     started = time.perf_counter()
     problem = zoo.get("reflected", dim=1, Lambda=0.01, coefficients=(1.0, 0.0, 0.3, 0.0, -0.25, 0.0, 0.2, 0.0, 0.15))
     wrong = replace(problem, drift=LinearDrift([[-0.2]], [0.1]))
     rows: list[tuple[Any, ...]] = []
     errors: Errors = {}
+    step = steps_of(tell, len(config.sizes) * config.seeds * (len(config.ladder) + 4))
     for n in config.sizes:
         time_cells = round(config.first * (n / config.sizes[0]) ** (1 / 3))
         rule = (4 * time_cells, time_cells)
@@ -98,7 +100,7 @@ def run(config: Config) -> Trial:
         fits |= {(_RULE, rule): (problem, "regression"), (_WRONG, rule): (wrong, "generator")}
         fits |= {(name, rule): (problem, name) for name in ("generator", "residual")}
         measuring = {cells: _yardstick(problem, cells) for cells in (*config.ladder, rule)}
-        found = _errors(config, problem, n, fits, measuring)
+        found = _errors(config, problem, n, fits, measuring, step)
         rms = {key: float(np.sqrt(np.mean(values**2))) for key, values in found.items()}
         best = min((key for key in fits if key[0] == "regression"), key=lambda key: rms[key])
         for key, values in found.items():
@@ -131,6 +133,7 @@ def _errors(
     n: int,
     fits: Mapping[tuple[str, tuple[int, int]], tuple[ControlProblem, str]],
     measuring: Mapping[tuple[int, int], Yardstick],
+    step: Callable[[], None],
 ) -> dict[tuple[str, tuple[int, int]], FloatArray]:
     """The relative errors (seeds,) of each fit (the problem it believes in, the estimator), all from the same paths."""
     found: dict[tuple[str, tuple[int, int]], list[float]] = {key: [] for key in fits}
@@ -141,6 +144,7 @@ def _errors(
             system = assemble(believed, paths, judge.space, estimator=estimator)
             solution = solve_system(system, smoothing=0.0, figures=False)
             found[method, cells].append(judge.distance(solution.coefficients) / judge.size)
+            step()
     return {key: np.array(values) for key, values in found.items()}
 
 

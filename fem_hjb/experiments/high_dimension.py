@@ -24,7 +24,7 @@ dimension 5 (11 features at each time), so that no ridge is needed. The control:
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
@@ -51,6 +51,7 @@ from fem_hjb.spaces.features import HermiteCross
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.progress import Progress, steps_of
 
 WRONG = "generator, wrong drift"
 
@@ -91,17 +92,22 @@ _COLUMNS = (
 )
 
 
-def run(config: Config) -> Trial:
+def run(config: Config, tell: Progress) -> Trial:
     """One row per case and estimator; medians over seeds, low and high are the 10 and 90 per cent quantiles."""
     started = time.perf_counter()
     rows: list[tuple[Any, ...]] = []
+    all_, some = (*_ESTIMATORS, WRONG), _ESTIMATORS[:3]
+    fitted = len(config.dims) * len(config.envelopes) * len(all_) + (len(config.sizes) + len(config.mistakes)) * len(
+        some
+    )
+    step = steps_of(tell, 2 * config.seeds * fitted)  # a fit is found, and compared
     for d in config.dims:
         for theta in config.envelopes:
-            rows += _rows(config, "dimension", d, theta, config.paths, (*_ESTIMATORS, WRONG))
+            rows += _rows(config, "dimension", d, theta, config.paths, all_, step)
     for n in config.sizes:
-        rows += _rows(config, "size", config.dim, config.envelopes[-1], n, _ESTIMATORS[:3])
+        rows += _rows(config, "size", config.dim, config.envelopes[-1], n, some, step)
     for theta in config.mistakes:
-        rows += _rows(config, "mistake", config.dim, theta, config.paths, _ESTIMATORS[:3])
+        rows += _rows(config, "mistake", config.dim, theta, config.paths, some, step)
     return conclude(config, _COLUMNS, rows, _claims(config, rows), started)
 
 
@@ -115,7 +121,13 @@ def _steady(dim: int) -> tuple[ControlProblem, FloatArray]:
 
 
 def _rows(
-    config: Config, series: str, d: int, theta: float, n: int, estimators: tuple[str, ...]
+    config: Config,
+    series: str,
+    d: int,
+    theta: float,
+    n: int,
+    estimators: tuple[str, ...],
+    step: Callable[[], None],
 ) -> Iterator[tuple[Any, ...]]:
     problem, P = _steady(d)
     A, a = cast(LinearDrift, problem.drift).coefficients
@@ -135,6 +147,7 @@ def _rows(
         for name in estimators:
             given = wrong if name == WRONG else problem
             found[name].append(solve_system(assemble(given, paths, space, estimator=name.split(",")[0])))
+            step()
     baseline = np.array([measure.distance(fit.coefficients) for fit in found["regression"]])
     for name, fits in found.items():
         coefficients = np.array([np.asarray(fit.coefficients).ravel() for fit in fits])
@@ -142,7 +155,10 @@ def _rows(
         square = sum(measure.norm(c - centre) ** 2 for c in coefficients) / (config.seeds - 1)
         bias = np.sqrt(max(measure.distance(centre) ** 2 - square / config.seeds, 0.0))
         errors = np.array([measure.distance(c) for c in coefficients])
-        overall = [compare({name: fit}, exact, problem=problem, points=points).overall(name) for fit in fits]
+        overall = []
+        for fit in fits:
+            overall.append(compare({name: fit}, exact, problem=problem, points=points).overall(name))
+            step()
         columns = (
             errors / measure.size,
             baseline / errors,

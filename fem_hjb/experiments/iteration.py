@@ -26,7 +26,7 @@ time. Source: arXiv 2509.02528 (the iteration and its rate).
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, final
@@ -50,6 +50,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, spawn_generators
+from fem_hjb.support.progress import Progress, steps_of
 
 
 @final
@@ -122,12 +123,14 @@ class _Course:
     too_long: float
 
 
-def run(config: Config) -> Trial:
+def run(config: Config, tell: Progress) -> Trial:
     """One row per step, for each delta, set, time mesh and number of paths; medians over the seeds."""
     started = time.perf_counter()
     problem = zoo.get("reflected", dim=1)
     rows: list[tuple[Any, ...]] = []
     courses: dict[_Key, list[_Course]] = {}
+    count = sum(1 + len(uppers) for kinds in _cases(config).values() for uppers in kinds.values())
+    step = steps_of(tell, config.seeds * count + 4)  # a system is summed up, and solved in each set
     for (time_cells, n), kinds in _cases(config).items():
         space = _space(config, problem, time_cells)
         law = law_measure(problem, space)
@@ -137,12 +140,18 @@ def run(config: Config) -> Trial:
         ]
         for (estimator, delta), uppers in kinds.items():
             measure = yardstick(problem, law, space, delta=delta)
-            systems = [assemble(problem, paths, space, estimator=estimator, delta=delta) for paths in samples]
+            systems: list[System] = []
+            for paths in samples:
+                systems.append(assemble(problem, paths, space, estimator=estimator, delta=delta))
+                step()
             for upper in uppers:
-                runs = [_course(config, system, measure, upper) for system in systems]
+                runs: list[_Course] = []
+                for system in systems:
+                    runs.append(_course(config, system, measure, upper))
+                    step()
                 courses[estimator, delta, upper, time_cells, n] = runs
                 rows += _rows((estimator, delta, upper, time_cells, n), runs)
-    return conclude(config, _COLUMNS, rows, _claims(config, courses), started)
+    return conclude(config, _COLUMNS, rows, _claims(config, courses, step), started)
 
 
 def _cases(config: Config) -> dict[tuple[int, int], dict[tuple[str, float], tuple[float, ...]]]:
@@ -220,7 +229,7 @@ def _rows(key: _Key, runs: list[_Course]) -> Iterator[tuple[Any, ...]]:
         yield (*key, step, *numbers.tolist(), *figures)
 
 
-def _claims(config: Config, courses: dict[_Key, list[_Course]]) -> Iterator[Claim]:
+def _claims(config: Config, courses: dict[_Key, list[_Course]], step: Callable[[], None]) -> Iterator[Claim]:
     none, *others = config.deltas
     for delta in others:
         linear = [one for key, runs in courses.items() if key[1:3] == (delta, np.inf) for one in runs]
@@ -265,22 +274,24 @@ def _claims(config: Config, courses: dict[_Key, list[_Course]]) -> Iterator[Clai
     for sign, text in ((1.0, "subtracted"), (-1.0, "added")):
         yield Claim(
             text=f"rewards raised by {config.reward:g}: coercivity with the gauge's constant {text}",
-            value=_raised(config, sign),
+            value=_raised(config, sign, step),
             low=1e-3,
             high=1.0,
             control=sign < 0,
         )
 
 
-def _raised(config: Config, sign: float) -> float:
+def _raised(config: Config, sign: float, step: Callable[[], None]) -> float:
     """mu where r is raised by a constant, which the gauge takes out, or puts in twice."""
     problem = zoo.get("reflected", dim=1, running=config.reward)
     space = _space(config, problem, config.time_cells[0])
     paths = sample_paths(problem, n=config.paths[-1], steps=config.observations, rng=config.seed)
     arguments: dict[str, Any] = {"estimator": "generator", "delta": config.deltas[-1]}
     gauge = assemble(problem, paths, space, **arguments).gauge
+    step()
     given = replace(gauge, running=sign * gauge.running)
     system = assemble(problem, paths, space, constants=given, **arguments)
+    step()
     return diagnose(_reduced(system).inequality).coercivity
 
 

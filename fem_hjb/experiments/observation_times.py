@@ -42,6 +42,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, spawn_generators
+from fem_hjb.support.progress import Progress, steps_of
 
 
 @final
@@ -66,10 +67,11 @@ QUICK = Config(observations=(16, 32, 64, 128), observations_of_paths=(8, 32), n=
 
 _COLUMNS = ("rule", "estimator", "paths", "K", "error", "error 10%", "error 90%")
 _DEGREE = 20  # of polynomials in space that quadrature integrates exactly
+_RULES, _PATH_RULES = 6, 3  # fits to the law, and to paths, for each number of observations
 _SUCCESSORS = 20  # quadrature points for the law of X_{k+1}
 
 
-def run(config: Config) -> Trial:
+def run(config: Config, tell: Progress) -> Trial:
     """One row per rule, estimator, number of paths (0: the law itself) and K; root mean squares over the seeds."""
     started = time.perf_counter()
     problem = zoo.get("reflected", dim=1)
@@ -78,8 +80,14 @@ def run(config: Config) -> Trial:
     measuring = yardstick(problem, law, space)
     limit = _solved(problem, law, space, "generator")
 
+    sizes = [(config.n, K) for K in config.observations_of_paths]
+    sizes = list(dict.fromkeys([*sizes, *((n, config.observations_of_paths[0]) for n in config.paths)]))
+    step = steps_of(tell, _RULES * len(config.observations) + _PATH_RULES * len(sizes) * config.seeds)
+
     def error(measure: Measure, estimator: str) -> float:
-        return measuring.norm(_solved(problem, measure, space, estimator) - limit) / measuring.size
+        found = measuring.norm(_solved(problem, measure, space, estimator) - limit) / measuring.size
+        step()
+        return found
 
     rows: list[tuple[Any, ...]] = []
     for K in config.observations:
@@ -95,9 +103,7 @@ def run(config: Config) -> Trial:
         ):
             found = error(measure, estimator)
             rows.append((rule, estimator, 0, K, found, found, found))
-    sizes = [(config.n, K) for K in config.observations_of_paths]
-    sizes += [(n, config.observations_of_paths[0]) for n in config.paths]
-    for n, K in dict.fromkeys(sizes):
+    for n, K in sizes:
         errors: dict[tuple[str, str], list[float]] = {}
         for generator in spawn_generators(config.seed, config.seeds):
             paths = sample_paths(problem, n=n, steps=K, rng=generator)

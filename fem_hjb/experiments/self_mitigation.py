@@ -35,7 +35,7 @@ Source: arXiv 2509.02528, whose bound for the variational inequality has this pr
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -57,6 +57,7 @@ from fem_hjb.spaces.features import HermiteCross
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.progress import Progress, steps_of
 
 
 @final
@@ -137,18 +138,20 @@ def _polynomial(config: Config, epsilon: float) -> tuple[ControlProblem, Space]:
     return problem, Space.product(LineBasis.uniform(1.0, 2, "P1"), HermiteCross(Gaussian([0.0], 0.75), 4))
 
 
-def run(config: Config) -> Trial:
+def run(config: Config, tell: Progress) -> Trial:
     """One row per estimator and epsilon, number of steps, or class."""
     started = time.perf_counter()
     rows: list[tuple[Any, ...]] = []
+    fitted = len(config.epsilons) * (len(_ESTIMATORS) + 1) + len(config.all_steps)
+    step = steps_of(tell, config.seeds * (fitted + len(config.classes) * (len(_ESTIMATORS) - 1)))
     for epsilon in config.epsilons:
         problem, space = _polynomial(config, epsilon)
         measuring = yardstick(problem, sampled_law_measure(problem, space, n=_DRAWS, rng=config.seed), space)
         wrong = replace(problem, drift=lambda t, x: np.sin(3 * x))
         fits = {**{name: (problem, name) for name in _ESTIMATORS}, _WRONG: (wrong, "generator")}
-        rows += _rows("fixed class", config, problem, fits, measuring, config.steps)
+        rows += _rows("fixed class", config, problem, fits, measuring, config.steps, step)
     for steps in config.all_steps:
-        rows += _rows("steps", config, problem, {"corrected": (problem, "corrected")}, measuring, steps)
+        rows += _rows("steps", config, problem, {"corrected": (problem, "corrected")}, measuring, steps, step)
     problem = zoo.get("reflected", dim=1, Lambda=0.1, coefficients=(1.0, 0.3, -0.25, 0.2, 0.15))
     for cells, time_cells in config.classes:
         space = Space(
@@ -156,7 +159,7 @@ def run(config: Config) -> Trial:
         )
         measuring = yardstick(problem, law_measure(problem, space), space)
         fits = {name: (problem, name) for name in _ESTIMATORS if name != "corrected"}
-        rows += _rows("growing class", config, problem, fits, measuring, config.steps)
+        rows += _rows("growing class", config, problem, fits, measuring, config.steps, step)
     return conclude(config, _COLUMNS, rows, _claims(rows), started)
 
 
@@ -167,6 +170,7 @@ def _rows(
     fits: Mapping[str, tuple[ControlProblem, str]],
     measuring: Yardstick,
     steps: int,
+    step: Callable[[], None],
 ) -> Iterator[tuple[Any, ...]]:
     """A row for each fit (the problem it believes in, the estimator), all from the same paths of `problem`."""
     space = measuring.space
@@ -179,6 +183,7 @@ def _rows(
             system = assemble(believed, paths, space, estimator=estimator)
             solution = solve_system(system, smoothing=0.0, figures=False)
             learned[name].append(np.asarray(solution.coefficients).ravel())
+            step()
     scale = np.sqrt(config.n) / measuring.size
     for name, found in learned.items():
         c = np.array(found)

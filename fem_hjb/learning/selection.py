@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, one_of, positive_integer, require
 from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
 from fem_hjb.support.objects import Plain
-from fem_hjb.support.progress import Progress, part_of, unheard
+from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, part_of, until
 
 # By criterion the estimator whose form is the risk.
 _JUDGE = {"residual": ESTIMATORS["residual"], "labels": ESTIMATORS["regression"]}
@@ -34,6 +34,7 @@ _LADDER = {  # (time cells, cells per axis) of the classes tried by dimension
     3: ((2, 2), (2, 3), (3, 4)),
 }
 FOLDS = 5
+_SAMPLES = 1 << 18  # of a chunk of a fold, at most
 _QUANTILE = 1e-3  # of the samples beyond each face of the automatic box
 
 
@@ -57,12 +58,14 @@ class Selection(Plain):
     table : a dict per candidate: "dofs", "cells", "time_cells", "smoothing", "ridge", "risk" (mean over folds, by the
         first criterion, up to a constant common to all), "residual excess" and "labels excess" (over the lowest that is
         left) with their standard "error"s, "status" ("ok", or that of the first fit that is not), "chosen", "seconds".
+    status : "ok", or that time was over and which of the candidates are in the table.
 
     Printed, it is that table.
     """
 
     best: Candidate
     table: tuple[dict[str, Any], ...]
+    status: str = "ok"
 
     def __str__(self) -> str:
         names = [name for name in self.table[0] if name not in ("status", "chosen", "risk")]
@@ -70,7 +73,14 @@ class Selection(Plain):
             " ".join(f"{row[name]:>15.3g}" for name in names) + ("  *" if row["chosen"] else "   ") + row["status"][:40]
             for row in self.table
         ]
-        return "\n".join([" ".join(f"{name:>15}" for name in names) + "   status", *rows, "* chosen"])
+        return "\n".join(
+            [
+                " ".join(f"{name:>15}" for name in names) + "   status",
+                *rows,
+                "* chosen",
+                *([] if self.status == "ok" else [self.status]),
+            ]
+        )
 
 
 def cross_validate(
@@ -83,6 +93,8 @@ def cross_validate(
     folds: int = FOLDS,
     delta: float = 0.0,
     terminal: str = "penalty",
+    progress: Progress | None = None,
+    max_seconds: float | None = None,
 ) -> Selection:
     r"""Fit every candidate to all folds of the trajectories but one, and judge it on that one.
 
@@ -95,6 +107,10 @@ def cross_validate(
         residual of a held-out inequality is no criterion: it is measured by the class itself, hence not the same for
         two classes.)
     folds : how many; neighbouring trajectories are in one fold.
+    progress : called with the fraction of the work done, which never falls and ends at 1, after every chunk of the data
+        and every fit; not while a callable of yours or a factorisation runs.
+    max_seconds : when they are over, the candidates judged so far are compared, in the order they are given in, which
+        the status says.
 
     Of the candidates left, the smallest one is chosen whose risk exceeds the lowest by no more than the standard error
     of that difference. Candidates whose system is unstable or ill-conditioned are left out, unless all are. Sets and
@@ -103,9 +119,24 @@ def cross_validate(
     All candidates must have the same bounding box, outside which samples are dropped, and are fitted in one gauge.
 
     Raises MeasureError for data without trajectories, fewer trajectories than folds, candidates on different boxes,
-    criterion "residual" with a class that is not C1; ConvergenceError if no candidate can be fitted.
+    criterion "residual" with a class that is not C1; ConvergenceError if no candidate can be fitted, or none
+    was judged within max_seconds.
     """
-    return validated(problem, data, candidates, estimator, criterion, folds, delta, terminal, unheard)
+    watch = until(checked_progress(progress), checked_seconds(max_seconds))
+    found: list[_Judged] = []
+    status = "ok"
+    try:
+        for judged in _each_judged(problem, data, candidates, estimator, criterion, folds, delta, terminal, watch):
+            found.append(judged)
+    except OutOfTimeError:
+        if not found:
+            raise ConvergenceError(
+                f"cross_validate({problem.name!r}): no candidate was judged within max_seconds={max_seconds:g}; give it"
+                " more time, fewer paths or folds, or a smaller first candidate"
+            ) from None
+        status = f"max_seconds were over: the first {len(found)} of {len(candidates)} candidates are compared"
+    watch.finished()
+    return _selected(candidates, found, status)
 
 
 def validated(
@@ -120,11 +151,35 @@ def validated(
     tell: Progress,
 ) -> Selection:
     """`cross_validate`, where what `tell` raises stops the work and comes out."""
+    found = _each_judged(problem, data, candidates, estimator, criterion, folds, delta, terminal, tell)
+    return _selected(candidates, list(found), "ok")
+
+
+class _Judged(NamedTuple):
+    """A row of the table, and risks (criteria, folds)."""
+
+    row: dict[str, Any]
+    risks: FloatArray
+    criteria: Sequence[str]
+
+
+def _each_judged(
+    problem: ControlProblem,
+    data: Data,
+    candidates: Sequence[Candidate],
+    estimator: str | Estimator,
+    criterion: str | None,
+    folds: int,
+    delta: float,
+    terminal: str,
+    tell: Progress,
+) -> Iterator[_Judged]:
+    """The candidates one after the other; what `tell` raises comes out."""
     require_problem(problem, "cross_validate")
     _check_candidates(candidates)
     if isinstance(data, Paths):
         folds = positive_integer(folds, "folds", MeasureError)
-        data = array_source(data, chunk=max(1, -(-data.n // folds)))
+        data = array_source(data, chunk=max(1, min(-(-data.n // folds), _SAMPLES // data.steps)))
     row, parts = find_estimator(estimator), fold_sources(data, folds)
     smooth = all(candidate.space.smoothness for candidate in candidates)
     if criterion is not None:
@@ -132,8 +187,6 @@ def validated(
     criteria = (criterion,) if criterion else CRITERIA if smooth else ("labels",)
     largest = max(candidates, key=lambda candidate: candidate.space.n_dofs).space
     constants = constant_gauge(problem, largest.spatial.nodes, largest.time.nodes)
-    table: list[dict[str, Any]] = []
-    found: list[FloatArray] = []
     for k, candidate in enumerate(candidates):
         started = time.perf_counter()
         told = part_of(tell, k / len(candidates), (k + 1) / len(candidates))
@@ -141,17 +194,21 @@ def validated(
             risks, status = _risks(problem, parts, candidate, constants, row, criteria, delta, terminal, told)
         except FemHjbError as cause:  # too large for the data, say; the others may do
             risks, status = np.full((len(criteria), len(parts)), np.inf), str(cause)
-        found.append(risks)
-        table.append(
-            {
-                **_described(candidate, row),
-                "risk": float(risks[0].mean()),
-                "status": status,
-                "seconds": time.perf_counter() - started,
-            }
-        )
-    best = _chosen(table, criteria, np.stack(found, axis=1))
-    return Selection(best=candidates[best], table=tuple({**line, "chosen": k == best} for k, line in enumerate(table)))
+        line = {
+            **_described(candidate, row),
+            "risk": float(risks[0].mean()),
+            "status": status,
+            "seconds": time.perf_counter() - started,
+        }
+        yield _Judged(line, risks, criteria)
+
+
+def _selected(candidates: Sequence[Candidate], found: Sequence[_Judged], status: str) -> Selection:
+    """The choice among the first candidates, which were judged."""
+    table = [judged.row for judged in found]
+    best = _chosen(table, found[0].criteria, np.stack([judged.risks for judged in found], axis=1))
+    rows = tuple({**line, "chosen": k == best} for k, line in enumerate(table))
+    return Selection(best=candidates[best], table=rows, status=status)
 
 
 def _described(candidate: Candidate, estimator: Estimator) -> dict[str, Any]:

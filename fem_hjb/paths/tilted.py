@@ -18,7 +18,7 @@ from typing import final
 import numpy as np
 from scipy.special import logsumexp
 
-from fem_hjb.paths.extent import LawSample, reach_of
+from fem_hjb.paths.extent import LawSample, Reach, reach_of
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass
 from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
@@ -37,6 +37,8 @@ _NEGLIGIBLE = 60.0  # maxima lower than the highest by more do not count
 _FREEDOM = 5.0  # of the Student t densities
 _DRAWN = 4096
 _FIT = 0.05  # relative to the square of the distance: by how much log p_T may be off where it is fitted
+_WORTH = 100.0  # draws, that the law under control is read off
+_COVERED = 0.01  # of draws lie further out on each side, where these still tell how paths under control get there
 _LOWEST = -1e300
 
 Height = Callable[[FloatArray], FloatArray]
@@ -286,3 +288,21 @@ def _draws(
         weights = np.exp(weights - weights.max())
         x[j] = drawn[rng.choice(_DRAWN, _DRAWN, p=weights / weights.sum())]
     return x, logs
+
+
+def reaches_of(sample: LawSample, ends: TiltedEnds | None, mass: float) -> tuple[Reach, ...]:
+    """How far the process goes, and how far under control: by weights if these are worth it, and to ends that few draws
+    reach.
+
+    mass : of ends that do not count.
+    """
+    weights, draws = sample.optimal()
+    found = [reach_of(sample.x)]
+    if draws >= _WORTH:
+        found.append(reach_of(sample.paths, weights))
+    if ends is not None:
+        inner = np.quantile(sample.paths[-1], [_COVERED, 1.0 - _COVERED], axis=0)
+        middles = np.median(ends.x, axis=1)
+        covered = ((middles >= inner[0]) & (middles <= inner[1])).all(axis=1) & (draws >= _WORTH)
+        found += [reach_of(tilted_paths(sample, x)) for x in ends.x[(ends.mass > mass) & ~covered]]
+    return tuple(found)

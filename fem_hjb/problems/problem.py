@@ -44,6 +44,12 @@ RunningReward = Callable[[ArrayLike, FloatArray], ArrayLike]
 TerminalReward = Callable[[FloatArray], ArrayLike]
 """y, a callable x -> (...)."""
 
+_WALL = (
+    "; f = exp(v/alpha) of a wall, -infinity, is feynman_kac(problem, h) with h = exp(y/alpha), 0 in the wall, and any"
+    " finite reward in the problem; or make it finite, max(y, -c alpha) with c from 10 to 20 where other rewards are"
+    " about 0: optimal paths are as good as the wall's up to exp(-c)/f_0 in relative entropy (docs/theory.md, Walls)"
+)
+_EXIT_WALL = "; a face that must not be met has a finite exit reward, for instance -1000 alpha"
 _T_HINT = (
     "t may be a number or an array of shape x.shape[:-1], so write np.asarray(t)[..., None] where it meets x,"
     " and return an array of the full shape even where the result is constant"
@@ -281,14 +287,14 @@ class ControlProblem(Plain):
     def y(self, x: ArrayLike) -> FloatArray:
         """The terminal reward y(x), shape (...)."""
         points = as_points(x, self.dim)
-        return checked_call("terminal_reward(x)", self.terminal_reward, (points,), ())
+        return checked_call("terminal_reward(x)", self.terminal_reward, (points,), (), walled=_WALL)
 
     def exit_reward(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """The exit reward g(t, x) at points on absorbing faces, shape (...); 0 when the domain has none."""
         points = as_points(x, self.dim)
         if self.domain is None or self.domain.exit_reward is None:
             return np.zeros(points.shape[:-1])
-        return checked_call("exit_reward(t, x)", self.domain.exit_reward, (t, points), ())
+        return checked_call("exit_reward(t, x)", self.domain.exit_reward, (t, points), (), walled=_EXIT_WALL)
 
     @property
     def constant_diffusion(self) -> FloatArray | None:
@@ -326,8 +332,12 @@ def checked_call(
     tail: tuple[int, ...],
     *,
     passes: type[FemHjbError] = ProblemError,
+    walled: str = "",
 ) -> FloatArray:
-    """What a user's callable returns for the points x (..., d), its last argument: finite, of shape (..., *tail)."""
+    """What a user's callable returns for the points x (..., d), its last argument: finite, of shape (..., *tail).
+
+    walled : what to do about -infinity, if that is all that is not finite.
+    """
     x = np.asarray(arguments[-1])
     expected = x.shape[:-1] + tail
     hint = f"; {_T_HINT}" if len(arguments) == 2 else "; return an array of the full shape, even a constant one"
@@ -338,7 +348,10 @@ def checked_call(
     if not finite.all():
         bad = ~finite.reshape(*x.shape[:-1], -1).all(axis=-1)
         first = x[bad][0] if x.ndim > 1 else x
-        raise ProblemError(f"{name} is not finite at {int(bad.sum())} of {bad.size} points, the first is x={first}")
+        told = walled if (array[~finite] == -np.inf).all() else ""
+        raise ProblemError(
+            f"{name} is not finite at {int(bad.sum())} of {bad.size} points, the first is x={first}{told}"
+        )
     return array
 
 

@@ -1,9 +1,18 @@
-"""References: `solve` on boxes to a tolerance, on meshes, and the Fokker-Planck equation of the law."""
+"""References: `solve` on boxes to a tolerance, on meshes, expectations, and the Fokker-Planck equation of the law."""
 
 from fem_hjb.reference import fokker_planck
+from fem_hjb.reference.feynman_kac import FeynmanKacSolution, feynman_kac
 from fem_hjb.reference.fokker_planck import DensitySolution
 from fem_hjb.reference.mesh_refine import refine_on_mesh
 from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.reference.solve import solve
 
-__all__ = ["DensitySolution", "fokker_planck", "refine_on_mesh", "solve", "solve_on_mesh"]
+__all__ = [
+    "DensitySolution",
+    "FeynmanKacSolution",
+    "feynman_kac",
+    "fokker_planck",
+    "refine_on_mesh",
+    "solve",
+    "solve_on_mesh",
+]

@@ -40,6 +40,7 @@ _RICHER, _LEAST_SHARE = 1.5, 0.2  # times what more degrees change; of what fewe
 _RICHER_ALONE = 3.0  # times what more degrees change, where fewer tell nothing as they fail
 _DOUBT, _LEAST_GAIN = 1.3, 0.1  # of what these degrees are worth
 _ROUGH_GAIN = 0.4  # the same where T is not resolved: where a jump is, a grid knows to the first order only
+_FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign below is none
 _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]
@@ -262,7 +263,9 @@ class Judge:
         return Seen(rows, tails)
 
     def _whole(self, place: Places, w: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """What was taken out put back."""
+        """What was taken out put back; factors of u stay out."""
+        if self.equation.payoff is not None:
+            return w, slopes
         gauge, x, t = self.equation.gauge, place.nodes, self.equation.problem.horizon - place.s
         return w + gauge.guess(t, x).reshape(w.shape), slopes + gauge.guess_gradient(t, x).reshape(slopes.shape)
 
@@ -287,7 +290,10 @@ class Judge:
         gaps = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(one.rows, other.rows, strict=True)]
         lost = self._lost(gaps)
         width = float((np.ptp(np.stack(self.equation.box.bounds), axis=0) / self.equation.metric).max())
-        floor = _NOTHING * self.equation.problem.temperature * np.array([1.0, 1.0 / width])
+        if self.equation.payoff is None:
+            floor = _NOTHING * self.equation.problem.temperature * np.array([1.0, 1.0 / width])
+        else:
+            floor = float(self.sizes[:, 0].max()) * np.array([_NOTHING, _FLAT / width])
         value, policy = (self._norms(gaps) / np.maximum(self.sizes, floor)).max(axis=0).tolist()
         return math.hypot(value, lost), math.hypot(policy, lost)
 

@@ -49,6 +49,7 @@ _SUDDEN = 1e-9  # of the horizon: the first step after a jump
 _SHORTEST = 1e-11  # of the horizon
 _COLLAPSED = 1e-6  # of the time since a jump: no step of the value form is as short, if faces are stable
 _COMING = 10.0  # widths: how steep a reward may be
+_FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign below is none
 _NOTHING = 1e-12  # temperatures: a value below is none
 
 
@@ -92,9 +93,8 @@ class Marcher:
         self.rough = False  # whether the terminal reward is not resolved
         self.unchecked = False  # whether a panel goes on although no grid that is allowed resolves it
 
-    def run(self) -> Run:
-        """All panels."""
-        grid = self._first_grid()
+    def run(self, grid: Grid) -> Run:
+        """All panels, beginning on the first grid."""
         state = grid, begun(self.equation, grid, 0.0, None)
         s, edges = 0.0, [line.grid for line in grid.lines]
         while s < self.T * (1 - 1e-12):
@@ -124,7 +124,7 @@ class Marcher:
     def _size(self, edges: Sequence[FloatArray]) -> int:
         return int(np.prod([(len(part) - 1) * self.tol.degree + 1 for part in edges]))
 
-    def _first_grid(self) -> Grid:
+    def first_grid(self) -> Grid:
         """Refined until it resolves the terminal reward, or as far as allowed."""
         equation = self.equation
         edges = self._first_edges()
@@ -346,6 +346,8 @@ class Marcher:
         """
         equation, problem = self.equation, self.equation.problem
         low, high = equation.box.bounds
+        if equation.payoff is not None:
+            return np.finfo(float).tiny, max(self.tol.guess, _FLAT) / self.width
         x = self.rng.uniform(low, high, (_CHECKED, problem.dim))
         rewards = equation.left(x) + equation.gauge.guess(self.T, x)
         if problem.running_reward is not None:

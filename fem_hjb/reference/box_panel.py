@@ -19,7 +19,7 @@ makes a kink, which moves inwards: an equation is tamed only where steps collaps
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
@@ -41,6 +41,8 @@ from fem_hjb.spaces.axes import (
 )
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
+
+Payoff = Callable[[FloatArray], FloatArray]
 
 _STEEPEST = 4.0  # standard deviations between the middle of a box and its faces, of the weight of separable averages
 _ROUNDING = 1e-14  # of what S takes out
@@ -94,6 +96,7 @@ class Equation:
     """What is solved: the problem, what is taken out, where, and where the process goes.
 
     levels : between which w at T is as given if the value form is tamed; beyond them no path should end.
+    payoff : what u is at T in the linear form, of any sign; None: exp((y - v0) / alpha), and its logarithm is wanted.
     """
 
     problem: ControlProblem
@@ -105,6 +108,12 @@ class Equation:
     jumps: tuple[float, ...]
     floor: float
     levels: tuple[float, float] | None = None
+    payoff: Payoff | None = None
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether log u is wanted, not u or w itself."""
+        return self.linear and self.payoff is None
 
     @property
     def metric(self) -> FloatArray:
@@ -123,6 +132,8 @@ class Equation:
 
     def start(self, grid: "Grid") -> FloatArray:
         """w or u at T, (*shape)."""
+        if self.payoff is not None:
+            return self.payoff(grid.nodes).reshape(grid.shape)
         values = self.left(grid.nodes)
         return (np.exp(values / self.problem.temperature) if self.linear else values).reshape(grid.shape)
 

@@ -96,8 +96,8 @@ def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]
 
 
 def logarithms(equation: Equation, u: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """v - v0 and its gradient from u and its gradient (..., d): the same in the value form."""
-    if not equation.linear:
+    """v - v0 and its gradient from u and its gradient (..., d): the same in the value form, and where u is wanted."""
+    if not equation.logarithmic:
         return u, slopes
     alpha, positive = equation.problem.temperature, np.where(u > 0, u, np.nan)
     return alpha * np.log(positive), alpha * slopes / positive[..., None]

@@ -5,6 +5,7 @@ worth. Parts that exceed their share of the tolerance are asked for more accurat
 """
 
 import math
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
@@ -12,16 +13,17 @@ from typing import Any, final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fem_hjb.paths.extent import LawSample, Reach, box_of, reach_of, sample_law
-from fem_hjb.paths.tilted import TiltedEnds, tilted_ends, tilted_paths
+from fem_hjb.paths.extent import box_of, reach_of, sample_law
+from fem_hjb.paths.tilted import reaches_of, tilted_ends
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.gauge import ValueGauge
+from fem_hjb.problems.gauge import Gauge, ValueGauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients
+from fem_hjb.reference.box_cost import Cost
 from fem_hjb.reference.box_form import choose_form, given_box
 from fem_hjb.reference.box_judge import Judge, Parts
 from fem_hjb.reference.box_march import Marcher, Tolerances
-from fem_hjb.reference.box_panel import Equation
+from fem_hjb.reference.box_panel import Equation, Payoff
 from fem_hjb.reference.box_paths import Steered, steered
 from fem_hjb.reference.box_run import Run
 from fem_hjb.reference.faces import truncated
@@ -30,8 +32,8 @@ from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError
-from fem_hjb.support.progress import OutOfTimeError, Progress
+from fem_hjb.support.errors import ConvergenceError, ProblemError
+from fem_hjb.support.progress import LOGGER, OutOfTimeError, Progress
 
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
@@ -42,8 +44,7 @@ _TIME, _DENSE, _TABLE, _MASS = 0.2, 0.2, 0.05, 0.1  # of the tolerance; the mass
 _GUESS = 0.03
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
 _LEAST = 1e-13
-_WORTH = 100.0  # draws, that the law under control is read off
-_COVERED = 0.01  # of draws lie further out on each side, where these still tell how paths under control get there
+_PAID = 1e-4  # times that mass for what is paid: errors near faces, which no draw sees, count by their squares
 _LOST = 20.0  # times the mass that a box may leave out on each side: so many paths may leave it at any time
 _GROWING = (
     "as far as the law of X_T can be extrapolated, exp(y / alpha) outgrows it: the value may be infinite, and that on"
@@ -51,6 +52,7 @@ _GROWING = (
 )
 _FURTHER = 1 / 3  # over log 1 / rtol: of the range of rewards at draws; quadratic ones take as many to leave it by
 _FLAT = 16.0  # temperatures at least
+_JUDGED = 2.0  # times as long as a run takes to be judged, if that has not been measured yet
 _ROUNDING = 3e-13  # relative: the least error that is admitted
 
 
@@ -70,6 +72,31 @@ def solve_to_tolerance(
         search = _Search(problem, rtol, form, box, max_dofs, seed)
         best, stopped = _best(search, form, told)
         return search.solution(best, stopped)
+
+
+def solve_payoff(
+    problem: ControlProblem,
+    payoff: Payoff,
+    rtol: float,
+    box: Box | None,
+    max_dofs: int | None,
+    told: Progress,
+    seed: int,
+) -> tuple[Solution, float]:
+    """The linear form for u = E[ payoff(X_T) exp(int r/alpha) ], of any sign, over the size of the payoff; and that.
+
+    Errors are those of u and grad u under the law of the process; value and policy of what is returned mean nothing.
+    """
+    with threadpool_limits(1, user_api="blas"):
+        search = _Search(problem, rtol, "linear", box, max_dofs, seed, payoff)
+        paid = np.abs(payoff(search.sample.x[-1]))
+        size = float(paid.max())
+        if not size > 0:
+            raise ProblemError(f"what is paid is 0 at {paid.size} draws of X_T: there is nothing to be relative to")
+        size *= math.sqrt(float(((paid / size) ** 2).mean()))
+        search.payoff = lambda x: payoff(x) / size
+        best, stopped = _best(search, "linear", told)
+        return search.solution(best, stopped), size
 
 
 def _best(search: "_Search", form: str | None, told: Progress) -> tuple["_Judged", bool]:
@@ -112,6 +139,7 @@ def _found(search: "_Search", form: str | None, tell: Progress, first: bool) -> 
             failure = cause
     if form is not None or search.linear or not first:
         raise failure
+    search.levels = None
     search.choose("linear")
     search.why = f"{search.why}; the value form failed: {failure}"
     return search.run(tell)
@@ -136,12 +164,19 @@ class _Search:
     """What is known of a problem, what was asked for last, and what to ask for next."""
 
     def __init__(
-        self, problem: ControlProblem, rtol: float, form: str | None, box: Box | None, max_dofs: int | None, seed: int
+        self,
+        problem: ControlProblem,
+        rtol: float,
+        form: str | None,
+        box: Box | None,
+        max_dofs: int | None,
+        seed: int,
+        payoff: Payoff | None = None,
     ) -> None:
-        self.problem, self.rtol, self.seed, self.given = problem, rtol, seed, box
+        self.problem, self.rtol, self.seed, self.given, self.payoff = problem, rtol, seed, box, payoff
         self.sample = sample_law(problem, seed)
-        self.mass = max(_MASS * rtol**2, 1e-22)
-        self.ends = tilted_ends(problem, self.sample, seed)
+        self.mass = max(_MASS * rtol**2 * (1.0 if payoff is None else _PAID), 1e-22)
+        self.ends = tilted_ends(problem, self.sample, seed) if payoff is None else None
         self.reaches = reaches_of(self.sample, self.ends, self.mass)
         self.controlled: Steered | None = None
         self.most = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
@@ -151,19 +186,33 @@ class _Search:
             self.coefficients.jumps(self.sample.x[[0, len(self.sample.x) // 2, -1], :8].reshape(-1, problem.dim))
         )
         self.tolerances = _tolerances(problem.dim, rtol, self.most)
-        self.count = 0
-        self.levels: tuple[float, float] | None = None
+        self.count = self.runs = 0
+        self.cost: Cost | None = None  # of the last run
+        self.judged = _JUDGED  # times what the last run took
+        self.levels: tuple[float, float] | None = None  # of a tamed value form
 
     def choose(self, form: str | None) -> None:
         """What is taken out, and the form."""
-        self.gauge, self.linear, self.why = choose_form(self.problem, self.box, form)
+        if self.payoff is None:
+            self.gauge, self.linear, self.why = choose_form(self.problem, self.box, form)
+        else:
+            self.gauge, self.linear, self.why = self._mean_rate(), True, "what is paid has any sign"
         self.coefficients = Coefficients(self.problem, self.gauge, self.linear)
+
+    def _mean_rate(self) -> Gauge:
+        """The reward on the way in the middle of the law, so that u keeps its size."""
+        problem, T = self.problem, self.problem.horizon
+        rates = [problem.r(t, x).mean() for t, x in zip((self.sample.times).tolist(), self.sample.x, strict=True)]
+        return Gauge(temperature=problem.temperature, horizon=T, terminal=0.0, running=float(np.mean(rates)))
 
     def run(self, tell: Progress) -> _Judged:
         run = self._held(tell)
+        begun = time.perf_counter()
         judge = Judge(run, self.sample, self.controlled, tell)
         parts = judge.parts(self.coefficients, {name: share * self.rtol for name, share in _SHARES.items()})
         self.count += len(parts)
+        if self.cost is not None:
+            self.judged = (time.perf_counter() - begun) / self.cost.seconds
         followed = self.controlled
         if followed is not None and self._left_by(followed) and "truncation" in parts:
             lost = math.sqrt(followed.lost)  # where the box ends nothing is right; if it must end there, a check tells
@@ -173,7 +222,7 @@ class _Search:
     def _held(self, tell: Progress) -> Run:
         """A run with the box that holds paths under its policy, if a few larger ones do, which loose runs tell."""
         run = self._marched(self.tolerances, tell)
-        if self.controlled is not None:
+        if self.controlled is not None or self.payoff is not None:
             return run
         self.controlled = steered(run, self.seed)
         if not self._left_by(self.controlled):
@@ -209,9 +258,24 @@ class _Search:
             self.jumps,
             _FLOOR * self.rtol,
             self.levels,
+            self.payoff,
         )
         self.count += 1
-        return Marcher(equation, self.coefficients, tolerances, tell).run()
+        self.runs += 1
+        marcher = Marcher(equation, self.coefficients, tolerances, tell)
+        begun = time.perf_counter()
+        grid = marcher.first_grid()
+        self._announce(grid.shape, tolerances)
+        run = marcher.run(grid)
+        self.cost = Cost(grid.size, tolerances, max(time.perf_counter() - begun, 1e-9))
+        return run
+
+    def _announce(self, shape: tuple[int, ...], tolerances: Tolerances) -> None:
+        """How long a run, with what judges it, may take; nothing where no earlier one says so."""
+        if self.cost is not None:
+            seconds = (1.0 + self.judged) * self.cost.of(math.prod(shape), tolerances, len(shape))
+            unknowns = " x ".join(map(str, shape))
+            LOGGER.info("%s: run %d: %s, about %.2g s", self.problem.name, self.runs, unknowns, seconds)
 
     @property
     def tameable(self) -> bool:
@@ -310,6 +374,8 @@ class _Search:
     def _checks(self, best: _Judged) -> tuple[Check, ...]:
         """Whether the box holds the process under control, whether f is positive, and whether the value is finite."""
         followed = best.controlled
+        if self.payoff is not None:
+            return ()  # nothing is steered, and u has any sign
         if followed is None:
             lost, told = math.nan, "no path could follow the policy: errors are those under the uncontrolled law alone"
         else:
@@ -365,24 +431,6 @@ def _finest(run: Run) -> float:
     return max(
         float(np.ptp(line.grid) / 16.0 / np.diff(line.nodes).min()) for panel in run.panels for line in panel.grid.lines
     )
-
-
-def reaches_of(sample: LawSample, ends: TiltedEnds | None, mass: float) -> tuple[Reach, ...]:
-    """How far the process goes, and how far under control: by weights if these are worth it, and to ends that few draws
-    reach.
-
-    mass : of ends that do not count.
-    """
-    weights, draws = sample.optimal()
-    found = [reach_of(sample.x)]
-    if draws >= _WORTH:
-        found.append(reach_of(sample.paths, weights))
-    if ends is not None:
-        inner = np.quantile(sample.paths[-1], [_COVERED, 1.0 - _COVERED], axis=0)
-        middles = np.median(ends.x, axis=1)
-        covered = ((middles >= inner[0]) & (middles <= inner[1])).all(axis=1) & (draws >= _WORTH)
-        found += [reach_of(tilted_paths(sample, x)) for x in ends.x[(ends.mass > mass) & ~covered]]
-    return tuple(found)
 
 
 def largest_norms_of(solution: Any, seed: int = 0) -> tuple[float, float]:

@@ -62,7 +62,8 @@ def solve(
     max_dofs : unknowns in space that may be spent; 1500, 400 000, 1 000 000 in one, two, three dimensions.
     rng : seed of what is random: the samples that say how far the process goes, and that stand for its law, where that
         is not known, when errors are measured.
-    progress : called with the fraction of the work done, as far as that is known.
+    progress : called with the fraction of the work done, as far as that is known. What a run that is not the first may
+        take, with what judges it, is logged by the logger "fem_hjb" (INFO) before it begins.
     max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so.
     verify : follow paths under the policy with the problem as it was given (`pathwise`), and compare the value.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from fem_hjb.support.checks import positive_number
 from fem_hjb.support.errors import ConvergenceError
 
 Progress = Callable[[float], None]
+
+LOGGER = logging.getLogger("fem_hjb")  # level INFO: what long work is about to do, and how long that may take
 
 _clock = time.perf_counter
 _SIGN_OF_LIFE = 1.0  # seconds without news after which the last fraction is told again
@@ -106,6 +109,20 @@ def to_the_end(progress: Progress) -> Progress:
             progress(fraction)
 
     return told
+
+
+def steps_of(progress: Progress, count: int) -> Callable[[], None]:
+    """For work in so many steps of about the same length: each call reports one more of them.
+
+    >>> seen = []
+    >>> step = steps_of(seen.append, 4)
+    >>> step(), step()
+    (None, None)
+    >>> seen
+    [0.25, 0.5]
+    """
+    calls = itertools.count(1)
+    return lambda: progress(next(calls) / count)
 
 
 def beats_of(progress: Progress) -> Callable[[], None]:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,17 @@ from fem_hjb.support.errors import TrialError
 @pytest.mark.parametrize("name", experiments.names())
 def test_experiment(name: str, tmp_path: Path) -> None:
     module = experiments.get(name)
-    trial = experiments.run(name, quick=True)
+    told: list[float] = []
+    heard = [time.perf_counter()]
+
+    def tell(fraction: float) -> None:
+        told.append(fraction)
+        heard.append(time.perf_counter())
+
+    trial = module.run(module.QUICK, tell)
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert np.diff(heard).max() < 2.0
     surprises = [claim for claim in trial.claims if not claim.as_expected]
     assert surprises == []
     assert any(claim.control for claim in trial.claims)
@@ -184,7 +195,7 @@ def test_command_fails_when_a_claim_does(tmp_path: Path, monkeypatch: pytest.Mon
     broken = small_trial(
         Claim(text="wrong", value=2.0, low=0.0, high=1.0), Claim(text="", value=2.0, low=0.0, high=1.0, control=True)
     )
-    monkeypatch.setattr(module, "run", lambda config: broken)
+    monkeypatch.setattr(module, "run", lambda config, tell: broken)
     monkeypatch.setattr(module, "figure", lambda trial: __import__("matplotlib.figure").figure.Figure())
     result = CliRunner().invoke(app, ["experiment", "coercivity", "--out", str(tmp_path)])
     assert result.exit_code == 1

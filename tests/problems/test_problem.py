@@ -264,3 +264,26 @@ def test_ill_formed_points_are_refused(x, message):
 def test_ill_formed_linear_drifts_are_refused(A, a, message):
     with pytest.raises(ProblemError, match=message):
         LinearDrift(A, a)
+
+
+@pytest.mark.parametrize(
+    ("outside", "told"),
+    [(-np.inf, True), (np.inf, False), (np.nan, False)],
+)
+def test_a_wall_is_refused_with_what_to_do(outside, told):
+    with pytest.raises(ProblemError, match=r"terminal_reward\(x\) is not finite at \d+ of 5 points") as error:
+        build(terminal_reward=lambda x: np.where(x[..., 0] > 0.0, 0.0, outside))
+    assert ("max(y, -c alpha)" in str(error.value)) == told
+    assert ("feynman_kac" in str(error.value)) == told
+    mixed = np.array([[99.0, 0.0], [-1.0, 0.0], [-99.0, 0.0]])
+    problem = build(
+        terminal_reward=lambda x: np.where(x[..., 0] == 99.0, outside, np.where(x[..., 0] < -50, np.nan, 0.0))
+    )
+    with pytest.raises(ProblemError, match=r"is not finite at 2 of 3 points, the first is x=\[99.  0.\]$"):
+        problem.y(mixed)
+
+
+def test_an_exit_reward_of_minus_infinity_is_refused_with_what_to_do():
+    domain = Box(**HALF, exit_reward=lambda t, x: np.full(x.shape[:-1], -np.inf))
+    with pytest.raises(ProblemError, match=r"exit_reward\(t, x\) is not finite .*, for instance -1000 alpha"):
+        build(initial_law=Gaussian([-3.0, 0.0], 0.05), domain=domain)

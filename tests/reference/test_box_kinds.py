@@ -241,3 +241,50 @@ def test_nothing_to_steer() -> None:
     solution = solve(problem_of(1, lambda x: 5.0 + 0.0 * x[..., 0]), rtol=1e-4)
     assert solution.status == "ok"
     assert at(solution, [0.0]) == pytest.approx(5.0, abs=1e-10)
+
+
+# Walls that are deep against one that is infinite: the process is conditioned to end beside it.
+
+_PULL = 0.7  # of the Ornstein-Uhlenbeck drift, towards 1/2
+
+
+def conditioned(low: float, high: float, pull: float, t: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """log f and its slope for dX = pull (1/2 - X) dt + dB that ends between low and high."""
+    to_go = 1.0 - t
+    decay = np.exp(-pull * to_go)
+    spread = np.sqrt((1.0 - decay**2) / (2.0 * pull) if pull else to_go)
+    ends = [(end - 0.5 - decay * (x - 0.5)) / spread for end in (low, high)]
+    f = norm.cdf(ends[1]) - norm.cdf(ends[0]) if np.isfinite(high) else norm.sf(ends[0])
+    return np.log(f), decay / spread * (norm.pdf(ends[0]) - norm.pdf(ends[1])) / f
+
+
+@pytest.mark.parametrize(
+    ("deep", "low", "high", "pull"),
+    [(20.0, 0.3, np.inf, 0.0), (10.0, -0.5, 1.0, 0.0), (12.0, 0.3, np.inf, _PULL)],
+    ids=["half-line", "interval", "drifted"],
+)
+def test_a_finite_wall_does_what_an_infinite_one_would(deep: float, low: float, high: float, pull: float) -> None:
+    """Under the law of the conditioned process, relative to the norms of value and policy at these times."""
+
+    def y(x: FloatArray) -> FloatArray:
+        return np.where((x > low) & (x < high), 0.0, -deep)[..., 0]
+
+    problem = problem_of(1, y, drift=lambda t, x: pull * (0.5 - x), initial_law=Gaussian([0.0], 0.25))
+    found = solve(problem, rtol=1e-2)
+    assert found.status == "ok"
+    line = np.linspace(-2.5, 3.0, 1201)
+    norms = np.zeros((2, 2))
+    for t in (0.0, 0.25, 0.5, 0.75, 0.9):
+        decay = np.exp(-pull * t)
+        variance = 0.25 * decay**2 + ((1.0 - decay**2) / (2.0 * pull) if pull else t)
+        logs, slopes = conditioned(low, high, pull, t, line)
+        weights = norm.pdf(line, 0.5 - 0.5 * decay, np.sqrt(variance)) * np.exp(logs)
+        weights /= weights.sum()
+        x = line[:, None]
+        errors = found.value(t, x) - logs, (found.policy(t, x) - slopes[:, None])[:, 0]
+        squares = [
+            [weights @ errors[0] ** 2, weights @ errors[1] ** 2],
+            [weights @ (logs) ** 2, weights @ slopes**2],
+        ]
+        norms = np.maximum(norms, np.sqrt(squares))
+    assert (norms[0] < 1e-2 * norms[1]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -119,3 +120,45 @@ def test_time_that_is_over_returns_the_best_so_far_or_says_that_there_is_none() 
     assert "max_seconds" in found.status
     with pytest.raises(ConvergenceError, match="max_seconds"):
         solve(rough, max_seconds=-1.0)
+
+
+# How long a run may take
+
+
+@pytest.mark.parametrize(("dim", "rtol", "unknowns"), [(1, 1e-7, r"\d+"), (2, 1e-4, r"\d+ x \d+")], ids=["one", "two"])
+def test_a_run_that_is_not_the_first_says_how_long_it_may_take(
+    dim: int, rtol: float, unknowns: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its CPU seconds, judge included, within a factor of five; in 1-D and 2-D some 0.5 to 2 of them."""
+    caplog.set_level("INFO", logger="fem_hjb")
+    search = _Search(zoo.get("mixture-diffusion", dim), rtol, None, None, None, 0)
+    search.run(lambda _: None)
+    assert caplog.messages == []
+    for number, factor in ((2, 0.1), (3, 0.1)):
+        before = search.tolerances
+        search.tolerances = replace(before, time=before.time * factor, space=before.space * factor)
+        begun = time.perf_counter()
+        search.run(lambda _: None)
+        taken = time.perf_counter() - begun
+        told = re.fullmatch(rf"mixture-diffusion: run {number}: {unknowns}, about (\S+) s", caplog.messages[-1])
+        assert told is not None
+        assert taken > 0.2
+        assert taken / 5.0 < float(told[1]) < taken * 5.0
+    assert len(caplog.messages) == 2
+
+
+def test_another_run_of_solve_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="fem_hjb")
+    rough = ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=lambda t, x: -x,
+        diffusion=1.0,
+        terminal_reward=lambda x: np.where(x[..., 0] > 0.3, 0.0, -3.0),
+        initial_law=PointMass([0.0]),
+    )
+    solve(rough, rtol=1e-2, verify=False)
+    numbers = [int(re.findall(r"run (\d+): \d+, about", text)[0]) for text in caplog.messages]
+    assert numbers == list(range(2, 2 + len(numbers)))
+    assert numbers
