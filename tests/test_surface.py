@@ -29,7 +29,7 @@ def typed() -> Iterator[tuple[str, str]]:
 
 
 def test_every_name_on_top_is_there_and_nothing_else_shows() -> None:
-    assert len(fh.__all__) < 40
+    assert sum(not inspect.ismodule(getattr(fh, name)) for name in fh.__all__) < 35  # beside folders
     for name in fh.__all__:
         assert getattr(fh, name) is not None
     assert set(dir(fh)) == {*fh.__all__, "__version__"}
