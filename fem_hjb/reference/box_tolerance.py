@@ -308,6 +308,11 @@ class _Search:
 
     def tightened(self, found: _Judged) -> bool:
         """Ask for more where the parts exceed their shares; False if nothing more can be asked for."""
+        if self.tameable and not math.isfinite(
+            found.error
+        ):  # plans like this one run away, which is why they tell nothing
+            self.tame()
+            return True
         t, rtol = self.tolerances, self.rtol
         excess = {name: max(part) / (_SHARES[name] * rtol) for name, part in found.parts.items()}
         if max(excess.values()) <= 1:  # the parts are small enough, their sum is not
@@ -386,15 +391,15 @@ class _Search:
             bad = best.run.nonpositive
             told = f"u is not positive at {bad} nodes of space and time"
             found.append(Check(name="positive", figure=float(bad), limit=0.0, told=told))
-        if self.levels is not None:
-            found.append(self._flattened(followed))
+        if (levels := best.run.equation.levels) is not None:
+            found.append(self._flattened(levels, followed))
         if self.ends is not None and self.ends.growing:
             found.append(Check(name="finite value", figure=math.inf, limit=0.0, told=_GROWING))
         return tuple(found)
 
-    def _flattened(self, followed: Steered | None) -> Check:
+    def _flattened(self, levels: tuple[float, float], followed: Steered | None) -> Check:
         """Whether paths end where the terminal reward was flattened."""
-        low, high = self.levels or (-math.inf, math.inf)
+        low, high = levels
         ends = [self.sample.x[-1]] if followed is None else [self.sample.x[-1], followed.x[-1]]
         lost = max(float(((values < low) | (values > high)).mean()) for values in map(self._left, ends))
         told = f"{lost:.2%} of paths end where what is left of the terminal reward is beyond {low:.3g} or {high:.3g}"

@@ -1,5 +1,7 @@
 """Values that run away where nobody goes: that they do, and that a tamed equation has the same solution elsewhere."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,10 +95,9 @@ def test_levels_are_beyond_all_draws_and_further_for_smaller_tolerances() -> Non
         values = problem.y(search.sample.x[-1]) - search.gauge.guess(problem.horizon, search.sample.x[-1])
         assert low < values.min() - 16 * problem.temperature
         assert high > values.max() + 16 * problem.temperature
-        assert search._flattened(None).passed
+        assert search._flattened((low, high), None).passed
         widths.append(high - low)
-        search.levels = low, float(np.quantile(values, 0.9))
-        assert not search._flattened(None).passed
+        assert not search._flattened((low, float(np.quantile(values, 0.9))), None).passed
     assert widths[1] > 1.5 * widths[0]
 
 
@@ -138,3 +139,20 @@ def test_damping_takes_half_of_the_highest_degree_where_no_mass_is(d: int) -> No
     assert change[~near].max() > 0.1
     ends = np.prod([np.isin(axis, lines[0].grid) for axis in axes], axis=0) > 0
     assert change[ends].max() < 1e-12
+
+
+def test_an_equation_is_tamed_where_only_coarser_plans_run_away() -> None:
+    """The first run is stable by chance: those that judge it are not, and tell nothing."""
+    problem = zoo.get("brownian-mixture", 2)
+    search = _Search(problem, 1e-2, None, None, None, 0)
+    found = search.run(lambda _: None)
+    assert math.isfinite(found.error)
+    before = search.tolerances
+    unknown = replace(found, parts={**found.parts, "space": (math.inf, math.inf)})
+    assert search.tightened(unknown)
+    assert search.levels is not None
+    assert search.tolerances is before
+    again = search.run(lambda _: None)
+    assert again.run.equation.levels == search.levels
+    assert [check.name for check in search._checks(again)].count("terminal reward") == 1
+    assert "terminal reward" not in [check.name for check in search._checks(found)]
