@@ -14,7 +14,7 @@ from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.support.checks import FloatArray
 
 _DAMPED = 0.5  # of what the highest degree of a cell adds, in every step
-_NOWHERE = 0.01  # of the floor under the law in grids: below, elements are damped
+_NOWHERE = 100.0  # times the floor under the law in grids: below, elements are damped
 
 
 def flattened(values: FloatArray, low: float, high: float) -> FloatArray:

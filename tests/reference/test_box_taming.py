@@ -119,7 +119,7 @@ def test_nothing_is_flattened_between_the_levels_and_all_is_smooth() -> None:
 def test_damping_takes_half_of_the_highest_degree_where_no_mass_is(d: int) -> None:
     lines = [SpectralLine(np.array([-2.0, -0.5, 0.4, 1.0, 2.5]), 6)] * d
     masses = [np.exp(-20.0 * (line.nodes + 1.0) ** 2) * line.weights for line in lines]
-    damped = damping(lines, masses, 1e-3)
+    damped = damping(lines, masses, 1e-6)
     x = lines[0].nodes
     axes = np.meshgrid(*[x] * d, indexing="ij")
     low = sum(axis**5 for axis in axes) * np.prod(axes, axis=0)
