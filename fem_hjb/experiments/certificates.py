@@ -31,7 +31,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.closed_form import LinearQuadratic
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.progress import unheard
+from fem_hjb.support.progress import Progress, steps_of, unheard
 
 
 @final
@@ -66,14 +66,16 @@ _COLUMNS = (
 )
 
 
-def run(config: Config) -> Trial:
+def run(config: Config, tell: Progress) -> Trial:
     """One row per start, dimension and policy."""
     started = time.perf_counter()
+    policies = (GOOD, BAD, TERRIBLE)
+    step = steps_of(tell, len(policies) * (len(config.averages) + len(config.dims)) * config.runs)
     rows = [
-        _row(config, start, d, policy)
+        _row(config, start, d, policy, step)
         for start, dims in (("random", config.averages), ("point", config.dims))
         for d in dims
-        for policy in (GOOD, BAD, TERRIBLE)
+        for policy in policies
     ]
     return conclude(config, _COLUMNS, rows, _claims(config, rows), started)
 
@@ -90,14 +92,17 @@ def _policy(problem: ControlProblem, name: str, push: float) -> Callable[[Any, F
     return policy
 
 
-def _row(config: Config, start: str, d: int, name: str) -> tuple[Any, ...]:
+def _row(config: Config, start: str, d: int, name: str, step: Callable[[], None]) -> tuple[Any, ...]:
     problem = zoo.get("lq", dim=d)
     x0 = None if start == "random" else np.full(d, config.start)
     truth = _average(problem) if x0 is None else float(cast(LinearQuadratic, problem.exact).value(0.0, x0))
     steps, policy = config.steps[d > 2], _policy(problem, name, config.push)
     n = config.paths if start == "point" else config.average_paths
     how: dict[str, Any] = {"x0": x0, "n": n, "steps": steps, "level": _LEVEL}
-    found = [certify(problem, policy, rng=config.seed + k, **how) for k in range(config.runs)]
+    found = []
+    for k in range(config.runs):
+        found.append(certify(problem, policy, rng=config.seed + k, **how))
+        step()
     judged = [one for one in found if np.isfinite(one.value)]
     holds = [truth in one.diffusion.optimal for one in judged]
     chain = [one.chain is not None and truth in one.chain.optimal for one in judged]

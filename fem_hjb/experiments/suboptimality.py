@@ -13,7 +13,7 @@ wrong reference the loss is not of second order.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -28,6 +28,7 @@ from fem_hjb.plotting.pictures import STYLES
 from fem_hjb.problems import zoo
 from fem_hjb.problems.closed_form import LinearQuadratic
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.progress import Progress, steps_of
 
 
 @final
@@ -54,14 +55,15 @@ _NEGLIGIBLE = 1e-11  # weight of a Gauss point, which may lie outside the box
 _COLUMNS = ("eps", "certificate", "low", "high", "integral", "backward", "integral under P*", "wrong reference")
 
 
-def run(config: Config) -> Trial:
+def run(config: Config, tell: Progress) -> Trial:
     """One row per policy."""
     started = time.perf_counter()
-    rows = [_row(config, eps, config.seed + k) for k, eps in enumerate(config.errors)]
+    step = steps_of(tell, 5 * len(config.errors))
+    rows = [_row(config, eps, config.seed + k, step) for k, eps in enumerate(config.errors)]
     return conclude(config, _COLUMNS, rows, _claims(rows), started)
 
 
-def _row(config: Config, eps: float, seed: int) -> tuple[Any, ...]:
+def _row(config: Config, eps: float, seed: int, step: Callable[[], None]) -> tuple[Any, ...]:
     problem = zoo.get("brownian-mixture", dim=1)
     exact = cast(LinearQuadratic, problem.exact)
 
@@ -69,14 +71,18 @@ def _row(config: Config, eps: float, seed: int) -> tuple[Any, ...]:
         return np.asarray(exact.policy(t, x) + eps * np.sin(2 * x + 1.0) * (1.0 - t / 2))
 
     found = certify(problem, policy, n=config.paths, steps=config.steps, rng=seed)
+    step()
     half = problem.horizon / 2  # the average is over time, and |.|^2 has a factor alpha
 
     def integral(reference: Any, under: str) -> float:
-        return half * control_error(problem, policy, reference, under=under, rtol=config.rtol).value
+        loss = half * control_error(problem, policy, reference, under=under, rtol=config.rtol).value
+        step()
+        return loss
 
     x, weights = problem.initial_law.quadrature(config.order)
     x, weights = x[weights > _NEGLIGIBLE], weights[weights > _NEGLIGIBLE]
     earned = evaluate_policy(problem, policy, rtol=config.rtol).value(0.0, x)
+    step()
     backward = float(weights @ (exact.value(0.0, x) - earned))
     wrong = _Scaled(exact, config.wrong)
     return (
