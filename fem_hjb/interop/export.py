@@ -1,5 +1,7 @@
 """`export`: a solution as a file that other programs read."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 
