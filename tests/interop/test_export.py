@@ -264,6 +264,16 @@ def test_boxes_are_structured_grids_of_their_nodes(of: Any, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["some", "some.pvd"]
 
 
+def test_cells_follow_the_panels_of_time(tmp_path: Path) -> None:
+    of = fh.solve(fh.zoo.get("brownian-mixture", dim=1), rtol=1e-3)
+    assert isinstance(of, fh.Solution)
+    fh.export(of, tmp_path / "a.pvd", times=[0.0, of.problem.horizon])
+    first, last = (meshio.read(tmp_path / "a" / f"a_{k:04d}.vtu").points[:, 0] for k in range(2))
+    assert np.array_equal(first, of.space.panels[0].spatial.nodes[:, 0])
+    assert np.array_equal(last, of.space.panels[-1].spatial.nodes[:, 0])
+    assert len(first) < len(last)
+
+
 @pytest.mark.parametrize(("dim", "name", "count"), [(1, "line", 2), (2, "quad", 2), (3, "hexahedron", 6)])
 def test_structured_cells_are_in_the_order_of_vtk(dim: int, name: str, count: int) -> None:
     axes = [np.array([0.0, 1.0, 3.0]), np.array([0.0, 0.5]), np.array([-1.0, 0.0, 1.0, 2.0])][:dim]
@@ -310,6 +320,23 @@ def test_nothing_half_written_is_left(suffix: str, tmp_path: Path) -> None:
         with pytest.raises(fh.errors.ProblemError, match=r"density\(t\) failed at t=0.75: ZeroDivisionError"):
             fh.export(SOLVED, path, times=[0.5, 0.75], density=broken)
         assert [*tmp_path.iterdir()] == before
+    assert path.read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.parametrize("suffix", ["npz", "vtu"])
+def test_a_disk_that_is_full_leaves_the_old_file(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        file = arguments[-1]
+        (file.write_bytes if isinstance(file, Path) else file.write)(b"half")
+        raise OSError("no space left on device")
+
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("old", encoding="utf-8")
+    monkeypatch.setattr(np, "savez_compressed", full)
+    monkeypatch.setattr(meshio.Mesh, "write", full)
+    with pytest.raises(fh.errors.OutputError, match=rf"cannot write .*a\.{suffix}: no space left on device"):
+        fh.export(SOLVED, path, times=0.0)
+    assert [*tmp_path.iterdir()] == [path]
     assert path.read_text(encoding="utf-8") == "old"
 
 
