@@ -186,7 +186,8 @@ class Sampler:
         if self.optimal is None and not self._tilted:
             found["p_optimal"] = (
                 "the law under the optimal control follows from p only where the process starts at a point and there is"
-                " no running reward; give optimal_density=fokker_planck.solve(problem, policy=solution.policy)"
+                " no running reward; give optimal_density=fokker_planck.solve(problem, policy=...), with the policy of"
+                " the solution, outside its box that of the nearest point"
             )
         return found
 

@@ -123,6 +123,22 @@ def test_densities_that_are_given_are_written(tmp_path: Path) -> None:
     assert np.allclose(opened(tmp_path / "b.npz")["p"], law.density(0.25, x), rtol=1e-12)
 
 
+def test_the_law_under_the_policy_is_a_density(tmp_path: Path) -> None:
+    """As docs/files.md gives it; d/dt E|X*|^2 = E[2 X* (b + control)] + Lambda by the arrays alone."""
+    lower, upper = SOLVED.space.box.bounds
+    law = fh.fokker_planck.solve(LQ, policy=lambda t, x: SOLVED.policy(t, np.clip(x, lower, upper)))
+    fh.export(SOLVED, tmp_path / "a.npz", optimal_density=law, times=np.linspace(0.0, 1.0, 33))
+    found = opened(tmp_path / "a.npz")
+    x, weights = found["x1"], np.diff(found["x1"]).mean() * found["p_optimal"]
+    assert np.allclose(weights.sum(axis=1), 1.0, atol=1e-6)
+    drift = LQ.b(0.0, x[:, None])[:, 0] + found["control"][..., 0]
+    speed = (weights * 2.0 * x * drift).sum(axis=1) + float(LQ.Lambda(0.0, [[0.0]])[0, 0, 0])
+    moved = np.concatenate([[0.0], np.cumsum((speed[1:] + speed[:-1]) / 2 * np.diff(found["t"]))])
+    square = weights @ x**2
+    assert np.abs(square - square[0]).max() > 0.1
+    assert np.allclose(square - square[0], moved, atol=2e-4)  # of the trapezoidal rule with 32 steps
+
+
 def test_outside_the_domain_there_is_nan(tmp_path: Path) -> None:
     disc = make_solution(2, "P2", mesh=unstructured())
     fh.export(disc, tmp_path / "a.npz", times=[0.0, 1.0])
