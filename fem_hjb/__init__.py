@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb import experiments as experiments
+    from fem_hjb import interop as interop
     from fem_hjb import learning as learning
     from fem_hjb import paths as paths
     from fem_hjb import plotting
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb.evaluation import control_error as control_error
     from fem_hjb.evaluation import evaluate_policy as evaluate_policy
     from fem_hjb.evaluation import objectives as objectives
+    from fem_hjb.interop import export as export
     from fem_hjb.learning import Bounds as Bounds
     from fem_hjb.learning import Convex as Convex
     from fem_hjb.learning import EnergyBall as EnergyBall
@@ -60,6 +62,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "evaluation": "certify control_error evaluate_policy objectives",
+    "interop": "export",
     "learning": "Bounds Convex EnergyBall Monotone fit law_measure",
     "paths": "sample_paths",
     "problems": "Box ControlProblem Gaussian GaussianMixture LinearDrift PointMass Uniform zoo",
@@ -71,6 +74,7 @@ _NAMES = {
 _FOLDERS = {
     "errors": "support.errors",
     "experiments": "experiments",
+    "interop": "interop",
     "learning": "learning",
     "paths": "paths",
     "plot": "plotting",

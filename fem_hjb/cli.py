@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from fem_hjb import cli_output as output
 from fem_hjb import experiments
 from fem_hjb.cli_certify import certify_command
+from fem_hjb.cli_export import export_command
 from fem_hjb.cli_input import (
     SECONDS,
     Debug,
@@ -393,6 +394,7 @@ def experiment_command(
 
 
 app.command("certify", short_help="Bounds of the optimal value from the paths of a policy.")(certify_command)
+app.command("export", short_help="Write a solution for other programs: .npz, .h5, .nc, .vtu, .pvd.")(export_command)
 
 
 @app.command("zoo")

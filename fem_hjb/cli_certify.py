@@ -18,6 +18,7 @@ from fem_hjb.cli_input import (
     ProblemName,
     Quiet,
     loaded,
+    numbers,
     problem_named,
 )
 from fem_hjb.evaluation.certify import certify
@@ -56,7 +57,7 @@ def certify_command(
     report = output.Report(quiet)
     problem = problem_named(problem_name, dim, param)
     n, count = _QUICK_PATHS if quick else _PATHS
-    start = None if x0 is None else _numbers(x0)
+    start = None if x0 is None else numbers(x0, "--x0")
     pi = _named(problem, policy)
     w = None if value is None else pi if value == policy else _named(problem, value)
     with report.stage("certificate") as stage:
@@ -76,13 +77,6 @@ def certify_command(
         output.print_json({"dim": problem.dim, **asdict(found)})
     else:
         print(found)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as cause:
-        raise OptionError(f"--x0 must be numbers separated by commas, such as 0.5,-1, got {text!r}") from cause
 
 
 def _named(problem: ControlProblem, name: str) -> Any:

@@ -18,7 +18,7 @@ from fem_hjb.support.errors import FemHjbError, ProblemError
 # Arguments of the package that are options of the command; errors name them as they are typed.
 _ARGUMENTS = (
     *("cells", "dim", "element", "estimator", "form", "level", "max_dofs", "max_seconds", "mesh", "rtol", "rtol_time"),
-    *("samples", "smoothing", "steps", "time_cells", "x0"),
+    *("samples", "smoothing", "steps", "time_cells", "times", "x0"),
 )
 _NAMES = "|".join(_ARGUMENTS)
 _ON_A_MESH = ("--mesh", "--cells", "--element")
@@ -106,6 +106,14 @@ def pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[key] = text
     return found
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """Numbers separated by commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as cause:
+        raise OptionError(f"{option} must be numbers separated by commas, such as 0.5,1, got {text!r}") from cause
 
 
 def problem_named(name: str, dim: int | None, given: Sequence[str] | None) -> ControlProblem:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import meshio
 import numpy as np
 import pytest
 import skfem
@@ -294,6 +295,25 @@ def test_certify_prints_five_lines_and_json(tmp_path: Path) -> None:
     assert own["chain"] is None
 
 
+def test_export_writes_what_it_solves_and_what_it_reads(tmp_path: Path) -> None:
+    out = tmp_path / "lq.npz"
+    result = run("export", "lq", str(out), "--rtol=1e-3", "--times=0,0.5", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert (record["problem"], record["file"], record["bytes"]) == ("lq", str(out), out.stat().st_size)
+    with np.load(out, allow_pickle=False) as file:
+        assert file["t"].tolist() == [0.0, 0.5]
+        written, x = file["value"], file["x1"]
+    assert np.abs(written[0] - zoo.get("lq").exact.value(0.0, x[:, None])).max() < 1e-6  # quadratic: far below 1e-3
+    assert run("solve", "lq", "--cells=32", "--steps=4", f"--out={tmp_path}").exit_code == 0
+    read = run("export", "lq", str(tmp_path / "mesh.pvd"), "--solution", str(tmp_path / "solution.npz"))
+    assert read.stdout.splitlines() == [str(tmp_path / "mesh.pvd")]
+    seen = meshio.read(tmp_path / "mesh" / "mesh_0016.vtu")
+    again = load_solution(tmp_path / "solution.npz", zoo.get("lq"))
+    assert np.array_equal(seen.point_data["value"], again.value(1.0, seen.points[:, :1]))
+    assert len(seen.points) == 33
+
+
 def test_certify_takes_a_solution(tmp_path: Path) -> None:
     assert run("solve", "lq", "--rtol=1e-3", "--out", str(tmp_path)).exit_code == 0
     found = json.loads(run("certify", "lq", str(tmp_path / "solution.npz"), "--quick", "--x0=0", "--json").stdout)
@@ -310,7 +330,16 @@ def test_the_zoo_lists_every_problem_with_its_description() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["compare", "--help"], ["solve", "--help"], ["certify", "--help"], ["zoo", "--help"]]
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["compare", "--help"],
+        ["solve", "--help"],
+        ["certify", "--help"],
+        ["export", "--help"],
+        ["zoo", "--help"],
+    ],
 )
 def test_help_names_every_option_in_plain_lines(arguments: list[str]) -> None:
     result = run(*arguments)
@@ -414,6 +443,14 @@ BAD_INPUT = {
     "refinement with steps": (["solve", "lq", "--refine", "--rtol=1e-2", "--steps=8"], "--steps is not with --refine"),
     "form of a refinement": (["solve", "lq", "--refine", "--rtol=1e-2", "--form=value"], "--form is not with --refine"),
     "too few unknowns": (["solve", "lq", "--max-dofs", "3"], "--max-dofs 3 is less than one cell"),
+    "export of no kind": (["export", "lq", "a.csv"], r"export writes files that end in \.npz, .*got 'a\.csv'"),
+    "export nowhere": (["export", "lq", "none/a.npz"], "there is no folder none; create it first"),
+    "export of what is read to a tolerance": (
+        ["export", "lq", "a.npz", "--rtol=1e-3", "--solution=b.npz"],
+        "give --rtol or --solution, not both",
+    ),
+    "export at no times": (["export", "lq", "a.npz", "--times=now"], "--times must be numbers separated by commas"),
+    "export late": (["export", "lq", "a.npz", "--rtol=1e-2", "--times=9"], r"--times must lie in \[0, 1\]"),
     "no policy": (["certify", "lq"], "(?i)missing .*POLICY"),
     "policy of no kind": (["certify", "lq", "best"], "POLICY must be PATH.py:NAME .* or zero, got 'best'"),
     "policy of no file": (["certify", "lq", "none.py:policy"], "there is no file none.py"),

@@ -37,6 +37,7 @@ ORDER = {
         "certificate certify policy_value"
     ),
     "plotting": "pictures",
+    "interop": "grids arrays vtk export",
     "experiments": (
         "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "
         "observation_times self_mitigation suboptimality"
@@ -44,6 +45,7 @@ ORDER = {
     "cli_input": "",
     "cli_output": "",
     "cli_certify": "",
+    "cli_export": "",
     "cli": "",
 }
 # A module that is itself a folder has an order of its own.

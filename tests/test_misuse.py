@@ -448,6 +448,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             {"problem": LQ, "measure": MEASURE, "space": LINE, "delta": 0.1, "norm": "mass", "exact": LQ.exact},
         ),
         "paths.Paths": (fh.paths.Paths, {"t": [0.0, 1.0], "x": np.zeros((2, 2, 1)), "scheme": "given"}),
+        "export": (
+            fh.export,
+            {"solution": SOLUTION, "path": folder / "d.npz", "axes": [np.linspace(-1.0, 1.0, 3)], "times": [0.0, 0.5]}
+            | {"density": DENSITY, "optimal_density": lambda t: LAW},
+        ),
         "paths.Truncation": (fh.paths.Truncation, {"box": DOMAIN, "excluded_mass": 0.0, "samples": 0}),
         "paths.array_source": (fh.paths.array_source, {"paths": PATHS, "chunk": 16}),
         "paths.file_source": (fh.paths.file_source, {"path": plain, "chunk": 16}),

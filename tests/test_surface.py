@@ -140,7 +140,8 @@ def test_importing_the_package_loads_nothing_that_is_not_needed() -> None:
     assert not {"numpy", "scipy", "matplotlib", "skfem", "meshio", "typer"} & alone
     solving = loaded_after("import fem_hjb as fh\nfh.solve, fh.fit, fh.compare, fh.control_error, fh.zoo, fh.paths")
     assert "fem_hjb.reference.solve" in solving
-    late = {"matplotlib", "typer", "fem_hjb.plotting", "fem_hjb.experiments", "dask", "zarr", "scipy.stats"}
+    late = {"matplotlib", "typer", "fem_hjb.plotting", "fem_hjb.experiments", "fem_hjb.interop"}
+    late |= {"h5py", "dask", "zarr", "scipy.stats"}
     assert not late & solving
     assert "matplotlib" in loaded_after("import fem_hjb as fh\nfh.plot")  # so that the test can see it
 
@@ -150,7 +151,7 @@ def test_signatures_can_be_read(name: str) -> None:
     assert len(str(inspect.signature(getattr(fh, name)))) < 600
 
 
-FOLDERS = ["experiments", "learning", "paths", "plot", "problems", "solutions", "spaces", "zoo"]
+FOLDERS = ["experiments", "interop", "learning", "paths", "plot", "problems", "solutions", "spaces", "zoo"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

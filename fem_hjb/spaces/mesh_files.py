@@ -24,7 +24,7 @@ from fem_hjb.support.files import as_path
 AnyMesh = skfem.Mesh | str | os.PathLike[str]  # a mesh, or the path of a file with one
 
 # meshio's names, and its vertices (VTK's order) in scikit-fem's order.
-_FROM_MESHIO = {
+FROM_MESHIO = {
     "line": ("line", [0, 1]),
     "triangle": ("tri", [0, 1, 2]),
     "quad": ("quad", [0, 1, 2, 3]),
@@ -126,7 +126,7 @@ def _top_cells(blocks: Sequence[meshio.CellBlock], dim: int, where: str) -> tupl
         counts[block.type] = counts.get(block.type, 0) + len(block.data)
     found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no cells"
     top = max((block.dim for block in blocks if len(block.data)), default=0)
-    expected = " or ".join(name for name, (kind, _) in _FROM_MESHIO.items() if DIMENSION[kind] == dim)
+    expected = " or ".join(name for name, (kind, _) in FROM_MESHIO.items() if DIMENSION[kind] == dim)
     if not expected:
         raise DomainError(f"meshes go up to dimension 3, got dim={dim!r}")
     if top != dim:
@@ -136,11 +136,11 @@ def _top_cells(blocks: Sequence[meshio.CellBlock], dim: int, where: str) -> tupl
         raise DomainError(
             f"{where} mixes kinds of cells, it holds {found}; expected only {expected}, one kind in a file"
         )
-    if names[0] not in _FROM_MESHIO:
+    if names[0] not in FROM_MESHIO:
         raise DomainError(
             f"{where} holds {found}; expected straight-edged cells of kind {expected}: mesh the domain again at order 1"
         )
-    kind, order = _FROM_MESHIO[names[0]]
+    kind, order = FROM_MESHIO[names[0]]
     data = [np.asarray(block.data, dtype=np.int64) for block in blocks if block.type == names[0] and len(block.data)]
     if any(cells.ndim != 2 or cells.shape[1] != len(order) for cells in data):
         raise DomainError(f"{where} is damaged: a {names[0]} has {len(order)} vertices, got {[c.shape for c in data]}")
