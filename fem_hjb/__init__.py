@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb import experiments as experiments
+    from fem_hjb import interop as interop
     from fem_hjb import learning as learning
     from fem_hjb import paths as paths
     from fem_hjb import plotting
@@ -71,6 +72,7 @@ _NAMES = {
 _FOLDERS = {
     "errors": "support.errors",
     "experiments": "experiments",
+    "interop": "interop",
     "learning": "learning",
     "paths": "paths",
     "plot": "plotting",

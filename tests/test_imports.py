@@ -36,6 +36,7 @@ ORDER = {
         "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
         "certificate certify policy_value"
     ),
+    "interop": "precision schedules torch jax",
     "plotting": "pictures",
     "experiments": (
         "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "
