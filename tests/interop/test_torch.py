@@ -1,10 +1,12 @@
 """Networks that come in: shapes, precision, modes, errors that say what to do, and diffusion models."""
 
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -415,3 +417,13 @@ def test_solutions_of_networks_are_known_again(tmp_path: Any) -> None:
     fh.load_solution(file, problem(0))
     with pytest.raises(fh.errors.OutputError, match="another drift"):
         fh.load_solution(file, problem(1))
+
+
+def test_the_page_runs_and_its_network_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "torch.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/torch.md", "exec"), names)
+    assert capsys.readouterr().out.count("value network") == 1
+    assert names["known"].double().mean() > 0.95
+    assert names["loss"].item() < 0.02 * names["target"][names["known"]].square().mean().item()
