@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fem_hjb as fh
+from fem_hjb.interop import precision
 from fem_hjb.interop.jax import as_jax
 from fem_hjb.support.errors import DomainError, ProblemError
 
@@ -49,6 +50,18 @@ def test_vmap_over_points_times_and_both(rtol: float, wrap: Callable[[Any], Any]
     near(wrap(jax.vmap(of.value, (0, None)))(T, X), TWO.value(T[:, None], X[None]), rtol)
     near(wrap(jax.vmap(jax.vmap(of.value, (None, 0)), (0, None)))(T, X), TWO.value(T[:, None], X[None]), rtol)
     near(wrap(jax.vmap(of.policy))(T, X), TWO.policy(T, X), 10 * rtol)
+
+
+def test_a_batch_is_asked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def counting(solution: Any, what: str, t: Any, x: Any, outside: str) -> Any:
+        seen.append(x.shape)
+        return precision.answer(solution, what, t, x, outside)
+
+    monkeypatch.setattr("fem_hjb.interop.jax.answer", counting)
+    jax.block_until_ready(jax.vmap(as_jax(TWO).value)(jnp.asarray(T), jnp.asarray(X)))
+    assert seen == [(4, 2)]
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])

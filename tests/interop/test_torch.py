@@ -107,6 +107,13 @@ def test_precision_and_device_are_those_of_parameters_then_buffers() -> None:
     assert seen == [double, single, single, single, single]
 
 
+def test_gradients_are_off() -> None:
+    seen: list[bool] = []
+    bridge.as_reward(lambda x: (seen.append(torch.is_grad_enabled()), x[:, 0])[1])([[1.0]])
+    assert seen == [False]
+    assert torch.is_grad_enabled()
+
+
 def test_modules_are_in_evaluation_mode_and_come_back_in_their_own() -> None:
     torch.manual_seed(0)
     dropout = torch.nn.Sequential(Net(1, 1), torch.nn.Dropout(0.5), torch.nn.Dropout(0.5))
