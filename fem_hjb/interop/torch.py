@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 16  # points that a network sees at once
+_NOT_BY_T = "the value is not differentiable by t here: give it t.detach()"
 _HALVES = (torch.float16, torch.bfloat16)
 _HALF = "which has three digits: call .float() or .double(), or compute with float32 or float64"
 
@@ -311,35 +312,50 @@ def as_module(solution: Solution | ProductSolution, *, outside: str = "error") -
     return SolutionModule(checked_solution(solution, outside, "as_module"), outside)
 
 
-class _Value(torch.autograd.Function):
+class _Asked(torch.autograd.Function):
+    """A solution at t (S) and x (*S, d); S grows in front under torch.func.vmap."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.rest = inputs[2:]
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], t: Any, x: Any, *rest: Any) -> tuple[Any, int]:
+        batched = [
+            given.expand(info.batch_size, *given.shape) if at is None else given.movedim(at, 0)
+            for given, at in zip((t, x), in_dims, strict=False)
+        ]
+        return cls.apply(*batched, *rest), 0
+
+
+class _Value(_Asked):
     """v, whose derivative by x is the solution's own gradient."""
 
     @staticmethod
-    def forward(ctx: Any, t: Any, x: Any, solution: Any, outside: str) -> Any:
-        ctx.save_for_backward(t, x)
-        ctx.of = (solution, outside)
+    def forward(t: Any, x: Any, solution: Any, outside: str) -> Any:
         return _asked(solution, outside, "value", t, x)
 
     @staticmethod
     def backward(ctx: Any, weight: Any) -> Any:
-        t, x = ctx.saved_tensors
-        slope = _Underivable.apply(t, x, *ctx.of, "gradient") * weight[..., None]
-        return None, slope.sum_to_size(x.shape), None, None
+        if ctx.needs_input_grad[0]:
+            raise RuntimeError(_NOT_BY_T)
+        slope = _Underivable.apply(*ctx.saved_tensors, *ctx.rest, "gradient")
+        return None, slope * weight[..., None], None, None
 
 
-class _Underivable(torch.autograd.Function):
+class _Underivable(_Asked):
     """Gradient and policy, which have no derivative: to return zeros instead would train on something else."""
 
     @staticmethod
-    def forward(ctx: Any, t: Any, x: Any, solution: Any, outside: str, what: str) -> Any:
-        ctx.what = what
+    def forward(t: Any, x: Any, solution: Any, outside: str, what: str) -> Any:
         return _asked(solution, outside, what, t, x)
 
     @staticmethod
     def backward(ctx: Any, weight: Any) -> Any:
         raise RuntimeError(
-            f"the {ctx.what} of a solution is not differentiable: take it at x.detach(), or differentiate the value,"
-            " module(t, x), once"
+            f"the {ctx.rest[-1]} of a solution is not differentiable: take it at x.detach(), or differentiate the"
+            " value, module(t, x), once"
         )
 
 
@@ -356,19 +372,20 @@ def _known(dtype: Any) -> Any:
 
 
 def _tensors(solution: Any, t: Any, x: Any) -> tuple[Any, Any]:
+    """t (S) and x (*S, d)."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         raise DomainError(f"x must be a tensor of floats (..., {solution.problem.dim}), got {_kind(x)}")
     if x.is_meta:
         raise DomainError("x is on the device 'meta', where there are no numbers to evaluate a solution at")
     if isinstance(t, torch.Tensor):
         if t.requires_grad:
-            raise DomainError("the value is not differentiable by t here: give it t.detach()")
+            raise DomainError(_NOT_BY_T)
         if t.is_complex():
             raise DomainError(f"t must be a number or a tensor of real numbers, got {_kind(t)}")
     else:
         t = torch.tensor(real_array(t, "t", DomainError), dtype=torch.float64)
-    checked_shapes(tuple(t.shape), tuple(x.shape), solution.problem.dim, "as_module")
-    return t, x
+    shape = checked_shapes(tuple(t.shape), tuple(x.shape), solution.problem.dim, "as_module")
+    return t.expand(shape), x.expand(*shape, x.shape[-1])
 
 
 def _kind(given: Any) -> str:

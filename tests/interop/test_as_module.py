@@ -82,6 +82,26 @@ def test_gradients_of_points_that_are_shared_by_times_add_up() -> None:
     np.testing.assert_allclose(x.grad, expected, rtol=1e-14)
 
 
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_the_transforms_of_torch(name: str) -> None:
+    solution = SOLUTIONS[name]
+    module = as_module(solution)
+    t, x = (torch.tensor(array) for array in points(solution, (4,)))
+    value, slope, policy = (
+        torch.tensor(getattr(solution, what)(t.numpy(), x.numpy())) for what in ("value", "gradient", "policy")
+    )
+    vmap, grad = torch.func.vmap, torch.func.grad
+    torch.testing.assert_close(vmap(module)(t, x), value, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(vmap(module, in_dims=(0, 1))(t, x.T.contiguous()), value, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(vmap(module.policy)(t, x), policy, rtol=1e-13, atol=1e-12)
+    torch.testing.assert_close(vmap(grad(module, argnums=1))(t, x), slope, rtol=1e-13, atol=1e-12)
+    torch.testing.assert_close(vmap(lambda x: module(t[0], x))(x)[0], value[0], rtol=1e-13, atol=1e-13)
+    table = vmap(vmap(module, in_dims=(None, 0)), in_dims=(0, None))(t, x)
+    torch.testing.assert_close(table.diagonal(), value, rtol=1e-13, atol=1e-13)
+    with pytest.raises((RuntimeError, DomainError), match="not differentiable by t here"):
+        grad(lambda t: module(t, x[0]))(t[0])
+
+
 def test_it_trains_what_feeds_it() -> None:
     """Gradient ascent of v_0 finds its maximum."""
     module, x = as_module(ONE), torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
