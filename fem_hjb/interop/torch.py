@@ -216,9 +216,9 @@ class _Slope(torch.nn.Module):
 def float64_gap(of: TensorFunction, *arguments: ArrayLike) -> float:
     """How far a module in single precision is from its copy in double precision, relative to the largest entry.
 
-    max |single - double| / max |double| over the points of the arguments, those of `of` itself: (t, x) or (x,). Half
-    of the digits of a problem are lost in such noise: no tolerance below it can be met, and differences that cancel
-    (steep networks, scores near s = 0) make it larger than 1e-7. If it matters, solve with the copy, net.double().
+    max |single - double| / max |double| over the points of the arguments, those of `of` itself: (t, x) or (x,). To a
+    solver it is noise: no tolerance below it can be met, and differences that cancel make it larger than 1e-7. If it
+    matters, solve with the copy, net.double().
     """
     require(of, TensorFunction, "float64_gap", ProblemError, "; write float64_gap(as_field(net), t, x)")
     if of.module is None:

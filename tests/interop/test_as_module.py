@@ -100,6 +100,8 @@ def test_the_transforms_of_torch(name: str) -> None:
     torch.testing.assert_close(table.diagonal(), value, rtol=1e-13, atol=1e-13)
     with pytest.raises((RuntimeError, DomainError), match="not differentiable by t here"):
         grad(lambda t: module(t, x[0]))(t[0])
+    with pytest.raises((RuntimeError, DomainError), match="not differentiable by t here"):
+        grad(lambda t: vmap(module)(t, x).sum())(t)
 
 
 def test_it_trains_what_feeds_it() -> None:
