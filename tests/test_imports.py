@@ -37,7 +37,7 @@ ORDER = {
         "certificate certify policy_value"
     ),
     "plotting": "pictures",
-    "interop": "grids arrays vtk export",
+    "interop": "grids arrays vtk export precision schedules torch jax",
     "experiments": (
         "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "
         "observation_times self_mitigation suboptimality"

@@ -392,14 +392,13 @@ class _Search:
             told = f"u is not positive at {bad} nodes of space and time"
             found.append(Check(name="positive", figure=float(bad), limit=0.0, told=told))
         if (levels := best.run.equation.levels) is not None:
-            found.append(self._flattened(levels, followed))
+            found.append(self._flattened(*levels, followed))
         if self.ends is not None and self.ends.growing:
             found.append(Check(name="finite value", figure=math.inf, limit=0.0, told=_GROWING))
         return tuple(found)
 
-    def _flattened(self, levels: tuple[float, float], followed: Steered | None) -> Check:
+    def _flattened(self, low: float, high: float, followed: Steered | None) -> Check:
         """Whether paths end where the terminal reward was flattened."""
-        low, high = levels
         ends = [self.sample.x[-1]] if followed is None else [self.sample.x[-1], followed.x[-1]]
         lost = max(float(((values < low) | (values > high)).mean()) for values in map(self._left, ends))
         told = f"{lost:.2%} of paths end where what is left of the terminal reward is beyond {low:.3g} or {high:.3g}"

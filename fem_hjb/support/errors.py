@@ -45,6 +45,10 @@ class OutputError(FemHjbError, OSError):
     """A result could not be written or read."""
 
 
+class MissingPackageError(FemHjbError, ImportError):
+    """A part of this package needs another one that is not installed."""
+
+
 class ComparisonError(FemHjbError, ValueError):
     """What was given to `compare` cannot be compared."""
 

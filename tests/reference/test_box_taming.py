@@ -95,9 +95,9 @@ def test_levels_are_beyond_all_draws_and_further_for_smaller_tolerances() -> Non
         values = problem.y(search.sample.x[-1]) - search.gauge.guess(problem.horizon, search.sample.x[-1])
         assert low < values.min() - 16 * problem.temperature
         assert high > values.max() + 16 * problem.temperature
-        assert search._flattened((low, high), None).passed
+        assert search._flattened(low, high, None).passed
         widths.append(high - low)
-        assert not search._flattened((low, float(np.quantile(values, 0.9))), None).passed
+        assert not search._flattened(low, float(np.quantile(values, 0.9)), None).passed
     assert widths[1] > 1.5 * widths[0]
 
 
