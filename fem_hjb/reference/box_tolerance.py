@@ -308,9 +308,7 @@ class _Search:
 
     def tightened(self, found: _Judged) -> bool:
         """Ask for more where the parts exceed their shares; False if nothing more can be asked for."""
-        if self.tameable and not math.isfinite(
-            found.error
-        ):  # plans like this one run away, which is why they tell nothing
+        if self.tameable and not math.isfinite(found.error):  # plans like it run away, and tell nothing
             self.tame()
             return True
         t, rtol = self.tolerances, self.rtol

@@ -69,6 +69,11 @@ def test_steep_values_run_away_unless_tamed(name: str, c: float) -> None:
         size = max(size, float((expected**2).mean()) ** 0.5)
         wrong = max(wrong, float(((found - expected) ** 2).mean()) ** 0.5)
     assert wrong < 3e-4 * size
+    grid = run.panels[0].grid
+    given = problem.y(grid.nodes) - search.gauge.guess(problem.horizon, grid.nodes)
+    begun, (low, high) = run.equation.start(grid).ravel(), run.equation.levels or (0.0, 0.0)
+    np.testing.assert_array_equal(begun, flattened(given, low, high))
+    assert given.min() < begun.min() - 100 * problem.temperature  # in a corner
 
 
 def test_an_answer_says_that_rewards_were_flattened() -> None:
