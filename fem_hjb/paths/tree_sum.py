@@ -60,8 +60,8 @@ def tree_sum(
     ------
     MeasureError : count, window or group make no sense; a task failed (the message names it, of several the one with
         the smallest i; the cause is chained, or noted if it is another process's); the executor is broken, shut down or
-        lost a job; task or add cannot be pickled, or are too large to be sent with every job. Jobs not yet begun are
-        then cancelled.
+        lost a job twice; task or add cannot be pickled, or are too large to be sent with every job. Jobs not yet begun
+        are then cancelled.
 
     >>> tree_sum(lambda i: f"{i}", 5, lambda left, right: f"({left}+{right})")
     '(((0+1)+(2+3))+4)'
@@ -171,15 +171,19 @@ def _submit(executor: Executor, job: Callable[[range], T], indices: range) -> Fu
 
 
 def _outcome(executor: Executor, job: Callable[[range], T], indices: range, future: Future[T]) -> T:
+    """What came back, or, if the executor lost it, what comes back of a second try.
+
+    A job tells its own failures. What is not of it may be over, such as a worker lost while its result was on its way.
+    """
     try:
         return _told(executor, indices, future)
-    except MeasureError:
+    except (MeasureError, OutOfTimeError):
         raise
     except Exception:  # executors have error types of their own
-        again = _submit(executor, job, indices)  # the job tells its own failures: this one may be over, as the loss
-    try:  # of a worker between the end of a job and the way back of its result
+        again = _submit(executor, job, indices)
+    try:
         return _told(executor, indices, again)
-    except MeasureError:
+    except (MeasureError, OutOfTimeError):
         raise
     except Exception as cause:
         raise MeasureError(

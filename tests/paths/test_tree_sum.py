@@ -361,6 +361,18 @@ def test_a_result_lost_on_its_way_is_computed_again() -> None:
     assert pool.submitted == 37 + 6  # for the seventh, ..., the 42nd were lost
 
 
+def test_time_that_is_over_in_a_thread_comes_out_and_is_not_tried_again() -> None:
+    begun: list[int] = []
+
+    def late(i: int) -> FloatArray:
+        begun.append(i)
+        raise OutOfTimeError
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(OutOfTimeError):
+        tree_sum(late, 1, plus, executor=pool)
+    assert begun == [0]
+
+
 def test_after_a_failure_what_is_pending_is_cancelled() -> None:
     begun: list[int] = []
     hold = threading.Event()
