@@ -1,6 +1,5 @@
 """Limits of time and signs of life of everything that takes long: what is stopped, what is returned, what is told."""
 
-import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -87,20 +86,6 @@ WORK: dict[str, Callable[..., Any]] = {
     "fit by minimal residuals": lambda **k: learn(method="minimal-residual", **k),
     "fit of a class that is chosen": lambda **k: fh.fit(LQ, PATHS, "auto", **k),
 }
-
-
-@pytest.fixture
-def ticks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """The clock of limits counts how often it is asked, so that they do not depend on the machine."""
-    count = itertools.count()
-    asked = [0]
-
-    def tick() -> float:
-        asked[0] = next(count)
-        return float(asked[0])
-
-    monkeypatch.setattr(watching, "_clock", tick)
-    return lambda: asked[0]
 
 
 def length_of(work: Callable[..., Any], ticks: Callable[[], int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_a_box_that_paths_still_leave_is_wrong_there_and_widened_with_the_next_r
     assert second.controlled.lost < 0.01
 
 
-def test_time_that_is_over_returns_the_best_so_far_or_says_that_there_is_none() -> None:
+def test_time_that_is_over_returns_the_best_so_far_or_says_that_there_is_none(ticks: Callable[[], int]) -> None:
     rough = ControlProblem(
         dim=2,
         horizon=1.0,
@@ -110,12 +111,11 @@ def test_time_that_is_over_returns_the_best_so_far_or_says_that_there_is_none() 
         terminal_reward=lambda x: -2.0 * ((x - 2.0) ** 2).sum(axis=-1),
         initial_law=PointMass([-1.0, -1.0]),
     )
-    begun = time.perf_counter()
-    with pytest.raises(ConvergenceError, match=r"max_seconds=0\.001"):
-        solve(rough, rtol=1e-2, max_seconds=1e-3)
+    with pytest.raises(ConvergenceError, match="no solution within max_seconds=200"):
+        solve(rough, rtol=1e-2, max_seconds=200.0)  # of the clock that counts
     with pytest.warns(ToleranceWarning, match="max_seconds were over"):
-        found = solve(rough, rtol=1e-2, max_seconds=10.0)
-    assert time.perf_counter() - begun < 80.0
+        found = solve(rough, rtol=1e-2, max_seconds=2000.0)
+    assert 2000 < ticks() < 2400
     assert found.error_estimate is not None
     assert "max_seconds" in found.status
     with pytest.raises(ConvergenceError, match="max_seconds"):
@@ -127,9 +127,10 @@ def test_time_that_is_over_returns_the_best_so_far_or_says_that_there_is_none() 
 
 @pytest.mark.parametrize(("dim", "rtol", "unknowns"), [(1, 1e-7, r"\d+"), (2, 1e-4, r"\d+ x \d+")], ids=["one", "two"])
 def test_a_run_that_is_not_the_first_says_how_long_it_may_take(
-    dim: int, rtol: float, unknowns: str, caplog: pytest.LogCaptureFixture
+    dim: int, rtol: float, unknowns: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its CPU seconds, judge included, within a factor of five; in 1-D and 2-D some 0.5 to 2 of them."""
+    """Judge included, within a factor of five; in CPU seconds, as tests run side by side."""
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
     caplog.set_level("INFO", logger="fem_hjb")
     search = _Search(zoo.get("mixture-diffusion", dim), rtol, None, None, None, 0)
     search.run(lambda _: None)
@@ -142,7 +143,6 @@ def test_a_run_that_is_not_the_first_says_how_long_it_may_take(
         taken = time.perf_counter() - begun
         told = re.fullmatch(rf"mixture-diffusion: run {number}: {unknowns}, about (\S+) s", caplog.messages[-1])
         assert told is not None
-        assert taken > 0.2
         assert taken / 5.0 < float(told[1]) < taken * 5.0
     assert len(caplog.messages) == 2
 
