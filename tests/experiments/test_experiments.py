@@ -20,11 +20,11 @@ from fem_hjb.support.errors import TrialError
 def test_experiment(name: str, tmp_path: Path) -> None:
     module = experiments.get(name)
     told: list[float] = []
-    heard = [time.perf_counter()]
+    heard = [time.process_time()]  # what a machine does beside does not count
 
     def tell(fraction: float) -> None:
         told.append(fraction)
-        heard.append(time.perf_counter())
+        heard.append(time.process_time())
 
     trial = module.run(module.QUICK, tell)
     assert told == sorted(told)

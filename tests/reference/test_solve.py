@@ -1,6 +1,5 @@
 """`solve`: tolerances that are met and estimates that are to be believed, and what is said where they are not."""
 
-import time
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -153,10 +152,9 @@ def test_a_double_well_at_a_small_temperature():
 def test_ten_double_wells():
     """The value from a fine finite-difference solution of each of two kinds of wells."""
     problem = zoo.get("soc-double-well", 10)
-    started = time.perf_counter()
     solution = solve(problem, rtol=1e-3)
-    assert time.perf_counter() - started < 20.0
     assert isinstance(solution, ProductSolution)
+    assert len({id(part) for _, part in solution.parts}) == 2  # each kind is solved once
     assert solution.value(0.0, np.zeros((1, 10)))[0] == pytest.approx(-2.0874, rel=1e-3)
     assert solution.error_estimate.met(1e-3)
     assert solution.stats["why"] == "falls apart into 10 independent problems"
