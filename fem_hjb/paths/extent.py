@@ -24,8 +24,8 @@ _TIMES = 9
 _STEPS = 32
 _PILOT = 64  # points at which the steepness of the drift is looked at
 _MOST_SUBSTEPS = 64
-_FAR = 2.5  # standard normal quantile that is read off the samples to see how the tail bends
-_LEAST_POWER, _MOST_POWER = 0.4, 2.0
+FAR = 2.5  # standard normal quantile that is read off the samples to see how the tail bends
+_LEAST_POWER, MOST_POWER = 0.4, 2.0
 _BEYOND, _FEW_POWER = 10.0, 1.2  # draws beyond it, and the most power that fewer draws tell
 
 
@@ -132,8 +132,8 @@ def reach_of(x: FloatArray, weights: FloatArray | None = None) -> Reach:
     Draws that are too few for the last quantile tell no tails heavier than about those of a Gaussian.
     """
     worth = x.shape[1] if weights is None else 1.0 / float((weights**2).sum())
-    most = _MOST_POWER if worth * ndtr(-_FAR) > _BEYOND else _FEW_POWER
-    levels = ndtr([-_FAR, -1.0, 0.0, 1.0, _FAR])
+    most = MOST_POWER if worth * ndtr(-FAR) > _BEYOND else _FEW_POWER
+    levels = ndtr([-FAR, -1.0, 0.0, 1.0, FAR])
     if weights is None:
         q = np.quantile(x, levels, axis=1)  # (5, k, d)
     else:
@@ -147,7 +147,7 @@ def reach_of(x: FloatArray, weights: FloatArray | None = None) -> Reach:
     scale = np.stack([q[2] - q[1], q[3] - q[2]])
     far = np.stack([q[2] - q[0], q[4] - q[2]])
     ratio = far / np.where(scale > 0, scale, 1.0)
-    power = np.clip(np.log(np.maximum(ratio, 1e-9)) / np.log(_FAR), _LEAST_POWER, most)
+    power = np.clip(np.log(np.maximum(ratio, 1e-9)) / np.log(FAR), _LEAST_POWER, most)
     return Reach(median=q[2], scale=scale, power=np.where(scale > 0, power, 1.0))
 
 

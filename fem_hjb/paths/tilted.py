@@ -19,6 +19,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from fem_hjb.paths.extent import LawSample, Reach, reach_of
+from fem_hjb.paths.tails import reach_beyond
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass
 from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
@@ -290,14 +291,16 @@ def _draws(
     return x, logs
 
 
-def reaches_of(sample: LawSample, ends: TiltedEnds | None, mass: float) -> tuple[Reach, ...]:
+def reaches_of(
+    problem: ControlProblem, sample: LawSample, ends: TiltedEnds | None, mass: float, seed: int = 0
+) -> tuple[Reach, ...]:
     """How far the process goes, and how far under control: by weights if these are worth it, and to ends that few draws
     reach.
 
-    mass : of ends that do not count.
+    mass : that does not count, of ends and on each side of each axis.
     """
     weights, draws = sample.optimal()
-    found = [reach_of(sample.x)]
+    found = [reach_beyond(problem, sample, mass, seed)]
     if draws >= _WORTH:
         found.append(reach_of(sample.paths, weights))
     if ends is not None:

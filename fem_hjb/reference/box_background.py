@@ -13,7 +13,6 @@ from typing import Any, final
 import numpy as np
 from numpy.polynomial import chebyshev
 from scipy.integrate import solve_ivp
-from scipy.interpolate import BarycentricInterpolator
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Background, Gauge, QuadraticGauge
@@ -27,6 +26,7 @@ _REACH = 4.0  # standard deviations of its weight between the middle of the box 
 _TIMES = 41  # Chebyshev points at which coefficients are fitted
 _DEGREES = (8, 16, 32, 64)  # of the Chebyshev series of the background
 _TIGHT, _LOOSE = 1e-13, 1e-7  # tolerances of the Riccati equations
+_DAMPING = 36.0  # of the last coefficient of a series that does not converge, as an exponent: rounding is left
 _EXACT = 1e-10  # relative residual below which a fit counts as exact
 
 
@@ -158,19 +158,34 @@ def _fit(problem: ControlProblem, box: Box) -> _Fit:
 
 
 def _through(times: FloatArray, rows: FloatArray) -> Callable[[float], FloatArray]:
-    """The polynomial through rows (k, m) at the extrema of a Chebyshev polynomial, or the only row."""
+    """The polynomial through rows (k, m) at the extrema of a Chebyshev polynomial, or the only row; smoothed."""
     if len(times) == 1:
         return lambda t: np.asarray(rows[0])
-    weights = (-1.0) ** np.arange(len(times))
-    weights[[0, -1]] *= 0.5
-    polynomial: Callable[[float], FloatArray] = BarycentricInterpolator(times, rows, wi=weights)
-    return polynomial
+    T = float(times[-1])
+    coefficients = _smoothed(chebyshev.chebfit(2.0 * times / T - 1.0, rows, len(times) - 1))
+    return lambda t: np.asarray(chebyshev.chebval(2.0 * t / T - 1.0, coefficients))
 
 
 def _series(function: Callable[[FloatArray], Any], T: float) -> FloatArray:
     """Chebyshev coefficients (k, m) on [0, T] of a smooth function (times (n,) -> (n, m)), as many as it needs."""
     for degree in _DEGREES:
         coefficients: FloatArray = chebyshev.chebinterpolate(lambda tau: function(T * (tau + 1) / 2), degree)
-        if np.abs(coefficients[-2:]).max() <= 1e-14 * max(np.abs(coefficients).max(), 1e-300):
+        if _resolved(coefficients):
             break
-    return coefficients
+    return _smoothed(coefficients)
+
+
+def _resolved(coefficients: FloatArray) -> bool:
+    return bool(np.abs(coefficients[-2:]).max() <= 1e-14 * max(np.abs(coefficients).max(), 1e-300))
+
+
+def _smoothed(coefficients: FloatArray) -> FloatArray:
+    """What a Chebyshev series does not resolve, such as a jump, is damped, or it would oscillate all over [0, T].
+
+    The exponential filter of order eight (Hesthaven, Gottlieb and Gottlieb, Spectral Methods for Time-Dependent
+    Problems, section 9.2): away from a jump the series is smooth then, where the rest has to be.
+    """
+    if _resolved(coefficients):
+        return coefficients
+    kept = np.exp(-_DAMPING * np.linspace(0.0, 1.0, len(coefficients)) ** 8)
+    return np.asarray(coefficients * kept[:, None])

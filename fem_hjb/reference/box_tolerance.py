@@ -177,7 +177,7 @@ class _Search:
         self.sample = sample_law(problem, seed)
         self.mass = max(_MASS * rtol**2 * (1.0 if payoff is None else _PAID), 1e-22)
         self.ends = tilted_ends(problem, self.sample, seed) if payoff is None else None
-        self.reaches = reaches_of(self.sample, self.ends, self.mass)
+        self.reaches = reaches_of(problem, self.sample, self.ends, self.mass, seed)
         self.controlled: Steered | None = None
         self.most = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
         self.box = box_of(problem, self.reaches, self.mass) if box is None else given_box(problem, box)
