@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.paths.simulate import sample_at, sample_paths
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, require_problem
 from fem_hjb.support.checks import (
@@ -92,12 +92,13 @@ def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
     rng = np.random.default_rng(seed)
     times = np.linspace(0.0, problem.horizon, _TIMES)
     count = _SAMPLES if problem.marginal is None else _SAMPLES // 4  # P alone needs no paths where its law is known
-    found = sample_paths(problem, n=count, steps=_STEPS, rng=rng, substeps=substeps_of(problem, _STEPS)).x
-    paths = np.moveaxis(found[:, :: _STEPS // (_TIMES - 1)], 1, 0)
-    reward = problem.y(found[:, -1])
+    substeps = substeps_of(problem, _STEPS)
+    found = sample_at(problem, times, n=count, rng=rng, steps=_STEPS, substeps=substeps)
+    paths = np.moveaxis(found.x[:, np.searchsorted(found.t, times)], 1, 0)
+    reward = problem.y(paths[-1])
     if problem.running_reward is not None:
-        every = np.broadcast_to(np.linspace(0.0, problem.horizon, _STEPS + 1), found.shape[:2])
-        reward = reward + np.trapezoid(problem.r(every, found), dx=problem.horizon / _STEPS, axis=1)
+        every = np.broadcast_to(found.t, found.x.shape[:2])
+        reward = reward + np.trapezoid(problem.r(every, found.x), found.t, axis=1)
     x = paths
     if problem.marginal is not None:
         x = np.stack([problem.marginal(float(t)).sample(_SAMPLES, rng) for t in times])

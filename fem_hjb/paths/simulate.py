@@ -9,6 +9,7 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fem_hjb.paths.breaks import around_breaks
 from fem_hjb.paths.steering import Policy, require_policy, steer
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.linear import linear_transition
@@ -34,6 +35,7 @@ SCHEMES = ("auto", "exact", "euler", "weak2")
 _CHUNK = 16384
 _LADDER = (1, 4, 16, 64)  # substeps to try in turn when none are asked for
 _MOST_SUBSTEPS = 1_000_000
+_SEEN = 8  # states at which it is seen when coefficients jump
 _EXPLODED = 1e30  # beyond it a cubic drift still evaluates without overflow, so that we, not the drift, report it
 
 
@@ -299,12 +301,20 @@ def sample_paths(
 
 
 def sample_at(
-    problem: ControlProblem, times: ArrayLike, *, n: int, rng: Rng, policy: Policy | None = None, steps: int = 64
+    problem: ControlProblem,
+    times: ArrayLike,
+    *,
+    n: int,
+    rng: Rng,
+    policy: Policy | None = None,
+    steps: int = 64,
+    substeps: int | None = None,
 ) -> Paths:
     """n paths as `sample_paths` with scheme "auto", observed at 0, at these times, and often enough in between.
 
     Steps are T / steps at most, and shorter where times lie closer together: times that are geometric towards T let
-    the steps shrink with the time to go, as a policy that grows steep there needs it. The result's `t` has all of them.
+    the steps shrink with the time to go, as a policy that grows steep there needs it. They end where coefficients jump,
+    as `breaks` sees it where the process starts. The result's `t` has all of them.
 
     Raises as `sample_paths`; DomainError for times outside [0, T].
     """
@@ -314,10 +324,13 @@ def sample_at(
     wanted = np.atleast_1d(as_times(times, T, "times"))
     between = np.linspace(0.0, T, steps + 1)
     gaps = np.abs(between[:, None] - wanted).min(axis=1)
-    grid = np.unique(np.concatenate([[0.0], wanted, between[gaps > 1e-9 * T]]))
+    first = problem.initial_law.sample(_SEEN, np.random.default_rng(0))
+    breaks = around_breaks(problem, first if problem.domain is None else inside(problem.domain, first))
+    grid = np.unique(np.concatenate([[0.0], wanted, between[gaps > 1e-9 * T], breaks]))
     exact = _exact_coefficients(problem, policy)
     stepper = _Stepper(problem, policy, exact, "weak2" if exact is None else "exact")
-    return _climbed(stepper, grid, np.diff(grid), _LADDER if exact is None else (1,), rng, n)
+    ladder = (1,) if exact is not None else _LADDER if substeps is None else (substeps,)
+    return _climbed(stepper, grid, np.diff(grid), ladder, rng, n)
 
 
 @final

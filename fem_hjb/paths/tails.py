@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
 from fem_hjb.paths.extent import FAR, MOST_POWER, LawSample, Reach, reach_of, substeps_of
-from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.paths.simulate import sample_at
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
@@ -59,10 +59,11 @@ def _stretched(problem: ControlProblem, sample: LawSample, factor: float, mass: 
         noisier = _noisier(problem, start, factor)
         steps = 4 * (len(sample.times) - 1)
         try:
-            found = sample_paths(noisier, n=n, steps=steps, rng=rng, substeps=substeps_of(noisier, steps)).x
+            substeps = substeps_of(noisier, steps)
+            found = sample_at(noisier, sample.times, n=n, rng=rng, steps=steps, substeps=substeps)
         except ConvergenceError:
             return None
-        x = np.moveaxis(found[:, ::4], 1, 0)
+        x = np.moveaxis(found.x[:, np.searchsorted(found.t, sample.times)], 1, 0)
     q = np.quantile(x, ndtr([-FAR, FAR]), axis=1)
     middle = np.quantile(sample.x, 0.5, axis=1)
     return np.stack([middle - q[0], q[1] - middle])

@@ -26,7 +26,8 @@ _REACH = 4.0  # standard deviations of its weight between the middle of the box 
 _TIMES = 41  # Chebyshev points at which coefficients are fitted
 _DEGREES = (8, 16, 32, 64)  # of the Chebyshev series of the background
 _TIGHT, _LOOSE = 1e-13, 1e-7  # tolerances of the Riccati equations
-_DAMPING = 36.0  # of the last coefficient of a series that does not converge, as an exponent: rounding is left
+_RINGING = 1e-5  # last coefficients, relative: those of a jump among 41 are a hundredth, of a kink 1e-4
+_DAMPING = 18.0  # of the last coefficient of a series that does not converge, as an exponent
 _EXACT = 1e-10  # relative residual below which a fit counts as exact
 
 
@@ -162,7 +163,7 @@ def _through(times: FloatArray, rows: FloatArray) -> Callable[[float], FloatArra
     if len(times) == 1:
         return lambda t: np.asarray(rows[0])
     T = float(times[-1])
-    coefficients = _smoothed(chebyshev.chebfit(2.0 * times / T - 1.0, rows, len(times) - 1))
+    coefficients = _smoothed(np.asarray(chebyshev.chebfit(2.0 * times / T - 1.0, rows, len(times) - 1), np.float64))
     return lambda t: np.asarray(chebyshev.chebval(2.0 * t / T - 1.0, coefficients))
 
 
@@ -170,22 +171,24 @@ def _series(function: Callable[[FloatArray], Any], T: float) -> FloatArray:
     """Chebyshev coefficients (k, m) on [0, T] of a smooth function (times (n,) -> (n, m)), as many as it needs."""
     for degree in _DEGREES:
         coefficients: FloatArray = chebyshev.chebinterpolate(lambda tau: function(T * (tau + 1) / 2), degree)
-        if _resolved(coefficients):
+        if _left(coefficients) <= 1e-14:
             break
     return _smoothed(coefficients)
 
 
-def _resolved(coefficients: FloatArray) -> bool:
-    return bool(np.abs(coefficients[-2:]).max() <= 1e-14 * max(np.abs(coefficients).max(), 1e-300))
+def _left(coefficients: FloatArray) -> float:
+    """The size of the last coefficients (k, m) of a series, relative."""
+    return float(np.abs(coefficients[-2:]).max() / max(np.abs(coefficients).max(), 1e-300))
 
 
 def _smoothed(coefficients: FloatArray) -> FloatArray:
-    """What a Chebyshev series does not resolve, such as a jump, is damped, or it would oscillate all over [0, T].
+    """A Chebyshev series (k, m) averaged over a Gaussian in arccos(tau), if it does not converge.
 
-    The exponential filter of order eight (Hesthaven, Gottlieb and Gottlieb, Spectral Methods for Time-Dependent
-    Problems, section 9.2): away from a jump the series is smooth then, where the rest has to be.
+    What it does not resolve, such as a jump, would else be oscillations on all of [0, T], which u had to undo. A factor
+    exp(-c j^2) of its j-th coefficient is that average (heat kernel of its cosine series): positive, so that nothing
+    rings, and away from a jump the series is smooth.
     """
-    if _resolved(coefficients):
+    if _left(coefficients) <= _RINGING:
         return coefficients
-    kept = np.exp(-_DAMPING * np.linspace(0.0, 1.0, len(coefficients)) ** 8)
+    kept = np.exp(-_DAMPING * np.linspace(0.0, 1.0, len(coefficients)) ** 2)
     return np.asarray(coefficients * kept[:, None])

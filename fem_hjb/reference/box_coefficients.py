@@ -17,6 +17,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fem_hjb.paths.breaks import all_times, fields_of, jumps_of
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import moved_to_faces
@@ -25,11 +26,7 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import EllipticityError
 
 _CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
-_SCAN = 256  # intervals of time that are looked at for jumps
 _SCAN_POINTS = 24
-_MOST_JUMPS = 32
-_STEEP = 8.0  # times the median change: an interval that is looked at closely
-_HALVINGS = 44
 _COUNTS = (2, 3, 4, 5, 7, 9, 11, 13, 17)  # times of a table
 _TOLD = 3.0  # intervals of a table, that a step may span
 _EDGE = 1e-9  # of a panel: where its ends are looked at, so that jumps there are seen from inside
@@ -79,7 +76,7 @@ class Coefficients:
 
     def over(self, times: FloatArray, x: FloatArray) -> FloatArray:
         """(k, m, n) at times (k,), each at all points, which are few: the callables are called once."""
-        b, r, Lambda = self._call(*_all_times(times, x))
+        b, r, Lambda = self._call(*all_times(times, x))
         rows = zip(times.tolist(), b, r, Lambda, strict=True)
         return np.stack([self._fields(t, x, *parts).stacked() for t, *parts in rows])
 
@@ -112,39 +109,15 @@ class Coefficients:
         Narrower windows are missed.
         """
         points = x[:: max(1, len(x) // _SCAN_POINTS)]
-        T = self.problem.horizon
         faces = moved_to_faces(self.problem, points)
 
         def rows(times: FloatArray) -> FloatArray:
-            b, r, Lambda = self._call(*_all_times(times, points))
-            parts = [np.swapaxes(b, 1, 2), r[:, None]]
-            if self.constant is None:
-                parts.append(np.swapaxes(Lambda.reshape(*r.shape, -1), 1, 2))
-            parts += [self.problem.exit_reward(*_all_times(times, face))[:, None] for face in faces]
+            b, r, Lambda = self._call(*all_times(times, points))
+            parts = [fields_of(b, r, Lambda if self.constant is None else None)]
+            parts += [self.problem.exit_reward(*all_times(times, face))[:, None] for face in faces]
             return np.concatenate(parts, axis=1)
 
-        grid = T * np.linspace(_EDGE, 1.0 - _EDGE, _SCAN + 1)
-        values = rows(grid)
-        scale = np.maximum(np.abs(values).max(axis=(0, 2)), 1e-300)[:, None]
-        change = (np.abs(np.diff(values, axis=0)) / scale).max(axis=(1, 2))
-        steep = np.flatnonzero(change > _STEEP * np.median(change) + 1e-10)
-        steep = steep[np.argsort(-change[steep])][:_MOST_JUMPS]
-        low, high, before, after = grid[steep], grid[steep + 1], values[steep], values[steep + 1]
-        size = change[steep]
-        for _ in range(_HALVINGS):
-            if not low.size:
-                break
-            middle = (low + high) / 2
-            between = rows(middle)
-            left = (np.abs(between - before) / scale).max(axis=(1, 2))
-            right = (np.abs(after - between) / scale).max(axis=(1, 2))
-            keep = np.maximum(left, right) > 0.75 * size
-            first = (left >= right)[:, None, None]
-            low, high = np.where(left >= right, low, middle), np.where(left >= right, middle, high)
-            before, after = np.where(first, before, between), np.where(first, between, after)
-            low, high, before, after, size = (part[keep] for part in (low, high, before, after, size))
-        found: list[float] = np.unique((low + high) / 2).tolist()
-        return found
+        return jumps_of(rows, self.problem.horizon)
 
 
 def check_elliptic(Lambda: FloatArray, x: FloatArray, t: float) -> None:
@@ -157,11 +130,6 @@ def check_elliptic(Lambda: FloatArray, x: FloatArray, t: float) -> None:
             f" at t={t:.6g}, x={x[i].tolist()}, where its smallest eigenvalue is {lowest[i]:.3g}; take a box without"
             " these points, or make the diffusion elliptic there"
         )
-
-
-def _all_times(times: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Times (k, n) and points (k, n, d): each time with each point."""
-    return np.repeat(times[:, None], len(x), axis=1), np.broadcast_to(x, (len(times), *x.shape))
 
 
 @final

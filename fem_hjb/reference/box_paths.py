@@ -6,7 +6,7 @@ from typing import final
 import numpy as np
 
 from fem_hjb.paths.extent import substeps_of
-from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.paths.simulate import sample_at
 from fem_hjb.paths.steering import Policy
 from fem_hjb.reference.box_panel import Equation
 from fem_hjb.reference.box_run import Run
@@ -69,7 +69,7 @@ def _followed(run: Run, policy: Policy, substeps: int, seed: int) -> Steered:
     problem, (lower, upper) = run.equation.problem, run.equation.box.bounds
     rng = np.random.default_rng([seed, 1])
     count = max(_FEWEST, _PATHS[problem.dim] * _MANY // max(substeps, _MANY))
-    paths = sample_paths(problem, n=count, steps=_STEPS, rng=rng, policy=policy, substeps=substeps)
+    paths = sample_at(problem, 0.0, n=count, steps=_STEPS, rng=rng, policy=policy, substeps=substeps)
     x, (below, above) = np.moveaxis(paths.x, 1, 0), run.equation.truncated
     outside = ((x < lower) & below) | ((x > upper) & above)
     return Steered(times=paths.t, x=x, outside=outside.any(axis=(0, 2)))

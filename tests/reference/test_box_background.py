@@ -108,6 +108,25 @@ def test_coefficients_that_move_in_time():
     assert hjb_residual(moving(0.1), AsValue(background(moving(0.1))), t, x).max() > 1e-4  # not linear-quadratic
 
 
+def pushed(begin: float, end: float) -> ControlProblem:
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        return -1.5 * x - 4.0 * ((np.asarray(t) > begin) & (np.asarray(t) < end))[..., None]
+
+    return replace(zoo.get("lq", 1), drift=drift, exact=None, marginal=None)
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0.05, 0.27), (0.3, 0.31), (0.0, 0.4)])
+def test_a_push_in_time_does_not_ring_where_there_is_none(begin: float, end: float) -> None:
+    """Values after the push are those without it, and so is the background some time after it."""
+    jumping, smooth = background(pushed(begin, end)), background(pushed(2.0, 2.0))
+    x = np.linspace(-2.0, 3.0, 7)[:, None]
+    for later, tolerance in ((0.3, 1e-5), (0.5, 1e-9)):
+        t = np.linspace(end + later, 1.0, 4000)[:, None]
+        gap = jumping.guess(t, x) - smooth.guess(t, x)
+        assert np.abs(gap).max() < tolerance
+        assert np.abs(np.diff(gap, axis=0) / np.diff(t, axis=0)).max() < 1e2 * tolerance  # which the rate of u undoes
+
+
 def test_it_is_used_where_it_fits_and_where_it_does_not_there_is_none():
     problem = zoo.get("brownian-mixture", 1)
     narrow, wide = Box([-1.2], [1.2]), Box([-4.0], [4.0])

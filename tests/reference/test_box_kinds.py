@@ -231,7 +231,7 @@ def test_callables_are_called_some_hundred_times_and_told_apart() -> None:
         initial_law=plain.initial_law,
     )
     solution = solve(problem, rtol=1e-3)
-    assert calls[0] < 600  # some 350 of them along paths, of a thousand points each
+    assert calls[0] < 700  # some 400 of them along paths, of a thousand points each
     assert 0 < solution.stats["calls"] <= 300
     assert solution.stats["points"] > 10_000
     assert solution.stats["seconds_in_callables"] > 0
