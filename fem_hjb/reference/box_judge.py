@@ -38,7 +38,8 @@ _NEAR_T = (0.0, 0.0003, 0.001, 0.003, 0.015, 0.04)  # of the time to go
 _MOST_TIMES = {1: 96, 2: 40, 3: 24}
 _RICHER, _LEAST_SHARE = 1.5, 0.2  # times what more degrees change; of what fewer degrees tell
 _RICHER_ALONE = 3.0  # times what more degrees change, where fewer tell nothing as they fail
-_DOUBT, _LEAST_GAIN = 1.3, 0.1  # of what these degrees are worth
+_DOUBT = 1.3  # of what these degrees are worth
+_LEAST_GAIN = {1: 0.3, 2: 0.1, 3: 0.1}  # where a run is cheap, what richer elements change is looked at sooner
 _ROUGH_GAIN = 0.4  # the same where T is not resolved: where a jump is, a grid knows to the first order only
 _FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign below is none
 _NOTHING = 1e-10  # temperatures: a value below is none
@@ -356,7 +357,7 @@ class Judge:
         value, policy = self.difference(longer, poorer)
         if poorer.failed:
             return value, policy
-        least = _ROUGH_GAIN if self.run.layer else _LEAST_GAIN
+        least = _ROUGH_GAIN if self.run.layer else _LEAST_GAIN[self.equation.problem.dim]
         better = float(np.clip(_DOUBT * self.own.tails / max(poorer.tails, 1e-300), least, 1.0))
         return better * value, better * policy
 
