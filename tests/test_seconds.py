@@ -155,7 +155,7 @@ def test_a_bad_limit_is_refused_before_any_work(name: str, bad: Any, monkeypatch
 @pytest.mark.filterwarnings("ignore:.*:fem_hjb.solutions.estimate.ToleranceWarning")
 @pytest.mark.parametrize(
     ("problem", "how"),
-    [(REFLECTED, {"rtol": 1e-5}), (MIXTURE, {"rtol": 3e-4, "cells": 16, "element": "P3"})],
+    [(REFLECTED, {"rtol": 1e-5}), (MIXTURE, {"rtol": 1e-3, "cells": 16, "element": "P3"})],
     ids=["reflected", "mixture"],
 )
 def test_refinement_returns_the_best_so_far(
@@ -167,7 +167,7 @@ def test_refinement_returns_the_best_so_far(
     history = whole.stats["history"]
     assert len(history) > 2
     passes = set()
-    for share in (0.5, 0.7, 0.9):
+    for share in (0.5, 0.9):
         seen: list[float] = []
         with pytest.warns(fh.ToleranceWarning, match="max_seconds were over: the best so far"):
             found = fh.refine_on_mesh(problem, **how, progress=seen.append, max_seconds=share * needed)

@@ -10,7 +10,7 @@ from fem_hjb.learning.measures import Measure, empirical_measure, law_measure, s
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.laws import PointMass, Uniform
+from fem_hjb.problems.laws import Gaussian, PointMass
 from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.reference import fokker_planck
@@ -263,7 +263,7 @@ def test_law_measure_of_an_absorbed_process_holds_what_is_left():
     problem = replace(
         moving(mean=0.0),
         domain=Box([-1.5], [1.5], boundary="absorbing"),
-        initial_law=Uniform(Box([-1.0], [1.0])),
+        initial_law=Gaussian([0.0], 0.1),
         exact=None,
         marginal=None,
     )

@@ -258,7 +258,7 @@ def test_a_law_without_closed_form_and_an_absorbing_face():
     problem = zoo.get("linear-ou", 1, cov=0.02)
     domain = Box([-0.7], [2.5], [("absorbing", "natural")], lambda t, x: np.full(x.shape[:-1], -0.7))
     half = replace(problem, domain=domain, exact=None, marginal=None)
-    stopped = refine_on_mesh(half, rtol=2e-2, cells=8)
+    stopped = refine_on_mesh(half, rtol=5e-2, cells=8)
     fine = solve_on_mesh(half, cells=256)
     x = np.linspace(-0.7, 1.0, 30)[:, None]
     assert np.abs(stopped.value(0.0, x) - fine.value(0.0, x)).max() < 1e-2
