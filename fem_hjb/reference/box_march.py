@@ -118,7 +118,7 @@ class Marcher:
     def _smoothed(self) -> tuple[Grid, FloatArray] | None:
         """Where T is not resolved: w or u where it is, from averages at T; None where that is no way."""
         equation, alpha = self.equation, self.equation.problem.temperature
-        if not self.rough or equation.absorbing.any():
+        if not self.rough or not self.layer_edges or equation.absorbing.any():
             return None
         grid = self._grid(self.layer_edges, 0.0, self.corners[1])
         at_end = begun(equation, grid, 0.0, None)
@@ -222,8 +222,9 @@ class Marcher:
             edges = more
         else:
             self.rough = True
-        if max(map(total, found)) < JUMP * self.size_g or not self.layer_edges:
-            self.layer_edges = [line.grid for line in grid.lines]
+        jump = max(map(total, found)) >= JUMP * self.size_g
+        if not (jump and self.layer_edges):  # on a line cells shrink towards kinks until values at nodes are as good
+            self.layer_edges = [line.grid for line in grid.lines] if jump or grid.dim > 1 else []
         return grid
 
     def _first_edges(self) -> list[FloatArray]:
