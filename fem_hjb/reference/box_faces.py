@@ -20,6 +20,7 @@ from scipy.linalg.lapack import dgbtrf, dgbtrs
 from scipy.sparse.linalg import LinearOperator, gmres
 
 from fem_hjb.problems.box import BoolArray
+from fem_hjb.reference.box_averages import averages
 from fem_hjb.reference.box_grading import transfer
 from fem_hjb.reference.box_panel import Adjoint, Equation, Grid, Operators
 from fem_hjb.reference.faces import moved_to_faces
@@ -47,7 +48,12 @@ def panel_of(equation: Equation, operators: Operators, size: Size) -> Panel:
 
 def begun(equation: Equation, grid: Grid, s: float, before: tuple[Grid, FloatArray] | None) -> FloatArray:
     """u or w on the grid of a panel at its start s, from what it was on the grid before, or at T."""
-    u = equation.start(grid) if before is None else transfer(before[1], before[0], grid)
+    if before is not None:
+        u = transfer(before[1], before[0], grid)
+    elif equation.averaged:
+        u = averages(grid, equation.at_end)
+    else:
+        u = equation.at_end(grid.nodes).reshape(grid.shape)
     if equation.absorbing.any():
         fixed = on_faces(grid, equation.absorbing)
         u.ravel()[fixed.ravel()] = prescribed(equation, s, grid.nodes[fixed.ravel()])

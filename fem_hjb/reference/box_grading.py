@@ -99,17 +99,27 @@ def regraded(line: SpectralLine, found: FloatArray, allowed: float) -> FloatArra
     wanted = line.widths * np.clip(factor, _SHRINK, _STRETCH)
     width = line.grid[-1] - line.grid[0]
     wanted = np.clip(wanted, _FINEST * width, _LARGEST * width)
-    # neighbours may differ by _RATIO only: the smaller one decides
-    slope = np.arange(wanted.size) * np.log(_RATIO)
+    return _filled(line.grid, line.widths, wanted, _RATIO, min(_FEWEST, line.n_cells))
+
+
+def evened(edges: FloatArray, ratio: float) -> FloatArray:
+    """Cells of at most these widths, of which neighbours differ by the ratio at most."""
+    widths = np.diff(edges)
+    return _filled(edges, widths, widths, ratio, widths.size)
+
+
+def _filled(edges: FloatArray, widths: FloatArray, wanted: FloatArray, ratio: float, fewest: int) -> FloatArray:
+    """New edges, of cells as wide as wanted in the old ones, but for a ratio of neighbours: the smaller one decides."""
+    slope = np.arange(wanted.size) * np.log(ratio)
     logs = np.log(wanted)
     logs = np.minimum.accumulate(logs - slope) + slope
     logs = (np.minimum.accumulate((logs + slope)[::-1]))[::-1] - slope
-    parts = line.widths / np.exp(logs)
+    parts = widths / np.exp(logs)
     total = np.concatenate([[0.0], np.cumsum(parts)])
-    cells = max(int(np.ceil(total[-1] - 1e-6)), min(_FEWEST, line.n_cells))
-    edges = np.interp(np.linspace(0.0, total[-1], cells + 1), total, line.grid)
-    edges[0], edges[-1] = line.grid[0], line.grid[-1]
-    return np.asarray(edges)
+    cells = max(int(np.ceil(total[-1] - 1e-6)), fewest)
+    new = np.interp(np.linspace(0.0, total[-1], cells + 1), total, edges)
+    new[0], new[-1] = edges[0], edges[-1]
+    return np.asarray(new)
 
 
 def total(found: FloatArray) -> float:

@@ -22,7 +22,7 @@ from fem_hjb.reference.box_faces import begun, panel_of
 from fem_hjb.reference.box_grading import make_grid, narrowed, stretched, widened
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
-from fem_hjb.reference.box_run import PanelRun, Run, panel_run
+from fem_hjb.reference.box_run import PanelRun, Run, panel_run, restored
 from fem_hjb.spaces.axes import apply_axis, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.stepping.adaptive import replay
@@ -42,6 +42,7 @@ _DOUBT = 1.3  # of what these degrees are worth
 _LEAST_GAIN = {1: 0.3, 2: 0.1, 3: 0.1}  # where a run is cheap, what richer elements change is looked at sooner
 _ROUGH_GAIN = 0.4  # the same where T is not resolved: where a jump is, a grid knows to the first order only
 _FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign below is none
+_AFTER = 1e-9  # of the time to go at which a layer ends
 _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]
@@ -69,14 +70,24 @@ def followed(
     """
     equation = run.equation
     before: tuple[Grid, FloatArray] | None = None
+    layer = run.layer if run.smoothed is not None else 0.0
+    if run.smoothed is not None:
+        for inner in followed(run.smoothed.run, run.smoothed.coefficients, lengths, less=less, wider=wider, tell=tell):
+            if not inner.finite:
+                yield inner
+                return
+            before = inner.grid, restored(equation, inner.last, begun(equation, inner.grid, 0.0, None))
     for own in run.panels:
+        if own.ends[-1] <= layer * (1 + 1e-12):
+            continue
         s0, s1 = float(own.ends[0]), float(own.ends[-1])
         operators, panel, grid = own.operators, own.stepped, own.grid
         if less or wider is not None:
             edges = own.edges if wider is None else wider(own.edges, equation.truncated, WIDER)
             grid = make_grid(edges, own.grid.lines[0].degree - less, equation, s0, s1)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not stable is seen by its end
-            u = begun(equation, grid, s0, before)
+            again = before is None and grid is own.grid
+            u = np.asarray(own.states[0]) if again else begun(equation, grid, s0, before)
             if grid is not own.grid:
                 operators = Operators.of(equation, grid, _table(own, grid, coefficients), u)
                 panel = None
@@ -237,7 +248,8 @@ class Judge:
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]
         times = np.unique(np.concatenate([T * np.array(_NEAR_T), some, [T]]))
-        times = times[times >= min(run.layer, T)]
+        if run.layer:
+            times = np.append(min(run.layer * (1 + _AFTER), T), times[times > run.layer * (1 + _AFTER)])
         bounds = run.equation.box.bounds
         self.places = []
         for s in times.tolist():
@@ -357,7 +369,8 @@ class Judge:
         value, policy = self.difference(longer, poorer)
         if poorer.failed:
             return value, policy
-        least = _ROUGH_GAIN if self.run.layer else _LEAST_GAIN[self.equation.problem.dim]
+        rough = self.run.layer and self.run.smoothed is None
+        least = _ROUGH_GAIN if rough else _LEAST_GAIN[self.equation.problem.dim]
         better = float(np.clip(_DOUBT * self.own.tails / max(poorer.tails, 1e-300), least, 1.0))
         return better * value, better * policy
 

@@ -7,7 +7,7 @@ follow the layer, and the run says up to which time to go it reaches.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import final
 
@@ -24,8 +24,9 @@ from fem_hjb.reference.box_grading import (
     total,
     unresolved,
 )
+from fem_hjb.reference.box_layer import JUMP, SETTLED, STEEPEST, edges_for_layer, steepest
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
-from fem_hjb.reference.box_run import Run, panel_run, tails_of
+from fem_hjb.reference.box_run import THICKEST, Layer, Run, panel_run, restored, tails_of
 from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.stepping.adaptive import Panel, Step, march
 from fem_hjb.support.checks import FloatArray
@@ -44,7 +45,7 @@ _TOLERATED = 1.5  # times what is allowed, before a panel is done again
 _ANYWHERE = 1e-3  # of the most of u: what a step may be wrong by where the process hardly goes
 _MOST_STEPS = 20_000
 _SINGLE = 3e-6  # the least tolerance of tables in single precision
-_LAYER = 0.05  # of the horizon, at most
+_SHORT = 0.002  # of the horizon: a step in a layer
 _SUDDEN = 1e-9  # of the horizon: the first step after a jump
 _SHORTEST = 1e-11  # of the horizon
 _COLLAPSED = 1e-6  # of the time since a jump: no step of the value form is as short, if faces are stable
@@ -91,12 +92,15 @@ class Marcher:
         self.size_v, self.size_g, self.h = self.least_v, self.least_g, 0.0
         self.peak = self.size_v  # the most of u in the box
         self.rough = False  # whether the terminal reward is not resolved
+        self.layer_edges: list[FloatArray] = []  # of the cells on which it is averaged if it is not
         self.unchecked = False  # whether a panel goes on although no grid that is allowed resolves it
 
     def run(self, grid: Grid) -> Run:
         """All panels, beginning on the first grid."""
-        state = grid, begun(self.equation, grid, 0.0, None)
         s, edges = 0.0, [line.grid for line in grid.lines]
+        state = self._smoothed() or (grid, begun(self.equation, grid, 0.0, None))
+        if self.result.smoothed is not None:
+            s, edges = self.result.layer, [line.grid for line in state[0].lines]
         while s < self.T * (1 - 1e-12):
             s, state, edges = self._panel(s, state, edges)
             self.tell(s / self.T)
@@ -107,9 +111,77 @@ class Marcher:
                     f"{_MOST_STEPS} steps only reached t={self.T - s:.6g}: the value changes too fast for them; raise"
                     " rtol or the temperature"
                 )
-        if self.result.layer > _LAYER * self.T:  # not a layer but a want of unknowns, which the judge is to see
+        if self.result.layer > THICKEST * self.T:  # not a layer but a want of unknowns, which the judge is to see
             self.result.layer = 0.0
         return self.result
+
+    def _smoothed(self) -> tuple[Grid, FloatArray] | None:
+        """Where T is not resolved: w or u where it is, from averages at T; None where that is no way."""
+        equation, alpha = self.equation, self.equation.problem.temperature
+        if not self.rough or not self.layer_edges or equation.absorbing.any():
+            return None
+        grid = self._grid(self.layer_edges, 0.0, self.corners[1])
+        at_end = begun(equation, grid, 0.0, None)
+        if not equation.linear and steepest(grid, at_end) > STEEPEST * alpha:
+            return None
+        paid = equation.at_end if equation.linear else lambda x: np.exp(equation.left(x) / alpha)
+        averaged = replace(equation, linear=True, levels=None, payoff=paid, averaged=True)
+        coefficients = self.coefficients
+        if not equation.linear:
+            coefficients = Coefficients(equation.problem, equation.gauge, True)
+        inner = Marcher(averaged, coefficients, self.tol, self.tell)
+        try:
+            found = inner.through_layer(grid, partial(self._resolved, at_end))
+        except ConvergenceError:
+            return None
+        if not found:
+            return None
+        layer = Layer(inner.result, coefficients)
+        self.result.smoothed, self.result.counts = layer, dict(inner.result.counts)
+        self.result.keep(layer.shown(equation, at_end))
+        self.rough, self.result.layer, self.h = False, layer.end, inner.h
+        return grid, restored(equation, layer.last, at_end)
+
+    def through_layer(self, grid: Grid, resolved: Callable[[Grid, float, FloatArray], bool]) -> bool:
+        """Steps from T to where the gradient is resolved; whether it is before the layer is too thick."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            s, u, found = 0.0, begun(self.equation, grid, 0.0, None), False
+        if not np.isfinite(u).all():
+            return False
+        noise = (line.widths.min() / line.degree / root for line, root in zip(grid.lines, self.metric, strict=True))
+        self.rough, self.h = True, min(noise) ** 2  # in which paths get from node to node
+        while s < THICKEST * self.T and not found:
+            table = self._table(grid, s, min(self._end(s), THICKEST * self.T))
+            operators = Operators.of(self.equation, grid, table, u)
+            panel = panel_of(self.equation, operators, partial(self._relative, operators))
+            self._measure(operators, s, u)
+            steps: list[Step] = []
+            longest = min(table.longest, _SHORT * self.T)
+            how = {"rtol": self.tol.time, "rtol_dense": np.inf, "longest": longest}
+            for step in march(panel, u, s, table.s1, first=min(self.h, table.s1 - s), **how):
+                steps.append(step)
+                self.tell((step.s + step.h) / self.T)
+                self._measure(operators, step.s + step.h, step.u1)
+                if found := resolved(grid, step.s + step.h, step.u1):
+                    break
+            s, u, self.h = steps[-1].s + steps[-1].h, steps[-1].u1, steps[-1].h
+            s = table.s1 if s > table.s1 - _SHORTEST * self.T else s
+            self._count(panel)
+            self.result.keep(panel_run(operators, panel, steps, s))
+        return found
+
+    def _resolved(self, at_end: FloatArray, grid: Grid, s: float, u: FloatArray) -> bool:
+        """Whether the gradient is, of what u of a layer is worth."""
+        w = restored(self.equation, u, at_end)
+        slopes = [apply_axis(line.derivative, w, k) for k, line in enumerate(grid.lines)]
+        value, *whole = self._whole(grid, self.T - s, w, slopes)
+        square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, whole, strict=True))
+        self._resize(s, grid.mean(value**2) ** 0.5, float(square) ** 0.5)
+        return max(map(total, unresolved(grid, slopes, self.metric))) <= SETTLED * self.tol.space * self.size_g
+
+    def _count(self, panel: Panel) -> None:
+        for name, number in panel.counts.items():
+            self.result.counts[name] = self.result.counts.get(name, 0) + number
 
     def _collapsed(self, s: float) -> bool:
         """Whether steps are too short for the time since coefficients jumped, where guarded faces may help."""
@@ -141,11 +213,18 @@ class Marcher:
             self.size_w = float(square) ** 0.5
             allowed = self.tol.space * self.size_g
             more = self._refined(grid, found, allowed, 1.0)
+            if more is not None and not self.layer_edges:
+                noise = self.metric * np.sqrt(_NEAR * self.T)
+                self.layer_edges = edges_for_layer(grid, self._size(more), found, allowed, noise, self.tol.most)
             if more is None or self._size(more) > self.tol.most:
                 self.rough = more is not None
-                return grid
+                break
             edges = more
-        self.rough = True
+        else:
+            self.rough = True
+        jump = max(map(total, found)) >= JUMP * self.size_g
+        if not (jump and self.layer_edges):  # on a line cells shrink towards kinks until values at nodes are as good
+            self.layer_edges = [line.grid for line in grid.lines] if jump or grid.dim > 1 else []
         return grid
 
     def _first_edges(self) -> list[FloatArray]:
@@ -238,8 +317,7 @@ class Marcher:
             operators = Operators.of(self.equation, grid, table, u)
             panel = panel_of(self.equation, operators, partial(self._relative, operators))
             steps, good, bad = self._steps(operators, panel, u, table.s1)
-            for name, number in panel.counts.items():
-                self.result.counts[name] = self.result.counts.get(name, 0) + number
+            self._count(panel)
             if steps or bad is None:
                 break
             more = self._refined(grid, bad, self.tol.space * self.size_g, _TOLERATED)

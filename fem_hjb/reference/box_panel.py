@@ -97,6 +97,7 @@ class Equation:
 
     levels : between which w at T is as given if the value form is tamed; beyond them no path should end.
     payoff : what u is at T in the linear form, of any sign; None: exp((y - v0) / alpha), and its logarithm is wanted.
+    averaged : whether u begins with averages over elements, not with values at nodes.
     """
 
     problem: ControlProblem
@@ -109,6 +110,7 @@ class Equation:
     floor: float
     levels: tuple[float, float] | None = None
     payoff: Payoff | None = None
+    averaged: bool = False
 
     @property
     def logarithmic(self) -> bool:
@@ -130,12 +132,11 @@ class Equation:
         """(2, d): the faces at which the process is stopped."""
         return self.box.where("absorbing")
 
-    def start(self, grid: "Grid") -> FloatArray:
-        """w or u at T, (*shape)."""
+    def at_end(self, x: FloatArray) -> FloatArray:
+        """w or u at T (n,)."""
         if self.payoff is not None:
-            return self.payoff(grid.nodes).reshape(grid.shape)
-        values = self.left(grid.nodes)
-        return (np.exp(values / self.problem.temperature) if self.linear else values).reshape(grid.shape)
+            return self.payoff(x)
+        return np.exp(self.left(x) / self.problem.temperature) if self.linear else self.left(x)
 
     def left(self, x: FloatArray) -> FloatArray:
         """y - v0 at T (n,), or flattened: f_t(x) loses or gains a part of what comes from paths that end beyond."""

@@ -6,9 +6,11 @@ from typing import final
 
 import numpy as np
 
+from fem_hjb.reference.box_coefficients import Coefficients
 from fem_hjb.reference.box_faces import between
 from fem_hjb.reference.box_grading import unresolved
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
+from fem_hjb.solutions.checks import Check
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space
@@ -16,6 +18,7 @@ from fem_hjb.stepping.adaptive import Panel, Step, hermite
 from fem_hjb.support.checks import FloatArray
 
 _RUN_AWAY = 1e100  # of u, or of temperatures: no solution is as large
+THICKEST = 0.05  # of the horizon, that a layer may be
 _KEPT = 32  # panels whose exponentials or factors are kept
 
 
@@ -76,6 +79,35 @@ def panel_run(operators: Operators, stepped: Panel, steps: Sequence[Step], s1: f
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """How u got from averages at T to where it is resolved: in the linear form, on the coefficients of that."""
+
+    run: "Run"
+    coefficients: Coefficients
+
+    @property
+    def end(self) -> float:
+        """The time to go at which it ends."""
+        return float(self.run.panels[-1].ends[-1])
+
+    @property
+    def last(self) -> FloatArray:
+        """u there."""
+        return self.run.panels[-1].last
+
+    def shown(self, equation: Equation, at_end: FloatArray) -> PanelRun:
+        """What is handed out in the layer: from values at T (*shape) on, in straight lines where they are no better."""
+        panels = self.run.panels
+        ends = np.concatenate([[0.0], *(panel.ends[1:] for panel in panels)])
+        u = np.concatenate([panel.states[2::2] for panel in panels])
+        w = np.concatenate([at_end[None], restored(equation, u, at_end)])
+        shown = np.repeat(w, 2, axis=0)
+        shown[1::2] = np.gradient(w, ends, axis=0)
+        return PanelRun(panels[-1].operators, None, ends, shown)
+
+
+@final
 @dataclass(eq=False)
 class Run:
     """What a run leaves: its panels in increasing time to go, and what it cost."""
@@ -85,6 +117,7 @@ class Run:
     counts: dict[str, int] = field(default_factory=dict)
     misfit: float = 0.0  # of coefficients between the times of their tables, relative
     layer: float = 0.0  # the time to go up to which the gradient is not resolved
+    smoothed: Layer | None = None  # what the panel after the layer begins with, if not with the end of the one before
 
     def keep(self, panel: PanelRun) -> None:
         """Add a panel."""
@@ -108,6 +141,7 @@ class Run:
         for panel in self.panels:
             panel.operators.table.forget()
         self.panels = [replace(panel, stepped=None) for panel in self.panels]
+        self.smoothed = None
 
     def space(self) -> tuple[PanelSpace, FloatArray]:
         """As functions of t: the space, and coefficients (n_dofs,). Panels are used up, as they may be large."""
@@ -129,6 +163,27 @@ class Run:
             spaces.append(Space.from_(line, panel.grid.basis()))
         result.setflags(write=False)
         return PanelSpace(tuple(spaces)), result
+
+
+def restored(equation: Equation, u: FloatArray, at_end: FloatArray) -> FloatArray:
+    """w from u (.., *shape) of a layer, or u itself in the linear form; as at T (*shape) where there is no logarithm.
+
+    Where u is small beside what it is nearby, the oscillations that averages leave may exceed it.
+    """
+    if equation.payoff is not None:
+        return u
+    positive = u > 0
+    w = u if equation.linear else equation.problem.temperature * np.log(np.where(positive, u, 1.0))
+    return np.where(positive, w, at_end)
+
+
+def layer_of(run: Run) -> tuple[Check, ...]:
+    """From when on nothing is known of the error, if T is not resolved."""
+    T = run.equation.problem.horizon
+    if not run.layer:
+        return ()
+    told = f"of the horizon; rewards at T jump or have kinks: the error is that up to t = {T - run.layer:.6g}"
+    return (Check(name="layer at the end", figure=run.layer / T, limit=THICKEST, told=told),)
 
 
 def tails_of(operators: Operators, states: Sequence[FloatArray], *, floored: bool = True) -> list[FloatArray]:

@@ -25,7 +25,7 @@ from fem_hjb.reference.box_judge import Judge, Parts
 from fem_hjb.reference.box_march import Marcher, Tolerances
 from fem_hjb.reference.box_panel import Equation, Payoff
 from fem_hjb.reference.box_paths import Steered, steered
-from fem_hjb.reference.box_run import Run
+from fem_hjb.reference.box_run import Run, layer_of
 from fem_hjb.reference.faces import truncated
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import combine
@@ -354,6 +354,7 @@ class _Search:
             "degree": self.tolerances.degree,
             "panels": len(run.panels),
             "jumps": self.jumps,
+            "layer": run.layer,
             **run.counts,
             "solves": self.count,
             "calls": c.calls,
@@ -389,6 +390,7 @@ class _Search:
             bad = best.run.nonpositive
             told = f"u is not positive at {bad} nodes of space and time"
             found.append(Check(name="positive", figure=float(bad), limit=0.0, told=told))
+        found += layer_of(best.run)
         if (levels := best.run.equation.levels) is not None:
             found.append(self._flattened(*levels, followed))
         if self.ends is not None and self.ends.growing:

@@ -31,7 +31,7 @@ from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, 
 from fem_hjb.support.objects import Plain
 from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, until
 
-_FIGURES = ("dofs", "shape", "degree", "panels", "jumps", "steps", "solves", "calls", "points")
+_FIGURES = ("dofs", "shape", "degree", "panels", "jumps", "layer", "steps", "solves", "calls", "points")
 
 
 @final

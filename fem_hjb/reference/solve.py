@@ -72,7 +72,8 @@ def solve(
     A `Solution`, or a `ProductSolution` of independent ones, with its `error_estimate` and its `checks`. Coordinates
     that were taken for independent and are not, as paths show, are solved as a whole. Its stats tell the form, the
     route and why, the unknowns, how often it was solved, and the seconds. If the tolerance is not met, a
-    `ToleranceWarning` says which part of the error stopped it, and so does the status.
+    `ToleranceWarning` says which part of the error stopped it, and so does the status. Where the terminal reward jumps
+    or has kinks, the error is that up to the time T - stats["layer"], which the check "layer at the end" tells, too.
 
     Raises
     ------
@@ -187,6 +188,7 @@ def _product(
             "route": ", ".join(dict.fromkeys(solution.stats["route"] for solution in distinct)),
             "why": f"falls apart into {len(parts)} independent problems",
             "dofs": sum(part.stats["dofs"] for _, part in parts),
+            "layer": max(solution.stats["layer"] for solution in distinct),
             "solves": sum(solution.stats["solves"] for solution in distinct),
         },
         error_estimate=ErrorEstimate(value=float(value), policy=float(policy), **shares),

@@ -418,6 +418,6 @@ def test_the_start_is_the_terminal_reward_without_the_background(linear: bool) -
     problem, background, grid = problem_in(2), background_in(2), grid_in(2)
     box = Box([-1.1, -1.1], [1.0, 1.0])
     equation = Equation(problem, background, linear, box, np.ones((2, 2), dtype=np.bool_), (reach_in(2),), (), 1e-3)
-    w = equation.start(grid).ravel()
+    w = equation.at_end(grid.nodes)
     v = background.guess(T, grid.nodes) + (ALPHA * np.log(w) if linear else w)
     np.testing.assert_allclose(v, problem.y(grid.nodes), atol=1e-12)

@@ -71,7 +71,7 @@ def test_steep_values_run_away_unless_tamed(name: str, c: float) -> None:
     assert wrong < 3e-4 * size
     grid = run.panels[0].grid
     given = problem.y(grid.nodes) - search.gauge.guess(problem.horizon, grid.nodes)
-    begun, (low, high) = run.equation.start(grid).ravel(), run.equation.levels or (0.0, 0.0)
+    begun, (low, high) = run.equation.at_end(grid.nodes), run.equation.levels or (0.0, 0.0)
     np.testing.assert_array_equal(begun, flattened(given, low, high))
     assert given.min() < begun.min() - 100 * problem.temperature  # in a corner
 
