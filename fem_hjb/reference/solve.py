@@ -14,6 +14,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from fem_hjb.problems.blocks import alike, independent_blocks, restrict
 from fem_hjb.problems.box import Box
@@ -132,7 +133,8 @@ def _verified(solution: AnySolution, seed: int) -> AnySolution:
     """The solution with the checks that use the problem as it was given."""
     jumps = sorted({t for part in getattr(solution, "parts", [((), solution)]) for t in part[1].stats["jumps"]})
     known = solution.problem, solution, _estimate_of(solution), jumps, seed
-    return replace(solution, checks=(*solution.checks, *residual_checks(*known), *along_paths(*known)))
+    with threadpool_limits(1, user_api="blas"):  # a few points at a time: more threads wait for each other
+        return replace(solution, checks=(*solution.checks, *residual_checks(*known), *along_paths(*known)))
 
 
 def _each(

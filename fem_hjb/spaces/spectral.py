@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 import scipy.linalg
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 from scipy.special import eval_legendre, roots_jacobi
 
@@ -165,10 +166,13 @@ class SpectralLine(Plain):
         """
         gaps = xi[:, None] - self._points
         hit = gaps == 0.0
-        quotients = self._barycentric / np.where(hit, 1.0, gaps)
-        values = quotients / quotients.sum(axis=1, keepdims=True)
-        at_node = hit.any(axis=1)
-        values[at_node] = hit[at_node]
+        if met := bool(hit.any()):
+            gaps[hit] = 1.0
+        values = self._barycentric / gaps
+        values /= values.sum(axis=1, keepdims=True)
+        if met:
+            at_node = hit.any(axis=1)
+            values[at_node] = hit[at_node]
         return values if order == 0 else np.asarray(values @ self._D)
 
     def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 1) -> FloatArray:
@@ -179,9 +183,9 @@ class SpectralLine(Plain):
         if order not in (0, 1):
             raise SpaceError(f"order must be 0 (values) or 1 (derivatives), got {order!r}")
         result = np.empty((xi.size, order + 1, self.degree + 1))
-        result[:, 0] = self.reference(xi)
+        values = result[:, 0] = self.reference(xi)
         if order:
-            result[:, 1] = result[:, 0] @ self._D / self.widths[cells, None]
+            np.divide(values @ self._D, self.widths[cells, None], out=result[:, 1])
         return result
 
     def rows(self, x: ArrayLike, order: int = 0) -> FloatArray:
@@ -244,7 +248,7 @@ class SpectralBasis(SpatialBasis):
         self.kind = ELEMENTS["hermite"].kind_in(self.dim)
         self.shape = tuple(line.n for line in self.lines)
         self._counts = tuple(line.n_cells for line in self.lines)
-        local_shape = tuple(line.degree + 1 for line in self.lines)
+        local_shape = self._local_shape = tuple(line.degree + 1 for line in self.lines)
         self.n_dofs, self.n_cells, self.local_size = (math.prod(s) for s in (self.shape, self._counts, local_shape))
         cells = np.unravel_index(np.arange(self.n_cells)[:, None], self._counts)
         local = np.unravel_index(np.arange(self.local_size), local_shape)
@@ -274,13 +278,18 @@ class SpectralBasis(SpatialBasis):
             gradients[k] = row_products([*values[:k], table[:, 1], *values[k + 1 :]])
         return row_products(values), np.moveaxis(gradients, 0, -1)
 
+    def gathered(self, rows: FloatArray, first: IntArray, count: int, cells: IntArray) -> FloatArray:
+        """As windows of the grid: whole lines of nodes are copied, not nodes one by one."""
+        windows = sliding_window_view(rows.reshape(-1, *self.shape), (count, *self._local_shape))
+        corners = [line.degree * c for line, c in zip(self.lines, np.unravel_index(cells, self._counts), strict=True)]
+        return np.asarray(windows[(first, *corners)].reshape(len(cells), count, self.local_size))
+
     def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         """Axis by axis, which never makes the table of all local functions."""
         self._check_order(order)
         index = np.unravel_index(cells, self._counts)
         tables = [line.tabulate(c, xi[:, k], order) for k, (line, c) in enumerate(zip(self.lines, index, strict=True))]
-        array = local.reshape(len(cells), *[line.degree + 1 for line in self.lines])
-        return contract_axes(array, tables)
+        return contract_axes(local, tables)
 
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)
@@ -315,18 +324,16 @@ class SpectralBasis(SpatialBasis):
 def contract_axes(local: FloatArray, tables: Sequence[FloatArray]) -> Tables:
     """Sums over local functions that are products over axes: values (n,), and gradients (n, d) if there are tables.
 
-    local (n, l_1, ..., l_d);  tables, per axis (n, 1 or 2, l_k): values and perhaps derivatives.
+    local (n, l_1, ..., l_d), or the same raveled;  tables, per axis (n, 1 or 2, l_k): values and perhaps derivatives.
     """
-    d, order = len(tables), tables[0].shape[1] - 1
-    parts: dict[tuple[int, ...], FloatArray] = {(): local}
-    for k in range(d - 1, -1, -1):
-        parts = {
-            (m, *slot): np.matmul(part, tables[k][:, m].reshape(len(local), *[1] * (k - 1), -1, 1))[..., 0]
-            if k
-            else np.einsum("ni,ni->n", part, tables[k][:, m])
-            for slot, part in parts.items()
-            for m in range(order + 1 - sum(slot))
-        }
-    values = parts[(0,) * d]
-    unit = np.eye(d, dtype=np.int64).tolist()
-    return (values, np.stack([parts[tuple(e)] for e in unit], axis=-1)) if order else (values,)
+    values, slopes = local, list[FloatArray]()
+    for table in tables:
+        columns = (len(local), table.shape[2], -1)
+        slopes = [table[:, :1] @ slope.reshape(columns) for slope in slopes]
+        both = table @ values.reshape(columns)
+        values = both[:, :1]
+        slopes.append(both[:, 1:])
+    size = len(local)
+    if tables[0].shape[1] == 1:
+        return (values.reshape(size),)
+    return values.reshape(size), np.concatenate([slope.reshape(size, 1) for slope in slopes], axis=1)
