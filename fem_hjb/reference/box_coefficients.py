@@ -20,9 +20,10 @@ from numpy.typing import ArrayLike
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import moved_to_faces
-from fem_hjb.spaces.axes import barycentric_rows
+from fem_hjb.spaces.axes import barycentric_rows, parts_of
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import EllipticityError
+from fem_hjb.support.threads import for_each
 
 _CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
 _SCAN = 256  # intervals of time that are looked at for jumps
@@ -177,7 +178,7 @@ class Table:
         self.nodes = lobatto(len(values))
         gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(len(values))
         self._weights = 1.0 / gaps.prod(axis=1)
-        self._last: tuple[float, FloatArray] | None = None  # steps ask twice for each of their times
+        self._last: tuple[float, list[FloatArray]] | None = None  # steps ask twice for each of their times
 
     @property
     def longest(self) -> float:
@@ -201,7 +202,7 @@ class Table:
 
     def row(self, k: int) -> FloatArray:
         """(m, *shape) at the k-th of the times."""
-        return self._with(np.array(self._rows[k], dtype=np.float64))
+        return np.stack(self._with(self._rows[k])).astype(np.float64, copy=False)
 
     def rest(self) -> None:
         """Let go of what was asked for last."""
@@ -212,27 +213,30 @@ class Table:
         self._steady = self._rows = np.empty(0)
         self.rest()
 
-    def at(self, s: float) -> FloatArray:
-        """(m, *shape) at time to go s."""
+    def at(self, s: float) -> list[FloatArray]:
+        """The m fields (*shape) at time to go s, which nobody is to write to."""
         if self._last is None or (self._last[0] != s and self._moving.any()):
             gaps = (s - self.s0) / (self.s1 - self.s0) - self.nodes
             here = int(np.abs(gaps).argmin())
             if gaps[here] == 0.0 or len(gaps) == 1:
-                self._last = s, self.row(here)
+                self._last = s, self._with(self._rows[here])
             else:
                 quotients = self._weights / gaps
-                row = (quotients / quotients.sum()).astype(self._rows.dtype) @ self._rows
-                self._last = s, self._with(row.astype(np.float64, copy=False))
+                weights = (quotients / quotients.sum()).astype(self._rows.dtype)
+                row = np.empty(self._rows.shape[1])
+
+                def interpolate(part: slice) -> None:
+                    row[part] = weights @ self._rows[:, part]
+
+                for_each(parts_of(row.size, row.size), interpolate)
+                self._last = s, self._with(row)
         return self._last[1]
 
-    def _with(self, row: FloatArray) -> FloatArray:
+    def _with(self, row: Any) -> list[FloatArray]:
         """All fields, from those that depend on time."""
-        if self._moving.all():
-            return np.asarray(row.reshape(self._shape))
-        result = np.empty(self._shape)
-        result[~self._moving] = self._steady
-        result[self._moving] = row.reshape(-1, *self._shape[1:])
-        return result
+        moving = iter(row.reshape(-1, *self._shape[1:]))
+        steady = iter(self._steady)
+        return [next(moving if moves else steady) for moves in self._moving.tolist()]
 
 
 def lobatto(count: int) -> FloatArray:

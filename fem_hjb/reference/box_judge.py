@@ -23,7 +23,7 @@ from fem_hjb.reference.box_grading import make_grid, narrowed, stretched, widene
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run
-from fem_hjb.spaces.axes import apply_axis, tensor_points
+from fem_hjb.spaces.axes import AxisMatrix, apply_axis, in_blocks, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.stepping.adaptive import replay
 from fem_hjb.support.checks import FloatArray
@@ -97,30 +97,24 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     old = own.operators.table
     bounds = [line.bounds for line in own.grid.lines]
     inner = [(line.nodes >= low) & (line.nodes <= high) for line, (low, high) in zip(grid.lines, bounds, strict=True)]
-    known = reduce(np.logical_and.outer, inner)
-    beyond = grid.nodes[~known.ravel()]
+    known = tuple(slice(int(part.argmax()), int(part.argmax() + part.sum())) for part in inner)
+    rows = [rows_at(line, new.nodes[part]) for line, new, part in zip(own.grid.lines, grid.lines, known, strict=True)]
+    beyond = np.flatnonzero(~reduce(np.logical_and.outer, inner))
+    further = grid.nodes[beyond]
     values = np.empty((len(old.nodes), len(coefficients.names), *grid.shape))
     for k, t in enumerate((coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()):
         fields = own.operators.coefficients(k)
-        for axis, (before, after) in enumerate(zip(own.grid.lines, grid.lines, strict=True)):
-            fields = _along(fields, axis + 1, before, after.nodes[inner[axis]])
-        values[k][:, known] = fields.reshape(len(fields), -1)
+        for axis, matrix in enumerate(rows):
+            fields = fields if matrix is None else apply_axis(matrix, fields, axis + 1)
+        values[k][(slice(None), *known)] = fields
         if len(beyond):
-            values[k][:, ~known] = coefficients.at(t, beyond)
+            values[k].reshape(len(fields), -1)[:, beyond] = coefficients.at(t, further)
     return Table(old.s0, old.s1, values, single=old.single)
 
 
-def _along(fields: FloatArray, axis: int, line: SpectralLine, x: FloatArray) -> FloatArray:
-    """Fields at other points (k,) along an axis: taken where these are nodes, else interpolated."""
-    place = np.minimum(np.searchsorted(line.nodes, x), line.n - 1)
-    new = line.nodes[place] != x
-    if new.all():
-        return apply_axis(line.rows(x), fields, axis)
-    result = np.take(fields, place, axis)
-    if new.any():
-        index = (*[slice(None)] * axis, new)
-        result[index] = apply_axis(line.rows(x[new]), fields, axis)
-    return result
+def rows_at(line: SpectralLine, x: FloatArray) -> AxisMatrix | None:
+    """What takes values at the nodes of a line to those at points x (k,) of it; None if these are the nodes."""
+    return None if np.array_equal(line.nodes, x) else in_blocks(line.rows(x))
 
 
 def merged(lengths: FloatArray) -> list[float]:

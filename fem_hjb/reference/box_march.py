@@ -272,8 +272,7 @@ class Marcher:
     ) -> tuple[list[Step], list[FloatArray], list[FloatArray] | None]:
         """Steps as long as the gradient is resolved; what is not at the last of them, and where it is too much."""
         s0 = operators.table.s0
-        self._measure(operators, s0, u)
-        good = tails_of(operators, [u])
+        good = self._measured(operators, s0, u)
         unresolved_now = max(map(total, good)) > _TOLERATED * self.tol.space * self.size_g
         if unresolved_now and self.result.panels and not (self.rough or self.unchecked):
             return [], good, good  # the grid is too coarse for what it begins with
@@ -288,8 +287,7 @@ class Marcher:
                 self.tell(at / self.T)
                 if len(steps) % _EVERY and len(steps) > 2 and at < end * (1 - 1e-12):
                     continue
-                self._measure(operators, at, step.u1)
-                found = tails_of(operators, [step.u1])
+                found = self._measured(operators, at, step.u1)
                 allowed = self.tol.space * self.size_g
                 if not (self.rough or self.unchecked) and max(map(total, found)) > _TOLERATED * allowed:
                     return steps[:kept], good, found
@@ -312,12 +310,14 @@ class Marcher:
         fastest = max(a / max(b, 1e-300) for a, b in zip(speed, (self.size_v, self.size_g), strict=True))
         return float(min(length / 3, max(self.tol.time**0.25 / max(fastest, 1e-300), 1e-10 * self.T)))
 
-    def _measure(self, operators: Operators, s: float, u: FloatArray) -> None:
-        """Norms of the value and of its gradient, that errors are relative to."""
-        value, *slopes = self._whole(operators.grid, self.T - s, u, operators.gradient(u))
-        self.size_w = operators.policy_square(s, operators.gradient(u)) ** 0.5
-        self._resize(s, operators.grid.mean(value**2) ** 0.5, operators.policy_square(s, slopes) ** 0.5)
+    def _measured(self, operators: Operators, s: float, u: FloatArray) -> list[FloatArray]:
+        """Norms of the value and of its gradient, that errors are relative to; what is not resolved of that of u."""
+        gradient = operators.gradient(u)
+        value, *slopes = self._whole(operators.grid, self.T - s, u, gradient)
+        self.size_w = operators.policy_square(s, gradient) ** 0.5
+        self._resize(s, operators.root_mean_square(value), operators.policy_square(s, slopes) ** 0.5)
         self.peak = max(float(np.abs(u).max()), self.size_v)
+        return unresolved(operators.grid, gradient, operators.metric)
 
     def _resize(self, s: float, value: float, slope: float) -> None:
         """Take the largest so far, or the gradient of now where T is not resolved or near: of jumps it is unbounded.
@@ -336,7 +336,7 @@ class Marcher:
     def _relative(self, operators: Operators, error: FloatArray) -> float:
         """Under the law of the panel, relative; and anywhere in the box, where steps must be stable."""
         value, slope = operators.sizes(operators.table.s0, error)
-        anywhere = float(np.abs(error).max()) / (_ANYWHERE * self.peak)
+        anywhere = max(float(error.max()), -float(error.min())) / (_ANYWHERE * self.peak)
         return max(value / self.size_v, slope / self.size_g, self.tol.time * anywhere)
 
     def _scales(self) -> tuple[float, float]:

@@ -14,9 +14,10 @@ from typing import Any, final
 import numpy as np
 
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.box_adjoint import Adjoint
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
 from fem_hjb.reference.box_faces import HeldSystem
-from fem_hjb.reference.box_panel import Adjoint, Grid, Operators
+from fem_hjb.reference.box_panel import Grid, Operators
 from fem_hjb.reference.faces import faces_of_domain
 from fem_hjb.reference.fokker_planck_grids import (
     at_faces,

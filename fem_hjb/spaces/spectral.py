@@ -248,7 +248,7 @@ class SpectralBasis(SpatialBasis):
         self.kind = ELEMENTS["hermite"].kind_in(self.dim)
         self.shape = tuple(line.n for line in self.lines)
         self._counts = tuple(line.n_cells for line in self.lines)
-        local_shape = self._local_shape = tuple(line.degree + 1 for line in self.lines)
+        local_shape = tuple(line.degree + 1 for line in self.lines)
         self.n_dofs, self.n_cells, self.local_size = (math.prod(s) for s in (self.shape, self._counts, local_shape))
         cells = np.unravel_index(np.arange(self.n_cells)[:, None], self._counts)
         local = np.unravel_index(np.arange(self.local_size), local_shape)
@@ -279,10 +279,8 @@ class SpectralBasis(SpatialBasis):
         return row_products(values), np.moveaxis(gradients, 0, -1)
 
     def gathered(self, rows: FloatArray, first: IntArray, count: int, cells: IntArray) -> FloatArray:
-        """As windows of the grid: whole lines of nodes are copied, not nodes one by one."""
-        windows = sliding_window_view(rows.reshape(-1, *self.shape), (count, *self._local_shape))
-        corners = [line.degree * c for line, c in zip(self.lines, np.unravel_index(cells, self._counts), strict=True)]
-        return np.asarray(windows[(first, *corners)].reshape(len(cells), count, self.local_size))
+        index = np.unravel_index(cells, self._counts)
+        return cell_windows(rows.reshape(-1, *self.shape), self.lines, first, count, index)
 
     def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         """Axis by axis, which never makes the table of all local functions."""
@@ -319,6 +317,17 @@ class SpectralBasis(SpatialBasis):
     def _solve_mass(self, rule: CellRule, rhs: FloatArray) -> FloatArray:
         solves = [partial(scipy.linalg.solve, line.mass(), assume_a="pos") for line in self.lines]
         return solve_axes(solves, rhs.reshape(self.shape)).ravel()
+
+
+def cell_windows(
+    rows: FloatArray, lines: Sequence[SpectralLine], first: IntArray, count: int, cells: Sequence[IntArray]
+) -> FloatArray:
+    """Of arrays rows (k, n_1, ..., n_d), `count` from first (n,) on, the nodes of cells, their places (n,) along each
+    axis: (n, count, l). Whole lines of nodes are copied, not nodes one by one.
+    """
+    sizes = count, *[line.degree + 1 for line in lines]
+    corners = [line.degree * c for line, c in zip(lines, cells, strict=True)]
+    return np.asarray(sliding_window_view(rows, sizes)[(first, *corners)].reshape(len(first), count, -1))
 
 
 def contract_axes(local: FloatArray, tables: Sequence[FloatArray]) -> Tables:

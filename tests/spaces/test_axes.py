@@ -99,8 +99,8 @@ def test_rows_of_zeros_are_no_trouble() -> None:
     matrix = banded(100)
     matrix[:60] = 0.0
     u = np.random.default_rng(3).standard_normal((100, 2))
-    np.testing.assert_allclose(BlockMatrix(matrix).along(u, 0), matrix @ u, atol=1e-13)
-    assert not BlockMatrix(np.zeros((70, 70))).along(u[:70], 0).any()
+    np.testing.assert_allclose(apply_axis(BlockMatrix(matrix), u, 0), matrix @ u, atol=1e-13)
+    assert not apply_axis(BlockMatrix(np.zeros((70, 70))), u[:70], 0).any()
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (4, 5, 3)])
