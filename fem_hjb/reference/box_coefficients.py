@@ -72,11 +72,15 @@ class Coefficients:
     def at(self, t: float, x: FloatArray) -> FloatArray:
         """(m, n), as `Fields.stacked`, at points x (n, d)."""
         result = np.empty((len(self.names), len(x)))
+        self.into(result, t, x)
+        return result
+
+    def into(self, result: FloatArray, t: float, x: FloatArray) -> None:
+        """The same, written where it is to go."""
         for first in range(0, len(x), _CHUNK):
             part = slice(first, first + _CHUNK)
             b, r, Lambda = self._call(t, x[part])
             result[:, part] = self._fields(t, x[part], b, r, Lambda).stacked()
-        return result
 
     def over(self, times: FloatArray, x: FloatArray) -> FloatArray:
         """(k, m, n) at times (k,), each at all points, which are few: the callables are called once."""
@@ -169,16 +173,21 @@ def _all_times(times: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray
 class Table:
     """Fields (m, *shape) on a grid at q times of [s0, s1], and the polynomial through them.
 
-    single : whether the values are kept in single precision, which halves what they take and what it takes to
-        interpolate them; where an error of 3e-7, relative, does not matter.
+    values : in single precision where an error of 3e-7, relative, does not matter: half of what they take, and of what
+        it takes to interpolate them.
     """
 
-    def __init__(self, s0: float, s1: float, values: FloatArray, *, single: bool = False) -> None:
-        self.s0, self.s1, self.values, self.single = s0, s1, values, single
+    def __init__(self, s0: float, s1: float, values: FloatArray) -> None:
+        self.s0, self.s1, self.values = s0, s1, values
         self.nodes = lobatto(len(values))
         gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(len(values))
         self._weights = 1.0 / gaps.prod(axis=1)
         self._last: tuple[float, list[FloatArray]] | None = None  # steps ask twice for each of their times
+
+    @property
+    def dtype(self) -> Any:
+        """Of the values."""
+        return self._rows.dtype
 
     @property
     def longest(self) -> float:
@@ -193,9 +202,8 @@ class Table:
         self._moving = np.array(moving)  # (m,)
         self._steady = values[0][~self._moving]
         rows: Any = values
-        if self.single or not self._moving.all():
-            dtype = np.float32 if self.single else np.float64
-            rows = np.empty((len(values), int(self._moving.sum()), *self._shape[1:]), dtype)
+        if not self._moving.all():
+            rows = np.empty((len(values), int(self._moving.sum()), *self._shape[1:]), values.dtype)
             for k, row in enumerate(values):
                 rows[k] = row[self._moving]
         self._rows = rows.reshape(len(values), -1)

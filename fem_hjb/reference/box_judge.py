@@ -101,7 +101,7 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     rows = [rows_at(line, new.nodes[part]) for line, new, part in zip(own.grid.lines, grid.lines, known, strict=True)]
     beyond = np.flatnonzero(~reduce(np.logical_and.outer, inner))
     further = grid.nodes[beyond]
-    values = np.empty((len(old.nodes), len(coefficients.names), *grid.shape))
+    values = np.empty((len(old.nodes), len(coefficients.names), *grid.shape), old.dtype)
     for k, t in enumerate((coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()):
         fields = own.operators.coefficients(k)
         for axis, matrix in enumerate(rows):
@@ -109,7 +109,7 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
         values[k][(slice(None), *known)] = fields
         if len(beyond):
             values[k].reshape(len(fields), -1)[:, beyond] = coefficients.at(t, further)
-    return Table(old.s0, old.s1, values, single=old.single)
+    return Table(old.s0, old.s1, values)
 
 
 def rows_at(line: SpectralLine, x: FloatArray) -> AxisMatrix | None:

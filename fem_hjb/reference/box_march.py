@@ -197,10 +197,10 @@ class Marcher:
         count, misfit = found
         self.result.misfit += misfit * (s1 - s0) / self.T
         times = self.T - inside(s0, s1, lobatto(count))
-        values = np.empty((count, len(self.coefficients.names), *grid.shape))
+        values = np.empty((count, len(self.coefficients.names), *grid.shape), np.float32 if rtol > _SINGLE else float)
         for row, t in zip(values, times.tolist(), strict=True):
-            row[:] = self.coefficients.at(t, nodes).reshape(row.shape)
-        return Table(s0, s1, values, single=rtol > _SINGLE)
+            self.coefficients.into(row.reshape(len(row), -1), t, nodes)
+        return Table(s0, s1, values)
 
     def _floors(self) -> list[float]:
         """Sizes of the fields that do not count: of drifts, what diffusion does in T; of rewards, the value over T."""

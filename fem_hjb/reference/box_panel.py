@@ -235,7 +235,7 @@ class Operators:
     def _freeze(self, second: Sequence[FloatArray], values: FloatArray) -> None:
         """Make S, and take it out of the values of a table."""
         grid, d = self.grid, self.grid.dim
-        middle = values[len(values) // 2].copy()
+        middle = values[len(values) // 2].astype(np.float64)
         self.separable: list[FloatArray] = []
         self.axes: list[AxisMatrix] = []  # the same
         self._taken: list[FloatArray] = []  # of the diagonal of Lambda
