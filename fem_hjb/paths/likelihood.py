@@ -38,9 +38,9 @@ class Shared(NamedTuple):
 
 
 def euler_step(
-    problem: ControlProblem, t: float, h: float, x: FloatArray, pi: FloatArray, noise: FloatArray
+    problem: ControlProblem, t: float, h: float | FloatArray, x: FloatArray, pi: FloatArray, noise: FloatArray
 ) -> Steered:
-    """One step from x (n, d) under pi (n, d) with the noise dB (n, d)."""
+    """One step of length h, the same for all or (n,), from x (n, d) under pi (n, d) with the noise dB (n, d)."""
     if problem.constant_diffusion is not None:
         root = np.linalg.cholesky(problem.constant_diffusion)
         push: FloatArray = np.asarray(pi @ np.linalg.inv(root).T, dtype=np.float64)
@@ -51,7 +51,7 @@ def euler_step(
         moved = np.einsum("nij,nj->ni", roots, noise)
     effort = (push**2).sum(axis=1)
     ratio = (push * noise).sum(axis=1) + 0.5 * h * effort
-    return Steered(x + (problem.b(t, x) + pi) * h + moved, ratio, effort)
+    return Steered(x + (problem.b(t, x) + pi) * np.asarray(h)[..., None] + moved, ratio, effort)
 
 
 def shared_steps(times: FloatArray, n: int, dim: int, rng: np.random.Generator) -> Iterator[Shared]:

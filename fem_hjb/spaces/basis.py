@@ -214,6 +214,10 @@ class SpatialBasis(Plain, ABC):
         which = first[:, None] + np.arange(count)
         return np.asarray(rows[which[:, :, None], self.cell_dofs[cells][:, None, :]])
 
+    def table_width(self, order: int) -> int:
+        """How many numbers `contract` makes at once for each local function and point."""
+        return int(self.dim**order)
+
     def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         """Functions with coefficients local (n, l) on the given cells, at points: sums of what `tabulate` has."""
         return tuple(np.einsum("nl,nl...->n...", local, table) for table in self.tabulate(cells, xi, order))

@@ -50,7 +50,7 @@ __all__ = [
 Derivative = Literal["value", "time", "gradient", "hessian"]
 _ORDER = {"value": 0, "time": 0, "gradient": 1, "hessian": 2}
 _CHUNK_POINTS = 65536
-_CHUNK_DOUBLES = 1 << 18  # 2 MB per temporary, which stays in the cache
+_CHUNK_DOUBLES = 1 << 19  # 4 MB per temporary, not much more than the cache has room for
 
 
 def spatial_basis(mesh_or_grids: Any, element: str, *, flat: bool = False) -> SpatialBasis:
@@ -396,7 +396,7 @@ class Space:
         results = [np.full((len(flat), *[self.dim] * _ORDER[name]), np.nan) for name in names]
         when = times if times.ndim == 0 else np.broadcast_to(times, shape).ravel()
         inside, local = self._local_coefficients(grid, when, cells, moving)
-        size = self.chunk_size(max(self.dim**order, self.time.local_size if times.ndim else 1))
+        size = self.chunk_size(max(self.spatial.table_width(order), self.time.local_size if times.ndim else 1))
         for start in range(0, inside.size, size):
             chunk = inside[start : start + size]
             c = cells[chunk]
@@ -409,29 +409,28 @@ class Space:
     def _local_coefficients(
         self, grid: FloatArray, times: FloatArray, cells: IntArray, moving: bool
     ) -> tuple[IntArray, Callable[[IntArray, bool], FloatArray]]:
-        """The points inside, neighbours in space and time one after the other, and a function (some of them (m,), time
-        derivative?) -> coefficients in space (m, lx) on their cells at their times.
+        """The points inside, those of a cell one after the other, and a function (some of them (m,), time derivative?)
+        -> coefficients in space (m, lx) on their cells at their times.
 
         At one time those of all functions are summed up once, unless the points are few.
         """
-        inside = np.flatnonzero(cells >= 0)
-        basis, count = self.spatial, self.time.local_size
-        if times.ndim == 0 and inside.size * basis.local_size > basis.n_dofs:
-            cell, tau = self.time.locate(times[None])
-            now = self.time.tabulate(cell, tau, int(moving))[0] @ grid[self.time.cell_dofs[cell[0]]]
-
-            def once(chunk: IntArray, change: bool) -> FloatArray:
-                return basis.gathered(now, np.full(chunk.size, int(change)), 1, cells[chunk])[:, 0]
-
-            return inside, once
+        basis, inside = self.spatial, np.flatnonzero(cells >= 0)
         ct, tau = self.time.locate(np.broadcast_to(times, cells.shape))
-        first = self.time.cell_dofs[ct, 0]  # the others follow it
+        first, key = self.time.cell_dofs[ct, 0], ct * basis.n_cells + cells  # other functions of time follow the first
+        once = times.ndim == 0 and inside.size * basis.local_size > basis.n_dofs
+        if once:
+            grid = self.time.tabulate(ct[:1], tau[:1], int(moving))[0] @ grid[self.time.cell_dofs[ct[0]]]
+            first = np.zeros_like(first)
+        count = len(grid) if once else self.time.local_size
 
         def at(chunk: IntArray, change: bool) -> FloatArray:
-            psi = self.time.tabulate(ct[chunk], tau[chunk], int(change))[:, -1:]
-            return np.asarray((psi @ basis.gathered(grid, first[chunk], count, cells[chunk]))[:, 0])
+            new = np.diff(key[chunk], prepend=-1) != 0  # neighbours share what belongs to a cell
+            blocks = basis.gathered(grid, first[chunk[new]], count, cells[chunk[new]])[np.cumsum(new) - 1]
+            if once:
+                return np.asarray(blocks[:, int(change)])
+            return np.asarray((self.time.tabulate(ct[chunk], tau[chunk], int(change))[:, -1:] @ blocks)[:, 0])
 
-        return inside[np.argsort(ct[inside] * basis.n_cells + cells[inside], kind="stable")], at
+        return inside[np.argsort(key[inside], kind="stable")], at
 
     def broadcast(self, t: ArrayLike, x: ArrayLike) -> tuple[FloatArray, FloatArray, tuple[int, ...]]:
         """Checked times (a scalar stays one), points broadcast to (*S, d), and the common shape S."""

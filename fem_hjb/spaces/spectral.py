@@ -282,6 +282,9 @@ class SpectralBasis(SpatialBasis):
         index = np.unravel_index(cells, self._counts)
         return cell_windows(rows.reshape(-1, *self.shape), self.lines, first, count, index)
 
+    def table_width(self, order: int) -> int:
+        return 1
+
     def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         """Axis by axis, which never makes the table of all local functions."""
         self._check_order(order)
