@@ -25,7 +25,7 @@ from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run
 from fem_hjb.spaces.axes import AxisMatrix, apply_axis, in_blocks, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine
-from fem_hjb.stepping.adaptive import replay
+from fem_hjb.stepping.adaptive import Step, replay
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.progress import Progress
 
@@ -81,15 +81,20 @@ def followed(
                 panel = None
             if panel is None:
                 panel = panel_of(equation, operators, operators.root_mean_square)
-            steps = []
-            for step in replay(panel, u, s0, lengths(np.diff(own.ends))):
-                steps.append(step)
-                tell(1.0)
-        found = panel_run(operators, panel, steps, s1)
-        before = found.grid, found.last
+            again = lengths(np.diff(own.ends))
+            found = panel_run(operators, panel, told(replay(panel, u, s0, again), tell), len(again), s1)
+        before, finite = (grid, found.last.copy()), found.finite
         yield found
-        if not found.finite:
+        del found, operators, panel  # before there is another one
+        if not finite:
             return
+
+
+def told(steps: Iterable[Step], tell: Progress) -> Iterator[Step]:
+    """Steps, of which each is told."""
+    for step in steps:
+        tell(1.0)
+        yield step
 
 
 def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
@@ -254,6 +259,7 @@ class Judge:
             while len(rows) < len(self.places) and (self.places[len(rows)].s <= end * (1 + 1e-12) or end == last):
                 rows.append(on_places(self.equation, panel, self.places[len(rows)]))
             tails = max(tails, panel.tails if end > self.run.layer else 0.0)
+            del panel  # as large as what comes next
         return Seen(rows, tails)
 
     def _whole(self, place: Places, w: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:

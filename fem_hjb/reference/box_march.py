@@ -251,8 +251,10 @@ class Marcher:
         self.result.counts["redone"] = self.result.counts.get("redone", 0) + redone
         end = steps[-1].s + steps[-1].h
         end = table.s1 if end > table.s1 - _SHORTEST * self.T else end
-        self.result.keep(panel_run(operators, panel, steps, end))
-        self.h = steps[-1].h
+        self.h, last = steps[-1].h, steps[-1].u1
+        count, taken = len(steps), (steps.pop() for _ in range(len(steps)))
+        steps.reverse()
+        self.result.keep(panel_run(operators, panel, taken, count, end))
         allowed = self.tol.space * self.size_g * (1.0 if bad is None else _AHEAD)
         new = [
             regraded(line, part, allowed) for line, part in zip(grid.lines, good if bad is None else bad, strict=True)
@@ -265,7 +267,7 @@ class Marcher:
             self.result.layer = end
             self.rough = self._refined(grid, good, self.tol.space * self.size_g, _TOLERATED) is not None
             new = edges if self.rough else new
-        return end, (grid, steps[-1].u1), new
+        return end, (grid, last), new
 
     def _steps(
         self, operators: Operators, panel: Panel, u: FloatArray, end: float
