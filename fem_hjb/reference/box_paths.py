@@ -85,9 +85,8 @@ def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]
     found = [line.locate(x[:, k]) for k, line in enumerate(lines)]
     outside = np.any([cells < 0 for cells, _ in found], axis=0)
     cells = [np.maximum(own, 0) for own, _ in found]
-    tables = [line.tabulate(own, xi, 1) for line, own, (_, xi) in zip(lines, cells, found, strict=True)]
     local = cell_windows(panel.at(s)[None], lines, np.zeros(len(x), dtype=np.int64), 1, cells)
-    values, slopes = contract_axes(local, tables)
+    values, slopes = contract_axes(local[:, 0], lines, cells, [xi for _, xi in found], 1)
     values[outside] = np.nan
     w, gradient = logarithms(equation, values, slopes)
     return gauge.guess(t, x) + w, gauge.guess_gradient(t, x) + gradient

@@ -108,6 +108,7 @@ class SpectralLine(Plain):
     _points: FloatArray = field(init=False, repr=False)
     _barycentric: FloatArray = field(init=False, repr=False)
     _D: FloatArray = field(init=False, repr=False)
+    _both: FloatArray = field(init=False, repr=False)
     _tail: FloatArray = field(init=False, repr=False)
 
     def __init__(self, grid: ArrayLike, degree: int) -> None:
@@ -136,6 +137,7 @@ class SpectralLine(Plain):
             ("_points", unit),
             ("_barycentric", 1.0 / eval_legendre(p, points)),
             ("_D", 2 * D),
+            ("_both", np.hstack([np.eye(p + 1), 2 * D])),
             ("_tail", eval_legendre(modes[:, None], points) * w / norms[:, None]),
         ):
             put(self, name, frozen(array))
@@ -164,16 +166,21 @@ class SpectralLine(Plain):
         By the second barycentric formula, which is stable for every degree: J.-P. Berrut and L. N. Trefethen,
         SIAM Review 46 (2004), 501-517.
         """
-        gaps = xi[:, None] - self._points
-        hit = gaps == 0.0
-        if met := bool(hit.any()):
+        gaps = np.subtract.outer(xi, self._points)
+        hit = None if gaps.all() else gaps == 0.0
+        if hit is not None:
             gaps[hit] = 1.0
-        values = self._barycentric / gaps
-        values /= values.sum(axis=1, keepdims=True)
-        if met:
+        values = np.divide(self._barycentric, gaps, out=gaps)
+        values *= (1.0 / (values @ np.ones(self.degree + 1)))[:, None]
+        if hit is not None:
             at_node = hit.any(axis=1)
             values[at_node] = hit[at_node]
         return values if order == 0 else np.asarray(values @ self._D)
+
+    def local(self, xi: FloatArray, order: int = 1) -> FloatArray:
+        """`reference` of order 0 and, for order 1, also that of order 1, shape (k, order + 1, p + 1)."""
+        values = self.reference(xi)
+        return (values @ self._both).reshape(xi.size, 2, -1) if order else values[:, None]
 
     def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 1) -> FloatArray:
         """The p + 1 functions of each cell, for order 1 also their derivatives in x, shape (k, order + 1, p + 1).
@@ -182,10 +189,8 @@ class SpectralLine(Plain):
         """
         if order not in (0, 1):
             raise SpaceError(f"order must be 0 (values) or 1 (derivatives), got {order!r}")
-        result = np.empty((xi.size, order + 1, self.degree + 1))
-        values = result[:, 0] = self.reference(xi)
-        if order:
-            np.divide(values @ self._D, self.widths[cells, None], out=result[:, 1])
+        result = self.local(xi, order)
+        result[:, 1:] /= self.widths[cells, None, None]
         return result
 
     def rows(self, x: ArrayLike, order: int = 0) -> FloatArray:
@@ -288,9 +293,7 @@ class SpectralBasis(SpatialBasis):
     def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         """Axis by axis, which never makes the table of all local functions."""
         self._check_order(order)
-        index = np.unravel_index(cells, self._counts)
-        tables = [line.tabulate(c, xi[:, k], order) for k, (line, c) in enumerate(zip(self.lines, index, strict=True))]
-        return contract_axes(local, tables)
+        return contract_axes(local, self.lines, np.unravel_index(cells, self._counts), list(xi.T), order)
 
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)
@@ -333,19 +336,24 @@ def cell_windows(
     return np.asarray(sliding_window_view(rows, sizes)[(first, *corners)].reshape(len(first), count, -1))
 
 
-def contract_axes(local: FloatArray, tables: Sequence[FloatArray]) -> Tables:
-    """Sums over local functions that are products over axes: values (n,), and gradients (n, d) if there are tables.
+def contract_axes(
+    local: FloatArray, lines: Sequence[SpectralLine], cells: Sequence[IntArray], xi: Sequence[FloatArray], order: int
+) -> Tables:
+    """Functions with coefficients local (n, l) at points: values (n,), and for order 1 gradients (n, d).
 
-    local (n, l_1, ..., l_d), or the same raveled;  tables, per axis (n, 1 or 2, l_k): values and perhaps derivatives.
+    cells and xi : where the points are along each axis, (n,).
     """
-    values, slopes = local, list[FloatArray]()
-    for table in tables:
-        columns = (len(local), table.shape[2], -1)
+    values, slopes, n = local, list[FloatArray](), len(local)
+    for line, own in zip(lines, xi, strict=True):
+        table = line.local(own, order)
+        columns = (n, table.shape[2], -1)
         slopes = [table[:, :1] @ slope.reshape(columns) for slope in slopes]
         both = table @ values.reshape(columns)
         values = both[:, :1]
         slopes.append(both[:, 1:])
-    size = len(local)
-    if tables[0].shape[1] == 1:
-        return (values.reshape(size),)
-    return values.reshape(size), np.concatenate([slope.reshape(size, 1) for slope in slopes], axis=1)
+    if order == 0:
+        return (values.reshape(n),)
+    gradients = np.empty((n, len(lines)))
+    for k, (line, where) in enumerate(zip(lines, cells, strict=True)):
+        np.divide(slopes[k].reshape(n), line.widths[where], out=gradients[:, k])
+    return values.reshape(n), gradients
