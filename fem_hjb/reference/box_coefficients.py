@@ -9,6 +9,7 @@ A user's callables are called at a few times of each panel of time only, and are
 polynomials. How many times are needed is seen at points drawn from where the process goes, at times in between.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,15 +73,16 @@ class Coefficients:
     def at(self, t: float, x: FloatArray) -> FloatArray:
         """(m, n), as `Fields.stacked`, at points x (n, d)."""
         result = np.empty((len(self.names), len(x)))
-        self.into(result, t, x)
+        self.into(list(result), t, x)
         return result
 
-    def into(self, result: FloatArray, t: float, x: FloatArray) -> None:
-        """The same, written where it is to go."""
+    def into(self, result: Sequence[FloatArray], t: float, x: FloatArray) -> None:
+        """The same, each field (n,) written where it is to go."""
         for first in range(0, len(x), _CHUNK):
             part = slice(first, first + _CHUNK)
             b, r, Lambda = self._call(t, x[part])
-            result[:, part] = self._fields(t, x[part], b, r, Lambda).stacked()
+            for field, values in zip(result, self._fields(t, x[part], b, r, Lambda).stacked(), strict=True):
+                field[part] = values
 
     def over(self, times: FloatArray, x: FloatArray) -> FloatArray:
         """(k, m, n) at times (k,), each at all points, which are few: the callables are called once."""
@@ -171,23 +173,24 @@ def _all_times(times: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray
 
 @final
 class Table:
-    """Fields (m, *shape) on a grid at q times of [s0, s1], and the polynomial through them.
+    """m fields (*shape) on a grid at q times of [s0, s1], and the polynomials through them.
 
-    values : in single precision where an error of 3e-7, relative, does not matter: half of what they take, and of what
-        it takes to interpolate them.
+    values : of each field, (q, *shape), to be changed; in single precision where an error of 3e-7, relative, does not
+        matter: half of what they take, and of what it takes to interpolate them.
     """
 
-    def __init__(self, s0: float, s1: float, values: FloatArray) -> None:
-        self.s0, self.s1, self.values = s0, s1, values
-        self.nodes = lobatto(len(values))
-        gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(len(values))
+    def __init__(self, s0: float, s1: float, values: Sequence[FloatArray]) -> None:
+        self.s0, self.s1, self.values = s0, s1, list(values)
+        count = len(self.values[0])
+        self.nodes = lobatto(count)
+        gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(count)
         self._weights = 1.0 / gaps.prod(axis=1)
         self._last: tuple[float, list[FloatArray]] | None = None  # steps ask twice for each of their times
 
     @property
     def dtype(self) -> Any:
         """Of the values."""
-        return self._rows.dtype
+        return self.values[0].dtype
 
     @property
     def longest(self) -> float:
@@ -195,22 +198,18 @@ class Table:
         return _TOLD * (self.s1 - self.s0) / max(len(self.nodes) - 1, 1)
 
     def settle(self) -> None:
-        """The values (q, m, *shape) are now what they are: keep what moves, once, and one row of what does not."""
-        values, self.values = self.values, np.empty(0)
-        self._shape = values.shape[1:]
-        moving = [any((row[k] != values[0, k]).any() for row in values[1:]) for k in range(len(values[0]))]
-        self._moving = np.array(moving)  # (m,)
-        self._steady = values[0][~self._moving]
-        rows: Any = values
-        if not self._moving.all():
-            rows = np.empty((len(values), int(self._moving.sum()), *self._shape[1:]), values.dtype)
-            for k, row in enumerate(values):
-                rows[k] = row[self._moving]
-        self._rows = rows.reshape(len(values), -1)
+        """The values are now what they are: keep one of those that do not move."""
+        for k, field in enumerate(self.values):
+            if len(field) > 1 and all(np.array_equal(row, field[0]) for row in field[1:]):
+                self.values[k] = field[:1].copy()
+        self._moving = any(len(field) > 1 for field in self.values)
 
     def row(self, k: int) -> FloatArray:
         """(m, *shape) at the k-th of the times."""
-        return np.stack(self._with(self._rows[k])).astype(np.float64, copy=False)
+        return np.stack(self._kept(k), dtype=np.float64)
+
+    def _kept(self, k: int) -> list[FloatArray]:
+        return [field[k if len(field) > 1 else 0] for field in self.values]
 
     def rest(self) -> None:
         """Let go of what was asked for last."""
@@ -218,33 +217,38 @@ class Table:
 
     def forget(self) -> None:
         """Let go of all of it."""
-        self._steady = self._rows = np.empty(0)
+        self.values = [field[:0] for field in self.values]
         self.rest()
 
     def at(self, s: float) -> list[FloatArray]:
         """The m fields (*shape) at time to go s, which nobody is to write to."""
-        if self._last is None or (self._last[0] != s and self._moving.any()):
+        if self._last is None or (self._last[0] != s and self._moving):
             gaps = (s - self.s0) / (self.s1 - self.s0) - self.nodes
             here = int(np.abs(gaps).argmin())
             if gaps[here] == 0.0 or len(gaps) == 1:
-                self._last = s, self._with(self._rows[here])
+                self._last = s, self._kept(here)
             else:
                 quotients = self._weights / gaps
-                weights = (quotients / quotients.sum()).astype(self._rows.dtype)
-                row = np.empty(self._rows.shape[1])
-
-                def interpolate(part: slice) -> None:
-                    row[part] = weights @ self._rows[:, part]
-
-                for_each(parts_of(row.size, row.size), interpolate)
-                self._last = s, self._with(row)
+                self._last = s, self._interpolated((quotients / quotients.sum()).astype(self.dtype))
         return self._last[1]
 
-    def _with(self, row: Any) -> list[FloatArray]:
-        """All fields, from those that depend on time."""
-        moving = iter(row.reshape(-1, *self._shape[1:]))
-        steady = iter(self._steady)
-        return [next(moving if moves else steady) for moves in self._moving.tolist()]
+    def _interpolated(self, weights: FloatArray) -> list[FloatArray]:
+        shape = self.values[0].shape[1:]
+        result = [np.empty(shape) if len(field) > 1 else field[0] for field in self.values]
+        size = math.prod(shape)
+
+        def sum_up(work: tuple[int, slice]) -> None:
+            k, part = work
+            result[k].reshape(size)[part] = weights @ self.values[k].reshape(-1, size)[:, part]
+
+        moving = [k for k, field in enumerate(self.values) if len(field) > 1]
+        for_each([(k, part) for k in moving for part in parts_of(size, size)], sum_up)
+        return result
+
+
+def by_field(rows: FloatArray) -> list[FloatArray]:
+    """The values of a table, from those of all fields (q, m, *shape) at a time."""
+    return [np.ascontiguousarray(field) for field in np.moveaxis(rows, 1, 0)]
 
 
 def lobatto(count: int) -> FloatArray:

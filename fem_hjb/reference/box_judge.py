@@ -106,14 +106,15 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     rows = [rows_at(line, new.nodes[part]) for line, new, part in zip(own.grid.lines, grid.lines, known, strict=True)]
     beyond = np.flatnonzero(~reduce(np.logical_and.outer, inner))
     further = grid.nodes[beyond]
-    values = np.empty((len(old.nodes), len(coefficients.names), *grid.shape), old.dtype)
+    values = [np.empty((len(old.nodes), *grid.shape), old.dtype) for _ in coefficients.names]
     for k, t in enumerate((coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()):
         fields = own.operators.coefficients(k)
         for axis, matrix in enumerate(rows):
             fields = fields if matrix is None else apply_axis(matrix, fields, axis + 1)
-        values[k][(slice(None), *known)] = fields
-        if len(beyond):
-            values[k].reshape(len(fields), -1)[:, beyond] = coefficients.at(t, further)
+        outside = coefficients.at(t, further) if len(further) else np.empty((len(fields), 0))
+        for field, within, beyond_it in zip(values, fields, outside, strict=True):
+            field[k][known] = within
+            field[k].reshape(-1)[beyond] = beyond_it
     return Table(old.s0, old.s1, values)
 
 

@@ -197,9 +197,10 @@ class Marcher:
         count, misfit = found
         self.result.misfit += misfit * (s1 - s0) / self.T
         times = self.T - inside(s0, s1, lobatto(count))
-        values = np.empty((count, len(self.coefficients.names), *grid.shape), np.float32 if rtol > _SINGLE else float)
-        for row, t in zip(values, times.tolist(), strict=True):
-            self.coefficients.into(row.reshape(len(row), -1), t, nodes)
+        kind = np.float32 if rtol > _SINGLE else np.float64
+        values = [np.empty((count, *grid.shape), kind) for _ in self.coefficients.names]
+        for k, t in enumerate(times.tolist()):
+            self.coefficients.into([field[k].reshape(-1) for field in values], t, nodes)
         return Table(s0, s1, values)
 
     def _floors(self) -> list[float]:

@@ -219,23 +219,23 @@ class Operators:
         slopes = None if begun is None else self.gradient(begun)
         result = np.ones((2, d), dtype=np.bool_)
         for k in range(d):
-            speed = values[:, k]
+            speed = values[k]
             if slopes is not None:
-                speed = speed + self._pushed(values[0], k, slopes) / self.alpha
+                speed = speed + self._pushed([field[0] for field in values], k, slopes) / self.alpha
             faces = np.moveaxis(speed, k + 1, 0)
             result[:, k] = (faces[0] >= 0).all(), (faces[-1] <= 0).all()
         return result
 
-    def _pushed(self, fields: FloatArray, k: int, slopes: Sequence[FloatArray]) -> FloatArray:
+    def _pushed(self, fields: Fields, k: int, slopes: Sequence[FloatArray]) -> FloatArray:
         """(Lambda grad w)_k, of fields as they are before S is taken out."""
         rows = [self._upper[min(k, m), max(k, m)] for m in range(self.grid.dim)]
-        Lambda = fields[rows] if self.constant is None else self.constant[k]
+        Lambda = [fields[row] for row in rows] if self.constant is None else list(self.constant[k])
         return np.asarray(sum(part * slope for part, slope in zip(Lambda, slopes, strict=True)))
 
-    def _freeze(self, second: Sequence[FloatArray], values: FloatArray) -> None:
+    def _freeze(self, second: Sequence[FloatArray], values: Sequence[FloatArray]) -> None:
         """Make S, and take it out of the values of a table."""
         grid, d = self.grid, self.grid.dim
-        middle = values[len(values) // 2].astype(np.float64)
+        middle = [field[len(field) // 2].astype(np.float64) for field in values]
         self.separable: list[FloatArray] = []
         self.axes: list[AxisMatrix] = []  # the same
         self._taken: list[FloatArray] = []  # of the diagonal of Lambda
@@ -254,13 +254,14 @@ class Operators:
                 middle[d] -= grid.along(rate, k)  # so that constants go to one axis only
                 taken[d] = rate
             for place, part in taken.items():
-                values[:, place] -= grid.along(part, k)
+                field = values[place]
+                field -= grid.along(part, k)
             self.separable.append(S)
             self.axes.append(in_blocks(S))
             self._taken.append(diffusion)
             self._taken_of.append(taken)
 
-    def _frozen_diffusion(self, middle: FloatArray, k: int) -> FloatArray:
+    def _frozen_diffusion(self, middle: Fields, k: int) -> FloatArray:
         """(n_k,)."""
         if self.constant is not None:
             return np.full(self.grid.shape[k], self.constant[k, k])

@@ -12,7 +12,7 @@ from fem_hjb.problems.laws import Gaussian, Law, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.reference import box_adjoint, fokker_planck_panels, fokker_planck_start
 from fem_hjb.reference.box_adjoint import Adjoint
-from fem_hjb.reference.box_coefficients import Coefficients, Table
+from fem_hjb.reference.box_coefficients import Coefficients, Table, by_field
 from fem_hjb.reference.box_panel import Grid, Operators
 from fem_hjb.reference.fokker_planck import solve
 from fem_hjb.reference.mesh_operators import MeshOperators
@@ -226,7 +226,7 @@ def split_in_two(problem, basis, held):
     grid = Grid(basis.lines, tuple(line.weights for line in basis.lines), 0.0)
     coefficients = Coefficients(problem, fokker_planck_start.no_gauge(problem), linear=True)
     values = np.stack([coefficients.at(problem.horizon - s, basis.nodes) for s in (0.2, 0.3)])
-    table = Table(0.2, 0.3, values.reshape(2, -1, *grid.shape))
+    table = Table(0.2, 0.3, by_field(values.reshape(2, -1, *grid.shape)))
     none = np.zeros((2, basis.dim), dtype=np.bool_)
     operators = Operators(grid, table, coefficients.constant, none, 1.0, True, np.ones(basis.dim))
     return operators, Adjoint(operators, held), np.asarray(basis.weights).reshape(grid.shape)
