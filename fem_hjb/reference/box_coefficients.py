@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import moved_to_faces
-from fem_hjb.spaces.axes import barycentric_rows, parts_of
+from fem_hjb.spaces.axes import barycentric_rows, copy_to, parts_of
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import EllipticityError
 from fem_hjb.support.threads import for_each
@@ -206,7 +206,10 @@ class Table:
 
     def row(self, k: int) -> FloatArray:
         """(m, *shape) at the k-th of the times."""
-        return np.stack(self._kept(k), dtype=np.float64)
+        result = np.empty((len(self.values), *self.values[0].shape[1:]))
+        for target, field in zip(result, self._kept(k), strict=True):
+            copy_to(target, field)
+        return result
 
     def _kept(self, k: int) -> list[FloatArray]:
         return [field[k if len(field) > 1 else 0] for field in self.values]

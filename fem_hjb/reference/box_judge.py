@@ -23,7 +23,7 @@ from fem_hjb.reference.box_grading import make_grid, narrowed, stretched, widene
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run
-from fem_hjb.spaces.axes import AxisMatrix, apply_axis, in_blocks, tensor_points
+from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.stepping.adaptive import Step, replay
 from fem_hjb.support.checks import FloatArray
@@ -113,7 +113,7 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
             fields = fields if matrix is None else apply_axis(matrix, fields, axis + 1)
         outside = coefficients.at(t, further) if len(further) else np.empty((len(fields), 0))
         for field, within, beyond_it in zip(values, fields, outside, strict=True):
-            field[k][known] = within
+            copy_to(field[k][known], within)
             field[k].reshape(-1)[beyond] = beyond_it
     return Table(old.s0, old.s1, values)
 
@@ -190,7 +190,8 @@ def places_of(problem: ControlProblem, s: float, draws: Sequence[FloatArray], bo
 
 def _shared(axes: Sequence[FloatArray], x: FloatArray) -> FloatArray:
     """The weights (*shape) of a sum over points x (n, d), each shared out multilinearly; of sum 1."""
-    result = np.zeros([len(axis) for axis in axes])
+    shape = tuple(len(axis) for axis in axes)
+    result = np.zeros(math.prod(shape))
     below, parts = [], []
     for axis, column in zip(axes, x.T, strict=True):
         k = np.clip(np.searchsorted(axis, column, side="right") - 1, 0, max(len(axis) - 2, 0))
@@ -200,11 +201,10 @@ def _shared(axes: Sequence[FloatArray], x: FloatArray) -> FloatArray:
         below.append((k, above))
         parts.append((1.0 - part, part))
     for corner in np.ndindex(*[2] * len(axes)):
-        index = tuple(ends[c] for ends, c in zip(below, corner, strict=True))
-        np.add.at(
-            result, index, math.prod((part[c] for part, c in zip(parts, corner, strict=True)), start=np.ones(len(x)))
-        )
-    return result / len(x)
+        place = np.ravel_multi_index([ends[c] for ends, c in zip(below, corner, strict=True)], shape)
+        share = math.prod((part[c] for part, c in zip(parts, corner, strict=True)), start=np.ones(len(x)))
+        result += np.bincount(place, share, len(result))
+    return result.reshape(shape) / len(x)
 
 
 @final
@@ -276,7 +276,8 @@ class Judge:
         for place, (v, g) in zip(self.places, rows, strict=True):
             known = np.isfinite(v) & np.isfinite(g).all(axis=-1)
             gradient = np.where(known[..., None], g, 0.0)
-            pushed = (gradient[..., None, :] @ place.Lambda)[..., 0, :]
+            Lambda = place.Lambda
+            pushed = gradient @ Lambda if Lambda.ndim == 2 else (gradient[..., None, :] @ Lambda)[..., 0, :]
             squares = np.where(known, v, 0.0) ** 2, np.maximum((pushed * gradient).sum(axis=-1), 0.0)
             for law, weights in enumerate(place.weights):
                 mass = max(float(weights[known].sum()), 1e-300)
@@ -381,7 +382,7 @@ def on_places(equation: Equation, panel: PanelRun, place: Places) -> tuple[Float
     """v - v0 (*shape) and its gradient (*shape, d) on a tensor grid; nan where there is no logarithm."""
     parts: dict[tuple[int, ...], FloatArray] = {(): panel.at(place.s)}
     for k, (line, x) in enumerate(zip(panel.grid.lines, place.axes, strict=True)):
-        rows = line.rows(x), line.rows(x, order=1)
+        rows = line.rows_to(x, 1)
         parts = {(*slot, m): apply_axis(rows[m], part, k) for slot, part in parts.items() for m in range(2 - sum(slot))}
     d = len(place.axes)
     unit = np.eye(d, dtype=np.int64).tolist()

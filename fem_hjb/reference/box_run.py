@@ -9,6 +9,7 @@ import numpy as np
 from fem_hjb.reference.box_faces import between
 from fem_hjb.reference.box_grading import unresolved
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
+from fem_hjb.spaces.axes import copy_to
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space
@@ -71,7 +72,9 @@ def panel_run(operators: Operators, stepped: Panel, steps: Iterable[Step], count
     for k, step in enumerate(steps):
         if not k:
             ends[0], states[0], states[1] = step.s, step.u0, step.slope0
-        ends[k + 1], states[2 * k + 2], states[2 * k + 3] = step.s + step.h, step.u1, step.slope1
+        ends[k + 1] = step.s + step.h
+        copy_to(states[2 * k + 2], step.u1)
+        copy_to(states[2 * k + 3], step.slope1)
     ends[-1] = s1
     stepped.forget()
     operators.table.rest()

@@ -134,6 +134,15 @@ def parts_of(length: int, size: int) -> list[slice]:
     return [slice(k * length // count, (k + 1) * length // count) for k in range(count)]
 
 
+def copy_to(target: FloatArray, source: FloatArray) -> None:
+    """target[:] = source, in parts."""
+
+    def copy(part: slice) -> None:
+        target[part] = source[part]
+
+    for_each(parts_of(len(source), source.size), copy)
+
+
 def combined(*terms: tuple[float, FloatArray]) -> FloatArray:
     """The sum of multiples of arrays of one shape."""
     (_, first), *_ = terms

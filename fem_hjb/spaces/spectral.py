@@ -198,14 +198,17 @@ class SpectralLine(Plain):
 
         Beyond the ends those of the end cells go on; derivatives at a grid point are those on its right.
         """
+        return self.rows_to(x, order)[order]
+
+    def rows_to(self, x: ArrayLike, order: int) -> list[FloatArray]:
+        """The same for each order up to this one."""
         points = np.asarray(x, dtype=np.float64)
-        cells = np.clip(np.searchsorted(self.grid, points, side="right") - 1, 0, self.n_cells - 1)
-        result = np.zeros((points.size, self.n))
-        local = self.reference((points - self.grid[cells]) / self.widths[cells], order)
-        if order:
-            local = local / self.widths[cells, None]
-        np.put_along_axis(result, self.cell_dofs[cells], local, axis=1)
-        return result
+        cells = np.searchsorted(self.grid[1:-1], points, side="right")
+        tables = self.tabulate(cells, (points - self.grid[cells]) / self.widths[cells], order)
+        results = [np.zeros((points.size, self.n)) for _ in range(order + 1)]
+        for k, result in enumerate(results):
+            np.put_along_axis(result, self.cell_dofs[cells], tables[:, k], axis=1)
+        return results
 
     def mass(self) -> FloatArray:
         """The consistent mass matrix (n, n): the L2 products of the basis functions."""
