@@ -421,6 +421,13 @@ def test_values_at_any_time_and_place_are_sums_of_products(dim: int, kind: str) 
             np.testing.assert_allclose(part, exact, atol=1e-11)
 
 
+def test_a_cell_is_another_one_at_another_time() -> None:
+    space = Space.product(LineBasis.uniform(1.0, 4, "P1"), SpectralBasis([SpectralLine([0.0, 1.0], 3)]))
+    c = space.interpolate(lambda t, x: (1.0 + t) * x[:, 0] ** 2)
+    t = np.array([0.9, 0.1, 0.4, 0.6, 0.4])
+    np.testing.assert_allclose(space.evaluate(c, t, np.full((5, 1), 0.5)), (1.0 + t) / 4, atol=1e-13)
+
+
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_quadrature_is_exact_and_agrees_with_the_tables(dim: int) -> None:
     basis = SpectralBasis(lines(dim))

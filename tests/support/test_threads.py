@@ -58,6 +58,22 @@ def test_what_fails_comes_out_and_nothing_runs_on(count: int) -> None:
         for_each(range(3), work)  # and the next one is not disturbed
 
 
+def test_what_fails_in_another_thread_comes_out_and_the_rest_is_left() -> None:
+    caller, met, done = threading.current_thread(), threading.Barrier(2), []
+
+    def work(part: int) -> None:
+        if part < 2:
+            met.wait(10.0)
+        if threading.current_thread() is not caller:
+            raise ValueError("elsewhere")
+        done.append(part)
+        time.sleep(1e-4)
+
+    with threads(2), pytest.raises(ValueError, match="elsewhere"):
+        for_each(range(5000), work)
+    assert len(done) < 2500
+
+
 def test_numpy_minds_its_errors_in_threads_as_outside() -> None:
     barrier = threading.Barrier(2)
 
