@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -175,22 +175,18 @@ def _all_times(times: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray
 class Table:
     """m fields (*shape) on a grid at q times of [s0, s1], and the polynomials through them.
 
-    values : of each field, (q, *shape), to be changed; in single precision where an error of 3e-7, relative, does not
-        matter: half of what they take, and of what it takes to interpolate them.
+    values : of each field, (q, *shape), to be changed.
+    single : whether they are kept in single precision in the end, which halves what they take and what it takes to
+        interpolate them; where an error of 3e-7, relative to what S leaves of them, does not matter.
     """
 
-    def __init__(self, s0: float, s1: float, values: Sequence[FloatArray]) -> None:
-        self.s0, self.s1, self.values = s0, s1, list(values)
+    def __init__(self, s0: float, s1: float, values: Sequence[FloatArray], *, single: bool = False) -> None:
+        self.s0, self.s1, self.values, self.single = s0, s1, list(values), single
         count = len(self.values[0])
         self.nodes = lobatto(count)
         gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(count)
         self._weights = 1.0 / gaps.prod(axis=1)
         self._last: tuple[float, list[FloatArray]] | None = None  # steps ask twice for each of their times
-
-    @property
-    def dtype(self) -> Any:
-        """Of the values."""
-        return self.values[0].dtype
 
     @property
     def longest(self) -> float:
@@ -202,6 +198,8 @@ class Table:
         for k, field in enumerate(self.values):
             if len(field) > 1 and all(np.array_equal(row, field[0]) for row in field[1:]):
                 self.values[k] = field[:1].copy()
+            elif self.single and len(field) > 1:
+                self.values[k] = field.astype(np.float32)
         self._moving = any(len(field) > 1 for field in self.values)
 
     def row(self, k: int) -> FloatArray:
@@ -232,7 +230,10 @@ class Table:
                 self._last = s, self._kept(here)
             else:
                 quotients = self._weights / gaps
-                self._last = s, self._interpolated((quotients / quotients.sum()).astype(self.dtype))
+                self._last = (
+                    s,
+                    self._interpolated((quotients / quotients.sum()).astype(np.float32 if self.single else np.float64)),
+                )
         return self._last[1]
 
     def _interpolated(self, weights: FloatArray) -> list[FloatArray]:

@@ -8,7 +8,6 @@ import numpy as np
 from fem_hjb.paths.extent import Reach
 from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.reference.box_panel import Equation, Grid
-from fem_hjb.spaces.axes import apply_axis, in_blocks
 from fem_hjb.spaces.spectral import SpectralLine, gll
 from fem_hjb.support.checks import FloatArray
 
@@ -59,14 +58,6 @@ def _modes(p: int) -> FloatArray:
     return np.asarray(inverse / np.sqrt(2 * np.arange(p - 4, p) + 1)[:, None])
 
 
-def _all_modes(line: SpectralLine) -> FloatArray:
-    """Rows that take nodal values on a line to these coefficients on each of its cells, (4 cells, n)."""
-    result = np.zeros((line.n_cells, 4, line.n))
-    modes = np.broadcast_to(_modes(line.degree), (line.n_cells, 4, line.degree + 1))
-    np.put_along_axis(result, line.cell_dofs[:, None], modes, axis=2)
-    return result.reshape(-1, line.n)
-
-
 def unresolved(grid: Grid, gradient: Sequence[FloatArray], metric: FloatArray) -> list[FloatArray]:
     """For each axis (cells,): the norm of what its cells do not resolve of a gradient, under the law of the grid.
 
@@ -81,17 +72,16 @@ def unresolved(grid: Grid, gradient: Sequence[FloatArray], metric: FloatArray) -
         floor = np.maximum(density, grid.floor * density.max())
         held = floor[line.cell_dofs].max(axis=1) * line.widths
         held = held / held.sum() if held.sum() > 1 else held
-        tails, rows = np.zeros((line.n_cells, 2)), in_blocks(_all_modes(line))
+        tails = np.zeros((line.n_cells, 2))
         for part, root in zip(gradient, metric.tolist(), strict=True):
-            modes = apply_axis(rows, part, k)
+            local = np.moveaxis(part, k, 0).reshape(line.n, -1)[line.cell_dofs]
             with np.errstate(over="ignore"):  # what has run away is not resolved
-                modes *= modes
-                for weights in reversed(grid.masses[k + 1 :]):
-                    modes = modes @ weights
-                for weights in grid.masses[:k]:
-                    modes = weights @ modes.reshape(len(weights), -1)
-            squares = root**2 * modes.reshape(line.n_cells, 4)
-            tails += np.stack([squares[:, 2:].sum(axis=1), squares[:, :2].sum(axis=1)], axis=1)
+                modes = np.matmul(root * _modes(line.degree), local) ** 2
+            for j in range(grid.dim - 1, -1, -1):
+                if j != k:
+                    modes = modes.reshape(*modes.shape[:2], -1, len(grid.masses[j])) @ grid.masses[j]
+            modes = modes.reshape(line.n_cells, 4)
+            tails += np.stack([modes[:, 2:].sum(axis=1), modes[:, :2].sum(axis=1)], axis=1)
         with np.errstate(invalid="ignore"):
             ratio = np.minimum(tails[:, 0] / np.maximum(tails[:, 1], 1e-300), 1.0)
         tails[:, 0], ratio = np.where(np.isnan(ratio), np.inf, tails[:, 0]), np.where(np.isnan(ratio), 1.0, ratio)

@@ -106,7 +106,7 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     rows = [rows_at(line, new.nodes[part]) for line, new, part in zip(own.grid.lines, grid.lines, known, strict=True)]
     beyond = np.flatnonzero(~reduce(np.logical_and.outer, inner))
     further = grid.nodes[beyond]
-    values = [np.empty((len(old.nodes), *grid.shape), old.dtype) for _ in coefficients.names]
+    values = [np.empty((len(old.nodes), *grid.shape)) for _ in coefficients.names]
     for k, t in enumerate((coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()):
         fields = own.operators.coefficients(k)
         for axis, matrix in enumerate(rows):
@@ -115,7 +115,7 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
         for field, within, beyond_it in zip(values, fields, outside, strict=True):
             copy_to(field[k][known], within)
             field[k].reshape(-1)[beyond] = beyond_it
-    return Table(old.s0, old.s1, values)
+    return Table(old.s0, old.s1, values, single=old.single)
 
 
 def rows_at(line: SpectralLine, x: FloatArray) -> AxisMatrix | None:

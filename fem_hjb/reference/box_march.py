@@ -197,11 +197,10 @@ class Marcher:
         count, misfit = found
         self.result.misfit += misfit * (s1 - s0) / self.T
         times = self.T - inside(s0, s1, lobatto(count))
-        kind = np.float32 if rtol > _SINGLE else np.float64
-        values = [np.empty((count, *grid.shape), kind) for _ in self.coefficients.names]
+        values = [np.empty((count, *grid.shape)) for _ in self.coefficients.names]
         for k, t in enumerate(times.tolist()):
             self.coefficients.into([field[k].reshape(-1) for field in values], t, nodes)
-        return Table(s0, s1, values)
+        return Table(s0, s1, values, single=rtol > _SINGLE)
 
     def _floors(self) -> list[float]:
         """Sizes of the fields that do not count: of drifts, what diffusion does in T; of rewards, the value over T."""

@@ -96,7 +96,7 @@ class Grid:
             inner[rows] = reduce(lambda array, w: array @ w, reversed(others), values(rows))
 
         for_each(self.parts, contract)
-        return float(first @ inner)
+        return float((first @ inner[:, None]).item())
 
     def along(self, values: FloatArray, axis: int) -> FloatArray:
         """Values (n_axis,) along an axis, to be broadcast."""

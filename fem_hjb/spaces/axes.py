@@ -10,7 +10,7 @@ import numpy as np
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.threads import for_each
 
-_BLOCK, _FEWEST = 32, 48  # rows, of a block and of a matrix that is worth more than one
+_BLOCK, _FEWEST = 32, 64  # rows, of a block and of a matrix that is worth more than one
 _NEGLIGIBLE = 1e-17  # of the largest entry
 _PART, _MOST_PARTS = 1 << 15, 16  # numbers at least in a part of an array that is worked on in parts
 _WORTH = 0.6  # of the dense work, below which blocks are taken

@@ -171,7 +171,7 @@ class SpectralLine(Plain):
         if hit is not None:
             gaps[hit] = 1.0
         values = np.divide(self._barycentric, gaps, out=gaps)
-        values *= (1.0 / (values @ np.ones(self.degree + 1)))[:, None]
+        values /= values.sum(axis=1, keepdims=True)
         if hit is not None:
             at_node = hit.any(axis=1)
             values[at_node] = hit[at_node]

@@ -102,20 +102,21 @@ class LawsonPanel:
         k2 = N(s + h / 2, combined((1.0, a), (h / 2, b)))
         k3 = N(s + h / 2, combined((1.0, a), (h / 2, k2)))
         k4 = N(s + h, apply_all(half, combined((1.0, a), (h, k3))))
-        inner = apply_all(half, combined((1.0, a), (h / 6, b), (h / 3, k2), (h / 3, k3)))
+        forced = combined((2.0, combined((1.0, k2), (1.0, k3))), (1.0, b))
+        inner = apply_all(half, combined((h / 6, forced), (1.0, a)))
         u1 = combined((1.0, inner), (h / 6, k4))
         if self.damped is not None:
             u1 = self.damped(u1)
         k5 = N(s + h, u1)
-        return u1, k5, combined((h / 10, k4), (-h / 10, k5))
+        return u1, k5, combined((h / 10, combined((1.0, k4), (-1.0, k5))))
 
     def middle(self, h: float, step: Step, k1: FloatArray, k5: FloatArray) -> FloatArray:
         """u in the middle of a step: what S makes of u is exact, the rest a cubic."""
         half = self._half(h)
         carried = apply_all(half, step.u0)
         forced = combined((1.0, step.u1), (-1.0, apply_all(half, carried)))
-        end = apply_sum(self._axes, forced)
-        return combined((1.0, carried), (0.5, forced), (h / 8, k1), (-h / 8, end), (-h / 8, k5))
+        end = combined((1.0, apply_sum(self._axes, forced)), (1.0, k5))
+        return combined((1.0, carried), (0.5, forced), (h / 8, combined((1.0, k1), (-1.0, end))))
 
 
 def _key(h: float) -> int:

@@ -214,7 +214,7 @@ def test_a_table_is_the_polynomial_through_its_times(count: int) -> None:
 
     values = np.stack([fields(s0 + (s1 - s0) * node) for node in nodes])
     for single in (False, True):
-        table = Table(s0, s1, by_field(values.astype(np.float32 if single else np.float64)))
+        table = Table(s0, s1, by_field(values), single=single)
         table.settle()
         errors = [np.abs(table.at(s) - fields(s)).max() for s in (0.2, 0.27, 0.41, 0.5)]
         size = np.abs(values).max()
