@@ -18,7 +18,7 @@ from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.compare import compare
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.spaces.axes import BlockMatrix
+from fem_hjb.spaces import axes
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import (
     ConvergenceError,
@@ -337,13 +337,13 @@ def test_the_same_call_gives_the_same_bits():
 def test_threads_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a problem whose arrays are worked on in parts, which threads share out and one of them never does alone."""
     problem, seen = zoo.get("brownian-mixture", 3), set[str]()
-    apply = BlockMatrix.rows_into
+    apply = axes._rows_into
 
-    def watched(self: BlockMatrix, u: FloatArray, out: FloatArray) -> None:
+    def watched(matrix: axes.AxisMatrix, u: FloatArray, out: FloatArray) -> None:
         seen.add(threading.current_thread().name.split("_")[0])
-        apply(self, u, out)
+        apply(matrix, u, out)
 
-    monkeypatch.setattr(BlockMatrix, "rows_into", watched)
+    monkeypatch.setattr(axes, "_rows_into", watched)
     one, two = (solve(problem, rtol=3e-3, workers=count, verify=False) for count in (1, 2))
     assert len(seen) == 2
     np.testing.assert_array_equal(one.coefficients, two.coefficients)  # type: ignore[union-attr]
