@@ -324,7 +324,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "solve": (
             fh.solve,
             {"problem": LQ, "rtol": 1e-1, "form": "linear", "box": None, "max_dofs": 500, "rng": 0, "progress": None}
-            | {"max_seconds": None, "verify": True},
+            | {"max_seconds": None, "verify": True, "workers": 1},
         ),
         "solve_on_mesh": (
             fh.solve_on_mesh,

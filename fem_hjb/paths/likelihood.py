@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from fem_hjb.paths.simulate import noise_factor
 from fem_hjb.problems.problem import ControlProblem
@@ -39,20 +38,20 @@ class Shared(NamedTuple):
 
 
 def euler_step(
-    problem: ControlProblem, t: float, h: float, x: FloatArray, pi: FloatArray, noise: FloatArray
+    problem: ControlProblem, t: float, h: float | FloatArray, x: FloatArray, pi: FloatArray, noise: FloatArray
 ) -> Steered:
-    """One step from x (n, d) under pi (n, d) with the noise dB (n, d)."""
+    """One step of length h, the same for all or (n,), from x (n, d) under pi (n, d) with the noise dB (n, d)."""
     if problem.constant_diffusion is not None:
         root = np.linalg.cholesky(problem.constant_diffusion)
-        push = solve_triangular(root, pi.T, lower=True).T
+        push: FloatArray = np.asarray(pi @ np.linalg.inv(root).T, dtype=np.float64)
         moved = noise @ root.T
     else:
         roots = noise_factor(problem, t, x)
-        push = np.linalg.solve(roots, pi[..., None])[..., 0]
+        push = np.asarray(np.linalg.solve(roots, pi[..., None])[..., 0])
         moved = np.einsum("nij,nj->ni", roots, noise)
     effort = (push**2).sum(axis=1)
     ratio = (push * noise).sum(axis=1) + 0.5 * h * effort
-    return Steered(x + (problem.b(t, x) + pi) * h + moved, ratio, effort)
+    return Steered(x + (problem.b(t, x) + pi) * np.asarray(h)[..., None] + moved, ratio, effort)
 
 
 def shared_steps(times: FloatArray, n: int, dim: int, rng: np.random.Generator) -> Iterator[Shared]:

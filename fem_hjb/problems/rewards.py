@@ -7,8 +7,8 @@ from typing import final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import logsumexp
 
+from fem_hjb.problems.laws import log_sum
 from fem_hjb.support.checks import (
     FloatArray,
     IntArray,
@@ -33,7 +33,7 @@ def log_sum_exp(
         Px = np.einsum("nkij,nj->nki", P[which], x)
         linear, constant = p[which], c[which]
     logs = np.einsum("nki,ni->nk", linear - 0.5 * Px, x) + constant
-    value = logsumexp(logs, axis=1)
+    value = log_sum(logs)
     shares = np.exp(logs - value[:, None])
     return np.asarray(value), np.asarray(np.einsum("nk,nki->ni", shares, linear - Px))
 

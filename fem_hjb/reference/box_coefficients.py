@@ -9,10 +9,11 @@ A user's callables are called at a few times of each panel of time only, and are
 polynomials. How many times are needed is seen at points drawn from where the process goes, at times in between.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,9 +22,10 @@ from fem_hjb.paths.breaks import all_times, fields_of, jumps_of
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.faces import moved_to_faces
-from fem_hjb.spaces.axes import barycentric_rows
+from fem_hjb.spaces.axes import barycentric_rows, copy_to, parts_of
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import EllipticityError
+from fem_hjb.support.threads import for_each
 
 _CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
 _SCAN_POINTS = 24
@@ -68,11 +70,16 @@ class Coefficients:
     def at(self, t: float, x: FloatArray) -> FloatArray:
         """(m, n), as `Fields.stacked`, at points x (n, d)."""
         result = np.empty((len(self.names), len(x)))
+        self.into(list(result), t, x)
+        return result
+
+    def into(self, result: Sequence[FloatArray], t: float, x: FloatArray) -> None:
+        """The same, each field (n,) written where it is to go."""
         for first in range(0, len(x), _CHUNK):
             part = slice(first, first + _CHUNK)
             b, r, Lambda = self._call(t, x[part])
-            result[:, part] = self._fields(t, x[part], b, r, Lambda).stacked()
-        return result
+            for field, values in zip(result, self._fields(t, x[part], b, r, Lambda).stacked(), strict=True):
+                field[part] = values
 
     def over(self, times: FloatArray, x: FloatArray) -> FloatArray:
         """(k, m, n) at times (k,), each at all points, which are few: the callables are called once."""
@@ -134,18 +141,20 @@ def check_elliptic(Lambda: FloatArray, x: FloatArray, t: float) -> None:
 
 @final
 class Table:
-    """Fields (m, *shape) on a grid at q times of [s0, s1], and the polynomial through them.
+    """m fields (*shape) on a grid at q times of [s0, s1], and the polynomials through them.
 
-    single : whether the values are kept in single precision, which halves what they take and what it takes to
-        interpolate them; where an error of 3e-7, relative, does not matter.
+    values : of each field, (q, *shape), to be changed.
+    single : whether they are kept in single precision in the end, which halves what they take and what it takes to
+        interpolate them; where an error of 3e-7, relative to what S leaves of them, does not matter.
     """
 
-    def __init__(self, s0: float, s1: float, values: FloatArray, *, single: bool = False) -> None:
-        self.s0, self.s1, self.values, self.single = s0, s1, values, single
-        self.nodes = lobatto(len(values))
-        gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(len(values))
+    def __init__(self, s0: float, s1: float, values: Sequence[FloatArray], *, single: bool = False) -> None:
+        self.s0, self.s1, self.values, self.single = s0, s1, list(values), single
+        count = len(self.values[0])
+        self.nodes = lobatto(count)
+        gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(count)
         self._weights = 1.0 / gaps.prod(axis=1)
-        self._last: tuple[float, FloatArray] | None = None  # steps ask twice for each of their times
+        self._last: tuple[float, list[FloatArray]] | None = None  # steps ask twice for each of their times
 
     @property
     def longest(self) -> float:
@@ -153,23 +162,23 @@ class Table:
         return _TOLD * (self.s1 - self.s0) / max(len(self.nodes) - 1, 1)
 
     def settle(self) -> None:
-        """The values (q, m, *shape) are now what they are: keep what moves, once, and one row of what does not."""
-        values, self.values = self.values, np.empty(0)
-        self._shape = values.shape[1:]
-        moving = [any((row[k] != values[0, k]).any() for row in values[1:]) for k in range(len(values[0]))]
-        self._moving = np.array(moving)  # (m,)
-        self._steady = values[0][~self._moving]
-        rows: Any = values
-        if self.single or not self._moving.all():
-            dtype = np.float32 if self.single else np.float64
-            rows = np.empty((len(values), int(self._moving.sum()), *self._shape[1:]), dtype)
-            for k, row in enumerate(values):
-                rows[k] = row[self._moving]
-        self._rows = rows.reshape(len(values), -1)
+        """The values are now what they are: keep one of those that do not move."""
+        for k, field in enumerate(self.values):
+            if len(field) > 1 and all(np.array_equal(row, field[0]) for row in field[1:]):
+                self.values[k] = field[:1].copy()
+            elif self.single and len(field) > 1:
+                self.values[k] = field.astype(np.float32)
+        self._moving = any(len(field) > 1 for field in self.values)
 
     def row(self, k: int) -> FloatArray:
         """(m, *shape) at the k-th of the times."""
-        return self._with(np.array(self._rows[k], dtype=np.float64))
+        result = np.empty((len(self.values), *self.values[0].shape[1:]))
+        for target, field in zip(result, self._kept(k), strict=True):
+            copy_to(target, field)
+        return result
+
+    def _kept(self, k: int) -> list[FloatArray]:
+        return [field[k if len(field) > 1 else 0] for field in self.values]
 
     def rest(self) -> None:
         """Let go of what was asked for last."""
@@ -177,30 +186,41 @@ class Table:
 
     def forget(self) -> None:
         """Let go of all of it."""
-        self._steady = self._rows = np.empty(0)
+        self.values = [field[:0] for field in self.values]
         self.rest()
 
-    def at(self, s: float) -> FloatArray:
-        """(m, *shape) at time to go s."""
-        if self._last is None or (self._last[0] != s and self._moving.any()):
+    def at(self, s: float) -> list[FloatArray]:
+        """The m fields (*shape) at time to go s, which nobody is to write to."""
+        if self._last is None or (self._last[0] != s and self._moving):
             gaps = (s - self.s0) / (self.s1 - self.s0) - self.nodes
             here = int(np.abs(gaps).argmin())
             if gaps[here] == 0.0 or len(gaps) == 1:
-                self._last = s, self.row(here)
+                self._last = s, self._kept(here)
             else:
                 quotients = self._weights / gaps
-                row = (quotients / quotients.sum()).astype(self._rows.dtype) @ self._rows
-                self._last = s, self._with(row.astype(np.float64, copy=False))
+                self._last = (
+                    s,
+                    self._interpolated((quotients / quotients.sum()).astype(np.float32 if self.single else np.float64)),
+                )
         return self._last[1]
 
-    def _with(self, row: FloatArray) -> FloatArray:
-        """All fields, from those that depend on time."""
-        if self._moving.all():
-            return np.asarray(row.reshape(self._shape))
-        result = np.empty(self._shape)
-        result[~self._moving] = self._steady
-        result[self._moving] = row.reshape(-1, *self._shape[1:])
+    def _interpolated(self, weights: FloatArray) -> list[FloatArray]:
+        shape = self.values[0].shape[1:]
+        result = [np.empty(shape) if len(field) > 1 else field[0] for field in self.values]
+        size = math.prod(shape)
+
+        def sum_up(work: tuple[int, slice]) -> None:
+            k, part = work
+            result[k].reshape(size)[part] = weights @ self.values[k].reshape(-1, size)[:, part]
+
+        moving = [k for k, field in enumerate(self.values) if len(field) > 1]
+        for_each([(k, part) for k in moving for part in parts_of(size, size)], sum_up)
         return result
+
+
+def by_field(rows: FloatArray) -> list[FloatArray]:
+    """The values of a table, from those of all fields (q, m, *shape) at a time."""
+    return [np.ascontiguousarray(field) for field in np.moveaxis(rows, 1, 0)]
 
 
 def lobatto(count: int) -> FloatArray:

@@ -20,9 +20,10 @@ from scipy.linalg.lapack import dgbtrf, dgbtrs
 from scipy.sparse.linalg import LinearOperator, gmres
 
 from fem_hjb.problems.box import BoolArray
+from fem_hjb.reference.box_adjoint import Adjoint
 from fem_hjb.reference.box_averages import averages
 from fem_hjb.reference.box_grading import transfer
-from fem_hjb.reference.box_panel import Adjoint, Equation, Grid, Operators
+from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.faces import moved_to_faces
 from fem_hjb.spaces.axes import apply_all, apply_sum
 from fem_hjb.stepping.adaptive import Panel, Size

@@ -23,9 +23,9 @@ from fem_hjb.reference.box_grading import make_grid, narrowed, stretched, widene
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run, restored
-from fem_hjb.spaces.axes import apply_axis, tensor_points
+from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine
-from fem_hjb.stepping.adaptive import replay
+from fem_hjb.stepping.adaptive import Step, replay
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.progress import Progress
 
@@ -93,15 +93,20 @@ def followed(
                 panel = None
             if panel is None:
                 panel = panel_of(equation, operators, operators.root_mean_square)
-            steps = []
-            for step in replay(panel, u, s0, lengths(np.diff(own.ends))):
-                steps.append(step)
-                tell(1.0)
-        found = panel_run(operators, panel, steps, s1)
-        before = found.grid, found.last
+            plan = lengths(np.diff(own.ends))
+            found = panel_run(operators, panel, told(replay(panel, u, s0, plan), tell), len(plan), s1)
+        before, finite = (grid, found.last.copy()), found.finite
         yield found
-        if not found.finite:
+        del found, operators, panel  # before there is another one
+        if not finite:
             return
+
+
+def told(steps: Iterable[Step], tell: Progress) -> Iterator[Step]:
+    """Steps, of which each is told."""
+    for step in steps:
+        tell(1.0)
+        yield step
 
 
 def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
@@ -109,30 +114,25 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     old = own.operators.table
     bounds = [line.bounds for line in own.grid.lines]
     inner = [(line.nodes >= low) & (line.nodes <= high) for line, (low, high) in zip(grid.lines, bounds, strict=True)]
-    known = reduce(np.logical_and.outer, inner)
-    beyond = grid.nodes[~known.ravel()]
-    values = np.empty((len(old.nodes), len(coefficients.names), *grid.shape))
+    known = tuple(slice(int(part.argmax()), int(part.argmax() + part.sum())) for part in inner)
+    rows = [rows_at(line, new.nodes[part]) for line, new, part in zip(own.grid.lines, grid.lines, known, strict=True)]
+    beyond = np.flatnonzero(~reduce(np.logical_and.outer, inner))
+    further = grid.nodes[beyond]
+    values = [np.empty((len(old.nodes), *grid.shape)) for _ in coefficients.names]
     for k, t in enumerate((coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()):
         fields = own.operators.coefficients(k)
-        for axis, (before, after) in enumerate(zip(own.grid.lines, grid.lines, strict=True)):
-            fields = _along(fields, axis + 1, before, after.nodes[inner[axis]])
-        values[k][:, known] = fields.reshape(len(fields), -1)
-        if len(beyond):
-            values[k][:, ~known] = coefficients.at(t, beyond)
+        for axis, matrix in enumerate(rows):
+            fields = fields if matrix is None else apply_axis(matrix, fields, axis + 1)
+        outside = coefficients.at(t, further) if len(further) else np.empty((len(fields), 0))
+        for field, within, beyond_it in zip(values, fields, outside, strict=True):
+            copy_to(field[k][known], within)
+            field[k].reshape(-1)[beyond] = beyond_it
     return Table(old.s0, old.s1, values, single=old.single)
 
 
-def _along(fields: FloatArray, axis: int, line: SpectralLine, x: FloatArray) -> FloatArray:
-    """Fields at other points (k,) along an axis: taken where these are nodes, else interpolated."""
-    place = np.minimum(np.searchsorted(line.nodes, x), line.n - 1)
-    new = line.nodes[place] != x
-    if new.all():
-        return apply_axis(line.rows(x), fields, axis)
-    result = np.take(fields, place, axis)
-    if new.any():
-        index = (*[slice(None)] * axis, new)
-        result[index] = apply_axis(line.rows(x[new]), fields, axis)
-    return result
+def rows_at(line: SpectralLine, x: FloatArray) -> AxisMatrix | None:
+    """What takes values at the nodes of a line to those at points x (k,) of it; None if these are the nodes."""
+    return None if np.array_equal(line.nodes, x) else in_blocks(line.rows(x))
 
 
 def merged(lengths: FloatArray) -> list[float]:
@@ -202,7 +202,8 @@ def places_of(problem: ControlProblem, s: float, draws: Sequence[FloatArray], bo
 
 def _shared(axes: Sequence[FloatArray], x: FloatArray) -> FloatArray:
     """The weights (*shape) of a sum over points x (n, d), each shared out multilinearly; of sum 1."""
-    result = np.zeros([len(axis) for axis in axes])
+    shape = tuple(len(axis) for axis in axes)
+    result = np.zeros(math.prod(shape))
     below, parts = [], []
     for axis, column in zip(axes, x.T, strict=True):
         k = np.clip(np.searchsorted(axis, column, side="right") - 1, 0, max(len(axis) - 2, 0))
@@ -212,11 +213,10 @@ def _shared(axes: Sequence[FloatArray], x: FloatArray) -> FloatArray:
         below.append((k, above))
         parts.append((1.0 - part, part))
     for corner in np.ndindex(*[2] * len(axes)):
-        index = tuple(ends[c] for ends, c in zip(below, corner, strict=True))
-        np.add.at(
-            result, index, math.prod((part[c] for part, c in zip(parts, corner, strict=True)), start=np.ones(len(x)))
-        )
-    return result / len(x)
+        place = np.ravel_multi_index([ends[c] for ends, c in zip(below, corner, strict=True)], shape)
+        share = math.prod((part[c] for part, c in zip(parts, corner, strict=True)), start=np.ones(len(x)))
+        result += np.bincount(place, share, len(result))
+    return result.reshape(shape) / len(x)
 
 
 @final
@@ -273,6 +273,7 @@ class Judge:
             while len(rows) < len(self.places) and (self.places[len(rows)].s <= end * (1 + 1e-12) or end == last):
                 rows.append(on_places(self.equation, panel, self.places[len(rows)]))
             tails = max(tails, panel.tails if end > self.run.layer else 0.0)
+            del panel  # as large as what comes next
         return Seen(rows, tails)
 
     def _whole(self, place: Places, w: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -288,7 +289,8 @@ class Judge:
         for place, (v, g) in zip(self.places, rows, strict=True):
             known = np.isfinite(v) & np.isfinite(g).all(axis=-1)
             gradient = np.where(known[..., None], g, 0.0)
-            pushed = (gradient[..., None, :] @ place.Lambda)[..., 0, :]
+            Lambda = place.Lambda
+            pushed = gradient @ Lambda if Lambda.ndim == 2 else (gradient[..., None, :] @ Lambda)[..., 0, :]
             squares = np.where(known, v, 0.0) ** 2, np.maximum((pushed * gradient).sum(axis=-1), 0.0)
             for law, weights in enumerate(place.weights):
                 mass = max(float(weights[known].sum()), 1e-300)
@@ -394,7 +396,7 @@ def on_places(equation: Equation, panel: PanelRun, place: Places) -> tuple[Float
     """v - v0 (*shape) and its gradient (*shape, d) on a tensor grid; nan where there is no logarithm."""
     parts: dict[tuple[int, ...], FloatArray] = {(): panel.at(place.s)}
     for k, (line, x) in enumerate(zip(panel.grid.lines, place.axes, strict=True)):
-        rows = line.rows(x), line.rows(x, order=1)
+        rows = line.rows_to(x, 1)
         parts = {(*slot, m): apply_axis(rows[m], part, k) for slot, part in parts.items() for m in range(2 - sum(slot))}
     d = len(place.axes)
     unit = np.eye(d, dtype=np.int64).tolist()

@@ -154,20 +154,20 @@ class Marcher:
             table = self._table(grid, s, min(self._end(s), THICKEST * self.T))
             operators = Operators.of(self.equation, grid, table, u)
             panel = panel_of(self.equation, operators, partial(self._relative, operators))
-            self._measure(operators, s, u)
+            self._measured(operators, s, u)
             steps: list[Step] = []
             longest = min(table.longest, _SHORT * self.T)
             how = {"rtol": self.tol.time, "rtol_dense": np.inf, "longest": longest}
             for step in march(panel, u, s, table.s1, first=min(self.h, table.s1 - s), **how):
                 steps.append(step)
                 self.tell((step.s + step.h) / self.T)
-                self._measure(operators, step.s + step.h, step.u1)
+                self._measured(operators, step.s + step.h, step.u1)
                 if found := resolved(grid, step.s + step.h, step.u1):
                     break
             s, u, self.h = steps[-1].s + steps[-1].h, steps[-1].u1, steps[-1].h
             s = table.s1 if s > table.s1 - _SHORTEST * self.T else s
             self._count(panel)
-            self.result.keep(panel_run(operators, panel, steps, s))
+            self.result.keep(panel_run(operators, panel, steps, len(steps), s))
         return found
 
     def _resolved(self, at_end: FloatArray, grid: Grid, s: float, u: FloatArray) -> bool:
@@ -276,9 +276,9 @@ class Marcher:
         count, misfit = found
         self.result.misfit += misfit * (s1 - s0) / self.T
         times = self.T - inside(s0, s1, lobatto(count))
-        values = np.empty((count, len(self.coefficients.names), *grid.shape))
-        for row, t in zip(values, times.tolist(), strict=True):
-            row[:] = self.coefficients.at(t, nodes).reshape(row.shape)
+        values = [np.empty((count, *grid.shape)) for _ in self.coefficients.names]
+        for k, t in enumerate(times.tolist()):
+            self.coefficients.into([field[k].reshape(-1) for field in values], t, nodes)
         return Table(s0, s1, values, single=rtol > _SINGLE)
 
     def _floors(self) -> list[float]:
@@ -329,8 +329,10 @@ class Marcher:
         self.result.counts["redone"] = self.result.counts.get("redone", 0) + redone
         end = steps[-1].s + steps[-1].h
         end = table.s1 if end > table.s1 - _SHORTEST * self.T else end
-        self.result.keep(panel_run(operators, panel, steps, end))
-        self.h = steps[-1].h
+        self.h, last = steps[-1].h, steps[-1].u1
+        count, taken = len(steps), (steps.pop() for _ in range(len(steps)))
+        steps.reverse()
+        self.result.keep(panel_run(operators, panel, taken, count, end))
         allowed = self.tol.space * self.size_g * (1.0 if bad is None else _AHEAD)
         new = [
             regraded(line, part, allowed) for line, part in zip(grid.lines, good if bad is None else bad, strict=True)
@@ -343,15 +345,14 @@ class Marcher:
             self.result.layer = end
             self.rough = self._refined(grid, good, self.tol.space * self.size_g, _TOLERATED) is not None
             new = edges if self.rough else new
-        return end, (grid, steps[-1].u1), new
+        return end, (grid, last), new
 
     def _steps(
         self, operators: Operators, panel: Panel, u: FloatArray, end: float
     ) -> tuple[list[Step], list[FloatArray], list[FloatArray] | None]:
         """Steps as long as the gradient is resolved; what is not at the last of them, and where it is too much."""
         s0 = operators.table.s0
-        self._measure(operators, s0, u)
-        good = tails_of(operators, [u])
+        good = self._measured(operators, s0, u)
         unresolved_now = max(map(total, good)) > _TOLERATED * self.tol.space * self.size_g
         if unresolved_now and self.result.panels and not (self.rough or self.unchecked):
             return [], good, good  # the grid is too coarse for what it begins with
@@ -366,8 +367,7 @@ class Marcher:
                 self.tell(at / self.T)
                 if len(steps) % _EVERY and len(steps) > 2 and at < end * (1 - 1e-12):
                     continue
-                self._measure(operators, at, step.u1)
-                found = tails_of(operators, [step.u1])
+                found = self._measured(operators, at, step.u1)
                 allowed = self.tol.space * self.size_g
                 if not (self.rough or self.unchecked) and max(map(total, found)) > _TOLERATED * allowed:
                     return steps[:kept], good, found
@@ -390,12 +390,14 @@ class Marcher:
         fastest = max(a / max(b, 1e-300) for a, b in zip(speed, (self.size_v, self.size_g), strict=True))
         return float(min(length / 3, max(self.tol.time**0.25 / max(fastest, 1e-300), 1e-10 * self.T)))
 
-    def _measure(self, operators: Operators, s: float, u: FloatArray) -> None:
-        """Norms of the value and of its gradient, that errors are relative to."""
-        value, *slopes = self._whole(operators.grid, self.T - s, u, operators.gradient(u))
-        self.size_w = operators.policy_square(s, operators.gradient(u)) ** 0.5
-        self._resize(s, operators.grid.mean(value**2) ** 0.5, operators.policy_square(s, slopes) ** 0.5)
+    def _measured(self, operators: Operators, s: float, u: FloatArray) -> list[FloatArray]:
+        """Norms of the value and of its gradient, that errors are relative to; what is not resolved of that of u."""
+        gradient = operators.gradient(u)
+        value, *slopes = self._whole(operators.grid, self.T - s, u, gradient)
+        self.size_w = operators.policy_square(s, gradient) ** 0.5
+        self._resize(s, operators.root_mean_square(value), operators.policy_square(s, slopes) ** 0.5)
         self.peak = max(float(np.abs(u).max()), self.size_v)
+        return unresolved(operators.grid, gradient, operators.metric)
 
     def _resize(self, s: float, value: float, slope: float) -> None:
         """Take the largest so far, or the gradient of now where T is not resolved or near: of jumps it is unbounded.
@@ -414,7 +416,7 @@ class Marcher:
     def _relative(self, operators: Operators, error: FloatArray) -> float:
         """Under the law of the panel, relative; and anywhere in the box, where steps must be stable."""
         value, slope = operators.sizes(operators.table.s0, error)
-        anywhere = float(np.abs(error).max()) / (_ANYWHERE * self.peak)
+        anywhere = max(float(error.max()), -float(error.min())) / (_ANYWHERE * self.peak)
         return max(value / self.size_v, slope / self.size_g, self.tol.time * anywhere)
 
     def _scales(self) -> tuple[float, float]:

@@ -21,7 +21,7 @@ makes a kink, which moves inwards: an equation is tamed only where steps collaps
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from itertools import combinations
 from typing import final
 
@@ -33,16 +33,13 @@ from fem_hjb.problems.gauge import Gauge, QuadraticGauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Table
 from fem_hjb.reference.box_taming import damping, flattened
-from fem_hjb.spaces.axes import (
-    AxisMatrix,
-    apply_axis,
-    in_blocks,
-    tensor_points,
-)
+from fem_hjb.spaces.axes import AxisMatrix, apply_axis, in_blocks, parts_of, tensor_points
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.threads import for_each
 
 Payoff = Callable[[FloatArray], FloatArray]
+Fields = Sequence[FloatArray]  # those of a table at a time, each (*shape)
 
 _STEEPEST = 4.0  # standard deviations between the middle of a box and its faces, of the weight of separable averages
 _ROUNDING = 1e-14  # of what S takes out
@@ -81,9 +78,25 @@ class Grid:
     def basis(self) -> SpectralBasis:
         return SpectralBasis(self.lines)
 
+    @property
+    def parts(self) -> list[slice]:
+        """Of the first axis, as threads share them out."""
+        return parts_of(self.shape[0], self.size)
+
     def mean(self, values: FloatArray) -> float:
         """Of values (*shape) under the weights."""
-        return float(reduce(lambda array, w: w @ array.reshape(len(w), -1), self.masses, values).item())
+        return self.mean_of(lambda rows: values[rows])
+
+    def mean_of(self, values: Callable[[slice], FloatArray]) -> float:
+        """The same, of values that are made for a part of the first axis at a time."""
+        first, *others = self.masses
+        inner = np.empty(len(first))
+
+        def contract(rows: slice) -> None:
+            inner[rows] = reduce(lambda array, w: array @ w, reversed(others), values(rows))
+
+        for_each(self.parts, contract)
+        return float((first @ inner[:, None]).item())
 
     def along(self, values: FloatArray, axis: int) -> FloatArray:
         """Values (n_axis,) along an axis, to be broadcast."""
@@ -207,23 +220,23 @@ class Operators:
         slopes = None if begun is None else self.gradient(begun)
         result = np.ones((2, d), dtype=np.bool_)
         for k in range(d):
-            speed = values[:, k]
+            speed = values[k]
             if slopes is not None:
-                speed = speed + self._pushed(values[0], k, slopes) / self.alpha
+                speed = speed + self._pushed([field[0] for field in values], k, slopes) / self.alpha
             faces = np.moveaxis(speed, k + 1, 0)
             result[:, k] = (faces[0] >= 0).all(), (faces[-1] <= 0).all()
         return result
 
-    def _pushed(self, fields: FloatArray, k: int, slopes: Sequence[FloatArray]) -> FloatArray:
+    def _pushed(self, fields: Fields, k: int, slopes: Sequence[FloatArray]) -> FloatArray:
         """(Lambda grad w)_k, of fields as they are before S is taken out."""
         rows = [self._upper[min(k, m), max(k, m)] for m in range(self.grid.dim)]
-        Lambda = fields[rows] if self.constant is None else self.constant[k]
+        Lambda = [fields[row] for row in rows] if self.constant is None else list(self.constant[k])
         return np.asarray(sum(part * slope for part, slope in zip(Lambda, slopes, strict=True)))
 
-    def _freeze(self, second: Sequence[FloatArray], values: FloatArray) -> None:
+    def _freeze(self, second: Sequence[FloatArray], values: Sequence[FloatArray]) -> None:
         """Make S, and take it out of the values of a table."""
         grid, d = self.grid, self.grid.dim
-        middle = values[len(values) // 2].copy()
+        middle = [field[len(field) // 2].astype(np.float64) for field in values]
         self.separable: list[FloatArray] = []
         self.axes: list[AxisMatrix] = []  # the same
         self._taken: list[FloatArray] = []  # of the diagonal of Lambda
@@ -242,13 +255,14 @@ class Operators:
                 middle[d] -= grid.along(rate, k)  # so that constants go to one axis only
                 taken[d] = rate
             for place, part in taken.items():
-                values[:, place] -= grid.along(part, k)
+                field = values[place]
+                field -= grid.along(part, k)
             self.separable.append(S)
             self.axes.append(in_blocks(S))
             self._taken.append(diffusion)
             self._taken_of.append(taken)
 
-    def _frozen_diffusion(self, middle: FloatArray, k: int) -> FloatArray:
+    def _frozen_diffusion(self, middle: Fields, k: int) -> FloatArray:
         """(n_k,)."""
         if self.constant is not None:
             return np.full(self.grid.shape[k], self.constant[k, k])
@@ -268,18 +282,15 @@ class Operators:
     def remainder(self, s: float, u: FloatArray) -> FloatArray:
         """N(s, u)."""
         fields, slopes = self.table.at(s), self.gradient(u)
-        if self.linear:
-            result = np.asarray(fields[self.grid.dim] * u)
-            for b, slope in zip(fields, slopes, strict=False):
-                result += b * slope
-        else:
-            result = self._steered(fields, slopes)
+        result = np.empty(self.grid.shape)
+        work = partial(self._transported, fields, u) if self.linear else partial(self._steered, fields)
+        for_each(self.grid.parts, lambda rows: work(slopes, rows, result[rows]))
         self._second_order(fields, u, slopes, result)
         for k, end in self._guarded:
             self._guard(fields, slopes, k, end, result)
         return result
 
-    def _guard(self, fields: FloatArray, slopes: list[FloatArray], k: int, end: int, result: FloatArray) -> None:
+    def _guard(self, fields: Fields, slopes: list[FloatArray], k: int, end: int, result: FloatArray) -> None:
         """Take out what the slope across a face does where the drift points outwards; the slope is changed, too."""
         face = (slice(None),) * k + (end,)
         parts = [self._on_face(fields, k, m, end) * slope[face] / self.alpha for m, slope in enumerate(slopes)]
@@ -289,41 +300,50 @@ class Operators:
         result[face] -= np.where(outwards, across * (speed - 0.5 * parts[k]), 0.0)
         slopes[k][face] = np.where(outwards, 0.0, across)
 
-    def _steered(self, fields: FloatArray, slopes: list[FloatArray]) -> FloatArray:
-        """alpha rate + <b + Lambda grad w / (2 alpha), grad w>."""
+    def _transported(
+        self, fields: Fields, u: FloatArray, slopes: list[FloatArray], rows: slice, result: FloatArray
+    ) -> None:
+        """rate u + <b, grad u> on a part of the first axis."""
+        np.multiply(fields[self.grid.dim][rows], u[rows], out=result)
+        for b, slope in zip(fields, slopes, strict=False):
+            result += b[rows] * slope[rows]
+
+    def _steered(self, fields: Fields, slopes: list[FloatArray], rows: slice, result: FloatArray) -> None:
+        """alpha rate + <b + Lambda grad w / (2 alpha), grad w> on a part of the first axis."""
         d = self.grid.dim
-        result: FloatArray = np.array(fields[d])
+        result[:] = fields[d][rows]
         buffer = np.empty_like(result)
         for k, slope in enumerate(slopes):
             if self.constant is not None:
-                np.multiply(slope, self.constant[k, k] / (2 * self.alpha), out=buffer)
+                np.multiply(slope[rows], self.constant[k, k] / (2 * self.alpha), out=buffer)
                 for m in range(k + 1, d):
                     if self.constant[k, m]:
-                        buffer += (self.constant[k, m] / self.alpha) * slopes[m]
+                        buffer += (self.constant[k, m] / self.alpha) * slopes[m][rows]
             else:
-                np.multiply(self._varying(fields, k, k), slope, out=buffer)
+                np.multiply(self._varying(fields, k, k, rows), slope[rows], out=buffer)
                 buffer *= 0.5
                 for m in range(k + 1, d):
-                    buffer += self._varying(fields, k, m) * slopes[m]
+                    buffer += self._varying(fields, k, m, rows) * slopes[m][rows]
                 buffer /= self.alpha
-            buffer += fields[k]
-            buffer *= slope
+            buffer += fields[k][rows]
+            buffer *= slope[rows]
             result += buffer
-        return result
 
-    def _varying(self, fields: FloatArray, k: int, m: int) -> FloatArray:
-        """Lambda_km, what was taken out of it put back."""
-        part = fields[self._upper[k, m]]
-        return np.asarray(part + self.grid.along(self._taken[k], k)) if k == m else part
+    def _varying(self, fields: Fields, k: int, m: int, rows: slice) -> FloatArray:
+        """Lambda_km on a part of the first axis, what was taken out of it put back."""
+        part = fields[self._upper[k, m]][rows]
+        if k != m:
+            return part
+        return np.asarray(part + self.grid.along(self._taken[k] if k else self._taken[k][rows], k))
 
-    def _on_face(self, fields: FloatArray, k: int, m: int, end: int) -> FloatArray:
+    def _on_face(self, fields: Fields, k: int, m: int, end: int) -> FloatArray:
         """Lambda_km at the first or last nodes of axis k."""
         if self.constant is not None:
             return np.asarray(self.constant[k, m])
         part = fields[self._upper[min(k, m), max(k, m)]][(slice(None),) * k + (end,)]
         return np.asarray(part + self._taken[k][end] if k == m else part)
 
-    def _second_order(self, fields: FloatArray, u: FloatArray, slopes: list[FloatArray], result: FloatArray) -> None:
+    def _second_order(self, fields: Fields, u: FloatArray, slopes: list[FloatArray], result: FloatArray) -> None:
         """Add what S leaves of 1/2 Tr(Lambda Hess u)."""
         grid = self.grid
         for k, m in self._pairs:
@@ -335,14 +355,14 @@ class Operators:
             for k in range(grid.dim):
                 result += 0.5 * self.diffusion_left(fields, k) * apply_axis(self.second[k], u, k)
 
-    def mixed_factor(self, fields: FloatArray, k: int, m: int) -> FloatArray | None:
+    def mixed_factor(self, fields: Fields, k: int, m: int) -> FloatArray | None:
         """Lambda_km, which nothing has on open faces; None if it is 0."""
         if self.constant is not None and not self.constant[k, m]:
             return None
         factor = self.constant[k, m] if self.constant is not None else fields[self._upper[k, m]]
         return np.asarray(factor * self._closed[k, m])
 
-    def diffusion_left(self, fields: FloatArray, k: int) -> FloatArray:
+    def diffusion_left(self, fields: Fields, k: int) -> FloatArray:
         """What S leaves of Lambda_kk, if it varies."""
         return np.asarray(fields[self._upper[k, k]])
 
@@ -359,22 +379,21 @@ class Operators:
 
     def policy_square(self, s: float, slopes: Sequence[FloatArray]) -> float:
         """The mean of grad' Lambda grad under the weights of the grid."""
-        grid = self.grid
-        if self.constant is not None:
-            total = sum(self.constant[k, k] * grid.mean(slope * slope) for k, slope in enumerate(slopes))
-            pairs = sum(self.constant[k, m] * grid.mean(slopes[k] * slopes[m]) for k, m in self._pairs)
-            return max(float(total + 2 * pairs), 0.0)
-        fields = self.table.at(s)
-        density = np.zeros(grid.shape)
-        for k, slope in enumerate(slopes):
-            density += self._varying(fields, k, k) * slope * slope
-        for k, m in self._pairs:
-            density += 2 * self._varying(fields, k, m) * slopes[k] * slopes[m]
-        return max(grid.mean(density), 0.0)
+        fields = [] if self.constant is not None else self.table.at(s)
+
+        def square(rows: slice) -> FloatArray:
+            parts, result = [slope[rows] for slope in slopes], np.zeros(slopes[0][rows].shape)
+            for k, m in [*((k, k) for k in range(self.grid.dim)), *self._pairs]:
+                factor = self._varying(fields, k, m, rows) if self.constant is None else self.constant[k, m]
+                if self.constant is None or factor:
+                    result += (1.0 if k == m else 2.0) * factor * parts[k] * parts[m]
+            return result
+
+        return max(self.grid.mean_of(square), 0.0)
 
     def root_mean_square(self, u: FloatArray) -> float:
         """The norm of u under the weights of the grid."""
-        return math.sqrt(self.grid.mean(u * u))
+        return math.sqrt(self.grid.mean_of(lambda rows: u[rows] * u[rows]))
 
     def sizes(self, s: float, u: FloatArray) -> tuple[float, float]:
         """The norms of u and, in the metric of Lambda, of its gradient."""
@@ -386,64 +405,3 @@ def _broad(line: SpectralLine) -> FloatArray:
     low, high = line.bounds
     weights = line.weights * np.exp(-0.5 * (_STEEPEST * (2.0 * line.nodes - low - high) / (high - low)) ** 2)
     return np.asarray(weights / weights.sum())
-
-
-@final
-class Adjoint:
-    """S* and N* of the linear form, L* = W^{-1} L' W with W the weights of the nodes: sum w (L u) q = sum w u (L* q).
-
-    held : (2, d), the faces on which q is 0.
-    separable : the matrices of S*, one for each axis.
-    """
-
-    def __init__(self, operators: Operators, held: BoolArray) -> None:
-        self.operators = operators
-        grid, varying = operators.grid, operators.constant is None
-        self._held = [(axis, -side) for side, axis in np.argwhere(held).tolist()]
-        weights = [line.weights for line in grid.lines]
-        self.D: list[AxisMatrix] = [
-            in_blocks(_adjoint(line.derivative, w)) for line, w in zip(grid.lines, weights, strict=True)
-        ]
-        self.second: list[AxisMatrix] = [
-            in_blocks(_adjoint(inner[:, None] * line.laplacian, w))
-            for inner, line, w in zip(operators.inner, grid.lines, weights, strict=True)
-            if varying
-        ]
-        self.separable = [_adjoint(S, w) for S, w in zip(operators.separable, weights, strict=True)]
-        for axis, end in self._held:
-            self.separable[axis][end] = self.separable[axis][:, end] = 0.0
-        self.axes: list[AxisMatrix] = [in_blocks(S) for S in self.separable]
-        self._left = operators.left()
-
-    @property
-    def grid(self) -> Grid:
-        return self.operators.grid
-
-    @property
-    def split(self) -> bool:
-        """Whether S* is not all there is."""
-        mixed = any(self.operators.constant is None or self.operators.constant[k, m] for k, m in self.operators._pairs)
-        return any(self._left) or mixed
-
-    def remainder(self, s: float, q: FloatArray) -> FloatArray:
-        """N* q at the time to go s."""
-        of, fields = self.operators, self.operators.table.at(s)
-        d = of.grid.dim
-        result = np.asarray(fields[d] * q) if self._left[d] else np.zeros(q.shape)
-        for k in range(d):
-            moved = fields[k] * q if self._left[k] else None
-            for m in range(k + 1, d):
-                if (factor := of.mixed_factor(fields, k, m)) is not None:
-                    part = apply_axis(self.D[m], factor * q, m)
-                    moved = part if moved is None else moved + part
-            if moved is not None:
-                result += apply_axis(self.D[k], moved, k)
-            if self.second:
-                result += apply_axis(self.second[k], 0.5 * of.diffusion_left(fields, k) * q, k)
-        for axis, end in self._held:
-            result[(slice(None),) * axis + (end,)] = 0.0
-        return result
-
-
-def _adjoint(matrix: FloatArray, weights: FloatArray) -> FloatArray:
-    return np.asarray(matrix.T * weights / weights[:, None])

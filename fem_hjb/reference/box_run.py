@@ -1,6 +1,6 @@
 """What a run over panels of time leaves, and as functions of space and time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -11,6 +11,7 @@ from fem_hjb.reference.box_faces import between
 from fem_hjb.reference.box_grading import unresolved
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.solutions.checks import Check
+from fem_hjb.spaces.axes import copy_to
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space
@@ -68,11 +69,16 @@ class PanelRun:
         return hermite((s - self.ends[k]) / h, h, u0, slope0, u1, slope1)
 
 
-def panel_run(operators: Operators, stepped: Panel, steps: Sequence[Step], s1: float) -> PanelRun:
-    """Steps that end at s1."""
-    ends = np.array([steps[0].s, *(step.s + step.h for step in steps)])
+def panel_run(operators: Operators, stepped: Panel, steps: Iterable[Step], count: int, s1: float) -> PanelRun:
+    """So many steps that end at s1; one at a time need exist."""
+    ends, states = np.empty(count + 1), np.empty((2 * count + 2, *operators.grid.shape))
+    for k, step in enumerate(steps):
+        if not k:
+            ends[0], states[0], states[1] = step.s, step.u0, step.slope0
+        ends[k + 1] = step.s + step.h
+        copy_to(states[2 * k + 2], step.u1)
+        copy_to(states[2 * k + 3], step.slope1)
     ends[-1] = s1
-    states = np.stack([steps[0].u0, steps[0].slope0, *(w for step in steps for w in (step.u1, step.slope1))])
     stepped.forget()
     operators.table.rest()
     return PanelRun(operators, stepped, ends, states)

@@ -14,9 +14,10 @@ from typing import Any, final
 import numpy as np
 
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
+from fem_hjb.reference.box_adjoint import Adjoint
+from fem_hjb.reference.box_coefficients import Coefficients, Table, by_field, inside, lobatto, times_needed
 from fem_hjb.reference.box_faces import HeldSystem
-from fem_hjb.reference.box_panel import Adjoint, Grid, Operators
+from fem_hjb.reference.box_panel import Grid, Operators
 from fem_hjb.reference.faces import faces_of_domain
 from fem_hjb.reference.fokker_planck_grids import (
     at_faces,
@@ -306,7 +307,7 @@ class Forward:
         count, misfit = (2, 1.0) if needed is None else needed  # so short that a jump within does not matter
         self.misfit += misfit * (end - start) / T
         times = T - inside(T - end, T - start, lobatto(count))
-        return Table(T - end, T - start, self._values(times, grid))
+        return Table(T - end, T - start, by_field(self._values(times, grid)))
 
     def _values(self, times: FloatArray, grid: Grid) -> FloatArray:
         """The coefficients at these times and all nodes, (times, fields, *shape)."""

@@ -18,7 +18,7 @@ from typing import Any, final
 import numpy as np
 
 from fem_hjb.paths.extent import substeps_of
-from fem_hjb.paths.likelihood import Shared, euler_step, shared_steps
+from fem_hjb.paths.likelihood import euler_step
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import ErrorEstimate
@@ -113,30 +113,36 @@ class _Walk:
         x = x if problem.domain is None else problem.domain.mirror(x)
         start = self.solution.value(0.0, x, outside="nan", nonpositive="nan") / alpha
         self.size = float(np.nanmax(np.abs(start), initial=1e-300))
-        found = np.tile(-start, (2, 1))
-        places = [x.copy(), x.copy()]
-        for step in shared_steps(self.times, self.count, d, self.rng):
-            self._follow(step, places, found)
+        found, places = np.tile(-start, (2, 1)), np.stack([x, x])
+        for k in range(0, len(self.times) - 1, 2):  # the long step and the first short one begin together
+            t, half, end = self.times[k : k + 3].tolist()
+            first, second = (np.sqrt(h) * self.rng.standard_normal((self.count, d)) for h in (half - t, end - half))
+            self._follow(t, np.array([end - t, half - t]), np.stack([first + second, first]), places, found)
+            self._follow(half, np.array([end - half]), second[None], places[1:], found[1:])
         for row, place in zip(found, places, strict=True):
             earned = problem.y(place) / alpha
             self.size = max(self.size, float(np.sqrt((earned**2).mean())))
             row += earned
         return found
 
-    def _follow(self, step: Shared, places: list[FloatArray], found: FloatArray) -> None:
-        """One step of Euler and Maruyama, with what it adds to W."""
-        problem, (row, t, h, noise) = self.problem, step
-        x = places[row]
+    def _follow(self, t: float, h: FloatArray, noise: FloatArray, places: FloatArray, found: FloatArray) -> None:
+        """A step of Euler and Maruyama of each of r chains, the last one of short steps, with what it adds to W.
+
+        h (r,); noise and places (r, n, d); found (r, n).
+        """
+        problem, d = self.problem, self.problem.dim
+        x, lengths = places.reshape(-1, d), np.repeat(h, self.count)
         gradient = self.solution.gradient(t, x, outside="nan", nonpositive="nan")
         known = np.isfinite(gradient).all(axis=1)
-        found[row, ~known] = np.nan
+        found[~known.reshape(found.shape)] = np.nan
         if not known.all():  # paths that left are not followed: callables need not have values there
             stay = int(known.argmax())
             x, gradient = (np.where(known[:, None], part, part[stay]) for part in (x, gradient))
             gradient = np.nan_to_num(gradient)
         pi = problem.policy_from_gradient(t, x, gradient)
-        t += _INSIDE * h  # after a jump, if there is one
-        ahead = euler_step(problem, t, h, x, pi, noise)
-        self.energy += row * h * float(ahead.effort.mean())
-        found[row] += problem.r(t, x) * h / problem.temperature - ahead.log_ratio
-        places[row] = ahead.x if problem.domain is None else problem.domain.mirror(ahead.x)
+        t += _INSIDE * float(h[-1])  # after a jump, if there is one
+        ahead = euler_step(problem, t, lengths, x, pi, noise.reshape(-1, d))
+        self.energy += float(h[-1] * ahead.effort[-self.count :].mean())
+        found += (problem.r(t, x) * lengths / problem.temperature - ahead.log_ratio).reshape(found.shape)
+        new = ahead.x if problem.domain is None else problem.domain.mirror(ahead.x)
+        places[:] = new.reshape(places.shape)

@@ -53,7 +53,7 @@ def residual(
     nan where the solution is not known all around.
     """
     now = solution.value(t, x, outside="nan", nonpositive="nan")
-    whole, half, quarter = (_excess(problem, solution, t, x, now, part) for part in (h, h / 2, h / 4))
+    whole, half, quarter = _excess(problem, solution, t, x, now, h * np.array([[1.0], [0.5], [0.25]]))
     before, found = 2.0 * half - whole, 2.0 * quarter - half
     return found, found - before
 
@@ -61,12 +61,13 @@ def residual(
 def _excess(
     problem: ControlProblem, solution: Any, t: FloatArray, x: FloatArray, now: FloatArray, h: FloatArray
 ) -> FloatArray:
-    """By how much the future exceeds the value now, over h, (n,)."""
+    """By how much the future exceeds the value now, over h, (k, n) for steps h (k, n)."""
     alpha, d = problem.temperature, problem.dim
-    kicks = np.sqrt(d * h)[:, None, None] * np.swapaxes(noise_factor(problem, t, x), 1, 2)  # rows: columns of it
-    ahead = (x + h[:, None] * problem.b(t, x))[:, None] + np.concatenate([kicks, -kicks], axis=1)
-    then = solution.value((t + h)[:, None], ahead, outside="nan", nonpositive="nan")
-    gain = np.log(np.exp((then - now[:, None]) / alpha).mean(axis=1))
+    roots = np.swapaxes(noise_factor(problem, t, x), 1, 2)  # rows: columns of it
+    kicks = np.sqrt(d * h)[:, :, None, None] * np.concatenate([roots, -roots], axis=1)
+    ahead = (x + h[..., None] * problem.b(t, x))[:, :, None] + kicks
+    then = solution.value((t + h)[..., None], ahead, outside="nan", nonpositive="nan")
+    gain = np.log(np.exp((then - now[:, None]) / alpha).mean(axis=-1))
     return np.asarray(alpha / h * gain + problem.r(t, x))
 
 
@@ -107,9 +108,11 @@ def residual_checks(
     longest = _STEP * T / max(1.0, substeps / _STEEP)
     steps = np.minimum(np.minimum(longest, _LEAST * (T - times)), 0.99 * (after - times))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is left out
-        rows = [residual(problem, solution, *each) for each in zip(times, x[:-1], steps, strict=True)]
-        rows.append((_missed_at_the_end(problem, solution, x[-1]) / T, np.zeros(x.shape[1])))
-    values, changes = (np.stack(part) for part in zip(*rows, strict=True))  # (k, n)
+        found = residual(problem, solution, times.ravel(), x[:-1].reshape(-1, problem.dim), steps.ravel())
+        at_the_end = _missed_at_the_end(problem, solution, x[-1]) / T
+    values, changes = (np.zeros(x.shape[:2]) for _ in range(2))  # (k, n)
+    values[:-1], changes[:-1] = (part.reshape(times.shape) for part in found)
+    values[-1] = at_the_end
     start = solution.value(0.0, x[0], outside="nan", nonpositive="nan")
     size = max(float(np.abs(each[np.isfinite(each)]).sum()) / len(each) for each in (start, problem.y(x[-1])))
     allowed = (_ESTIMATES * min(max(estimate.value, estimate.policy), 1.0) + _ROUNDING) * size / alpha

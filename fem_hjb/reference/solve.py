@@ -14,6 +14,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from fem_hjb.problems.blocks import alike, independent_blocks, restrict
 from fem_hjb.problems.box import Box
@@ -27,6 +28,7 @@ from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import Rng, as_seed, flag, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, until
+from fem_hjb.support.threads import threads, worker_count
 
 Form = Literal["linear", "value"]
 Block = tuple[int, ...]
@@ -45,6 +47,7 @@ def solve(
     progress: Progress | None = None,
     max_seconds: float | None = None,
     verify: bool = True,
+    workers: int = 1,
 ) -> Solution | ProductSolution:
     """Value and policy of a problem, to a tolerance.
 
@@ -66,6 +69,8 @@ def solve(
         take, with what judges it, is logged by the logger "fem_hjb" (INFO) before it begins.
     max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so.
     verify : follow paths under the policy with the problem as it was given (`pathwise`), and compare the value.
+    workers : threads that share out what is done to large arrays, as in three dimensions; -1 for as many as there are
+        processors, as in `scipy.fft`. Results have the same digits. Callables are called from your own thread only.
 
     Returns
     -------
@@ -88,7 +93,7 @@ def solve(
         raise ProblemError(f"solve needs a ControlProblem, got {type(problem).__name__}")
     rtol, seed = checked_rtol(rtol), as_seed(rng)
     told, seconds = checked_progress(progress), checked_seconds(max_seconds)
-    verify = flag(verify, "verify", ConvergenceError)
+    verify, workers = flag(verify, "verify", ConvergenceError), worker_count(workers, ConvergenceError)
     if max_dofs is not None:
         max_dofs = positive_integer(max_dofs, "max_dofs", SpaceError)
     if form is not None:
@@ -109,9 +114,10 @@ def solve(
         return _product(problem, blocks, *_each(problem, blocks, _EACH * rtol, form, max_dofs, watched, seed), seed)
 
     try:
-        solution = _verified(found(blocks), seed) if verify else found(blocks)
-        if len(blocks) > 1 and problem.dim <= 3 and not all(check.passed for check in solution.checks):
-            solution = _verified(found([tuple(range(problem.dim))]), seed)  # they may not be independent after all
+        with threads(workers):
+            solution = _verified(found(blocks), seed) if verify else found(blocks)
+            if len(blocks) > 1 and problem.dim <= 3 and not all(check.passed for check in solution.checks):
+                solution = _verified(found([tuple(range(problem.dim))]), seed)  # they may not be independent after all
     except OutOfTimeError:
         raise ConvergenceError(
             f"solve({problem.name!r}): no solution within max_seconds={seconds:g}; give it more time, a larger rtol, or"
@@ -133,7 +139,8 @@ def _verified(solution: AnySolution, seed: int) -> AnySolution:
     """The solution with the checks that use the problem as it was given."""
     jumps = sorted({t for part in getattr(solution, "parts", [((), solution)]) for t in part[1].stats["jumps"]})
     known = solution.problem, solution, _estimate_of(solution), jumps, seed
-    return replace(solution, checks=(*solution.checks, *residual_checks(*known), *along_paths(*known)))
+    with threadpool_limits(1, user_api="blas"):  # a few points at a time: more threads wait for each other
+        return replace(solution, checks=(*solution.checks, *residual_checks(*known), *along_paths(*known)))
 
 
 def _each(

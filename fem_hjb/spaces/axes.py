@@ -1,5 +1,6 @@
 """Polynomials through points on a line, and products of matrices along the axes of a tensor grid."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import final
@@ -7,9 +8,11 @@ from typing import final
 import numpy as np
 
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.threads import for_each
 
-_BLOCK = 32  # rows
+_BLOCK, _FEWEST = 32, 64  # rows, of a block and of a matrix that is worth more than one
 _NEGLIGIBLE = 1e-17  # of the largest entry
+_PART, _MOST_PARTS = 1 << 15, 16  # numbers at least in a part of an array that is worked on in parts
 _WORTH = 0.6  # of the dense work, below which blocks are taken
 
 
@@ -50,13 +53,13 @@ def tensor_points(arrays: Sequence[FloatArray]) -> FloatArray:
 
 @final
 class BlockMatrix:
-    """A square matrix (n, n) as dense blocks of rows, each over the columns in which it is not negligible.
+    """A matrix (m, n) as dense blocks of rows, each over the columns in which it is not negligible.
 
     Made for 1-D operators on elements, which are banded, and for their exponentials over short times, which nearly are.
     """
 
     def __init__(self, matrix: FloatArray) -> None:
-        self.shape = matrix.shape
+        self.shape, self.dtype = matrix.shape, matrix.dtype
         large = np.abs(matrix) > _NEGLIGIBLE * np.abs(matrix).max()
         ends = np.linspace(0, len(matrix), max(round(len(matrix) / _BLOCK), 1) + 1).astype(np.int64)
         self.blocks: list[tuple[slice, slice, FloatArray, FloatArray]] = []
@@ -71,21 +74,15 @@ class BlockMatrix:
         """Entries that are multiplied with."""
         return sum(block.size for _, _, block, _ in self.blocks)
 
-    def along(self, u: FloatArray, axis: int) -> FloatArray:
-        """Applied along one axis of u."""
-        result = np.empty(u.shape)
-        if axis == u.ndim - 1:
-            flat, out = u.reshape(-1, u.shape[-1]), result.reshape(-1, u.shape[-1])
-            for rows, columns, _, transposed in self.blocks:
-                out[:, rows] = flat[:, columns] @ transposed
-            return result
-        flat, out = (part.reshape(*u.shape[: axis + 1], -1) for part in (u, result))
+    def columns_into(self, u: FloatArray, out: FloatArray) -> None:
+        """out (..., m, k) = matrix u, for u (..., n, k)."""
         for rows, columns, block, _ in self.blocks:
-            if axis == 0:
-                np.matmul(block, flat[columns], out=out[rows])
-            else:
-                out[..., rows, :] = np.matmul(block, flat[..., columns, :])
-        return result
+            np.matmul(block, u[..., columns, :], out=out[..., rows, :])
+
+    def rows_into(self, u: FloatArray, out: FloatArray) -> None:
+        """out (k, m) = u matrix', for u (k, n)."""
+        for rows, columns, _, transposed in self.blocks:
+            np.matmul(u[:, columns], transposed, out=out[:, rows])
 
 
 AxisMatrix = FloatArray | BlockMatrix
@@ -93,22 +90,73 @@ AxisMatrix = FloatArray | BlockMatrix
 
 def in_blocks(matrix: FloatArray) -> AxisMatrix:
     """The matrix as a `BlockMatrix` where that saves work."""
-    if len(matrix) < 2 * _BLOCK:
+    if len(matrix) < _FEWEST:
         return matrix
     blocks = BlockMatrix(matrix)
     return blocks if blocks.work < _WORTH * matrix.size else matrix
 
 
 def apply_axis(matrix: AxisMatrix, u: FloatArray, axis: int) -> FloatArray:
-    """`matrix` (m, n_axis) applied along one axis of u (n_1, ..., n_d), by one GEMM or a batch of them."""
+    """`matrix` (m, n_axis) applied along one axis of u (n_1, ..., n_d), by one GEMM or a batch of them.
+
+    Large arrays in parts, which threads may share out.
+    """
+    m, n = matrix.shape
+    lead, trail = math.prod(u.shape[:axis]), math.prod(u.shape[axis + 1 :])
+    result = np.empty((*u.shape[:axis], m, *u.shape[axis + 1 :]), np.result_type(matrix.dtype, u.dtype))
+    flat, out = u.reshape(lead, n, trail), result.reshape(lead, m, trail)
+    if trail == 1:
+        for_each(parts_of(lead, u.size), lambda part: _rows_into(matrix, flat[part, :, 0], out[part, :, 0]))
+    elif lead == 1:
+        for_each(parts_of(trail, u.size), lambda part: _columns_into(matrix, flat[0, :, part], out[0, :, part]))
+    else:
+        for_each(parts_of(lead, u.size), lambda part: _columns_into(matrix, flat[part], out[part]))
+    return result
+
+
+def _columns_into(matrix: AxisMatrix, u: FloatArray, out: FloatArray) -> None:
     if isinstance(matrix, BlockMatrix):
-        return matrix.along(u, axis)
-    if axis == u.ndim - 1:
-        return np.asarray(u @ matrix.T)
-    shape = (*u.shape[:axis], matrix.shape[0], *u.shape[axis + 1 :])
-    if axis == 0:
-        return np.asarray((matrix @ u.reshape(u.shape[0], -1)).reshape(shape))
-    return np.asarray(np.matmul(matrix, u.reshape(*u.shape[: axis + 1], -1)).reshape(shape))
+        matrix.columns_into(u, out)
+    else:
+        np.matmul(matrix, u, out=out)
+
+
+def _rows_into(matrix: AxisMatrix, u: FloatArray, out: FloatArray) -> None:
+    if isinstance(matrix, BlockMatrix):
+        matrix.rows_into(u, out)
+    else:
+        np.matmul(u, matrix.T, out=out)
+
+
+def parts_of(length: int, size: int) -> list[slice]:
+    """An axis of this length of arrays of this size in parts that stay in the cache, the same for all such arrays."""
+    count = max(min(size // _PART, _MOST_PARTS, length), 1)
+    return [slice(k * length // count, (k + 1) * length // count) for k in range(count)]
+
+
+def copy_to(target: FloatArray, source: FloatArray) -> None:
+    """target[:] = source, in parts."""
+
+    def copy(part: slice) -> None:
+        target[part] = source[part]
+
+    for_each(parts_of(len(source), source.size), copy)
+
+
+def combined(*terms: tuple[float, FloatArray]) -> FloatArray:
+    """The sum of multiples of arrays of one shape."""
+    (_, first), *_ = terms
+    result = np.empty(first.shape)
+    flat, out = [(factor, array.reshape(-1)) for factor, array in terms], result.reshape(-1)
+
+    def add(part: slice) -> None:
+        (factor, array), *others = flat
+        np.multiply(array[part], factor, out=out[part])
+        for factor, array in others:
+            out[part] += factor * array[part]
+
+    for_each(parts_of(first.size, first.size), add)
+    return result
 
 
 def apply_all(matrices: Sequence[AxisMatrix], u: FloatArray) -> FloatArray:
@@ -129,4 +177,4 @@ def solve_axes(solves: Sequence[Callable[[FloatArray], FloatArray]], u: FloatArr
 
 def apply_sum(matrices: Sequence[AxisMatrix], u: FloatArray) -> FloatArray:
     """S u for the sum S over the axes of one matrix along each, u of shape (n_1, ..., n_d)."""
-    return np.asarray(sum(apply_axis(matrix, u, axis) for axis, matrix in enumerate(matrices)))
+    return combined(*((1.0, apply_axis(matrix, u, axis)) for axis, matrix in enumerate(matrices)))

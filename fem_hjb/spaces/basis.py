@@ -208,6 +208,16 @@ class SpatialBasis(Plain, ABC):
         (values (n, l), gradients (n, l, d), Hessians (n, l, d, d))[:order + 1]; order 2 needs smoothness 1.
         """
 
+    def gathered(self, rows: FloatArray, first: IntArray, count: int, cells: IntArray) -> FloatArray:
+        """Coefficients of functions rows (k, n_dofs): for each point the `count` ones from first (n,) on, on its cell,
+        (n, count, l)."""
+        which = first[:, None] + np.arange(count)
+        return np.asarray(rows[which[:, :, None], self.cell_dofs[cells][:, None, :]])
+
+    def table_width(self, order: int) -> int:
+        """How many numbers `contract` makes at once for each local function and point."""
+        return int(self.dim**order)
+
     def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         """Functions with coefficients local (n, l) on the given cells, at points: sums of what `tabulate` has."""
         return tuple(np.einsum("nl,nl...->n...", local, table) for table in self.tabulate(cells, xi, order))

@@ -134,11 +134,11 @@ class LineBasis(Plain):
         A point on a grid point belongs to the cell on its right, the last one to the last cell.
         """
         points, grid = np.asarray(s, dtype=np.float64), self.points
-        cells = np.clip(np.searchsorted(grid, points, side="right") - 1, 0, self.n_cells - 1)
+        cells = np.searchsorted(grid[1:-1], points, side="right")
         xi = (points - grid[cells]) / self.widths[cells]
         slack = _EDGE_TOLERANCE * (grid[-1] - grid[0])
         inside = (points >= grid[0] - slack) & (points <= grid[-1] + slack)
-        return np.where(inside, cells, -1).astype(np.int64), np.clip(xi, 0.0, 1.0)
+        return np.where(inside, cells, -1), np.minimum(np.maximum(xi, 0.0), 1.0)
 
     def reference(self, xi: FloatArray, derivative: int = 0) -> FloatArray:
         """That derivative with respect to xi of the l reference functions at xi (n,), shape (n, l).

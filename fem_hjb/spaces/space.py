@@ -50,7 +50,7 @@ __all__ = [
 Derivative = Literal["value", "time", "gradient", "hessian"]
 _ORDER = {"value": 0, "time": 0, "gradient": 1, "hessian": 2}
 _CHUNK_POINTS = 65536
-_CHUNK_DOUBLES = 1 << 22  # 32 MB per temporary
+_CHUNK_DOUBLES = 1 << 19  # 4 MB per temporary, not much more than the cache has room for
 
 
 def spatial_basis(mesh_or_grids: Any, element: str, *, flat: bool = False) -> SpatialBasis:
@@ -392,45 +392,45 @@ class Space:
         times, points, shape = self.broadcast(t, x)
         flat = points.reshape(-1, self.dim)
         cells, xi = self.locate_inside(flat, shape, outside)
-        order = max(_ORDER[name] for name in names)
+        order, moving = max(_ORDER[name] for name in names), "time" in names
         results = [np.full((len(flat), *[self.dim] * _ORDER[name]), np.nan) for name in names]
-        local = self._local_coefficients(grid, times, shape)
-        inside, size = np.flatnonzero(cells >= 0), self.chunk_size(self.dim**order)
+        when = times if times.ndim == 0 else np.broadcast_to(times, shape).ravel()
+        inside, local = self._local_coefficients(grid, when, cells, moving)
+        size = self.chunk_size(max(self.spatial.table_width(order), self.time.local_size if times.ndim else 1))
         for start in range(0, inside.size, size):
             chunk = inside[start : start + size]
             c = cells[chunk]
-            moving = "time" in names
-            still = self.spatial.contract(local(chunk, c, False), c, xi[chunk], order) if set(names) != {"time"} else ()
-            changes = self.spatial.contract(local(chunk, c, True), c, xi[chunk], 0) if moving else ()
+            still = self.spatial.contract(local(chunk, False), c, xi[chunk], order) if set(names) != {"time"} else ()
+            changes = self.spatial.contract(local(chunk, True), c, xi[chunk], 0) if moving else ()
             for name, result in zip(names, results, strict=True):
                 result[chunk] = changes[0] if name == "time" else still[_ORDER[name]]
         return [result.reshape(shape + result.shape[1:]) for result in results]
 
     def _local_coefficients(
-        self, grid: FloatArray, times: FloatArray, shape: tuple[int, ...]
-    ) -> Callable[[IntArray, IntArray, bool], FloatArray]:
-        """A function (points (m,), their cells (m,), time derivative?) -> coefficients in space (m, lx) at their times.
+        self, grid: FloatArray, times: FloatArray, cells: IntArray, moving: bool
+    ) -> tuple[IntArray, Callable[[IntArray, bool], FloatArray]]:
+        """The points inside, those of a cell one after the other, and a function (some of them (m,), time derivative?)
+        -> coefficients in space (m, lx) on their cells at their times.
 
-        A scalar time is contracted once for all points.
+        At one time those of all functions are summed up once, unless the points are few.
         """
-        cell_dofs = self.spatial.cell_dofs
-        if times.ndim == 0:
-            ct, tau = self.time.locate(times[None])
-            now = self.time.tabulate(ct, tau, 1)[0] @ grid[self.time.cell_dofs[ct[0]]]
-            return lambda chunk, cells, derivative: np.asarray(now[int(derivative)][cell_dofs[cells]])
-        flat = np.broadcast_to(times, shape).ravel()
+        basis, inside = self.spatial, np.flatnonzero(cells >= 0)
+        ct, tau = self.time.locate(np.broadcast_to(times, cells.shape))
+        first, key = self.time.cell_dofs[ct, 0], ct * basis.n_cells + cells  # other functions of time follow the first
+        once = times.ndim == 0 and inside.size * basis.local_size > basis.n_dofs
+        if once:
+            grid = self.time.tabulate(ct[:1], tau[:1], int(moving))[0] @ grid[self.time.cell_dofs[ct[0]]]
+            first = np.zeros_like(first)
+        count = len(grid) if once else self.time.local_size
 
-        def at(chunk: IntArray, cells: IntArray, derivative: bool) -> FloatArray:
-            ct, tau = self.time.locate(flat[chunk])
-            psi = self.time.tabulate(ct, tau, int(derivative))[:, -1]
-            dofs = self.time.cell_dofs[ct]
-            columns = cell_dofs[cells]
-            result = psi[:, :1] * grid[dofs[:, :1], columns]
-            for k in range(1, dofs.shape[1]):
-                result += psi[:, k, None] * grid[dofs[:, k, None], columns]
-            return np.asarray(result)
+        def at(chunk: IntArray, change: bool) -> FloatArray:
+            new = np.diff(key[chunk], prepend=-1) != 0  # neighbours share what belongs to a cell
+            blocks = basis.gathered(grid, first[chunk[new]], count, cells[chunk[new]])[np.cumsum(new) - 1]
+            if once:
+                return np.asarray(blocks[:, int(change)])
+            return np.asarray((self.time.tabulate(ct[chunk], tau[chunk], int(change))[:, -1:] @ blocks)[:, 0])
 
-        return at
+        return inside[np.argsort(key[inside], kind="stable")], at
 
     def broadcast(self, t: ArrayLike, x: ArrayLike) -> tuple[FloatArray, FloatArray, tuple[int, ...]]:
         """Checked times (a scalar stays one), points broadcast to (*S, d), and the common shape S."""

@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 import scipy.linalg
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 from scipy.special import eval_legendre, roots_jacobi
 
@@ -107,6 +108,7 @@ class SpectralLine(Plain):
     _points: FloatArray = field(init=False, repr=False)
     _barycentric: FloatArray = field(init=False, repr=False)
     _D: FloatArray = field(init=False, repr=False)
+    _both: FloatArray = field(init=False, repr=False)
     _tail: FloatArray = field(init=False, repr=False)
 
     def __init__(self, grid: ArrayLike, degree: int) -> None:
@@ -135,6 +137,7 @@ class SpectralLine(Plain):
             ("_points", unit),
             ("_barycentric", 1.0 / eval_legendre(p, points)),
             ("_D", 2 * D),
+            ("_both", np.hstack([np.eye(p + 1), 2 * D])),
             ("_tail", eval_legendre(modes[:, None], points) * w / norms[:, None]),
         ):
             put(self, name, frozen(array))
@@ -163,13 +166,21 @@ class SpectralLine(Plain):
         By the second barycentric formula, which is stable for every degree: J.-P. Berrut and L. N. Trefethen,
         SIAM Review 46 (2004), 501-517.
         """
-        gaps = xi[:, None] - self._points
-        hit = gaps == 0.0
-        quotients = self._barycentric / np.where(hit, 1.0, gaps)
-        values = quotients / quotients.sum(axis=1, keepdims=True)
-        at_node = hit.any(axis=1)
-        values[at_node] = hit[at_node]
+        gaps = np.subtract.outer(xi, self._points)
+        hit = None if gaps.all() else gaps == 0.0
+        if hit is not None:
+            gaps[hit] = 1.0
+        values = np.divide(self._barycentric, gaps, out=gaps)
+        values /= values.sum(axis=1, keepdims=True)
+        if hit is not None:
+            at_node = hit.any(axis=1)
+            values[at_node] = hit[at_node]
         return values if order == 0 else np.asarray(values @ self._D)
+
+    def local(self, xi: FloatArray, order: int = 1) -> FloatArray:
+        """`reference` of order 0 and, for order 1, also that of order 1, shape (k, order + 1, p + 1)."""
+        values = self.reference(xi)
+        return (values @ self._both).reshape(xi.size, 2, -1) if order else values[:, None]
 
     def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 1) -> FloatArray:
         """The p + 1 functions of each cell, for order 1 also their derivatives in x, shape (k, order + 1, p + 1).
@@ -178,10 +189,8 @@ class SpectralLine(Plain):
         """
         if order not in (0, 1):
             raise SpaceError(f"order must be 0 (values) or 1 (derivatives), got {order!r}")
-        result = np.empty((xi.size, order + 1, self.degree + 1))
-        result[:, 0] = self.reference(xi)
-        if order:
-            result[:, 1] = result[:, 0] @ self._D / self.widths[cells, None]
+        result = self.local(xi, order)
+        result[:, 1:] /= self.widths[cells, None, None]
         return result
 
     def rows(self, x: ArrayLike, order: int = 0) -> FloatArray:
@@ -189,14 +198,17 @@ class SpectralLine(Plain):
 
         Beyond the ends those of the end cells go on; derivatives at a grid point are those on its right.
         """
+        return self.rows_to(x, order)[order]
+
+    def rows_to(self, x: ArrayLike, order: int) -> list[FloatArray]:
+        """The same for each order up to this one."""
         points = np.asarray(x, dtype=np.float64)
-        cells = np.clip(np.searchsorted(self.grid, points, side="right") - 1, 0, self.n_cells - 1)
-        result = np.zeros((points.size, self.n))
-        local = self.reference((points - self.grid[cells]) / self.widths[cells], order)
-        if order:
-            local = local / self.widths[cells, None]
-        np.put_along_axis(result, self.cell_dofs[cells], local, axis=1)
-        return result
+        cells = np.searchsorted(self.grid[1:-1], points, side="right")
+        tables = self.tabulate(cells, (points - self.grid[cells]) / self.widths[cells], order)
+        results = [np.zeros((points.size, self.n)) for _ in range(order + 1)]
+        for k, result in enumerate(results):
+            np.put_along_axis(result, self.cell_dofs[cells], tables[:, k], axis=1)
+        return results
 
     def mass(self) -> FloatArray:
         """The consistent mass matrix (n, n): the L2 products of the basis functions."""
@@ -274,13 +286,17 @@ class SpectralBasis(SpatialBasis):
             gradients[k] = row_products([*values[:k], table[:, 1], *values[k + 1 :]])
         return row_products(values), np.moveaxis(gradients, 0, -1)
 
+    def gathered(self, rows: FloatArray, first: IntArray, count: int, cells: IntArray) -> FloatArray:
+        index = np.unravel_index(cells, self._counts)
+        return cell_windows(rows.reshape(-1, *self.shape), self.lines, first, count, index)
+
+    def table_width(self, order: int) -> int:
+        return 1
+
     def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         """Axis by axis, which never makes the table of all local functions."""
         self._check_order(order)
-        index = np.unravel_index(cells, self._counts)
-        tables = [line.tabulate(c, xi[:, k], order) for k, (line, c) in enumerate(zip(self.lines, index, strict=True))]
-        array = local.reshape(len(cells), *[line.degree + 1 for line in self.lines])
-        return contract_axes(array, tables)
+        return contract_axes(local, self.lines, np.unravel_index(cells, self._counts), list(xi.T), order)
 
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)
@@ -312,21 +328,35 @@ class SpectralBasis(SpatialBasis):
         return solve_axes(solves, rhs.reshape(self.shape)).ravel()
 
 
-def contract_axes(local: FloatArray, tables: Sequence[FloatArray]) -> Tables:
-    """Sums over local functions that are products over axes: values (n,), and gradients (n, d) if there are tables.
-
-    local (n, l_1, ..., l_d);  tables, per axis (n, 1 or 2, l_k): values and perhaps derivatives.
+def cell_windows(
+    rows: FloatArray, lines: Sequence[SpectralLine], first: IntArray, count: int, cells: Sequence[IntArray]
+) -> FloatArray:
+    """Of arrays rows (k, n_1, ..., n_d), `count` from first (n,) on, the nodes of cells, their places (n,) along each
+    axis: (n, count, l). Whole lines of nodes are copied, not nodes one by one.
     """
-    d, order = len(tables), tables[0].shape[1] - 1
-    parts: dict[tuple[int, ...], FloatArray] = {(): local}
-    for k in range(d - 1, -1, -1):
-        parts = {
-            (m, *slot): np.matmul(part, tables[k][:, m].reshape(len(local), *[1] * (k - 1), -1, 1))[..., 0]
-            if k
-            else np.einsum("ni,ni->n", part, tables[k][:, m])
-            for slot, part in parts.items()
-            for m in range(order + 1 - sum(slot))
-        }
-    values = parts[(0,) * d]
-    unit = np.eye(d, dtype=np.int64).tolist()
-    return (values, np.stack([parts[tuple(e)] for e in unit], axis=-1)) if order else (values,)
+    sizes = count, *[line.degree + 1 for line in lines]
+    corners = [line.degree * c for line, c in zip(lines, cells, strict=True)]
+    return np.asarray(sliding_window_view(rows, sizes)[(first, *corners)].reshape(len(first), count, -1))
+
+
+def contract_axes(
+    local: FloatArray, lines: Sequence[SpectralLine], cells: Sequence[IntArray], xi: Sequence[FloatArray], order: int
+) -> Tables:
+    """Functions with coefficients local (n, l) at points: values (n,), and for order 1 gradients (n, d).
+
+    cells and xi : where the points are along each axis, (n,).
+    """
+    values, slopes, n = local, list[FloatArray](), len(local)
+    for line, own in zip(lines, xi, strict=True):
+        table = line.local(own, order)
+        columns = (n, table.shape[2], -1)
+        slopes = [table[:, :1] @ slope.reshape(columns) for slope in slopes]
+        both = table @ values.reshape(columns)
+        values = both[:, :1]
+        slopes.append(both[:, 1:])
+    if order == 0:
+        return (values.reshape(n),)
+    gradients = np.empty((n, len(lines)))
+    for k, (line, where) in enumerate(zip(lines, cells, strict=True)):
+        np.divide(slopes[k].reshape(n), line.widths[where], out=gradients[:, k])
+    return values.reshape(n), gradients

@@ -10,6 +10,7 @@ from typing import Any, Protocol, final
 
 import numpy as np
 
+from fem_hjb.spaces.axes import combined
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
@@ -53,11 +54,12 @@ def hermite(
 ) -> FloatArray:
     """The cubic through values and slopes at the ends of an interval of length h, at theta in [0, 1]."""
     rest = 1.0 - theta
-    result = (h * theta * rest**2) * slope0
-    result -= (h * theta**2 * rest) * slope1
-    result += (rest**2 * (1 + 2 * theta)) * u0
-    result += (theta**2 * (3 - 2 * theta)) * u1
-    return np.asarray(result)
+    return combined(
+        (h * theta * rest**2, slope0),
+        (-h * theta**2 * rest, slope1),
+        (rest**2 * (1 + 2 * theta), u0),
+        (theta**2 * (3 - 2 * theta), u1),
+    )
 
 
 class Panel(Protocol):

@@ -25,7 +25,7 @@ from typing import final
 import numpy as np
 from scipy.linalg import expm
 
-from fem_hjb.spaces.axes import AxisMatrix, apply_all, apply_sum, in_blocks
+from fem_hjb.spaces.axes import AxisMatrix, apply_all, apply_sum, combined, in_blocks
 from fem_hjb.stepping.adaptive import Size, Step
 from fem_hjb.support.checks import FloatArray
 
@@ -63,9 +63,7 @@ class LawsonPanel:
 
     def slope(self, u: FloatArray, left: FloatArray) -> FloatArray:
         """S u + N."""
-        result = apply_sum(self._axes, u)
-        result += left
-        return result
+        return combined((1.0, apply_sum(self._axes, u)), (1.0, left))
 
     def first(self, s: float, u: FloatArray) -> FloatArray:
         """N(s, u)."""
@@ -101,36 +99,24 @@ class LawsonPanel:
         half, N = self._half(h), self.remainder
         self.counts["evaluations"] += 4
         a, b = apply_all(half, u), apply_all(half, k1)
-        stage = h / 2 * b
-        stage += a
-        k2 = N(s + h / 2, stage)
-        np.multiply(k2, h / 2, out=stage)
-        stage += a
-        k3 = N(s + h / 2, stage)
-        np.multiply(k3, h, out=stage)
-        stage += a
-        k4 = N(s + h, apply_all(half, stage))
-        k2 += k3
-        k2 *= 2
-        k2 += b
-        k2 *= h / 6
-        k2 += a
-        u1 = apply_all(half, k2)
-        u1 += h / 6 * k4
+        k2 = N(s + h / 2, combined((1.0, a), (h / 2, b)))
+        k3 = N(s + h / 2, combined((1.0, a), (h / 2, k2)))
+        k4 = N(s + h, apply_all(half, combined((1.0, a), (h, k3))))
+        forced = combined((2.0, combined((1.0, k2), (1.0, k3))), (1.0, b))
+        inner = apply_all(half, combined((h / 6, forced), (1.0, a)))
+        u1 = combined((1.0, inner), (h / 6, k4))
         if self.damped is not None:
             u1 = self.damped(u1)
         k5 = N(s + h, u1)
-        k4 -= k5
-        k4 *= h / 10
-        return u1, k5, k4
+        return u1, k5, combined((h / 10, combined((1.0, k4), (-1.0, k5))))
 
     def middle(self, h: float, step: Step, k1: FloatArray, k5: FloatArray) -> FloatArray:
         """u in the middle of a step: what S makes of u is exact, the rest a cubic."""
         half = self._half(h)
         carried = apply_all(half, step.u0)
-        forced = step.u1 - apply_all(half, carried)
-        end = apply_sum(self._axes, forced) + k5
-        return np.asarray(carried + 0.5 * forced + h / 8 * (k1 - end))
+        forced = combined((1.0, step.u1), (-1.0, apply_all(half, carried)))
+        end = combined((1.0, apply_sum(self._axes, forced)), (1.0, k5))
+        return combined((1.0, carried), (0.5, forced), (h / 8, combined((1.0, k1), (-1.0, end))))
 
 
 def _key(h: float) -> int:

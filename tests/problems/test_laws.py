@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.laws import Gaussian, GaussianMixture, PointMass, Uniform, tensor_rule
+from fem_hjb.problems.laws import Gaussian, GaussianMixture, PointMass, Uniform, log_sum, tensor_rule
 from fem_hjb.support.errors import DomainError, ProblemError
 
 COV = np.array([[0.8, 0.3], [0.3, 0.5]])
@@ -23,6 +24,18 @@ ALL = {
     "point": PointMass([0.3, -0.4]),
     "mixture-weight-0": GaussianMixture([1.0, 0.0], [[0.0], [5.0]], [[[1.0]], [[1.0]]]),
 }
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_logarithms_of_sums_are_those_of_scipy_wherever_numbers_are(axis):
+    rng = np.random.default_rng(0)
+    logs = rng.standard_normal((40, 30)) * 10.0 ** rng.integers(-3, 4, (40, 30))
+    logs[:, 7] = logs[3] = -np.inf
+    logs[5] += 800.0
+    logs[:, 9] -= 800.0
+    found = log_sum(logs, axis)
+    np.testing.assert_allclose(found, logsumexp(logs, axis=axis), rtol=1e-15, atol=1e-15)
+    assert (found == -np.inf).sum() == 1
 
 
 @pytest.mark.parametrize("law", ALL.values(), ids=ALL)

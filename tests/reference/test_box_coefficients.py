@@ -9,7 +9,15 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_coefficients import Coefficients, Table, check_elliptic, inside, lobatto, times_needed
+from fem_hjb.reference.box_coefficients import (
+    Coefficients,
+    Table,
+    by_field,
+    check_elliptic,
+    inside,
+    lobatto,
+    times_needed,
+)
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import EllipticityError
 
@@ -206,7 +214,7 @@ def test_a_table_is_the_polynomial_through_its_times(count: int) -> None:
 
     values = np.stack([fields(s0 + (s1 - s0) * node) for node in nodes])
     for single in (False, True):
-        table = Table(s0, s1, values.copy(), single=single)
+        table = Table(s0, s1, by_field(values), single=single)
         table.settle()
         errors = [np.abs(table.at(s) - fields(s)).max() for s in (0.2, 0.27, 0.41, 0.5)]
         size = np.abs(values).max()
@@ -250,7 +258,7 @@ def test_as_many_times_are_taken_as_the_tolerance_asks_for() -> None:
         assert count is not None
         counts.append(count)
         times = 1.0 - inside(0.1, 0.4, lobatto(count))
-        table = Table(0.1, 0.4, np.stack([wave.at(float(t), POINTS) for t in times]))
+        table = Table(0.1, 0.4, by_field(np.stack([wave.at(float(t), POINTS) for t in times])))
         table.settle()
         missed = [np.abs(table.at(s) - wave.at(1.0 - s, POINTS)).max() for s in np.linspace(0.1, 0.4, 37).tolist()]
         assert max(missed) < 6 * rtol * np.abs(POINTS).max()

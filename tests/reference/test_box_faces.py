@@ -14,7 +14,7 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.manufactured import manufactured
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_coefficients import Coefficients, Table, lobatto
+from fem_hjb.reference.box_coefficients import Coefficients, Table, by_field, lobatto
 from fem_hjb.reference.box_faces import FaceSystem, SeparableInverse, begun, on_faces, panel_of
 from fem_hjb.reference.box_grading import make_grid
 from fem_hjb.reference.box_judge import Judge, cut, followed, joined, places_of
@@ -357,7 +357,7 @@ def operators_of(problem: ControlProblem, cells: int, degree: int, times: int = 
     grid = make_grid(edges, degree, equation, 0.0, 1.0)
     coefficients = Coefficients(problem, search.gauge, True)
     values = np.stack([coefficients.at(1.0 - float(s), grid.nodes) for s in lobatto(times)])
-    table = Table(0.0, 1.0, values.reshape(times, -1, *grid.shape))
+    table = Table(0.0, 1.0, by_field(values.reshape(times, -1, *grid.shape)))
     return equation, Operators.of(equation, grid, table, np.ones(grid.shape))
 
 

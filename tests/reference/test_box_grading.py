@@ -121,6 +121,20 @@ def test_axes_see_their_own_direction_in_all_components() -> None:
 # Cells
 
 
+def test_of_a_product_each_axis_sees_its_own_factor_times_the_size_of_the_others() -> None:
+    edges = np.linspace(-2.0, 3.0, 5), np.linspace(-3.0, 3.0, 4), np.linspace(-1.0, 4.0, 6)
+    lines = [grid_of(part, degree=6) for part in edges]
+    grid = Grid(tuple(g.lines[0] for g in lines), tuple(g.masses[0] for g in lines), lines[0].floor)
+    factors = [v(g.lines[0].nodes) for v, g in zip((kink, smooth, layer), lines, strict=True)]
+    product = factors[0][:, None, None] * factors[1][:, None] * factors[2]
+    sizes = [float(np.sqrt(g.mean(factor**2))) for g, factor in zip(lines, factors, strict=True)]
+    found = unresolved(grid, [0.0 * product, product, 0.0 * product], np.ones(3))
+    for k, (own, factor) in enumerate(zip(lines, factors, strict=True)):
+        others = float(np.prod(np.delete(sizes, k)))
+        alone = unresolved(own, [factor], np.ones(1))[0]
+        np.testing.assert_allclose(found[k], others * alone, rtol=1e-8, atol=1e-14)
+
+
 def made(v: Any, allowed: float) -> list[Grid]:
     """Grids, each made of what the one before does not resolve, or by halving where that makes no more cells."""
     grids = [grid_of(np.linspace(-5, 4, 7))]

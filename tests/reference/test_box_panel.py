@@ -10,7 +10,7 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto
+from fem_hjb.reference.box_coefficients import Coefficients, Table, by_field, inside, lobatto
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.spaces.axes import apply_sum
 from fem_hjb.support.checks import FloatArray
@@ -107,7 +107,7 @@ def operators_of(
     truncated = np.full((2, grid.dim), open_)
     box = Box(*np.array([line.bounds for line in grid.lines]).T)
     equation = Equation(problem, background, linear, box, truncated, (reach_in(grid.dim),), (), 1e-3)
-    return Operators.of(equation, grid, Table(S0, S1, values), np.zeros(grid.shape))
+    return Operators.of(equation, grid, Table(S0, S1, by_field(values)), np.zeros(grid.shape))
 
 
 # A polynomial, its gradient and its second derivatives
@@ -247,7 +247,9 @@ def test_a_panel_made_again_from_its_own_coefficients_is_the_same() -> None:
     problem, grid = problem_in(2, moving), grid_in(2)
     own = operators_of(problem, grid)
     values = np.stack([own.coefficients(k) for k in range(COUNT)])
-    again = Operators(grid, Table(S0, S1, values), None, np.zeros((2, 2), dtype=np.bool_), ALPHA, False, np.ones(2))
+    again = Operators(
+        grid, Table(S0, S1, by_field(values)), None, np.zeros((2, 2), dtype=np.bool_), ALPHA, False, np.ones(2)
+    )
     for one, other in zip(own.separable, again.separable, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-10)
     w = polynomial(grid.nodes).reshape(grid.shape)
@@ -270,7 +272,7 @@ def faces(
     coefficients = Coefficients(problem, background, False)
     values = np.stack([coefficients.at(t, grid.nodes) for t in (0.8, 0.65, 0.5)]).reshape(3, -1, *grid.shape)
     truncated = np.ones((2, d), dtype=np.bool_) if truncated is None else np.array(truncated)
-    table = Table(S0, S1, values)
+    table = Table(S0, S1, by_field(values))
     if begun is not None:
         begun = begun(grid.nodes).reshape(grid.shape)
     return Operators(grid, table, problem.constant_diffusion, truncated, ALPHA, False, np.ones(d), begun)

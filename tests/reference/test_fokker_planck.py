@@ -10,9 +10,10 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Law, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.reference import box_panel, fokker_planck_panels, fokker_planck_start
-from fem_hjb.reference.box_coefficients import Coefficients, Table
-from fem_hjb.reference.box_panel import Adjoint, Grid, Operators
+from fem_hjb.reference import box_adjoint, fokker_planck_panels, fokker_planck_start
+from fem_hjb.reference.box_adjoint import Adjoint
+from fem_hjb.reference.box_coefficients import Coefficients, Table, by_field
+from fem_hjb.reference.box_panel import Grid, Operators
 from fem_hjb.reference.fokker_planck import solve
 from fem_hjb.reference.mesh_operators import MeshOperators
 from fem_hjb.reference.solve import solve as reference_solve
@@ -211,7 +212,7 @@ def test_convergence_in_the_degree_is_spectral():
 
 def test_without_the_transpose_neither_density_nor_mass_is_right(monkeypatch):
     problem = zoo.get("lq", dim=1, mean=0.7, cov=0.2)
-    monkeypatch.setattr(box_panel, "_adjoint", lambda matrix, weights: matrix.copy())
+    monkeypatch.setattr(box_adjoint, "_adjoint", lambda matrix, weights: matrix.copy())
     unkept = fokker_planck_panels.LawsonPanel
     monkeypatch.setattr(fokker_planck_panels, "LawsonPanel", lambda S, N, size, weights: unkept(S, N, size))
     solution = solve(problem, basis=spectral(-5.0, 6.0, 10, 10))
@@ -225,7 +226,7 @@ def split_in_two(problem, basis, held):
     grid = Grid(basis.lines, tuple(line.weights for line in basis.lines), 0.0)
     coefficients = Coefficients(problem, fokker_planck_start.no_gauge(problem), linear=True)
     values = np.stack([coefficients.at(problem.horizon - s, basis.nodes) for s in (0.2, 0.3)])
-    table = Table(0.2, 0.3, values.reshape(2, -1, *grid.shape))
+    table = Table(0.2, 0.3, by_field(values.reshape(2, -1, *grid.shape)))
     none = np.zeros((2, basis.dim), dtype=np.bool_)
     operators = Operators(grid, table, coefficients.constant, none, 1.0, True, np.ones(basis.dim))
     return operators, Adjoint(operators, held), np.asarray(basis.weights).reshape(grid.shape)

@@ -53,6 +53,31 @@ def test_the_residual_of_a_closed_form_is_of_order_two(name: str, d: int) -> Non
     assert abs(np.polyfit(np.log(steps), np.log([np.abs(part).mean() for part in wrong]), 1)[0]) < 0.5
 
 
+def test_the_residual_is_what_one_step_gains_with_its_error_taken_out() -> None:
+    """Point by point and step by step, as the formula says."""
+    problem = zoo.get("brownian-mixture", 2)
+    rng, value = np.random.default_rng(1), Closed(problem).value
+    x, t, h = problem.initial_law.sample(5, rng), rng.random(5) / 2, 0.01 + rng.random(5) / 50
+    found, change = residual(problem, Closed(problem), t, x, h)
+    Lambda, alpha = problem.Lambda(0.0, x[0]), problem.temperature
+
+    def excess(t: float, x: FloatArray, h: float) -> float:
+        ahead = (
+            x
+            + h * problem.b(t, x)
+            + np.sqrt(2 * h)
+            * np.concatenate([np.linalg.cholesky(Lambda).T] * 2)
+            * np.array([[1.0], [1.0], [-1.0], [-1.0]])
+        )
+        future = alpha * np.log(np.exp(value(t + h, ahead) / alpha).mean())
+        return float(future - value(t, x)) / h + float(problem.r(t, x))
+
+    for k in range(5):
+        whole, half, quarter = (excess(float(t[k]), x[k], float(h[k]) / cut) for cut in (1, 2, 4))
+        assert found[k] == pytest.approx(2 * quarter - half, abs=1e-10)
+        assert change[k] == pytest.approx(2 * quarter - 3 * half + whole, abs=1e-10)
+
+
 @pytest.mark.parametrize(("name", "d"), [("mixture-diffusion", 1), ("brownian-mixture", 2), ("lq", 3), ("lq", 1)])
 def test_closed_forms_pass_whatever_the_seed_and_wrong_by_two_per_cent_they_do_not(name: str, d: int) -> None:
     problem = zoo.get(name, d)

@@ -1,5 +1,6 @@
 """`solve`: tolerances that are met and estimates that are to be believed, and what is said where they are not."""
 
+import threading
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.compare import compare
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.spaces import axes
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import (
     ConvergenceError,
@@ -328,3 +330,19 @@ def test_a_seed_changes_the_samples_and_hardly_the_solution():
 def test_the_same_call_gives_the_same_bits():
     one, two = (solve(replace(zoo.get("reflected", 1), exact=None), rtol=1e-2) for _ in range(2))
     np.testing.assert_array_equal(one.coefficients, two.coefficients)
+
+
+def test_threads_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a problem whose arrays are worked on in parts, which threads share out and one of them never does alone."""
+    problem, seen = zoo.get("brownian-mixture", 3), set[str]()
+    apply = axes._rows_into
+
+    def watched(matrix: axes.AxisMatrix, u: FloatArray, out: FloatArray) -> None:
+        seen.add(threading.current_thread().name.split("_")[0])
+        apply(matrix, u, out)
+
+    monkeypatch.setattr(axes, "_rows_into", watched)
+    one, two = (solve(problem, rtol=3e-3, workers=count, verify=False) for count in (1, 2))
+    assert len(seen) == 2
+    np.testing.assert_array_equal(one.coefficients, two.coefficients)  # type: ignore[union-attr]
+    assert vars(one.error_estimate) == vars(two.error_estimate)

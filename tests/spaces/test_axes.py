@@ -10,14 +10,17 @@ from fem_hjb.spaces.axes import (
     apply_axis,
     apply_sum,
     barycentric_rows,
+    combined,
     differentiation_matrix,
     in_blocks,
     lagrange_weights,
+    parts_of,
     solve_axes,
     tensor_points,
 )
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.threads import threads
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (4, 5, 3)])
@@ -81,6 +84,32 @@ def test_blocks_do_what_the_matrix_does_along_each_axis(n: int, dim: int) -> Non
         assert np.abs(lost - expected).max() > 0.1
 
 
+@pytest.mark.parametrize("shape", [(300_000,), (70, 3000), (300, 700), (70, 60, 80)])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_large_arrays_are_multiplied_and_summed_in_parts(shape: tuple[int, ...], workers: int) -> None:
+    rng = np.random.default_rng(5)
+    u, v = rng.standard_normal(shape), rng.standard_normal(shape)
+    assert len(parts_of(shape[0], u.size)) > 1
+    with threads(workers):
+        for axis, n in enumerate(shape):
+            if n > 100_000:
+                continue
+            for matrix in (rng.standard_normal((n + 9, n)), banded(n)[: n - 5], banded(n)):
+                expected = np.moveaxis(np.tensordot(matrix, u, (1, axis)), 0, axis)
+                np.testing.assert_allclose(apply_axis(matrix, u, axis), expected, atol=1e-11)
+                blocks = BlockMatrix(matrix)
+                np.testing.assert_allclose(apply_axis(blocks, u, axis), expected, atol=1e-11)
+        np.testing.assert_allclose(combined((2.0, u), (-0.5, v), (1.0, u)), 3.0 * u - 0.5 * v, atol=1e-14)
+
+
+def test_parts_are_all_of_it_and_the_same_for_all_arrays_of_a_size() -> None:
+    for length, size in ((5, 10), (57, 57**3), (7, 10**6), (10**6, 10**6), (1, 10**7)):
+        parts = parts_of(length, size)
+        joined = np.concatenate([np.arange(length)[part] for part in parts])
+        np.testing.assert_array_equal(joined, np.arange(length))
+        assert min(len(range(length)[part]) for part in parts) >= 1
+
+
 def test_blocks_are_taken_where_they_save_work() -> None:
     rng = np.random.default_rng(2)
     line = SpectralLine(np.linspace(0.0, 1.0, 13), 16)
@@ -99,8 +128,8 @@ def test_rows_of_zeros_are_no_trouble() -> None:
     matrix = banded(100)
     matrix[:60] = 0.0
     u = np.random.default_rng(3).standard_normal((100, 2))
-    np.testing.assert_allclose(BlockMatrix(matrix).along(u, 0), matrix @ u, atol=1e-13)
-    assert not BlockMatrix(np.zeros((70, 70))).along(u[:70], 0).any()
+    np.testing.assert_allclose(apply_axis(BlockMatrix(matrix), u, 0), matrix @ u, atol=1e-13)
+    assert not apply_axis(BlockMatrix(np.zeros((70, 70))), u[:70], 0).any()
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (4, 5, 3)])

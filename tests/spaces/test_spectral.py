@@ -14,6 +14,7 @@ from fem_hjb.learning.measures import law_measure
 from fem_hjb.problems import zoo
 from fem_hjb.problems.gauge import constant_gauge
 from fem_hjb.solutions.solution import Solution
+from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine, gll
@@ -374,6 +375,57 @@ def test_sums_over_local_functions_are_those_of_the_tables(dim: int, order: int)
     if dim > 1:  # the order of the local functions matters
         turned = local.reshape(50, *[p + 1 for p in (4, 2, 3)[:dim]]).swapaxes(1, -1).reshape(50, -1)
         assert np.abs(basis.contract(turned, cells, xi, order)[0] - found[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_windows_of_the_grid_hold_the_coefficients_of_cells(dim: int) -> None:
+    rng, basis = np.random.default_rng(6), SpectralBasis(lines(dim))
+    rows = rng.standard_normal((7, basis.n_dofs))
+    cells, first = rng.integers(0, basis.n_cells, 60), rng.integers(0, 5, 60)
+    found = basis.gathered(rows, first, 3, cells)
+    np.testing.assert_array_equal(found, SpatialBasis.gathered(basis, rows, first, 3, cells))
+    np.testing.assert_array_equal(found[:, 1], rows[first[:, None] + 1, basis.cell_dofs[cells]])
+    assert not np.array_equal(found, basis.gathered(rows, first[::-1], 3, cells))
+
+
+@pytest.mark.parametrize("kind", ["P2", "hermite"])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_values_at_any_time_and_place_are_sums_of_products(dim: int, kind: str) -> None:
+    """As many points as make several chunks, or so few that not all functions are summed up at a time."""
+    rng, axes = np.random.default_rng(7), [SpectralLine(GRADED, p) for p in (4, 2, 3)[:dim]]
+    space = Space.product(LineBasis(np.array([0.0, 0.2, 0.9, 1.0]), kind), SpectralBasis(axes))
+    c, n = rng.standard_normal(space.shape), 40_000 if dim < 3 else 3000
+    t, x = rng.random(n), rng.uniform(GRADED[0], GRADED[-1], (n, dim))
+    names = ("gradient", "time", "value")
+    for times in (t, np.full(n, 0.3)):
+        tables = space.tabulate(times, x, 1)
+        local = c[space.time.cell_dofs[tables.cells // space.spatial.n_cells]][
+            np.arange(n)[:, None, None],
+            np.arange(space.time.local_size)[:, None],
+            space.spatial.cell_dofs[tables.cells % space.spatial.n_cells][:, None],
+        ]
+        values, slopes = tables.space
+        wanted = (
+            np.einsum("na,nak,nkd->nd", tables.time[:, 0], local, slopes, optimize=True),
+            np.einsum("na,nak,nk->n", tables.time[:, 1], local, values, optimize=True),
+            np.einsum("na,nak,nk->n", tables.time[:, 0], local, values, optimize=True),
+        )
+        if times is t:
+            found = space.derivatives(c, t, x, names)
+        else:
+            found = space.derivatives(c, 0.3, x, names)
+            few = space.derivatives(c, 0.3, x[:2], names)
+            for part, exact in zip(few, wanted, strict=True):
+                np.testing.assert_allclose(part, exact[:2], atol=1e-11)
+        for part, exact in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(part, exact, atol=1e-11)
+
+
+def test_a_cell_is_another_one_at_another_time() -> None:
+    space = Space.product(LineBasis.uniform(1.0, 4, "P1"), SpectralBasis([SpectralLine([0.0, 1.0], 3)]))
+    c = space.interpolate(lambda t, x: (1.0 + t) * x[:, 0] ** 2)
+    t = np.array([0.9, 0.1, 0.4, 0.6, 0.4])
+    np.testing.assert_allclose(space.evaluate(c, t, np.full((5, 1), 0.5)), (1.0 + t) / 4, atol=1e-13)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])

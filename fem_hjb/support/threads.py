@@ -1,0 +1,86 @@
+"""Parts of a piece of work, by as many threads as were asked for.
+
+NumPy lets go of the interpreter in its loops and in BLAS, so that threads share out what is done to large arrays. The
+parts are the same however many threads there are: so are the digits of what comes out.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fem_hjb.support.errors import FemHjbError
+
+Part = TypeVar("Part")
+
+_POOL: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("pool", default=None)
+
+
+def worker_count(workers: Any, error: type[FemHjbError]) -> int:
+    """`workers` as a number of threads; negative ones count from all processors, -1, down, as in `scipy.fft`."""
+    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers == 0:
+        raise error(f"workers must be a number of threads, or -1 for as many as there are processors, got {workers!r}")
+    if workers > 0:
+        return int(workers)
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if -workers > there:
+        raise error(f"workers={workers} is none of {there} processors")
+    return there + 1 + int(workers)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Within it `for_each` works with so many threads, the caller's one of them."""
+    if count == 1:
+        yield
+        return
+    with ThreadPoolExecutor(count - 1, thread_name_prefix="fem_hjb") as pool:
+        token = _POOL.set((pool, count - 1))
+        try:
+            yield
+        finally:
+            _POOL.reset(token)
+
+
+def for_each(parts: Sequence[Part], work: Callable[[Part], None]) -> None:
+    """work(part) for each part, in any order; what one of them raises comes out when all threads have stopped."""
+    pooled = _POOL.get()
+    if pooled is None or len(parts) < 2:
+        for part in parts:
+            work(part)
+        return
+    left = deque(parts)
+
+    def drain() -> None:
+        while True:
+            try:
+                part = left.popleft()
+            except IndexError:
+                return
+            try:
+                work(part)
+            except BaseException:
+                left.clear()
+                raise
+
+    pool, count = pooled
+    # each in a copy of the caller's context, as NumPy's error state is part of it; which must not have a pool itself
+    others = [pool.submit(copy_context().run, _alone, drain) for _ in range(min(count, len(parts) - 1))]
+    try:
+        drain()
+    finally:
+        left.clear()
+        failures = [other.exception() for other in others]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+
+
+def _alone(work: Callable[[], None]) -> None:
+    _POOL.set(None)
+    work()

@@ -1,0 +1,109 @@
+"""Work in parts: all of it is done, once, by as many threads as asked for; what fails comes out."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fem_hjb.support.errors import ConvergenceError
+from fem_hjb.support.threads import for_each, threads, worker_count
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_every_part_is_done_once(count: int) -> None:
+    done = np.zeros(100, dtype=np.int64)
+
+    def work(part: int) -> None:
+        done[part] += 1
+
+    with threads(count):
+        for_each(range(100), work)
+        for_each([], work)
+    assert (done == 1).all()
+
+
+def test_as_many_threads_as_asked_for_meet() -> None:
+    """A barrier that nobody passes alone; without threads parts are done one after the other."""
+    barrier = threading.Barrier(3)
+    with threads(3):
+        for_each(range(3), lambda _: barrier.wait(10.0) and None)
+    order: list[int] = []
+    for_each(range(5), order.append)
+    assert order == [0, 1, 2, 3, 4]
+    alone = threading.Barrier(2)
+    with pytest.raises(threading.BrokenBarrierError):
+        for_each(range(2), lambda _: alone.wait(0.01) and None)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_fails_comes_out_and_nothing_runs_on(count: int) -> None:
+    under_way = set[int]()
+
+    def work(part: int) -> None:
+        if part == 7:
+            raise ValueError("part 7")
+        under_way.add(part)
+        time.sleep(1e-4)
+        under_way.remove(part)
+
+    with threads(count):
+        with pytest.raises(ValueError, match="part 7"):
+            for_each(range(1000), work)
+        assert not under_way
+        for_each(range(3), work)  # and the next one is not disturbed
+
+
+def test_what_fails_in_another_thread_comes_out_and_the_rest_is_left() -> None:
+    caller, met, done = threading.current_thread(), threading.Barrier(2), []
+
+    def work(part: int) -> None:
+        if part < 2:
+            met.wait(10.0)
+        if threading.current_thread() is not caller:
+            raise ValueError("elsewhere")
+        done.append(part)
+        time.sleep(1e-4)
+
+    with threads(2), pytest.raises(ValueError, match="elsewhere"):
+        for_each(range(5000), work)
+    assert len(done) < 2500
+
+
+def test_numpy_minds_its_errors_in_threads_as_outside() -> None:
+    barrier = threading.Barrier(2)
+
+    def work(part: int) -> None:
+        barrier.wait(10.0)
+        np.array([1e308]) * 10.0 ** (part + 1)
+
+    with threads(2):
+        with np.errstate(over="ignore"):
+            for_each(range(2), work)
+        with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+            for_each(range(2), work)
+
+
+def test_parts_of_parts_are_done_too() -> None:
+    done = np.zeros((4, 4))
+
+    def work(row: int) -> None:
+        for_each(range(4), lambda column: done[row].__setitem__(column, 1.0))
+
+    with threads(2):
+        for_each(range(4), work)
+    assert done.all()
+
+
+def test_threads_are_counted_as_scipy_counts_them() -> None:
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert worker_count(3, ConvergenceError) == 3
+    assert worker_count(-1, ConvergenceError) == there
+    wrong: list[Any] = [0, 1.5, True, "2", None, -1000]
+    for each in wrong:
+        with pytest.raises(ConvergenceError, match="workers"):
+            worker_count(each, ConvergenceError)
