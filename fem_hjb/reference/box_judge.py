@@ -42,6 +42,7 @@ _DOUBT = 1.3  # of what these degrees are worth
 _LEAST_GAIN = {1: 0.3, 2: 0.1, 3: 0.1}  # where a run is cheap, what richer elements change is looked at sooner
 _ROUGH_GAIN = 0.4  # the same where T is not resolved: where a jump is, a grid knows to the first order only
 _FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign below is none
+_EARLIER = 0.05  # of the horizon, where T is not resolved: norms are compared with those up to here at least
 _AFTER = 1e-9  # of the time to go at which a layer ends
 _NOTHING = 1e-10  # temperatures: a value below is none
 
@@ -259,7 +260,9 @@ class Judge:
             self.places.append(places_of(problem, s, draws, bounds))
         self.own = self.seen(run.panels)
         whole = [self._whole(place, *row) for place, row in zip(self.places, self.own.rows, strict=True)]
-        self.sizes = self._norms(whole)
+        sizes, to_go = self._norms(whole), np.array([place.s for place in self.places])
+        at_least = np.minimum(to_go, _EARLIER * T) if run.layer else np.zeros(len(to_go))
+        self.sizes = np.stack([sizes[to_go >= s].max(axis=0) for s in at_least.tolist()])
 
     def seen(self, panels: Iterable[PanelRun]) -> Seen:
         """Look at a run, of which one panel at a time need exist."""
@@ -284,9 +287,9 @@ class Judge:
         return w + gauge.guess(t, x).reshape(w.shape), slopes + gauge.guess_gradient(t, x).reshape(slopes.shape)
 
     def _norms(self, rows: Rows) -> FloatArray:
-        """The largest over time of the norms of value and policy under each law, (laws, 2); nan left out."""
-        found = np.zeros((max(len(place.weights) for place in self.places), 2))
-        for place, (v, g) in zip(self.places, rows, strict=True):
+        """The norms of value and policy at each time and under each law, (k, laws, 2); nan left out."""
+        found = np.zeros((len(self.places), max(len(place.weights) for place in self.places), 2))
+        for row, place, (v, g) in zip(found, self.places, rows, strict=True):
             known = np.isfinite(v) & np.isfinite(g).all(axis=-1)
             gradient = np.where(known[..., None], g, 0.0)
             Lambda = place.Lambda
@@ -295,11 +298,15 @@ class Judge:
             for law, weights in enumerate(place.weights):
                 mass = max(float(weights[known].sum()), 1e-300)
                 norms = [math.sqrt(float((weights * square).sum()) / mass) for square in squares]
-                found[law] = np.maximum(found[law], norms)
+                row[law] = norms
         return found
 
     def difference(self, one: Seen, other: Seen) -> tuple[float, float]:
-        """Relative differences of value and policy, the larger of those under P and P*; inf for a run that failed."""
+        """Relative differences of value and policy, the larger of those under P and P*; inf for a run that failed.
+
+        Relative to the largest norm over time; where T is not resolved norms are as large as the layer is thin, and a
+        difference is relative to the largest of its time and before, or up to a twentieth of the horizon before T.
+        """
         if one.failed or other.failed:
             return math.inf, math.inf
         gaps = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(one.rows, other.rows, strict=True)]
@@ -308,8 +315,8 @@ class Judge:
         if self.equation.payoff is None:
             floor = _NOTHING * self.equation.problem.temperature * np.array([1.0, 1.0 / width])
         else:
-            floor = float(self.sizes[:, 0].max()) * np.array([_NOTHING, _FLAT / width])
-        value, policy = (self._norms(gaps) / np.maximum(self.sizes, floor)).max(axis=0).tolist()
+            floor = float(self.sizes[..., 0].max()) * np.array([_NOTHING, _FLAT / width])
+        value, policy = (self._norms(gaps) / np.maximum(self.sizes, floor)).max(axis=(0, 1)).tolist()
         return math.hypot(value, lost), math.hypot(policy, lost)
 
     def _lost(self, rows: Rows) -> float:
