@@ -156,7 +156,7 @@ def test_adaptive_steps_meet_the_tolerance_and_end_where_they_should(remainder: 
     powers = np.log2([step.h / steps[0].h for step in steps])
     np.testing.assert_array_equal(powers, np.round(powers))
     assert own.counts["steps"] == len(steps)
-    assert own.counts["evaluations"] == 1 + 4 * (len(steps) + own.counts["rejected"])
+    assert own.counts["evaluations"] == 1 + 4 * (len(steps) + own.counts["rejected"] + 1)  # the first is halved, too
     for step in (steps[0], steps[-1]):
         np.testing.assert_allclose(step.slope1, apply_sum(LINE, step.u1) + remainder(step.s + step.h, step.u1))
 
@@ -209,6 +209,16 @@ def test_the_middle_of_a_step_is_exact_for_what_is_separable() -> None:
     zero = np.zeros_like(START)
     np.testing.assert_allclose(own.middle(0.8, step, zero, zero), apply_all([expm(0.4 * S1)] * 2, START), atol=1e-13)
     assert relative(hermite(0.5, 0.8, *step.ends) - own.middle(0.8, step, zero, zero)) > 1e-3
+
+
+@pytest.mark.parametrize(("remainder", "exact"), CASES)
+def test_the_middle_of_a_step_is_right_for_the_remainder_too(remainder: Any, exact: Any) -> None:
+    own, h = panel(remainder), 0.05
+    k1 = own.first(0.0, START)
+    (step,) = replay(own, START, 0.0, [h])
+    right = exact(h / 2)
+    missed = relative(own.middle(h, step, k1, own.first(h, step.u1)) - right)
+    assert missed < 0.1 * relative(hermite(0.5, h, *step.ends) - right)
 
 
 # What it costs
