@@ -184,7 +184,7 @@ def tail_index(heaviest: FloatArray, n: int) -> float:
         return -np.inf
     many = 30 + int(np.sqrt(size))
     b = 1.0 / excess[-1] + (1.0 - np.sqrt(many / (np.arange(1, many + 1) - 0.5))) / (3.0 * quartile)
-    k = np.log1p(-b[:, None] * excess).mean(axis=1)
+    k = np.array([np.log1p(-each * excess).mean() for each in b.tolist()])  # a matrix would be most of all the memory
     likelihood = size * (np.log(-b / k) - k - 1.0)
     posterior = np.exp(likelihood - likelihood.max())
     index = float(np.log1p(-(posterior @ b / posterior.sum()) * excess).mean())
