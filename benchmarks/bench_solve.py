@@ -1,7 +1,7 @@
 # ruff: noqa: E402
 """What `solve` takes: the solution, what checks it, and threads.
 
-    python benchmarks/bench_solve.py [NAME,DIM,RTOL ..] [--tries N] [--workers N ..]
+    python benchmarks/bench_solve.py [NAME,DIM,RTOL ..] [--tries N] [--workers N ..] [--quick]
 
 CPU seconds of one thread, the least of some tries: of the solution with its error estimate, of the residual and of the
 paths that check it, and their share of the whole. Then seconds of the wall with so many workers, the least of as many
@@ -68,7 +68,10 @@ def main() -> None:
     parser.add_argument("problems", nargs="*", default=DEFAULT, metavar="NAME,DIM,RTOL")
     parser.add_argument("--tries", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--quick", action="store_true", help="a smoke test: the first problem, once")
     given = parser.parse_args()
+    if given.quick:
+        given.problems, given.tries = given.problems[:1], 1
     warnings.simplefilter("ignore", fh.ToleranceWarning)
     fh.solve(fh.zoo.get("lq", 2), rtol=1e-2)  # loads what is loaded when first used
     for each in given.problems:
