@@ -70,7 +70,8 @@ def solve(
     max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so.
     verify : follow paths under the policy with the problem as it was given (`pathwise`), and compare the value.
     workers : threads that share out what is done to large arrays, as in three dimensions; -1 for as many as there are
-        processors, as in `scipy.fft`. Results have the same digits. Callables are called from your own thread only.
+        processors, as in `scipy.fft`. Results have the same digits. Callables are called from your own thread only. Two
+        on two cores took as long as one up to 1e-3 in three dimensions (`benchmarks/bench_solve.py`): measure first.
 
     Returns
     -------
