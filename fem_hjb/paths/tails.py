@@ -18,7 +18,7 @@ from fem_hjb.paths.simulate import sample_at
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError
+from fem_hjb.support.errors import FemHjbError
 
 _LEAST_POWER, _STEEPEST = 0.4, 6.0
 _SHIFT = 1e-3  # times the noise of a horizon: how far points are moved for the derivative of Lambda^{1/2}
@@ -27,8 +27,8 @@ _SHIFT = 1e-3  # times the noise of a horizon: how far points are moved for the 
 def reach_beyond(problem: ControlProblem, sample: LawSample, mass: float, seed: int) -> Reach:
     """How far the uncontrolled process goes, right around its middle and where this mass is left on each side.
 
-    Extrapolated from the sample where laws cannot be spread, or the process with more noise explodes; in a domain,
-    where the start stays as it is, if that goes further.
+    Extrapolated from the sample where laws cannot be spread, or the process with more noise explodes or comes to
+    where coefficients are not defined; in a domain, where the start stays as it is, if that goes further.
     """
     plain = reach_of(sample.x)
     factor = float(-ndtri(mass)) / FAR
@@ -56,12 +56,12 @@ def _stretched(problem: ControlProblem, sample: LawSample, factor: float, mass: 
             return None
         x = np.stack([law.sample(n, rng) for law in laws if law is not None])
     else:
-        noisier = _noisier(problem, start, factor)
         steps = 4 * (len(sample.times) - 1)
         try:
+            noisier = _noisier(problem, start, factor)
             substeps = substeps_of(noisier, steps)
             found = sample_at(noisier, sample.times, n=n, rng=rng, steps=steps, substeps=substeps)
-        except ConvergenceError:
+        except FemHjbError:  # it explodes, or comes to where coefficients are none and the process never does
             return None
         x = np.moveaxis(found.x[:, np.searchsorted(found.t, sample.times)], 1, 0)
     q = np.quantile(x, ndtr([-FAR, FAR]), axis=1)

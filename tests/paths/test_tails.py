@@ -155,8 +155,10 @@ class Laplace(Law):
     [
         process(lambda t, x: 0.0 * x, 1.0, Laplace()),
         process(lambda t, x: 3.0 * x**3 - x, 0.02, PointMass([0.0])),
+        process(lambda t, x: np.where(np.abs(x) < 2.5, -4.0 * x, np.nan), 1.0, PointMass([0.0])),
+        process(lambda t, x: -4.0 * x, lambda t, x: (1.0 - 0.1 * x**2)[..., None], PointMass([0.0])),
     ],
-    ids=["a law that is not known", "a process that explodes with more noise"],
+    ids=["a law that is not known", "explodes", "a drift that ends further out", "a noise that ends further out"],
 )
 def test_without_more_noise_tails_are_extrapolated(problem: ControlProblem) -> None:
     found, plain = beyond(problem, 1e-12), reach_of(sample_law(problem, 0).x)
