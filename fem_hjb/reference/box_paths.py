@@ -10,7 +10,7 @@ from fem_hjb.paths.simulate import sample_at
 from fem_hjb.paths.steering import Policy
 from fem_hjb.reference.box_panel import Equation
 from fem_hjb.reference.box_run import Run
-from fem_hjb.spaces.spectral import cell_windows, contract_axes
+from fem_hjb.spaces.spectral import at_points
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
@@ -85,8 +85,7 @@ def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]
     found = [line.locate(x[:, k]) for k, line in enumerate(lines)]
     outside = np.any([cells < 0 for cells, _ in found], axis=0)
     cells = [np.maximum(own, 0) for own, _ in found]
-    local = cell_windows(panel.at(s)[None], lines, np.zeros(len(x), dtype=np.int64), 1, cells)
-    values, slopes = contract_axes(local[:, 0], lines, cells, [xi for _, xi in found], 1)
+    values, slopes = at_points(panel.at(s), lines, cells, [xi for _, xi in found], 1)
     values[outside] = np.nan
     w, gradient = logarithms(equation, values, slopes)
     return gauge.guess(t, x) + w, gauge.guess_gradient(t, x) + gradient

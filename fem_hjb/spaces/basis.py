@@ -222,6 +222,10 @@ class SpatialBasis(Plain, ABC):
         """Functions with coefficients local (n, l) on the given cells, at points: sums of what `tabulate` has."""
         return tuple(np.einsum("nl,nl...->n...", local, table) for table in self.tabulate(cells, xi, order))
 
+    def at(self, coefficients: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
+        """One function with coefficients (n_dofs,) at points of the given cells, as `tabulate` has its parts."""
+        return self.contract(coefficients[self.cell_dofs[cells]], cells, xi, order)
+
     def operator_rows(
         self,
         cells: IntArray,

@@ -395,40 +395,42 @@ class Space:
         order, moving = max(_ORDER[name] for name in names), "time" in names
         results = [np.full((len(flat), *[self.dim] * _ORDER[name]), np.nan) for name in names]
         when = times if times.ndim == 0 else np.broadcast_to(times, shape).ravel()
-        inside, local = self._local_coefficients(grid, when, cells, moving)
+        inside, at = self._functions(grid, when, cells, xi, moving)
         size = self.chunk_size(max(self.spatial.table_width(order), self.time.local_size if times.ndim else 1))
         for start in range(0, inside.size, size):
             chunk = inside[start : start + size]
-            c = cells[chunk]
-            still = self.spatial.contract(local(chunk, False), c, xi[chunk], order) if set(names) != {"time"} else ()
-            changes = self.spatial.contract(local(chunk, True), c, xi[chunk], 0) if moving else ()
+            still = at(chunk, False, order) if set(names) != {"time"} else ()
+            changes = at(chunk, True, 0) if moving else ()
             for name, result in zip(names, results, strict=True):
                 result[chunk] = changes[0] if name == "time" else still[_ORDER[name]]
         return [result.reshape(shape + result.shape[1:]) for result in results]
 
-    def _local_coefficients(
-        self, grid: FloatArray, times: FloatArray, cells: IntArray, moving: bool
-    ) -> tuple[IntArray, Callable[[IntArray, bool], FloatArray]]:
-        """The points inside, those of a cell one after the other, and a function (some of them (m,), time derivative?)
-        -> coefficients in space (m, lx) on their cells at their times.
+    def _functions(
+        self, grid: FloatArray, times: FloatArray, cells: IntArray, xi: FloatArray, moving: bool
+    ) -> tuple[IntArray, Callable[[IntArray, bool, int], Tables]]:
+        """The points inside, and a function (some of them, time derivative?, order in space) -> what `tabulate` has.
 
-        At one time those of all functions are summed up once, unless the points are few.
+        At one time those of all functions of time are summed up once, unless the points are few. Else points of a cell
+        come one after the other.
         """
         basis, inside = self.spatial, np.flatnonzero(cells >= 0)
+        if times.ndim == 0 and inside.size * basis.local_size > basis.n_dofs:
+            ct, tau = self.time.locate(times[None])
+            rows = self.time.tabulate(ct, tau, int(moving))[0] @ grid[self.time.cell_dofs[ct[0]]]
+
+            def at_one(chunk: IntArray, change: bool, order: int) -> Tables:
+                return basis.at(rows[int(change)], cells[chunk], xi[chunk], order)
+
+            return inside, at_one
         ct, tau = self.time.locate(np.broadcast_to(times, cells.shape))
         first, key = self.time.cell_dofs[ct, 0], ct * basis.n_cells + cells  # other functions of time follow the first
-        once = times.ndim == 0 and inside.size * basis.local_size > basis.n_dofs
-        if once:
-            grid = self.time.tabulate(ct[:1], tau[:1], int(moving))[0] @ grid[self.time.cell_dofs[ct[0]]]
-            first = np.zeros_like(first)
-        count = len(grid) if once else self.time.local_size
+        count = self.time.local_size
 
-        def at(chunk: IntArray, change: bool) -> FloatArray:
+        def at(chunk: IntArray, change: bool, order: int) -> Tables:
             new = np.diff(key[chunk], prepend=-1) != 0  # neighbours share what belongs to a cell
             blocks = basis.gathered(grid, first[chunk[new]], count, cells[chunk[new]])[np.cumsum(new) - 1]
-            if once:
-                return np.asarray(blocks[:, int(change)])
-            return np.asarray((self.time.tabulate(ct[chunk], tau[chunk], int(change))[:, -1:] @ blocks)[:, 0])
+            local = (self.time.tabulate(ct[chunk], tau[chunk], int(change))[:, -1:] @ blocks)[:, 0]
+            return basis.contract(local, cells[chunk], xi[chunk], order)
 
         return inside[np.argsort(key[inside], kind="stable")], at
 

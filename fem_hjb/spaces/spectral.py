@@ -137,7 +137,7 @@ class SpectralLine(Plain):
             ("_points", unit),
             ("_barycentric", 1.0 / eval_legendre(p, points)),
             ("_D", 2 * D),
-            ("_both", np.hstack([np.eye(p + 1), 2 * D])),
+            ("_both", np.vstack([np.eye(p + 1), 2 * D.T])),
             ("_tail", eval_legendre(modes[:, None], points) * w / norms[:, None]),
         ):
             put(self, name, frozen(array))
@@ -161,26 +161,25 @@ class SpectralLine(Plain):
         return self._cells.locate(x)
 
     def reference(self, xi: FloatArray, order: int = 0) -> FloatArray:
-        """The p + 1 Lagrange polynomials of a cell (order 0) or their derivatives in xi (order 1) at xi (k,), (k, p+1).
+        """The p + 1 Lagrange polynomials of a cell (order 0) or their derivatives in xi (order 1) at xi (k,), (k, p+1)."""
+        return np.asarray(self.local(xi, order)[order].T)
+
+    def local(self, xi: FloatArray, order: int = 1) -> FloatArray:
+        """The same up to an order, points last: shape (order + 1, p + 1, k).
 
         By the second barycentric formula, which is stable for every degree: J.-P. Berrut and L. N. Trefethen,
         SIAM Review 46 (2004), 501-517.
         """
-        gaps = np.subtract.outer(xi, self._points)
+        gaps = xi - self._points[:, None]
         hit = None if gaps.all() else gaps == 0.0
         if hit is not None:
             gaps[hit] = 1.0
-        values = np.divide(self._barycentric, gaps, out=gaps)
-        values /= values.sum(axis=1, keepdims=True)
+        values = np.divide(self._barycentric[:, None], gaps, out=gaps)
+        values /= values.sum(axis=0)
         if hit is not None:
-            at_node = hit.any(axis=1)
-            values[at_node] = hit[at_node]
-        return values if order == 0 else np.asarray(values @ self._D)
-
-    def local(self, xi: FloatArray, order: int = 1) -> FloatArray:
-        """`reference` of order 0 and, for order 1, also that of order 1, shape (k, order + 1, p + 1)."""
-        values = self.reference(xi)
-        return (values @ self._both).reshape(xi.size, 2, -1) if order else values[:, None]
+            at_node = hit.any(axis=0)
+            values[:, at_node] = hit[:, at_node]
+        return (self._both @ values).reshape(2, -1, xi.size) if order else values[None]
 
     def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 1) -> FloatArray:
         """The p + 1 functions of each cell, for order 1 also their derivatives in x, shape (k, order + 1, p + 1).
@@ -190,8 +189,8 @@ class SpectralLine(Plain):
         if order not in (0, 1):
             raise SpaceError(f"order must be 0 (values) or 1 (derivatives), got {order!r}")
         result = self.local(xi, order)
-        result[:, 1:] /= self.widths[cells, None, None]
-        return result
+        result[1:] /= self.widths[cells]
+        return np.moveaxis(result, 2, 0)
 
     def rows(self, x: ArrayLike, order: int = 0) -> FloatArray:
         """The values (k, n) of all basis functions at points x (k,), or for order 1 their derivatives in x.
@@ -296,7 +295,13 @@ class SpectralBasis(SpatialBasis):
     def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         """Axis by axis, which never makes the table of all local functions."""
         self._check_order(order)
-        return contract_axes(local, self.lines, np.unravel_index(cells, self._counts), list(xi.T), order)
+        index = np.unravel_index(cells, self._counts)
+        return contract_axes(np.ascontiguousarray(local.T), self.lines, index, list(xi.T), order)
+
+    def at(self, coefficients: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
+        self._check_order(order)
+        index = np.unravel_index(cells, self._counts)
+        return at_points(coefficients.reshape(self.shape), self.lines, index, list(xi.T), order)
 
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)
@@ -339,24 +344,43 @@ def cell_windows(
     return np.asarray(sliding_window_view(rows, sizes)[(first, *corners)].reshape(len(first), count, -1))
 
 
+def at_points(
+    values: FloatArray, lines: Sequence[SpectralLine], cells: Sequence[IntArray], xi: Sequence[FloatArray], order: int
+) -> Tables:
+    """A function by its values (n_1, ..., n_d) at the nodes, at points; the rest as in `contract_axes`."""
+    counts, sizes = tuple(line.n_cells for line in lines), tuple(line.degree + 1 for line in lines)
+    if len(cells[0]) < math.prod(counts):
+        first = np.zeros(len(cells[0]), dtype=np.int64)
+        local = np.ascontiguousarray(cell_windows(values[None], lines, first, 1, cells)[:, 0].T)
+    else:  # all cells are few, and stay in the cache
+        own = tuple(slice(None, None, line.degree) for line in lines)
+        windows = np.moveaxis(sliding_window_view(values, sizes)[own], range(len(lines)), range(-len(lines), 0))
+        local = windows.reshape(math.prod(sizes), -1).take(np.ravel_multi_index(tuple(cells), counts), axis=1)
+    return contract_axes(local, lines, cells, xi, order)
+
+
 def contract_axes(
     local: FloatArray, lines: Sequence[SpectralLine], cells: Sequence[IntArray], xi: Sequence[FloatArray], order: int
 ) -> Tables:
-    """Functions with coefficients local (n, l) at points: values (n,), and for order 1 gradients (n, d).
+    """Functions with coefficients local (l, n) at points: values (n,), and for order 1 gradients (n, d).
 
-    cells and xi : where the points are along each axis, (n,).
+    cells and xi : where the points are along each axis, (n,). Points come last: sums then run along them.
     """
-    values, slopes, n = local, list[FloatArray](), len(local)
+    values, slopes, n = local, list[FloatArray](), local.shape[1]
     for line, own in zip(lines, xi, strict=True):
-        table = line.local(own, order)
-        columns = (n, table.shape[2], -1)
-        slopes = [table[:, :1] @ slope.reshape(columns) for slope in slopes]
-        both = table @ values.reshape(columns)
-        values = both[:, :1]
-        slopes.append(both[:, 1:])
+        table, columns = line.local(own, order), (line.degree + 1, -1, n)
+        slopes = [_summed(table[0], slope.reshape(columns)) for slope in slopes]
+        values = values.reshape(columns)
+        slopes += [_summed(table[1], values)] if order else []
+        values = _summed(table[0], values)
     if order == 0:
-        return (values.reshape(n),)
+        return (values[0],)
     gradients = np.empty((n, len(lines)))
     for k, (line, where) in enumerate(zip(lines, cells, strict=True)):
-        np.divide(slopes[k].reshape(n), line.widths[where], out=gradients[:, k])
-    return values.reshape(n), gradients
+        np.divide(slopes[k][0], line.widths[where], out=gradients[:, k])
+    return values[0], gradients
+
+
+def _summed(table: FloatArray, values: FloatArray) -> FloatArray:
+    """Sums over the local functions of one axis: table (q, n), values (q, k, n) -> (k, n)."""
+    return np.asarray(np.einsum("qn,qkn->kn", table, values))
