@@ -27,6 +27,7 @@ from fem_hjb.support.checks import FloatArray
 VALUE, POLICY = "value along paths", "policy along paths"
 _PATHS = {1: 1024, 2: 1024}
 _FEW_PATHS = 512  # in more dimensions
+_FEWEST_PATHS = 256  # where steps are many: the spread that they leave falls with their length
 _STEPS, _MOST_STEPS = 64, 512
 _COARSE = 4  # steps, for which substeps are asked
 _STEPS_BETWEEN = 4  # pairs at least, from one jump to the next
@@ -102,7 +103,7 @@ class _Walk:
         self.problem, self.solution = problem, solution
         self.times = _times(problem.horizon, steps, jumps)
         self.rng = np.random.default_rng([seed, 2])
-        self.count = _PATHS.get(problem.dim, _FEW_PATHS)
+        self.count = max(_FEWEST_PATHS, _PATHS.get(problem.dim, _FEW_PATHS) * _STEPS // steps)
         self.size = 0.0  # of v / alpha
         self.energy = 0.0  # E int |Lambda^{-1/2} pi|^2 dt
 
