@@ -57,6 +57,7 @@ from nonquadratic_problems import CASES, Case, Truth
 import fem_hjb as fh
 
 HERE = Path(__file__).resolve().parent
+MEMORY = 8 << 30  # bytes, that a child may take
 MARGINS = (0.0, 0.15, 0.3, 0.45, 0.6)
 RIVALS = ("numpy-fd", "numpy-cheb", "skfem", "ngsolve", "dolfinx")
 
@@ -156,7 +157,7 @@ class Search:
         limit(self.cap + 30.0)
         try:
             run = self.attempt(setting)
-        except (TimeoutError, ArithmeticError, RuntimeError, np.linalg.LinAlgError) as error:
+        except (TimeoutError, ArithmeticError, RuntimeError, MemoryError, np.linalg.LinAlgError) as error:
             self.rows[setting] = None
             print(f"{setting}: {type(error).__name__}", file=sys.stderr)
             return None
@@ -330,6 +331,7 @@ def rival(name: str, case: Case, truth: Truth, folder: Path, goals: list[Any], c
 def child(given: dict[str, Any]) -> None:
     case, folder = CASES[given["case"]], Path(given.get("folder", "."))
     limit(given["cap"])
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     if given["who"] == "prepare":
         prepare(case, folder)
         return

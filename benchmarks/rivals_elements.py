@@ -321,6 +321,7 @@ class Dolfinx(Elements):
         from petsc4py import PETSc
 
         self.fem, self.petsc, self.PETSc, d, p = fem, petsc, PETSc, self.case.dim, self.setting.order
+        self.alive: list[Any] = []
         corners = [np.array(self.low), np.array(self.high)]
         if d == 2:
             self.mesh = mesh.create_rectangle(MPI.COMM_SELF, corners, self.cells, mesh.CellType.quadrilateral)
@@ -364,10 +365,13 @@ class Dolfinx(Elements):
         v, out = self.mass.createVecRight(), self.mass.createVecLeft()
         v.array[:] = f
         self.mass.mult(v, out)
-        return np.array(out.array)
+        return self.taken(v, out)
 
     def factor(self, S: Any) -> Any:
+        for old in self.alive:  # petsc4py would keep them
+            old.destroy()
         solver = self.PETSc.KSP().create(S.comm)
+        self.alive = [solver, S]
         solver.setOperators(S)
         if self.case.dim == 2:
             solver.setType("preonly")
@@ -384,7 +388,15 @@ class Dolfinx(Elements):
         r, out = S.createVecLeft(), S.createVecRight()
         r.array[:], out.array[:] = rhs, guess
         solver.solve(r, out)
-        return np.array(out.array)
+        return self.taken(r, out)
+
+    @staticmethod
+    def taken(given: Any, out: Any) -> Array:
+        """The values of a vector, which with the other one is not needed any more."""
+        values = np.array(out.array)
+        given.destroy()
+        out.destroy()
+        return values
 
     def evaluate(self, f: Array, x: Array) -> tuple[Array, Array]:
         import ufl

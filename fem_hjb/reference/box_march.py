@@ -164,7 +164,7 @@ class Marcher:
                 self._measured(operators, step.s + step.h, step.u1)
                 if found := resolved(grid, step.s + step.h, step.u1):
                     break
-            s, u, self.h = steps[-1].s + steps[-1].h, steps[-1].u1, steps[-1].h
+            s, u, self.h = steps[-1].s + steps[-1].h, steps[-1].u1, steps[-1].further
             s = table.s1 if s > table.s1 - _SHORTEST * self.T else s
             self._count(panel)
             self.result.keep(panel_run(operators, panel, steps, len(steps), s))
@@ -329,7 +329,7 @@ class Marcher:
         self.result.counts["redone"] = self.result.counts.get("redone", 0) + redone
         end = steps[-1].s + steps[-1].h
         end = table.s1 if end > table.s1 - _SHORTEST * self.T else end
-        self.h, last = steps[-1].h, steps[-1].u1
+        self.h, last = min(step.further for step in steps[-2:]), steps[-1].u1
         count, taken = len(steps), (steps.pop() for _ in range(len(steps)))
         steps.reverse()
         self.result.keep(panel_run(operators, panel, taken, count, end))
