@@ -89,13 +89,14 @@ def unresolved(grid: Grid, gradient: Sequence[FloatArray], metric: FloatArray) -
     return result
 
 
-def regraded(line: SpectralLine, found: FloatArray, allowed: float) -> FloatArray:
+def regraded(line: SpectralLine, found: FloatArray, allowed: float, tried: int = 0) -> FloatArray:
     """New edges of cells that share what is allowed: each as large as what was found (cells,) lets it be.
 
-    What a cell of width h does not resolve is taken to go as h^(p+1).
+    What a cell of width h does not resolve is taken to go as h^(p+1), or by a lower power, (p + 1) / (tried + 1), where
+    that was tried in vain: cells that are too large know no order.
     """
     share = _MARGIN * allowed / np.sqrt(line.n_cells)
-    factor = (share / np.maximum(found, 1e-300)) ** (1.0 / (line.degree + 1))
+    factor = (share / np.maximum(found, 1e-300)) ** ((tried + 1.0) / (line.degree + 1))
     wanted = line.widths * np.clip(factor, _SHRINK, _STRETCH)
     width = line.grid[-1] - line.grid[0]
     wanted = np.clip(wanted, _FINEST * width, _LARGEST * width)

@@ -43,6 +43,10 @@ _AHEAD = 0.3  # of what is allowed, for the grid after one that failed to resolv
 _NEAR = 2.0**-12  # of T: the time to go from which policies are compared, and large ones remembered
 _TOLERATED = 1.5  # times what is allowed, before a panel is done again
 _ANYWHERE = 1e-3  # of the most of u: what a step may be wrong by where the process hardly goes
+_IN_VAIN = (
+    2  # grids for a panel, after which steps are to be quieter there by _QUIETER: that may be what is not resolved
+)
+_QUIETER = 0.1
 _MOST_STEPS = 20_000
 _SINGLE = 3e-6  # the least tolerance of tables in single precision
 _SHORT = 0.002  # of the horizon: a step in a layer
@@ -91,6 +95,7 @@ class Marcher:
         self.size_w = 0.0  # the norm of the gradient of what is solved for
         self.size_v, self.size_g, self.h = self.least_v, self.least_g, 0.0
         self.peak = self.size_v  # the most of u in the box
+        self.anywhere = _ANYWHERE
         self.rough = False  # whether the terminal reward is not resolved
         self.layer_edges: list[FloatArray] = []  # of the cells on which it is averaged if it is not
         self.unchecked = False  # whether a panel goes on although no grid that is allowed resolves it
@@ -164,7 +169,7 @@ class Marcher:
                 self._measured(operators, step.s + step.h, step.u1)
                 if found := resolved(grid, step.s + step.h, step.u1):
                     break
-            s, u, self.h = steps[-1].s + steps[-1].h, steps[-1].u1, steps[-1].further
+            s, u, self.h = steps[-1].s + steps[-1].h, steps[-1].u1, steps[-1].h
             s = table.s1 if s > table.s1 - _SHORTEST * self.T else s
             self._count(panel)
             self.result.keep(panel_run(operators, panel, steps, len(steps), s))
@@ -238,13 +243,13 @@ class Marcher:
         return first_edges(self.equation.box, self.equation.reaches[0], ~self.equation.truncated, cells)
 
     def _refined(
-        self, grid: Grid, found: Sequence[FloatArray], allowed: float, tolerated: float
+        self, grid: Grid, found: Sequence[FloatArray], allowed: float, tolerated: float, tried: int = 0
     ) -> list[FloatArray] | None:
-        """More cells along the axes that do not resolve the gradient; None if all do."""
+        """More cells along the axes that do not resolve the gradient, as has been tried before; None if all do."""
         edges = [line.grid for line in grid.lines]
         amiss = [k for k, part in enumerate(found) if total(part) > tolerated * allowed]
         for k in amiss:
-            new = regraded(grid.lines[k], found[k], allowed)
+            new = regraded(grid.lines[k], found[k], allowed, tried)
             edges[k] = new if len(new) > len(edges[k]) else halved(edges[k], found[k] > total(found[k]) / _FEW)
         return edges if amiss else None
 
@@ -320,16 +325,17 @@ class Marcher:
             self._count(panel)
             if steps or bad is None:
                 break
-            more = self._refined(grid, bad, self.tol.space * self.size_g, _TOLERATED)
+            more = self._refined(grid, bad, self.tol.space * self.size_g, _TOLERATED, redone)
             redone += 1
             if more is None or self._size(more) > self.tol.most or redone > _REDONE:
                 self.unchecked = True
                 continue
+            self.anywhere *= _QUIETER if redone > _IN_VAIN else 1.0
             edges, end = more, table.s1
         self.result.counts["redone"] = self.result.counts.get("redone", 0) + redone
         end = steps[-1].s + steps[-1].h
         end = table.s1 if end > table.s1 - _SHORTEST * self.T else end
-        self.h, last = min(step.further for step in steps[-2:]), steps[-1].u1
+        self.h, last = min(steps[-1].further, max(step.h for step in steps[-2:])), steps[-1].u1
         count, taken = len(steps), (steps.pop() for _ in range(len(steps)))
         steps.reverse()
         self.result.keep(panel_run(operators, panel, taken, count, end))
@@ -416,7 +422,7 @@ class Marcher:
     def _relative(self, operators: Operators, error: FloatArray) -> float:
         """Under the law of the panel, relative; and anywhere in the box, where steps must be stable."""
         value, slope = operators.sizes(operators.table.s0, error)
-        anywhere = max(float(error.max()), -float(error.min())) / (_ANYWHERE * self.peak)
+        anywhere = max(float(error.max()), -float(error.min())) / (self.anywhere * self.peak)
         return max(value / self.size_v, slope / self.size_g, self.tol.time * anywhere)
 
     def _scales(self) -> tuple[float, float]:

@@ -161,7 +161,7 @@ class SpectralLine(Plain):
         return self._cells.locate(x)
 
     def reference(self, xi: FloatArray, order: int = 0) -> FloatArray:
-        """The p + 1 Lagrange polynomials of a cell (order 0) or their derivatives in xi (order 1) at xi (k,), (k, p+1)."""
+        """The p + 1 Lagrange polynomials of a cell (order 0), or their derivatives in xi (order 1), at xi (k,)."""
         return np.asarray(self.local(xi, order)[order].T)
 
     def local(self, xi: FloatArray, order: int = 1) -> FloatArray:

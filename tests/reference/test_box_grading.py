@@ -111,10 +111,10 @@ def test_axes_see_their_own_direction_in_all_components() -> None:
     # the metric makes derivatives along different axes comparable
     slopes = gradient(grid, layer(x) + 0.0 * y)
     np.testing.assert_allclose(
-        unresolved(grid, slopes, np.array([3.0, 1.0]))[0], 3 * unresolved(grid, slopes, np.ones(2))[0]
+        unresolved(grid, slopes, np.array([3.0, 1.0]))[0], 3 * unresolved(grid, slopes, np.ones(2))[0], atol=1e-14
     )
     np.testing.assert_allclose(
-        unresolved(grid, slopes, np.array([1.0, 3.0]))[0], unresolved(grid, slopes, np.ones(2))[0]
+        unresolved(grid, slopes, np.array([1.0, 3.0]))[0], unresolved(grid, slopes, np.ones(2))[0], atol=1e-14
     )
 
 
@@ -188,6 +188,15 @@ def test_neighbours_differ_by_a_bounded_ratio(monkeypatch: pytest.MonkeyPatch) -
     assert all(ratio(grid.lines[0].grid) < 5.5 for allowed in allowances for grid in made(layer, allowed))
     monkeypatch.setattr(grading, "_RATIO", 1e9)
     assert ratio(regraded(uneven, nothing, 1e-6)) > 15
+
+
+@pytest.mark.parametrize("tried", [0, 1, 3])
+def test_where_finer_grids_did_not_help_a_lower_power_is_believed(tried: int) -> None:
+    line = grid_of(np.linspace(-5, 4, 25)).lines[0]
+    much = np.full(line.n_cells, 700.0 / line.n_cells**0.5)
+    cells = len(regraded(line, much, 1.0, tried)) - 1
+    finer = min((700.0 / 0.8) ** ((tried + 1) / (line.degree + 1)), 1 / 0.35)
+    assert cells / line.n_cells == pytest.approx(finer, rel=0.05)
 
 
 def test_cells_grow_again_where_nothing_is_left() -> None:

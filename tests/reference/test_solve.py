@@ -309,6 +309,13 @@ def test_a_law_on_an_absorbing_face_is_refused_when_the_problem_is_made():
         solve(problem, box=Box([-2.0], [2.0]))
 
 
+def test_what_steps_leave_in_corners_is_not_taken_for_a_grid_too_coarse():
+    """Stiff wells to 1e-6: without quieter steps grids of any number of nodes were refused, and 1.3e-6 was the end."""
+    solution = solve(zoo.get("double-well", 1), rtol=1e-6, verify=False)
+    assert solution.status == "ok"
+    assert max(solution.error_estimate.value, solution.error_estimate.policy) < 1e-6
+
+
 def test_a_seed_changes_the_samples_and_hardly_the_solution():
     problem = zoo.get("double-well", 1)
     usual, first, second, drawn = (
