@@ -12,8 +12,8 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box laws problem probing fingerprint blocks rewards closed_form linear manufactured gauge mixtures "
-        "zoo"
+        "divergence box laws kernels problem probing fingerprint blocks rewards closed_form linear manufactured gauge "
+        "mixtures tilted_density zoo"
     ),
     "paths": "steering breaks simulate likelihood tree_sum extent tails tilted sources stored",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
@@ -49,7 +49,7 @@ ORDER = {
     "cli": "",
 }
 # A module that is itself a folder has an order of its own.
-INNER = {"problems.zoo": "registry coefficients linear_quadratic mixtures reflected wells soc_matching"}
+INNER = {"problems.zoo": "registry coefficients linear_quadratic mixtures points reflected wells soc_matching"}
 APART = ("reference", "learning")  # these two never import each other
 PACKAGE = Path(fem_hjb.__file__).parent
 Place = tuple[str, str]
