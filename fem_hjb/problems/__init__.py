@@ -17,7 +17,7 @@ from fem_hjb.problems.manufactured import manufactured
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedKernels, TiltedMixture, from_points
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.problems.rewards import LogSumExpReward
-from fem_hjb.problems.tilted_density import TiltedDensity, tilted_density
+from fem_hjb.problems.tilted_density import tilted_density
 
 __all__ = [
     "Box",
@@ -36,7 +36,6 @@ __all__ = [
     "PointMass",
     "Product",
     "QuadraticGauge",
-    "TiltedDensity",
     "TiltedKernels",
     "TiltedMixture",
     "Uniform",

@@ -164,9 +164,10 @@ class KernelDensity(Law):
         return self._kernels.noised(1.0, 0.0, points.reshape(-1, self.dim))[1].reshape(points.shape)
 
     def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
-        nodes, weights = roots_hermitenorm(tensor_order(order, self.dim))
+        per_axis, k = tensor_order(order, self.dim), len(self._m)
+        require_room((k, per_axis**self.dim, self.dim), f"order={order} of {k} kernels:", ProblemError)
+        nodes, weights = roots_hermitenorm(per_axis)
         z, wz = tensor_rule(nodes, weights / weights.sum(), self.dim)
-        require_room((len(self._m), *z.shape), f"order={order} for {len(self._m)} points:", ProblemError)
         x = self._m[:, None, :] + self.bandwidth * z
         return x.reshape(-1, self.dim), (self._w[:, None] * wz).ravel()
 

@@ -15,7 +15,7 @@ from fem_hjb.support.objects import Plain
 _DRAWN = 4096  # draws that say where to begin
 _SEEN = {1: 513, 2: 97, 3: 33}  # points per axis that say where the density is
 _NOTHING = 45.0  # of its logarithm: e^-45 of the maximum is left out
-_WIDENED = 100  # times at most
+_WIDENED = 40  # times at most
 _FIRST = 32  # cells per axis
 _POINTS = 1 << 22  # at most
 _CHUNK = 1 << 16  # points at once
@@ -117,7 +117,7 @@ def tilted_density(
             return TiltedDensity(law, reward, alpha, (x[kept], weights[kept] / total, log_z), error)
         before, cells = log_z, 2 * cells
     raise ConvergenceError(
-        f"{cells // 2} cells per axis of {box} leave an error of {error:.1e} in the normaliser, more than rtol={rtol:g}."
+        f"{cells // 2} cells per axis of {box} leave an error of {error:.1e} of the normaliser, above rtol={rtol:g}."
         " The law or the reward is too rough, or the box too small or far too large: give another box= or a larger rtol"
     )
 
@@ -153,7 +153,7 @@ def _where(law: Law, reward: TerminalReward, alpha: float) -> Box:
         x, _weights = _grid(Box(lower, upper), per_axis)
         log_p, tilt = _logs(law, reward, alpha, x)
         logs = np.stack([log_p, log_p + tilt])
-        above = (logs > logs.max(axis=1, keepdims=True) - _NOTHING).any(axis=0)
+        above = (logs >= logs.max(axis=1, keepdims=True) - _NOTHING).any(axis=0)
         step = (upper - lower) / (per_axis - 1)
         low, high = x[above].min(axis=0), x[above].max(axis=0)
         cut_below, cut_above = low <= lower + step / 2, high >= upper - step / 2
