@@ -92,6 +92,7 @@ LINE = fh.Space(LQ, cells=4, time_cells=2, box=fh.Box([-4.0], [4.0]))
 MESH = fh.spaces.box_mesh(fh.Box([-4.0], [4.0]), 8, "line")
 PATHS = fh.sample_paths(LQ, n=40, steps=4, rng=0)
 SOLUTION = fh.solve_on_mesh(LQ, MESH, steps=4)
+CHECKED = fh.solve(LQ, rtol=1e-2)
 PRODUCT = fh.solutions.ProductSolution(
     problem=LQ2, parts=(((0,), fh.solve(LQ, rtol=1e-3)), ((1,), fh.solve(LQ, rtol=1e-3))), status="ok"
 )
@@ -488,6 +489,16 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "box": DOMAIN,
                 "figure": None,
             },
+        ),
+        "plot.checks": (fh.plot.checks, {"of": CHECKED, "ax": None}),
+        "plot.paths": (
+            fh.plot.paths,
+            {"of": PATHS, "problem": LQ, "density": LAW, "box": fh.Box([-4.0], [4.0]), "most": 3, "ax": None},
+        ),
+        "plot.policy_field": (
+            fh.plot.policy_field,
+            {"of": LQ2.exact, "t": 0.0, "kind": "stream", "problem": LQ2, "density": LQ2.marginal, "ax": None}
+            | {"box": fh.Box([-2.0, -2.0], [2.0, 2.0])},
         ),
         "plot.solution": (
             fh.plot.solution,
