@@ -36,7 +36,7 @@ ORDER = {
         "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
         "certificate certify policy_value"
     ),
-    "plotting": "pictures fields verdicts",
+    "plotting": "pictures fields verdicts animation",
     "interop": "grids arrays vtk export precision schedules torch jax",
     "experiments": (
         "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "

@@ -490,6 +490,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "figure": None,
             },
         ),
+        "plot.animate": (
+            fh.plot.animate,
+            {"of": LQ.exact, "path": folder / "a.gif", "quantity": "policy", "frames": 1, "fps": 5, "problem": LQ}
+            | {"box": fh.Box([-2.0], [2.0]), "limits": (0.0, 1.0), "progress": None},
+        ),
         "plot.checks": (fh.plot.checks, {"of": CHECKED, "ax": None}),
         "plot.paths": (
             fh.plot.paths,

@@ -417,6 +417,15 @@ def test_data_sets_are_where_they_are_said_to_be(name):
     assert name == "eight-gaussians" or gaps.max() < 1.2 * data.bandwidth  # so that the density is smooth
 
 
+def test_a_data_set_is_solved_like_any_mixture():
+    problem = PROBLEMS["checkerboard-2d"]
+    found = fh.solve(problem, rtol=1e-2)
+    assert found.status == "ok"
+    errors = fh.compare({"found": found}, problem.exact, problem=problem, order=8).overall("found")
+    assert 1e-8 < errors.value < 1e-3
+    assert 1e-8 < errors.policy < 1e-2
+
+
 def test_data_sets_are_forgotten_at_the_start():
     start = zoo.get("checkerboard").initial_law
     assert np.abs(start.expectation).max() < 1e-3
