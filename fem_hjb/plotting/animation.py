@@ -30,6 +30,7 @@ from fem_hjb.support.progress import Progress, checked_progress, unheard
 _MOST_FRAMES = 1000
 _CURVE, _PLANE = 201, 61  # points per axis, in one dimension and in more, at which the range of what is drawn is taken
 _FASTEST = 100
+_LINE = {"color": "#0072B2", "linewidth": 2.0}
 _INNER = {
     "value": (0.0, 1.0),
     "policy": (0.01, 0.99),
@@ -85,7 +86,7 @@ def animate(
             for k, t in enumerate(times.tolist()):
                 figure.clear()
                 ax = figure.subplots()
-                solution(of, t, quantity=quantity, problem=problem, box=region, limits=chosen, ax=ax)
+                solution(of, t, quantity=quantity, problem=problem, box=region, limits=chosen, ax=ax, style=_LINE)
                 ax.set_title(f"$t={t:.3g}$", loc="left")
                 writer.grab_frame()
                 tell((k + 1) / count)
