@@ -1,5 +1,8 @@
 """Tilted data laws: against closed forms, the value at the start, and where the controlled process ends."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -145,3 +148,17 @@ def test_ill_formed_requests_are_refused(make, message):
 def test_what_has_no_integral_is_refused():
     with pytest.raises(ConvergenceError, match=r"does not fall off .* its integral may be infinite"):
         tilted_density(fh.Gaussian([0.0], 1.0), lambda x: x[..., 0] ** 2, temperature=1.0)
+
+
+def test_the_python_of_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(compile(code, "docs/data.md", "exec"), names)
+    solution, problem, goal = names["solution"], names["problem"], names["goal"]
+    assert solution.status == "ok"
+    x, w = problem.initial_law.quadrature(6)
+    inside = (np.abs(x) < 4.0).all(axis=1)
+    f = np.exp(solution.value(0.0, x[inside]) / problem.temperature)
+    assert w[inside] @ f / w[inside].sum() == pytest.approx(np.exp(goal.log_normaliser), rel=1e-2)
+    assert goal.weights @ names["reward"](goal.points) > 0.5 > abs(names["reward"](names["points"]).mean())
