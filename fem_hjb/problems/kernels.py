@@ -24,6 +24,7 @@ from fem_hjb.support.objects import Plain
 _LOG_2PI = float(np.log(2.0 * np.pi))
 _BLOCK = 1 << 17  # pairs of a point and a kernel at once: a megabyte, which stays in the cache
 _LOWEST = -200.0  # of logarithmic weights relative to the largest: e^-200 is nothing, and denormal numbers are slow
+_RULE = 1 << 15  # points of a quadrature rule, where its order is not asked for
 _FINEST = 1e-5  # bandwidth relative to the spread of the points: log p is then good to 1e-6
 
 
@@ -174,6 +175,18 @@ class KernelDensity(Law):
     def noised(self, shrink: float, noise: float) -> KernelDensity:
         """The law of shrink Y + noise^{1/2} Z, Y of this law and Z standard normal."""
         return KernelDensity(shrink * self._m, float(np.sqrt((shrink * self.bandwidth) ** 2 + noise)), self.weights)
+
+
+def affordable_order(law: Law, order: int) -> int:
+    """Gauss points per coordinate: this many, or fewer, two at least, where each of many kernels would have its own.
+
+    >>> law = KernelDensity(np.zeros((500, 2)), 1.0)
+    >>> affordable_order(law, 32), affordable_order(law.noised(0.0, 1.0), 4)
+    (8, 4)
+    """
+    if not isinstance(law, KernelDensity):
+        return order
+    return min(order, max(2, int((_RULE / len(law.components[0])) ** (1.0 / law.dim))))
 
 
 def _checked_points(given: ArrayLike) -> FloatArray:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy.stats import gaussian_kde
 
-from fem_hjb.problems import kernels
+from fem_hjb.problems import kernels, zoo
 from fem_hjb.problems.blocks import coordinates
 from fem_hjb.problems.kernels import KernelDensity, Kernels
 from fem_hjb.problems.laws import GaussianMixture
+from fem_hjb.solutions.norms import law_points
 from fem_hjb.support.errors import DomainError, ProblemError
 from tests.support.exactness import space_derivative
 
@@ -53,6 +54,23 @@ def test_samples_have_its_moments():
     x = LAW.sample(100_000, np.random.default_rng(4))
     assert (np.abs(x.mean(0) - LAW.expectation) < 4.5 * x.std(0) / np.sqrt(len(x))).all()
     np.testing.assert_allclose(np.cov(x.T), LAW.covariance, atol=0.05)
+
+
+def test_many_kernels_share_the_points_of_a_rule():
+    many = KernelDensity(np.random.default_rng(7).normal(size=(2000, 2)), 0.4)
+    assert kernels.affordable_order(many, 32) == 4
+    assert kernels.affordable_order(LAW, 32) == 28
+    assert kernels.affordable_order(BY_HAND, 32) == 32
+    huge = KernelDensity(np.zeros((10**5, 2)), 0.4)
+    assert kernels.affordable_order(huge, 32) == 2
+    x, w = many.quadrature(4)
+    exact = np.exp(many.points[:, 0] + 0.08).mean()  # E exp(X_1)
+    assert w @ np.exp(x[:, 0]) == pytest.approx(exact, rel=1e-6)
+    problem = zoo.get("checkerboard")
+    for _, points, weights in law_points(problem, times=[0.0, 1.0]):
+        assert len(points) == 288 * 10**2
+        assert weights.sum() == pytest.approx(1.0, abs=1e-12)
+    assert len(law_points(problem, times=1.0, order=3).rules[0][0]) == 288 * 9
 
 
 def test_far_from_all_points_the_nearest_one_pulls():
