@@ -142,9 +142,9 @@ class MixtureDiffusion(Plain):
         r"""The control problem of fine-tuning this process to a reward y(X_T), a callable x (..., d) -> (...).
 
         With X_0 ~ q_T the controlled process ends in  q_0 exp(y / alpha) E[1 / f_0(X_0) | X_T = x], and this is the
-        tilted data law (`tilted_density`) as far as X_0 tells nothing of X_T, so that f_0 is constant: for small
-        kappa = exp(-1/2 int beta). The problem knows its law at all times and, for eta = 1 and a `LogSumExpReward` of
-        this temperature, its exact solution.
+        tilted data law (`tilted_density`) as far as X_0 tells nothing of X_T, so that f_0 is constant: for eta = 1 and
+        small kappa = exp(-1/2 int beta); less noise keeps more of X_0. The problem knows its law at all times and, for
+        eta = 1 and a `LogSumExpReward` of this temperature, its exact solution.
 
         Raises `ProblemError` for rewards that do not fit, `InfiniteValueError` if a `LogSumExpReward` grows too fast.
         Source: Domingo-Enrich et al., arXiv 2409.08861 (what the law of the start does to the end).
