@@ -12,8 +12,8 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box laws problem probing fingerprint blocks rewards closed_form linear manufactured gauge mixtures "
-        "zoo"
+        "divergence box laws kernels problem probing fingerprint blocks rewards closed_form linear manufactured gauge "
+        "mixtures tilted_density zoo"
     ),
     "paths": "steering breaks simulate likelihood tree_sum extent tails tilted sources stored",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
@@ -36,7 +36,7 @@ ORDER = {
         "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
         "certificate certify policy_value"
     ),
-    "plotting": "pictures",
+    "plotting": "pictures fields verdicts animation",
     "interop": "grids arrays vtk export precision schedules torch jax",
     "experiments": (
         "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "
@@ -49,7 +49,7 @@ ORDER = {
     "cli": "",
 }
 # A module that is itself a folder has an order of its own.
-INNER = {"problems.zoo": "registry coefficients linear_quadratic mixtures reflected wells soc_matching"}
+INNER = {"problems.zoo": "registry coefficients linear_quadratic mixtures points reflected wells soc_matching"}
 APART = ("reference", "learning")  # these two never import each other
 PACKAGE = Path(fem_hjb.__file__).parent
 Place = tuple[str, str]

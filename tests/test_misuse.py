@@ -92,6 +92,7 @@ LINE = fh.Space(LQ, cells=4, time_cells=2, box=fh.Box([-4.0], [4.0]))
 MESH = fh.spaces.box_mesh(fh.Box([-4.0], [4.0]), 8, "line")
 PATHS = fh.sample_paths(LQ, n=40, steps=4, rng=0)
 SOLUTION = fh.solve_on_mesh(LQ, MESH, steps=4)
+CHECKED = fh.solve(LQ, rtol=1e-2)
 PRODUCT = fh.solutions.ProductSolution(
     problem=LQ2, parts=(((0,), fh.solve(LQ, rtol=1e-3)), ((1,), fh.solve(LQ, rtol=1e-3))), status="ok"
 )
@@ -105,6 +106,8 @@ DENSITY = fh.fokker_planck.solve(LQ, rtol=1e-3)
 REWARD = fh.problems.LogSumExpReward(temperature=1.0, R=[[[1.0]]], s=[[0.0]], s0=[0.0])
 MIXTURE = fh.GaussianMixture([1.0], [[0.0]], [[[1.0]]])
 DIFFUSION = fh.problems.MixtureDiffusion(MIXTURE, horizon=1.0, beta=1.0)
+CLOUD = fh.problems.from_points([[0.0], [1.0]], 0.5, horizon=1.0, beta=1.0)
+TILTED = fh.problems.tilted_density(LAW, lambda x: x[..., 0], temperature=1.0)
 FEATURES = fh.spaces.HermiteCross(LAW, 2)
 SPECTRAL = fh.spaces.SpectralBasis([fh.spaces.SpectralLine([-5.0, 0.0, 5.0], 8)])
 ROW = COMPARISON.overall("exact")
@@ -487,6 +490,21 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "figure": None,
             },
         ),
+        "plot.animate": (
+            fh.plot.animate,
+            {"of": LQ.exact, "path": folder / "a.gif", "quantity": "policy", "frames": 1, "fps": 5, "problem": LQ}
+            | {"box": fh.Box([-2.0], [2.0]), "limits": (0.0, 1.0), "progress": None},
+        ),
+        "plot.checks": (fh.plot.checks, {"of": CHECKED, "ax": None}),
+        "plot.paths": (
+            fh.plot.paths,
+            {"of": PATHS, "problem": LQ, "density": LAW, "box": fh.Box([-4.0], [4.0]), "most": 3, "ax": None},
+        ),
+        "plot.policy_field": (
+            fh.plot.policy_field,
+            {"of": LQ2.exact, "t": 0.0, "kind": "stream", "problem": LQ2, "density": LQ2.marginal, "ax": None}
+            | {"box": fh.Box([-2.0, -2.0], [2.0, 2.0])},
+        ),
         "plot.solution": (
             fh.plot.solution,
             {
@@ -512,6 +530,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.problems.Gauge,
             {"temperature": 1.0, "horizon": 1.0, "terminal": 0.0, "running": 0.0},
         ),
+        "problems.KernelDensity": (
+            fh.problems.KernelDensity,
+            {"points": [[0.0], [1.0]], "bandwidth": 0.5, "weights": [0.5, 0.5]},
+        ),
         "problems.LinearQuadratic": (
             fh.problems.LinearQuadratic,
             {**process, "terminal": REWARD, "horizon": 1.0, "Q": [[1.0]], "q": [0.0], "q0": 0.0},
@@ -529,9 +551,15 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.problems.QuadraticGauge,
             {"constants": GAUGE, "centre": [0.0], "P": [[[1.0]]], "p": [[0.0]], "c": [0.0]},
         ),
+        "problems.MixtureDiffusion.tilted": (DIFFUSION.tilted, {"reward": REWARD, "temperature": 1.0, "name": "a"}),
+        "problems.TiltedKernels": (fh.problems.TiltedKernels, {"process": CLOUD, "reward": REWARD}),
         "problems.TiltedMixture": (fh.problems.TiltedMixture, {"process": DIFFUSION, "reward": REWARD}),
         "problems.ValueGauge": (fh.problems.ValueGauge, {"background": GAUGE}),
         "problems.constant_gauge": (fh.problems.constant_gauge, {"problem": LQ, "x": x, "times": [0.0, 1.0]}),
+        "problems.from_points": (
+            fh.problems.from_points,
+            {"points": [[0.0]], "bandwidth": 0.5, "horizon": 1.0, "beta": 1.0, "eta": 1.0, "weights": [1.0]},
+        ),
         "problems.linear_marginal": (fh.problems.linear_marginal, {**process, "initial_law": LAW}),
         "problems.linear_transition": (fh.problems.linear_transition, {**process, "time": 1.0}),
         "problems.manufactured": (
@@ -549,6 +577,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "marginal": None,
                 "name": "a",
             },
+        ),
+        "problems.tilted_density": (
+            fh.problems.tilted_density,
+            {"law": LAW, "reward": y, "temperature": 1.0, "rtol": 0.1, "box": fh.Box([-8.0], [8.0])},
         ),
         "problems.zoo.describe": (fh.zoo.describe, {"name": "lq"}),
         "problems.zoo.dims": (fh.zoo.dims, {"name": "lq"}),
@@ -606,6 +638,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
     laws = {
         "Gaussian": LAW,
         "GaussianMixture": MIXTURE,
+        "KernelDensity": CLOUD.data,
         "Uniform": fh.Uniform(DOMAIN),
         "PointMass": fh.PointMass([0.0]),
     }
@@ -614,7 +647,12 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         found |= {f"{name}.{method}": (getattr(law, method), {"x": x}) for method in density}
         found[f"{name}.quadrature"] = law.quadrature, {"order": 3}
         found[f"{name}.sample"] = law.sample, {"n": 3, "rng": np.random.default_rng(0)}
-    forms = {"LinearQuadratic": LQ.exact, "CosineSeries": fh.zoo.get("reflected", 1).exact}
+    found |= {f"TiltedDensity.{name}": (getattr(TILTED, name), {"x": x}) for name in ("logpdf", "density")}
+    forms = {
+        "LinearQuadratic": LQ.exact,
+        "TiltedKernels": CLOUD.tilted(REWARD, temperature=1.0).exact,
+        "CosineSeries": fh.zoo.get("reflected", 1).exact,
+    }
     for name, form in forms.items():
         found |= {f"{name}.{method}": (getattr(form, method), where) for method in ("value", "gradient", "policy")}
     return found | {

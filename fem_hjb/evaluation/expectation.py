@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import roots_legendre
 
 from fem_hjb.evaluation.controlled_law import TIMES, Block, ControlledLaw, embed, probes
+from fem_hjb.problems.kernels import affordable_order
 from fem_hjb.problems.laws import Law
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.density import DensityLaw
@@ -77,7 +78,9 @@ class Expectation:
     def _quadrature(self, t: float, laws: list[tuple[Block, Law]]) -> tuple[float, float]:
         rules = [
             _negligible_left_out(
-                *law.quadrature(_ORDER_OF_DENSITIES if isinstance(law, DensityLaw) else _ORDER[len(group)])
+                *law.quadrature(
+                    _ORDER_OF_DENSITIES if isinstance(law, DensityLaw) else affordable_order(law, _ORDER[len(group)])
+                )
             )
             for group, law in laws
         ]

@@ -15,6 +15,7 @@ from scipy.special import ndtr, ndtri
 
 from fem_hjb.paths.extent import FAR, MOST_POWER, LawSample, Reach, reach_of, substeps_of
 from fem_hjb.paths.simulate import sample_at
+from fem_hjb.problems.kernels import KernelDensity
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
@@ -80,6 +81,10 @@ def _spread(law: Law, factor: float, mass: float) -> Law | None:
         weights, means, covariances = law.components
         alike = np.where(weights > mass, 1.0 / (weights > mass).sum(), 0.0)
         return GaussianMixture(alike, means, factor**2 * covariances)
+    if isinstance(law, KernelDensity):
+        weights, points = law.components
+        kept = points[weights > mass] if (weights > mass).any() else points
+        return KernelDensity(kept, factor * law.bandwidth)
     return law if isinstance(law, PointMass | Uniform) else None
 
 

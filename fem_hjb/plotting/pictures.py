@@ -37,7 +37,7 @@ _ARROWS = 13
 _ERROR_FLOOR = 1e-16  # logarithmic axes cannot show an error of exactly 0
 
 
-def _axes(ax: Axes | None) -> Axes:
+def some_axes(ax: Axes | None) -> Axes:
     if ax is not None:
         require(ax, Axes, "ax=", ComparisonError)
         return ax
@@ -55,20 +55,20 @@ def ticks_at(axis: Axis, values: ArrayLike) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _problem_of(of: ValueFunction, problem: ControlProblem | None) -> ControlProblem:
+def problem_of(of: ValueFunction, problem: ControlProblem | None) -> ControlProblem:
     found = getattr(of, "problem", None) if problem is None else problem
     if not isinstance(found, ControlProblem):
         raise ProblemError(f"{type(of).__name__} does not carry its problem; give problem=...")
     return found
 
 
-def _value(of: ValueFunction, t: float, x: FloatArray) -> FloatArray:
+def value_at(of: ValueFunction, t: float, x: FloatArray) -> FloatArray:
     if isinstance(of, Solution | ProductSolution):
         return of.value(t, x, outside="nan", nonpositive="nan")
     return call("value(t, x)", of.value, (t, x), ComparisonError, passes=FemHjbError)
 
 
-def _policy(of: ValueFunction, problem: ControlProblem, t: float, x: FloatArray) -> FloatArray:
+def policy_at(of: ValueFunction, problem: ControlProblem, t: float, x: FloatArray) -> FloatArray:
     if isinstance(of, Solution | ProductSolution):
         return problem.policy_from_gradient(t, x, of.gradient(t, x, outside="nan", nonpositive="nan"))
     own: Callable[[float, FloatArray], ArrayLike] | None = getattr(of, "policy", None)
@@ -78,30 +78,30 @@ def _policy(of: ValueFunction, problem: ControlProblem, t: float, x: FloatArray)
     return problem.policy_from_gradient(t, x, slope)
 
 
-def _time(t: float, problem: ControlProblem) -> float:
+def one_time(t: float, problem: ControlProblem) -> float:
     when = as_times(t, problem.horizon)
     if when.ndim:
         raise DomainError(f"t must be one time, got an array of shape {when.shape}")
     return float(when)
 
 
-def _judged(of: Any, asker: str) -> None:
+def require_judged(of: Any, asker: str) -> None:
     """ComparisonError, which says who asked, unless it has a value and a gradient."""
     if not isinstance(of, ValueFunction):
         raise ComparisonError(f"{asker} must have value(t, x) and gradient(t, x), got {type(of).__name__}")
 
 
-def _range(limits: Any) -> tuple[float, float]:
+def limits_of(limits: Any) -> tuple[float, float]:
     """Two numbers to draw between."""
     low, high = frozen_array(limits, "limits", (2,), ComparisonError).tolist()
     return low, high
 
 
-def _region(problem: ControlProblem, box: Box | None) -> Box:
+def region_of(problem: ControlProblem, box: Box | None) -> Box:
     return window(problem) if box is None else checked_box(problem, box)
 
 
-def _grid(box: Box, problem: ControlProblem, n: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+def plane_points(box: Box, problem: ControlProblem, n: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Coordinates (n,) of the first two axes, and points (n * n, d): a slice through the mean of the initial law."""
     lower, upper = box.bounds
     first, second = (np.linspace(lower[k], upper[k], n) for k in (0, 1))
@@ -110,7 +110,7 @@ def _grid(box: Box, problem: ControlProblem, n: int) -> tuple[FloatArray, FloatA
     return first, second, points
 
 
-def _label_axes(ax: Axes, problem: ControlProblem) -> None:
+def label_axes(ax: Axes, problem: ControlProblem) -> None:
     if problem.dim == 1:
         ax.set_xlabel("$x$")
         return
@@ -118,7 +118,7 @@ def _label_axes(ax: Axes, problem: ControlProblem) -> None:
     ax.set_ylabel("$x_2$")
 
 
-def _slice_note(problem: ControlProblem) -> str:
+def slice_note(problem: ControlProblem) -> str:
     return "" if problem.dim < 3 else ", $x_3, \\ldots$ at the mean" if problem.dim > 3 else ", $x_3$ at the mean"
 
 
@@ -129,7 +129,7 @@ def _curve(ax: Axes, x: FloatArray, y: FloatArray, label: str | None, style: Map
         raise ComparisonError(f"style must be properties of a line, got {dict(style)!r} ({cause})") from cause
 
 
-def _map(ax: Axes, grid: tuple[FloatArray, FloatArray], z: FloatArray, label: str, **more: Any) -> list[Artist]:
+def coloured_map(ax: Axes, grid: tuple[FloatArray, FloatArray], z: FloatArray, label: str, **more: Any) -> list[Artist]:
     """A map of z over a grid, with its colour bar."""
     n = grid[0].size
     mesh = ax.pcolormesh(*grid, np.ma.masked_invalid(z.reshape(n, n).T), shading="gouraud", rasterized=True, **more)
@@ -142,8 +142,8 @@ def _arrows(ax: Axes, of: ValueFunction, problem: ControlProblem, t: float, box:
     """The policy on a coarse grid; single arrows far longer than the others are cut, lest they hide everything."""
     lower, upper = box.bounds
     inset = 0.04 * (upper - lower)
-    first, second, points = _grid(Box(lower + inset, upper - inset), problem, _ARROWS)
-    arrows = _policy(of, problem, t, points)
+    first, second, points = plane_points(Box(lower + inset, upper - inset), problem, _ARROWS)
+    arrows = policy_at(of, problem, t, points)
     lengths = np.linalg.norm(arrows[:, :2], axis=-1)
     longest = 2.0 * np.nanquantile(lengths, 0.9) if np.isfinite(lengths).any() else np.inf
     arrows = arrows * np.minimum(1.0, longest / np.maximum(lengths, np.finfo(np.float64).tiny))[:, None]
@@ -186,31 +186,31 @@ def solution(
     ProblemError : an unknown quantity, or no problem.
     DomainError : t outside [0, T].
     """
-    _judged(of, "what is drawn")
-    problem = _problem_of(of, problem)
+    require_judged(of, "what is drawn")
+    problem = problem_of(of, problem)
     if label is not None and not isinstance(label, str):
         raise ComparisonError(f"label must be text or None, got {type(label).__name__}")
     if style is not None and not (isinstance(style, Mapping) and all(isinstance(key, str) for key in style)):
         raise ComparisonError(f"style must be a mapping of the properties of a line, got {style!r}")
-    limits = None if limits is None else _range(limits)
+    limits = None if limits is None else limits_of(limits)
     quantity = one_of(quantity, "quantity", ("value", "policy"), ProblemError)
-    t, region, ax = _time(t, problem), _region(problem, box), _axes(ax)
-    _label_axes(ax, problem)
+    t, region, ax = one_time(t, problem), region_of(problem, box), some_axes(ax)
+    label_axes(ax, problem)
     if problem.dim == 1:
         lower, upper = region.bounds
         x = np.linspace(lower, upper, _CURVE_POINTS)
-        y = _value(of, t, x) if quantity == "value" else _policy(of, problem, t, x)[:, 0]
+        y = value_at(of, t, x) if quantity == "value" else policy_at(of, problem, t, x)[:, 0]
         ax.set_ylabel(_LABEL[quantity])
         if limits is not None:
             ax.set_ylim(*limits)
         return _curve(ax, x[:, 0], y, label, style or STYLES[0])
-    first, second, points = _grid(region, problem, _MAP_POINTS)
+    first, second, points = plane_points(region, problem, _MAP_POINTS)
     if quantity == "value":
-        z, name = _value(of, t, points), _LABEL["value"]
+        z, name = value_at(of, t, points), _LABEL["value"]
     else:
-        z, name = np.linalg.norm(_policy(of, problem, t, points), axis=-1), r"$|\pi_t(x)|$"
+        z, name = np.linalg.norm(policy_at(of, problem, t, points), axis=-1), r"$|\pi_t(x)|$"
     low, high = (None, None) if limits is None else limits
-    artists = _map(ax, (first, second), z, name + _slice_note(problem), vmin=low, vmax=high)
+    artists = coloured_map(ax, (first, second), z, name + slice_note(problem), vmin=low, vmax=high)
     return artists + _arrows(ax, of, problem, t, region)
 
 
@@ -218,7 +218,7 @@ def compare(comparison: Comparison, *, column: str = "value", ax: Axes | None = 
     """Draw a column of a comparison ("value", "value_h1", "policy", "excluded") against time, a line per candidate."""
     require(comparison, Comparison, "compare", ComparisonError)
     one_of(column, "column", COLUMNS, ComparisonError)
-    names, ax = comparison.names, _axes(ax)
+    names, ax = comparison.names, some_axes(ax)
     artists: list[Artist] = []
     for k, name in enumerate(names):
         y = comparison.series(name, column)
@@ -250,17 +250,17 @@ def report(
     more the panels are maps (see `solution`), the third overlays level lines of v.
     """
     require_problem(problem, "report")
-    _judged(learned, "learned")
-    _judged(reference, "reference")
+    require_judged(learned, "learned")
+    require_judged(reference, "reference")
     if galerkin is not None:
-        _judged(galerkin, "galerkin")
+        require_judged(galerkin, "galerkin")
     if figure is not None:
         require(figure, Figure, "report", ComparisonError)
     figure = Figure(figsize=(10.0, 7.2), layout="constrained") if figure is None else figure
     if figure.get_layout_engine() is None:
         figure.set_layout_engine("constrained")
-    t = _time(t, problem)
-    region = _region(problem, box)
+    t = one_time(t, problem)
+    region = region_of(problem, box)
     truth, truth_name = (reference, "reference") if problem.exact is None else (problem.exact, "exact")
     found = {truth_name: truth, "reference": reference, "learned": learned}
     judged = {"learned": learned, "galerkin": galerkin, "reference": reference}
@@ -308,21 +308,21 @@ def _report_curves(
     x, last = np.linspace(lower, upper, _CURVE_POINTS), axes[3]
     best = next(iter(found.values()))
     for ax, quantity, values in (
-        (axes[0], "value", [_value(best, s, x) for s, _ in times]),
-        (axes[1], "policy", [_policy(best, problem, s, x) for s, _ in times]),
+        (axes[0], "value", [value_at(best, s, x) for s, _ in times]),
+        (axes[1], "policy", [policy_at(best, problem, s, x) for s, _ in times]),
     ):
         common: dict[str, Any] = {"problem": problem, "box": region, "limits": _limits(values)}
         for (s, name), style in zip(times, STYLES, strict=False):
             line = {**style, "marker": None}
             solution(found["learned"], s, quantity=quantity, ax=ax, label=name, style=line, **common)
-    common["limits"] = _limits([_policy(best, problem, t, x)])
+    common["limits"] = _limits([policy_at(best, problem, t, x)])
     for name, (color, dashes, width) in _overlay(found):
         line = {"color": color, "linestyle": dashes, "linewidth": width}
         solution(found[name], t, quantity="policy", ax=axes[2], label=name, style=line, **common)
-    truth = _value(best, t, x)
+    truth = value_at(best, t, x)
     floor = np.inf
     for (name, of), style in zip(errors.items(), STYLES, strict=False):
-        error = np.maximum(np.abs(_value(of, t, x) - truth), _ERROR_FLOOR)
+        error = np.maximum(np.abs(value_at(of, t, x) - truth), _ERROR_FLOOR)
         last.plot(x[:, 0], error, label=name, **{**style, "marker": None})
         floor = min(floor, 1e-2 * float(np.nanmedian(error)))
     law = problem.initial_law if problem.marginal is None else problem.marginal(t)
@@ -348,14 +348,14 @@ def _report_maps(
     region: Box,
 ) -> list[str]:
     """Panels in two dimensions and more; returns their titles."""
-    first, second, points = _grid(region, problem, _MAP_POINTS)
+    first, second, points = plane_points(region, problem, _MAP_POINTS)
     best = next(iter(found.values()))
-    value, policy = _value(best, t, points), np.linalg.norm(_policy(best, problem, t, points), axis=-1)
+    value, policy = value_at(best, t, points), np.linalg.norm(policy_at(best, problem, t, points), axis=-1)
     for ax, quantity, seen in ((axes[0], "value", value), (axes[1], "policy", policy)):
         limits = float(np.nanmin(seen)), float(np.nanmax(seen))
         solution(found["learned"], t, quantity=quantity, problem=problem, box=region, limits=limits, ax=ax)
     shape = (first.size, second.size)
-    values = {name: np.ma.masked_invalid(_value(of, t, points)).reshape(shape).T for name, of in found.items()}
+    values = {name: np.ma.masked_invalid(value_at(of, t, points)).reshape(shape).T for name, of in found.items()}
     truth = next(iter(values.values()))
     levels = np.linspace(truth.min(), truth.max(), 9)[1:-1]
     keys = []
@@ -369,7 +369,7 @@ def _report_maps(
     error = np.ma.maximum(abs(values["learned"] - truth), _ERROR_FLOOR)
     top = float(error.max())
     norm = LogNorm(vmin=min(max(1e-4 * top, _ERROR_FLOOR), top / 2), vmax=top, clip=True)
-    _map(axes[3], (first, second), error.T.filled(np.nan), "absolute error of $v$", norm=norm, cmap="cividis")
+    coloured_map(axes[3], (first, second), error.T.filled(np.nan), "absolute error of $v$", norm=norm, cmap="cividis")
     for ax in axes[2:]:
-        _label_axes(ax, problem)
+        label_axes(ax, problem)
     return ["learned value, {time}", "learned policy, {time}", "$v$, {time}: {names}", "|learned $-$ {truth}|, {time}"]

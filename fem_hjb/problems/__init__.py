@@ -10,12 +10,14 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.closed_form import ClosedForm, CosineSeries, LinearQuadratic, Product
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge, constant_gauge
+from fem_hjb.problems.kernels import KernelDensity
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.linear import linear_marginal, linear_transition
 from fem_hjb.problems.manufactured import manufactured
-from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
+from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedKernels, TiltedMixture, from_points
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.problems.rewards import LogSumExpReward
+from fem_hjb.problems.tilted_density import tilted_density
 
 __all__ = [
     "Box",
@@ -25,6 +27,7 @@ __all__ = [
     "Gauge",
     "Gaussian",
     "GaussianMixture",
+    "KernelDensity",
     "Law",
     "LinearDrift",
     "LinearQuadratic",
@@ -33,13 +36,16 @@ __all__ = [
     "PointMass",
     "Product",
     "QuadraticGauge",
+    "TiltedKernels",
     "TiltedMixture",
     "Uniform",
     "ValueFunction",
     "ValueGauge",
     "constant_gauge",
+    "from_points",
     "linear_marginal",
     "linear_transition",
     "manufactured",
+    "tilted_density",
     "zoo",
 ]

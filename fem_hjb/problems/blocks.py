@@ -16,6 +16,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from fem_hjb.problems.box import BoolArray
+from fem_hjb.problems.kernels import KernelDensity
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass, Uniform
 from fem_hjb.problems.probing import instants, scattered
 from fem_hjb.problems.problem import ControlProblem
@@ -25,7 +26,7 @@ from fem_hjb.support.objects import Plain
 
 Reward = Callable[[FloatArray], ArrayLike]
 
-_SPLITTABLE = (Gaussian, GaussianMixture, PointMass, Uniform)
+_SPLITTABLE = (Gaussian, GaussianMixture, KernelDensity, PointMass, Uniform)
 _PROBES = 256
 _RELATIVE = 1e-11  # change that counts as rounding
 
@@ -122,6 +123,9 @@ def coordinates(law: Law, index: Sequence[int]) -> Law:
     if isinstance(law, GaussianMixture):
         weights, means, covs = law.components
         return GaussianMixture(weights, means[:, i], covs[:, i][:, :, i])
+    if isinstance(law, KernelDensity):
+        weights, points = law.components
+        return KernelDensity(points[:, i], law.bandwidth, weights)
     if isinstance(law, PointMass):
         return PointMass(law.expectation[i])
     if isinstance(law, Uniform):

@@ -1,4 +1,4 @@
-"""Diffusion models of Gaussian mixtures, and their exact tilting by a terminal reward."""
+"""Diffusion models of Gaussian mixtures and of data, and their exact tilting by a terminal reward."""
 
 from __future__ import annotations
 
@@ -8,16 +8,43 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.closed_form import TAMER, ClosedForm
-from fem_hjb.problems.laws import GaussianMixture
+from fem_hjb.problems.kernels import KernelDensity, Kernels
+from fem_hjb.problems.laws import GaussianMixture, log_sum
+from fem_hjb.problems.problem import ControlProblem, TerminalReward
 from fem_hjb.problems.rewards import LogSumExpReward, log_sum_exp
 from fem_hjb.support.checks import FloatArray, IntArray, as_times, positive_number, require
 from fem_hjb.support.errors import InfiniteValueError, ProblemError
 from fem_hjb.support.objects import Plain
 
 
+def from_points(
+    points: ArrayLike,
+    bandwidth: float,
+    *,
+    horizon: float,
+    beta: float | tuple[float, float],
+    eta: float = 1.0,
+    weights: ArrayLike | None = None,
+) -> MixtureDiffusion:
+    """The diffusion model whose data law is the kernel density sum_j w_j N(m_j, bandwidth^2 I) of points m (k, d).
+
+    It is the exact model of the noisy data that it is, not of a distribution that the points were drawn from: the
+    larger the bandwidth, the smoother, and the fewer cells its control problems take.
+
+    weights : w (k,), not negative, of sum 1; None: 1/k each. horizon, beta, eta : as `MixtureDiffusion` has them.
+
+    Raises `ProblemError` for points that are not finite or not of shape (k, d), and parameters that are not as said.
+
+    >>> process = from_points([[-1.0, 0.0], [1.0, 0.0]], 0.3, horizon=1.0, beta=(0.1, 10.0))
+    >>> problem = process.tilted(lambda x: x[..., 0], temperature=0.5)
+    """
+    data = KernelDensity(points, bandwidth, weights)
+    return MixtureDiffusion(data, horizon=horizon, beta=beta, eta=eta)
+
+
 @final
 class MixtureDiffusion(Plain):
-    r"""The denoising process of a diffusion model whose data are a Gaussian mixture.
+    r"""The denoising process of a diffusion model whose data are a Gaussian mixture, or a kernel density.
 
     Forward noising  dY = -beta_s/2 Y ds + beta_s^{1/2} dB, Y_0 ~ data = sum_i w_i N(m_i, C_i), 0 <= s <= T. With
     kappa_s = exp(-1/2 int_0^s beta) the law of Y_s is q_s = sum_i w_i N(kappa m_i, kappa^2 C_i + (1 - kappa^2) I).
@@ -37,10 +64,15 @@ class MixtureDiffusion(Plain):
     """
 
     def __init__(
-        self, data: GaussianMixture, *, horizon: float, beta: float | tuple[float, float], eta: float = 1.0
+        self,
+        data: GaussianMixture | KernelDensity,
+        *,
+        horizon: float,
+        beta: float | tuple[float, float],
+        eta: float = 1.0,
     ) -> None:
-        if not isinstance(data, GaussianMixture):
-            raise ProblemError(f"data must be a GaussianMixture, got {type(data).__name__}")
+        if not isinstance(data, GaussianMixture | KernelDensity):
+            raise ProblemError(f"data must be a GaussianMixture or a KernelDensity, got {type(data).__name__}")
         self.data = data
         self.dim = data.dim
         self.horizon = positive_number(horizon, "horizon", ProblemError)
@@ -51,16 +83,7 @@ class MixtureDiffusion(Plain):
         self.eta = positive_number(eta, "eta", ProblemError)
         if self.eta > 1:
             raise ProblemError(f"eta must lie in (0, 1], got {eta!r}")
-        present = data.components[0] > 0
-        weights, self._means, self._covs = (array[present] for array in data.components)
-        self._log_weights = np.log(weights)
-        self._variances, self._axes = np.linalg.eigh(self._covs)  # (k, d), (k, d, d): the axes serve at all times
-        self._rotated_means = np.einsum("kji,kj->ki", self._axes, self._means)
-
-    @property
-    def components(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Log-weights (k,), means (k, d) and covariances (k, d, d) of the data, components of weight 0 left out."""
-        return self._log_weights, self._means, self._covs
+        self._score = _Components(data).score if isinstance(data, GaussianMixture) else data.kernels.score
 
     def beta(self, t: ArrayLike) -> FloatArray:
         """The noise rate beta_{T-t} at time t of the process."""
@@ -79,33 +102,26 @@ class MixtureDiffusion(Plain):
         slope = (end - start) / self.horizon
         return self.horizon - 2 * exponent / (start + float(np.sqrt(start**2 + 2 * slope * exponent)))
 
-    def marginal(self, t: float) -> GaussianMixture:
+    def noising(self, t: ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """kappa and 1 - kappa^2 at time t of the process."""
+        exponent = self.exponent(t)
+        return np.asarray(np.exp(-exponent / 2)), np.asarray(-np.expm1(-exponent))
+
+    def marginal(self, t: float) -> GaussianMixture | KernelDensity:
         """The law q_{T-t} of X_t."""
+        kappa, noise = self.noising(as_times(t, self.horizon))
+        if isinstance(self.data, KernelDensity):
+            return self.data.noised(float(kappa), float(noise))
         weights, means, covs = self.data.components
-        exponent = self.exponent(as_times(t, self.horizon))
-        return GaussianMixture(
-            weights, np.exp(-exponent / 2) * means, np.exp(-exponent) * covs - np.expm1(-exponent) * np.eye(self.dim)
-        )
+        return GaussianMixture(weights, kappa * means, kappa**2 * covs + noise * np.eye(self.dim))
 
     def score(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """grad log q_{T-t}(x), shape (..., d); t a number or broadcastable to x.shape[:-1]."""
         points = np.asarray(x, dtype=np.float64)
-        k, d = self._means.shape
-        exponent = self.exponent(t)
-        if exponent.ndim:
-            exponent = np.broadcast_to(exponent, points.shape[:-1]).ravel()
-        variance = np.exp(-exponent) * self._variances[..., None] - np.expm1(-exponent)  # (k, d, 1 or n)
-        # points last: sums over axes and components run along memory
-        z = (np.swapaxes(self._axes, 1, 2).reshape(k * d, d) @ points.reshape(-1, d).T).reshape(k, d, -1)
-        z -= np.exp(-exponent / 2) * self._rotated_means[..., None]
-        pull = z / variance
-        z *= pull
-        logs = self._log_weights[:, None] - 0.5 * (z.sum(axis=1) + np.log(variance).sum(axis=1))
-        shares = np.exp(logs - logs.max(axis=0))
-        shares /= shares.sum(axis=0)
-        pull *= shares[:, None]
-        score = self._axes.transpose(1, 0, 2).reshape(d, k * d) @ pull.reshape(k * d, -1)
-        return np.asarray(-score.T.reshape(points.shape))
+        kappa, noise = self.noising(t)
+        if kappa.ndim:
+            kappa, noise = (np.broadcast_to(a, points.shape[:-1]).ravel() for a in (kappa, noise))
+        return self._score(kappa, noise, points.reshape(-1, self.dim)).reshape(points.shape)
 
     def drift(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """b_t(x), shape (..., d)."""
@@ -121,6 +137,68 @@ class MixtureDiffusion(Plain):
     def constant_diffusion(self) -> float | None:
         """eta^2 beta when the schedule is constant, else None."""
         return self.eta**2 * self._beta[0] if self._beta[0] == self._beta[1] else None
+
+    def tilted(self, reward: TerminalReward, *, temperature: float, name: str = "tilted diffusion") -> ControlProblem:
+        r"""The control problem of fine-tuning this process to a reward y(X_T), a callable x (..., d) -> (...).
+
+        With X_0 ~ q_T the controlled process ends in  q_0 exp(y / alpha) E[1 / f_0(X_0) | X_T = x], and this is the
+        tilted data law (`tilted_density`) as far as X_0 tells nothing of X_T, so that f_0 is constant: for eta = 1 and
+        small kappa = exp(-1/2 int beta); less noise keeps more of X_0. The problem knows its law at all times and, for
+        eta = 1 and a `LogSumExpReward` of this temperature, its exact solution.
+
+        Raises `ProblemError` for rewards that do not fit, `InfiniteValueError` if a `LogSumExpReward` grows too fast.
+        Source: Domingo-Enrich et al., arXiv 2409.08861 (what the law of the start does to the end).
+        """
+        alpha = positive_number(temperature, "temperature", ProblemError)
+        exact: ClosedForm | None = None
+        if isinstance(reward, LogSumExpReward):
+            if reward.dim != self.dim or reward.temperature != alpha:
+                raise ProblemError(
+                    f"reward has dim={reward.dim}, temperature={reward.temperature:g},"
+                    f" the problem has dim={self.dim}, temperature={alpha:g}"
+                )
+            if self.eta == 1:
+                exact = (TiltedKernels if isinstance(self.data, KernelDensity) else TiltedMixture)(self, reward)
+        constant = self.constant_diffusion
+        return ControlProblem(
+            dim=self.dim,
+            horizon=self.horizon,
+            temperature=alpha,
+            drift=self.drift,
+            diffusion=self.diffusion_matrix if constant is None else constant,
+            terminal_reward=reward,
+            initial_law=self.marginal(0.0),
+            exact=exact,
+            marginal=self.marginal,
+            name=name,
+        )
+
+
+@final
+class _Components:
+    """The scores of noised Gaussian mixtures; what does not depend on the noise is kept."""
+
+    def __init__(self, mixture: GaussianMixture) -> None:
+        present = mixture.components[0] > 0
+        weights, means, covs = (array[present] for array in mixture.components)
+        self._log_weights = np.log(weights)
+        self._variances, self._axes = np.linalg.eigh(covs)  # (k, d), (k, d, d): the axes serve for any noise
+        self._rotated_means = np.einsum("kji,kj->ki", self._axes, means)
+
+    def score(self, shrink: FloatArray, noise: FloatArray, x: FloatArray) -> FloatArray:
+        """grad log q at x (n, d), q the density of shrink Y + noise^{1/2} Z; shrink, noise numbers or (n,)."""
+        k, d = self._rotated_means.shape
+        variance = shrink**2 * self._variances[..., None] + noise  # (k, d, 1 or n)
+        # points last: sums over axes and components run along memory
+        z = (np.swapaxes(self._axes, 1, 2).reshape(k * d, d) @ x.T).reshape(k, d, -1)
+        z -= shrink * self._rotated_means[..., None]
+        pull = z / variance
+        z *= pull
+        logs = self._log_weights[:, None] - 0.5 * (z.sum(axis=1) + np.log(variance).sum(axis=1))
+        shares = np.exp(logs - logs.max(axis=0))
+        shares /= shares.sum(axis=0)
+        pull *= shares[:, None]
+        return np.asarray(-(self._axes.transpose(1, 0, 2).reshape(d, k * d) @ pull.reshape(k * d, -1)).T)
 
 
 @final
@@ -140,15 +218,14 @@ class TiltedMixture(ClosedForm):
     """
 
     def __init__(self, process: MixtureDiffusion, reward: LogSumExpReward) -> None:
-        require(process, MixtureDiffusion, "TiltedMixture", ProblemError)
-        require(reward, LogSumExpReward, "TiltedMixture", ProblemError)
-        if process.eta != 1:
-            raise ProblemError(f"a closed form is known for eta = 1 only, the process has eta = {process.eta:g}")
-        if reward.dim != process.dim:
-            raise ProblemError(f"the reward has dimension {reward.dim}, the process has dimension {process.dim}")
+        _check_tilt(process, reward, "TiltedMixture")
+        if not isinstance(process.data, GaussianMixture):
+            raise ProblemError("TiltedMixture needs data that are a GaussianMixture; for points it is TiltedKernels")
         self.dim, self.horizon, self.temperature = process.dim, process.horizon, reward.temperature
         self._process = process
-        self._log_weights, self._means, self._covs = process.components
+        present = process.data.components[0] > 0
+        weights, self._means, self._covs = (array[present] for array in process.data.components)
+        self._log_weights = np.log(weights)
         self._R, self._s, self._s0 = (array / reward.temperature for array in reward.coefficients)
         # X_T given X_t has precision C_i^{-1} + I / (e^exponent - 1) in component i, the smallest at t = 0: with
         # R_j / alpha added it must stay positive definite.
@@ -203,3 +280,65 @@ class TiltedMixture(ClosedForm):
 
     def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:
         return self._process.beta(times)[which][:, None] * gradient
+
+
+@final
+class TiltedKernels(ClosedForm):
+    r"""A diffusion model of a `KernelDensity` under a `LogSumExpReward`: the same closed form, for many points.
+
+    A Gaussian times the exponential of a quadratic is a Gaussian, so that data * exp(y / alpha) is, for each term j of
+    the reward, the measure sum_i w_ij N(m_ij, C_j) with
+
+        C_j = (I / h^2 + R_j / alpha)^{-1},  m_ij = m_i + C_j g_ij,  g_ij = (s_j - R_j m_i) / alpha,
+        log w_ij = log w_i + (-m_i'R_j m_i/2 + s_j'm_i + s0_j) / alpha + g_ij'C_j g_ij / 2 + log det(C_j / h^2) / 2.
+
+    Noised like the data it has the density q_{T-t} f_t, by Bayes' rule: f_t is a ratio of two such densities.
+
+    Raises `InfiniteValueError` if some I / h^2 + R_j / alpha is not positive definite, for exp(y / alpha) has then no
+    expectation; else as `TiltedMixture`.
+    """
+
+    def __init__(self, process: MixtureDiffusion, reward: LogSumExpReward) -> None:
+        _check_tilt(process, reward, "TiltedKernels")
+        data = process.data
+        if not isinstance(data, KernelDensity):
+            raise ProblemError("TiltedKernels needs data that are a KernelDensity; for a mixture it is TiltedMixture")
+        self.dim, self.horizon, self.temperature = process.dim, process.horizon, reward.temperature
+        self._process, self._below = process, data.kernels
+        weights, m = data.components
+        weights, m = weights[weights > 0], m[weights > 0]
+        inverse = data.bandwidth**-2.0
+        self._above = []
+        for R, s, s0 in zip(*(array / reward.temperature for array in reward.coefficients), strict=True):
+            precision = inverse * np.eye(self.dim) + R
+            if np.linalg.eigvalsh(precision)[0] <= 0:
+                raise InfiniteValueError(
+                    "the expectation of exp(y / alpha) is +infinity: it outgrows the Gaussian tails of the kernels, of"
+                    f" bandwidth {data.bandwidth:g}; {TAMER}"
+                )
+            C = np.linalg.inv(precision)
+            g = s - m @ R
+            logs = np.log(weights) + ((s - 0.5 * m @ R) * m).sum(-1) + s0 + 0.5 * ((g @ C) * g).sum(-1)
+            logs -= 0.5 * np.linalg.slogdet(precision / inverse)[1]
+            self._above.append(Kernels(logs, m + g @ C, (C + C.T) / 2))
+
+    def _evaluate(self, times: FloatArray, which: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        kappa, noise = (a if len(times) == 1 else a[which] for a in self._process.noising(times))
+        found = [kernels.noised(kappa, noise, x) for kernels in self._above]
+        logs, slopes = (np.stack(part) for part in zip(*found, strict=True))  # (j, n), (j, n, d)
+        above = log_sum(logs, axis=0)
+        slope = (np.exp(logs - above)[..., None] * slopes).sum(axis=0)
+        below, slope_below = self._below.noised(kappa, noise, x)
+        return self.temperature * (above - below), self.temperature * (slope - slope_below)
+
+    def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:
+        return self._process.beta(times)[which][:, None] * gradient
+
+
+def _check_tilt(process: MixtureDiffusion, reward: LogSumExpReward, asker: str) -> None:
+    require(process, MixtureDiffusion, asker, ProblemError)
+    require(reward, LogSumExpReward, asker, ProblemError)
+    if process.eta != 1:
+        raise ProblemError(f"a closed form is known for eta = 1 only, the process has eta = {process.eta:g}")
+    if reward.dim != process.dim:
+        raise ProblemError(f"the reward has dimension {reward.dim}, the process has dimension {process.dim}")

@@ -101,7 +101,7 @@ def compare(
     times : where to compare; by default 16 equispaced intervals of [0, T], their last ones halved again and again down
         to T / 4096: policies change fastest shortly before T.
     order : Gauss points per coordinate of p_t, where problem.marginal is known and dim <= 3 (default 64, 32, 16 in
-        dimension 1, 2, 3). Elsewhere 4096 simulated paths stand for p_t.
+        dimension 1, 2, 3, fewer for kernel densities of many points). Elsewhere 4096 simulated paths stand for p_t.
     rng : seed of these paths.
     points : instead of law, times, order and rng, what `law_points` or `controlled_points` returned, to compare often
         at the same points.

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.paths.simulate import sample_at
 from fem_hjb.paths.steering import Policy
+from fem_hjb.problems.kernels import affordable_order
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, Rng, as_times, gauss_order
 from fem_hjb.support.errors import MeasureError
@@ -99,8 +100,11 @@ def law_points(
 def _rules(problem: ControlProblem, grid: FloatArray, order: int | None, rng: Rng) -> tuple[Sequence[Rule], str]:
     """Points (n, d) and weights (n,) of p_t for each time, and a description."""
     if problem.marginal is not None and problem.dim <= 3:
-        per_axis = _DEFAULT_ORDER[problem.dim] if order is None else gauss_order(order, "order", MeasureError)
         laws = [problem.marginal(t) for t in grid.tolist()]
+        if order is None:
+            per_axis = affordable_order(laws[0], _DEFAULT_ORDER[problem.dim])
+        else:
+            per_axis = gauss_order(order, "order", MeasureError)
         return [law.quadrature(per_axis) for law in laws], f"Gauss quadrature of p_t, {per_axis} points per coordinate"
     if order is not None:
         raise MeasureError(

@@ -14,6 +14,7 @@ from fem_hjb.paths.extent import Reach, reach_of, sample_law
 from fem_hjb.paths.tails import reach_beyond
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.kernels import KernelDensity
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.support.checks import FloatArray
@@ -112,6 +113,17 @@ def test_a_narrow_mode_beside_a_wide_one(known: bool) -> None:
     assert 0.95 * quantile < high < 1.25 * quantile
     assert 0.95 * quantile < -low < 1.25 * quantile
     assert extrapolated(problem, 1e-9)[1] < 0.8 * quantile
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_kernels_that_hardly_count_are_seen_far_out(known: bool) -> None:
+    """Far out on the right the last of three kernels is all there is, although it weighs 1e-6; 1e-12 is nothing."""
+    law = KernelDensity([[0.0], [3.0], [9.0]], 0.5, [1.0 - 1e-6 - 1e-12, 1e-6, 1e-12])
+    problem = process(lambda t, x: 0.0 * x, 1e-6, law, **({"marginal": lambda t: law} if known else {}))
+    low, high = ends(problem, 1e-9)
+    assert 3.0 + 0.5 * norm.isf(1e-3) < high < 6.0
+    assert -3.4 < low < -0.85 * 0.5 * norm.isf(1e-9)
+    assert extrapolated(problem, 1e-9)[1] < 3.5
 
 
 def test_a_wall_keeps_the_start_and_the_further_of_two_answers() -> None:

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+import fem_hjb as fh
 from fem_hjb.problems.laws import Gaussian, GaussianMixture
-from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
+from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedKernels, TiltedMixture, from_points
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.problems.rewards import LogSumExpReward
 from fem_hjb.support.errors import InfiniteValueError, ProblemError
 from tests.support.exactness import fokker_planck_residual
-from tests.support.tilted import DATA, TILTED
+from tests.support.tilted import DATA, INDEFINITE, TARGETS, TILTED
 
 
 @pytest.mark.parametrize("beta", [2.0, (0.2, 5.0), (5.0, 0.2)])
@@ -116,10 +117,94 @@ def test_controlled_diffusion_ends_in_the_tilted_data_law():
     assert np.abs(DATA.expectation - weights @ data).max() > 0.2  # the tilt is not idle
 
 
+POINTS = np.array([[-1.0, 0.2], [0.8, -0.5], [0.3, 1.1], [0.3, 1.1]])
+WEIGHTS = np.array([0.4, 0.0, 0.5, 0.1])
+FEW = from_points(POINTS, 0.4, horizon=0.9, beta=(0.5, 3.0), weights=WEIGHTS)
+BY_HAND = MixtureDiffusion(
+    GaussianMixture(WEIGHTS, POINTS, np.tile(0.16 * np.eye(2), (4, 1, 1))), horizon=0.9, beta=(0.5, 3.0)
+)
+REWARDS = {
+    "linear": LogSumExpReward.linear([0.4, -0.6], s0=0.1, temperature=0.6),
+    "quadratic": LogSumExpReward.quadratic(INDEFINITE, [0.4, 0.1], temperature=0.6),
+    "log-mixture": TARGETS,
+}
+
+
+def test_the_diffusion_of_a_few_points_is_that_of_the_mixture_made_by_hand():
+    rng = np.random.default_rng(13)
+    x, t = 2.0 * rng.normal(size=(6, 5, 2)), rng.uniform(0.0, 0.9, (6, 5))
+    for when in (0.0, 0.5, 0.9, t):
+        np.testing.assert_allclose(FEW.score(when, x), BY_HAND.score(when, x), rtol=1e-11, atol=1e-12)
+        np.testing.assert_allclose(FEW.drift(when, x), BY_HAND.drift(when, x), rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(FEW.marginal(0.3).logpdf(x), BY_HAND.marginal(0.3).logpdf(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
+def test_the_tilt_of_a_few_points_is_that_of_the_mixture_made_by_hand(reward):
+    rng = np.random.default_rng(14)
+    x, t = 2.0 * rng.normal(size=(6, 5, 2)), rng.uniform(0.0, 0.9, (6, 5))
+    found, expected = (process.tilted(reward, temperature=0.6) for process in (FEW, BY_HAND))
+    assert isinstance(found.exact, TiltedKernels)
+    assert isinstance(expected.exact, TiltedMixture)
+    for when in (0.0, 0.9, t):
+        for name in ("value", "gradient", "policy"):
+            one, other = (getattr(problem.exact, name)(when, x) for problem in (found, expected))
+            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11)
+    assert expected.name == "tilted diffusion"
+
+
+def test_any_reward_tilts_and_its_value_is_the_mean_of_its_exponential():
+    """f_0(x) by quadrature of the data law and of the noise, no formula of the tilt used."""
+
+    def reward(x):
+        return np.tanh(3.0 * x[..., 0])
+
+    process = from_points([[-1.0], [0.2], [0.9]], 0.4, horizon=0.9, beta=(0.5, 3.0))
+    problem = process.tilted(reward, temperature=0.5, name="own")
+    assert (problem.exact, problem.name) == (None, "own")
+    found = fh.solve(problem, rtol=1e-5)
+    assert found.status == "ok"
+    nodes, weights = process.data.quadrature(80)
+    kappa, noise = process.noising(0.0)
+    for x in ([0.0], [1.5], [-1.0]):
+        shares = weights * np.exp(-0.5 * ((x - kappa * nodes) ** 2).sum(-1) / noise)
+        f = shares @ np.exp(reward(nodes) / 0.5) / shares.sum()
+        assert found.value(0.0, [x]) == pytest.approx([0.5 * np.log(f)], abs=1e-5)
+
+
+def test_less_noise_leaves_the_law_and_takes_the_closed_form():
+    process = from_points(POINTS, 0.4, horizon=0.9, beta=2.0, eta=0.5)
+    problem = process.tilted(REWARDS["linear"], temperature=0.6)
+    assert problem.exact is None
+    assert problem.constant_diffusion.tolist() == (0.5 * np.eye(2)).tolist()
+    x = POINTS[:2] + 0.3
+    assert fokker_planck_residual(problem, 0.5, x).max() < 1e-9
+
+
 FLAT = LogSumExpReward.linear([0.0, 0.0], temperature=1.0)
 LINE = LogSumExpReward.linear([0.0], temperature=1.0)
 BAD = {
-    "data": (lambda: MixtureDiffusion(Gaussian([0.0], 1.0), horizon=1.0, beta=1.0), "must be a GaussianMixture"),
+    "data": (
+        lambda: MixtureDiffusion(Gaussian([0.0], 1.0), horizon=1.0, beta=1.0),
+        "must be a GaussianMixture or a KernelDensity, got Gaussian",
+    ),
+    "points": (lambda: from_points([0.0, 1.0], 0.1, horizon=1.0, beta=1.0), r"points must have shape \(k, d\)"),
+    "points-horizon": (lambda: from_points(POINTS, 0.1, horizon=0.0, beta=1.0), "horizon must be a positive"),
+    "points-weights": (
+        lambda: from_points(POINTS, 0.1, horizon=1.0, beta=1.0, weights=[1.0]),
+        r"weights must have shape \(4,\)",
+    ),
+    "reward": (lambda: FEW.tilted(3.0, temperature=1.0), "terminal_reward must be a callable, got float"),
+    "reward-dim": (lambda: FEW.tilted(LINE, temperature=1.0), "reward has dim=1, temperature=1, the problem has dim=2"),
+    "reward-temperature": (lambda: FEW.tilted(FLAT, temperature=2.0), "the problem has dim=2, temperature=2"),
+    "temperature": (lambda: FEW.tilted(FLAT, temperature=-1.0), "temperature must be a positive"),
+    "kernels-of-a-mixture": (lambda: TiltedKernels(BY_HAND, FLAT), "data that are a KernelDensity"),
+    "mixture-of-kernels": (lambda: TiltedMixture(FEW, FLAT), "data that are a GaussianMixture"),
+    "kernels-reward": (lambda: TiltedKernels(FEW, lambda x: x[..., 0]), "TiltedKernels needs a LogSumExpReward"),
+    "kernels-outgrown": (
+        lambda: FEW.tilted(LogSumExpReward.quadratic(-7.0 * np.eye(2), [0.0, 0.0], temperature=1.0), temperature=1.0),
+        r"exp\(y / alpha\) is \+infinity: .* of bandwidth 0.4; let the rewards grow more slowly",
+    ),
     "beta-three": (lambda: MixtureDiffusion(DATA, horizon=1.0, beta=(1, 2, 3)), r"a pair \(beta_0, beta_T\)"),
     "beta-zero": (lambda: MixtureDiffusion(DATA, horizon=1.0, beta=(0.0, 2.0)), "beta must be a positive finite"),
     "eta-zero": (lambda: MixtureDiffusion(DATA, horizon=1.0, beta=1.0, eta=0.0), "eta must be a positive finite"),

@@ -24,7 +24,12 @@ from tests.support.exactness import (
 
 DIMS = (1, 2, 3)
 CASES = [(name, d) for name in zoo.names() for d in DIMS if zoo.dims(name) is None or d in zoo.dims(name)]
-PROBLEMS = {f"{name}-{d}d": zoo.get(name, d) for name, d in CASES}
+# of wide kernels, and noise that does not change much: simulation by a few steps is then right
+FEW = {name: {"bandwidth": 0.5, "beta": 2.0} for name in ("two-moons", "checkerboard", "eight-gaussians", "swiss-roll")}
+FEW["two-moons"] |= {"n": 9}
+FEW["checkerboard"] |= {"side": 1}
+FEW["swiss-roll"] |= {"n": 12}
+PROBLEMS = {f"{name}-{d}d": zoo.get(name, d, **FEW.get(name, {})) for name, d in CASES}
 PROBLEMS |= {
     f"mixture-diffusion-{d}d-{reward}": zoo.get("mixture-diffusion", d, reward=reward, beta=(0.5, 3.0), strength=0.5)
     for d in DIMS
@@ -39,6 +44,9 @@ PROBLEMS |= {
     "reflected-running": zoo.get("reflected", 2, running=0.7, lower=[-1.0, 0.0], upper=[1.0, 0.6], Lambda=[1.0, 0.1]),
 }
 EXACT = {name: problem for name, problem in PROBLEMS.items() if problem.exact is not None}
+SIMULATED = {  # the other data sets have the process of two-moons
+    name: problem for name, problem in EXACT.items() if problem.name not in FEW or problem.name == "two-moons"
+}
 MARGINAL = {name: problem for name, problem in PROBLEMS.items() if problem.marginal is not None}
 
 
@@ -67,7 +75,7 @@ def test_closed_forms_solve_the_hjb_equation(problem):
     np.testing.assert_allclose(problem.exact.policy(t, x), expected, rtol=1e-13, atol=1e-14)
 
 
-@each(EXACT)
+@each(SIMULATED)
 def test_closed_forms_agree_with_feynman_kac_simulation(problem):
     rng = np.random.default_rng(1)
     spread = np.sqrt(np.diag(problem.initial_law.covariance))
@@ -381,6 +389,49 @@ def test_a_problem_entered_from_outside_is_solved_like_the_others(monkeypatch):
     assert zoo.dims("steered-walk") == (1,)
 
 
+@pytest.mark.parametrize("name", FEW)
+def test_data_sets_are_where_they_are_said_to_be(name):
+    problem = zoo.get(name)
+    assert problem.dim == 2
+    data = problem.marginal(problem.horizon)
+    weights, x = data.components
+    np.testing.assert_allclose(weights, 1 / len(x), rtol=1e-13)
+    radius = np.hypot(*x.T)
+    if name == "two-moons":
+        centres = np.array([[-1.0, -0.2]] * 32 + [[1.0, 0.8]] * 32)
+        np.testing.assert_allclose(np.hypot(*(x - centres).T), 2.0, rtol=1e-13)
+        assert (x[:32, 1] > -0.2).all()
+        assert (x[32:, 1] < 0.8).all()
+    elif name == "checkerboard":
+        i, j = np.floor(x / 2).astype(int).T
+        assert ((i + j) % 2 == 0).all()
+        assert np.abs(x).max() < 4
+        assert np.unique(i * 4 + j, return_counts=True)[1].tolist() == [36] * 8
+    elif name == "eight-gaussians":
+        np.testing.assert_allclose(radius, np.sqrt(8.0), rtol=1e-13)
+        np.testing.assert_allclose(np.diff(np.unwrap(np.arctan2(x[:, 1], x[:, 0]))), np.pi / 4, rtol=1e-13)
+    else:
+        np.testing.assert_allclose(np.unwrap(np.arctan2(x[:, 1], x[:, 0])) + 2 * np.pi, 5 * radius, rtol=1e-12)
+        assert (5 * radius[[0, -1]] / np.pi).round(1).tolist() == [1.5, 4.5]
+    gaps = np.sort(np.hypot(*np.moveaxis(x[:, None] - x, -1, 0)) + 9 * np.eye(len(x)), axis=1)[:, 0]
+    assert name == "eight-gaussians" or gaps.max() < 1.2 * data.bandwidth  # so that the density is smooth
+
+
+def test_a_data_set_is_solved_like_any_mixture():
+    problem = PROBLEMS["checkerboard-2d"]
+    found = fh.solve(problem, rtol=1e-2)
+    assert found.status == "ok"
+    errors = fh.compare({"found": found}, problem.exact, problem=problem, order=8).overall("found")
+    assert 1e-8 < errors.value < 1e-3
+    assert 1e-8 < errors.policy < 1e-2
+
+
+def test_data_sets_are_forgotten_at_the_start():
+    start = zoo.get("checkerboard").initial_law
+    assert np.abs(start.expectation).max() < 1e-3
+    np.testing.assert_allclose(start.covariance, np.eye(2), atol=1e-3)
+
+
 def lq(dim):
     return zoo.get("lq", dim)
 
@@ -464,6 +515,13 @@ BAD = {
         r"means must have shape \(k, 2\), got points of dimension 1",
     ),
     "eta": (lambda: zoo.get("mixture-diffusion", eta=2.0), r"eta must lie in \(0, 1\]"),
+    "count": (lambda: zoo.get("two-moons", n=0), "'two-moons', dim=2: n must be a positive integer, got 0"),
+    "count-float": (lambda: zoo.get("swiss-roll", n=8.5), "n must be a positive integer, got 8.5"),
+    "side": (lambda: zoo.get("checkerboard", side=10**4), "side must be at most 353, got 10000"),
+    "bandwidth": (lambda: zoo.get("eight-gaussians", bandwidth=-0.1), "bandwidth must be a positive finite number"),
+    "moons-3d": (lambda: zoo.get("two-moons", 3), "makes sense in dim = 2 only, got dim=3"),
+    "moons-reward": (lambda: zoo.get("two-moons", reward="cubic"), "reward must be one of 'linear', 'quadratic'"),
+    "moons-outgrown": (lambda: zoo.get("two-moons", reward="quadratic", strength=-30.0), "of bandwidth 0.2; let the"),
     "series": (lambda: zoo.get("reflected", coefficients=[0.1, 1.0]), "cosine series .* must be positive"),
     "box": (lambda: zoo.get("reflected", lower=1.0, upper=0.0), "lower must be below upper"),
     "running": (lambda: zoo.get("reflected", running=np.nan), "running must be finite"),

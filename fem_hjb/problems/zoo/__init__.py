@@ -10,7 +10,7 @@ problem of the user's own is entered in the same way from outside, see `register
 """
 
 # Importing a family enters its problems.
-from fem_hjb.problems.zoo import linear_quadratic, mixtures, reflected, soc_matching, wells  # noqa: F401
+from fem_hjb.problems.zoo import linear_quadratic, mixtures, points, reflected, soc_matching, wells  # noqa: F401
 from fem_hjb.problems.zoo.registry import describe, dims, get, names, parameters, register
 
 __all__ = ["describe", "dims", "get", "names", "parameters", "register"]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.laws import GaussianMixture
-from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedMixture
+from fem_hjb.problems.mixtures import MixtureDiffusion
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.problems.rewards import LogSumExpReward
 from fem_hjb.problems.zoo.coefficients import gaussian_start, linear_problem, matrix, tridiagonal, vector
@@ -57,34 +57,18 @@ def mixture_diffusion(
     )
     if data.dim != dim:
         raise ProblemError(f"means must have shape (k, {dim}), got points of dimension {data.dim}")
-    temperature = positive_number(temperature, "temperature", ProblemError)
     process = MixtureDiffusion(data, horizon=horizon, beta=beta, eta=eta)
-    y = _tilting_reward(reward, dim, temperature, strength, target)
-    constant = process.constant_diffusion
-    return ControlProblem(
-        dim=dim,
-        horizon=horizon,
-        temperature=temperature,
-        drift=process.drift,
-        diffusion=process.diffusion_matrix if constant is None else constant,
-        terminal_reward=y,
-        initial_law=process.marginal(0.0),
-        exact=TiltedMixture(process, y) if process.eta == 1 else None,
-        marginal=process.marginal,
-        name="mixture-diffusion",
-    )
+    y = tilting_reward(reward, dim, temperature, strength, target)
+    return process.tilted(y, temperature=temperature, name="mixture-diffusion")
 
 
-def _tilting_reward(
+def tilting_reward(
     reward: str | LogSumExpReward, dim: int, temperature: float, strength: float, target: ArrayLike
 ) -> LogSumExpReward:
+    """The reward of this name, as `mixture_diffusion` has them, or the caller's."""
     if isinstance(reward, LogSumExpReward):
-        if reward.dim != dim or reward.temperature != temperature:
-            raise ProblemError(
-                f"reward has dim={reward.dim}, temperature={reward.temperature:g},"
-                f" the problem has dim={dim}, temperature={temperature:g}"
-            )
         return reward
+    temperature = positive_number(temperature, "temperature", ProblemError)
     kind = one_of(reward, "reward", ("linear", "quadratic", "log-mixture"), ProblemError)
     k = float(frozen_array(strength, "strength", (), ProblemError))
     c = vector(target, dim, "target")
