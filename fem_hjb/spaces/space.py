@@ -417,14 +417,10 @@ class Space:
         if times.ndim == 0 and inside.size * basis.local_size > basis.n_dofs:
             ct, tau = self.time.locate(times[None])
             rows = self.time.tabulate(ct, tau, int(moving))[0] @ grid[self.time.cell_dofs[ct[0]]]
-
-            def at_one(chunk: IntArray, change: bool, order: int) -> Tables:
-                return basis.at(rows[int(change)], cells[chunk], xi[chunk], order)
-
-            return inside, at_one
+            return inside, lambda chunk, change, order: basis.at(rows[int(change)], cells[chunk], xi[chunk], order)
         ct, tau = self.time.locate(np.broadcast_to(times, cells.shape))
-        first, key = self.time.cell_dofs[ct, 0], ct * basis.n_cells + cells  # other functions of time follow the first
-        count = self.time.local_size
+        first, count = self.time.cell_dofs[ct, 0], self.time.local_size  # other functions of time follow the first
+        key = ct * basis.n_cells + cells
 
         def at(chunk: IntArray, change: bool, order: int) -> Tables:
             new = np.diff(key[chunk], prepend=-1) != 0  # neighbours share what belongs to a cell
@@ -442,8 +438,8 @@ class Space:
         """Cells and reference coordinates of points (n, d); DomainError if outside="error" and some are outside."""
         cells, xi = self.spatial.locate(x)
         if outside == "error" and (cells < 0).any():
-            message = _describe_outside((cells < 0).reshape(shape), x.reshape(*shape, self.dim), self.spatial.box)
-            raise DomainError(message)
+            where = (cells < 0).reshape(shape), x.reshape(*shape, self.dim)
+            raise DomainError(_describe_outside(*where, self.spatial.box))
         return cells, xi
 
     def chunk_size(self, width: int) -> int:
