@@ -142,7 +142,7 @@ class Marcher:
         if not found:
             return None
         layer = Layer(inner.result, coefficients)
-        self.result.smoothed, self.result.counts = layer, dict(inner.result.counts)
+        self.result.smoothed, self.result.averaged, self.result.counts = layer, True, dict(inner.result.counts)
         self.result.keep(layer.shown(equation, at_end))
         self.rough, self.result.layer, self.h = False, layer.end, inner.h
         return grid, restored(equation, layer.last, at_end)

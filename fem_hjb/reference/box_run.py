@@ -124,6 +124,7 @@ class Run:
     misfit: float = 0.0  # of coefficients between the times of their tables, relative
     layer: float = 0.0  # the time to go up to which the gradient is not resolved
     smoothed: Layer | None = None  # what the panel after the layer begins with, if not with the end of the one before
+    averaged: bool = False  # whether there is, or was, such a layer
 
     def keep(self, panel: PanelRun) -> None:
         """Add a panel."""
@@ -188,7 +189,8 @@ def layer_of(run: Run) -> tuple[Check, ...]:
     T = run.equation.problem.horizon
     if not run.layer:
         return ()
-    told = f"of the horizon; rewards at T jump or have kinks: the error is that up to t = {T - run.layer:.6g}"
+    why = "rewards at T jump or have kinks" if run.averaged else "kinks at T, or steep coefficients, are not resolved"
+    told = f"of the horizon; {why}: the error is that up to t = {T - run.layer:.6g}"
     return (Check(name="layer at the end", figure=run.layer / T, limit=THICKEST, told=told),)
 
 
