@@ -22,7 +22,7 @@ from fem_hjb.reference.box_faces import begun, panel_of
 from fem_hjb.reference.box_grading import make_grid, narrowed, stretched, widened
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
-from fem_hjb.reference.box_run import PanelRun, Run, panel_run, restored
+from fem_hjb.reference.box_run import PanelRun, Run, panel_run, settled
 from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.stepping.adaptive import Step, replay
@@ -45,6 +45,7 @@ _FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign
 _EARLIER = 0.05  # of the horizon, where T is not resolved: norms are compared with those up to here at least
 _AFTER = 1e-9  # of the time to go at which a layer ends
 _NOTHING = 1e-10  # temperatures: a value below is none
+_BESIDE = 2  # nodes on each side of an edge
 
 Parts = dict[str, tuple[float, float]]
 Steps = Callable[[FloatArray], list[float]]
@@ -71,13 +72,13 @@ def followed(
     """
     equation = run.equation
     before: tuple[Grid, FloatArray] | None = None
-    layer = run.layer if run.smoothed is not None else 0.0
+    layer, ended = run.layer if run.smoothed is not None else 0.0, None
     if run.smoothed is not None:
         for inner in followed(run.smoothed.run, run.smoothed.coefficients, lengths, less=less, wider=wider, tell=tell):
             if not inner.finite:
                 yield inner
                 return
-            before = inner.grid, restored(equation, inner.last, begun(equation, inner.grid, 0.0, None))
+            ended = inner.grid, inner.last
     for own in run.panels:
         if own.ends[-1] <= layer * (1 + 1e-12):
             continue
@@ -87,8 +88,12 @@ def followed(
             edges = own.edges if wider is None else wider(own.edges, equation.truncated, WIDER)
             grid = make_grid(edges, own.grid.lines[0].degree - less, equation, s0, s1)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not stable is seen by its end
-            again = before is None and grid is own.grid
-            u = np.asarray(own.states[0]) if again else begun(equation, grid, s0, before)
+            if ended is not None:
+                u, ended = settled(equation, grid, *ended), None
+            elif before is None and grid is own.grid:
+                u = np.asarray(own.states[0])
+            else:
+                u = begun(equation, grid, s0, before)
             if grid is not own.grid:
                 operators = Operators.of(equation, grid, _table(own, grid, coefficients), u)
                 panel = None
@@ -178,10 +183,18 @@ class Places:
         return tensor_points(self.axes)
 
 
-def places_of(problem: ControlProblem, s: float, draws: Sequence[FloatArray], bounds: Sequence[FloatArray]) -> Places:
+def places_of(
+    problem: ControlProblem,
+    s: float,
+    draws: Sequence[FloatArray],
+    bounds: Sequence[FloatArray],
+    more: Sequence[FloatArray] = (),
+) -> Places:
     """Draws (n, d) under each law, those within bounds, shared out linearly among the neighbours on a grid.
 
     Draws of a process that has been stopped are left out as long as others are there: nothing is to be steered.
+
+    more : coordinates of the grid along each axis, as far as draws go, besides those that follow the draws.
     """
     inside = [x[((x >= bounds[0]) & (x <= bounds[1])).all(axis=1)] for x in draws]
     if problem.domain is not None and problem.domain.absorbing:
@@ -190,9 +203,11 @@ def places_of(problem: ControlProblem, s: float, draws: Sequence[FloatArray], bo
     pooled = np.concatenate(inside)
     half = _PLACES[problem.dim] // 2
     axes = []
-    for column in pooled.T:
-        spread = np.linspace(column.min(), column.max(), half)
-        axes.append(np.unique(np.concatenate([spread, np.quantile(column, np.linspace(0.0, 1.0, half))])))
+    for k, column in enumerate(pooled.T):
+        low, high = column.min(), column.max()
+        parts = [np.linspace(low, high, half), np.quantile(column, np.linspace(0.0, 1.0, half))]
+        parts += [x[(x > low) & (x < high)] for x in more[k : k + 1]]
+        axes.append(np.unique(np.concatenate(parts)))
     constant, t = problem.constant_diffusion, problem.horizon - s
     shape = tuple(map(len, axes))
     Lambda = (
@@ -248,6 +263,8 @@ class Judge:
         most = _MOST_TIMES[problem.dim] - len(_NEAR_T)
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]
+        if run.layer:
+            some = np.append(some, _between(run.panels, most - some.size))
         times = np.unique(np.concatenate([T * np.array(_NEAR_T), some, [T]]))
         if run.layer:
             times = np.append(min(run.layer * (1 + _AFTER), T), times[times > run.layer * (1 + _AFTER)])
@@ -257,7 +274,7 @@ class Judge:
             draws = [sample.x[sample.nearest(T - s)]]
             if controlled is not None:
                 draws.append(controlled.nearest(T - s))
-            self.places.append(places_of(problem, s, draws, bounds))
+            self.places.append(places_of(problem, s, draws, bounds, _at_edges(run.panels, s) if run.layer else ()))
         self.own = self.seen(run.panels)
         whole = [self._whole(place, *row) for place, row in zip(self.places, self.own.rows, strict=True)]
         sizes, to_go = self._norms(whole), np.array([place.s for place in self.places])
@@ -391,6 +408,25 @@ def _looked_at(panel: PanelRun, absorbing: bool) -> FloatArray:
     longest = _longest(panel)
     middle = 0.5 * (ends[longest] + ends[longest + 1]) if absorbing else 0.5 * (ends[0] + ends[-1])
     return np.array([0.5 * (ends[0] + ends[1]), middle, 0.5 * (ends[-2] + ends[-1])])
+
+
+def _between(panels: Sequence[PanelRun], most: int) -> FloatArray:
+    """The middles of so many steps, spread evenly: what moves from cell to cell is least resolved now and then."""
+    middles = np.concatenate([0.5 * (panel.ends[1:] + panel.ends[:-1]) for panel in panels])
+    return np.asarray(middles[np.linspace(0, middles.size - 1, min(max(most, 0), middles.size)).astype(int)])
+
+
+def _at_edges(panels: Sequence[PanelRun], s: float) -> list[FloatArray]:
+    """On a line, the nodes next to the edges of cells, where a gradient that is not resolved is most wrong."""
+    panel = next((panel for panel in panels if s <= panel.ends[-1]), panels[-1])
+    if panel.grid.dim > 1:
+        return []
+    line = panel.grid.lines[0]
+    inner = line.grid[1:-1, None]
+    near = np.searchsorted(line.nodes, inner - 1e-9 * line.widths[:-1, None]) + np.arange(-_BESIDE, _BESIDE + 1)
+    x = line.nodes[near]
+    x[:, _BESIDE] -= 1e-9 * line.widths[:-1]
+    return [np.concatenate([x.ravel(), line.grid[1:-1] + 1e-9 * line.widths[1:]])]
 
 
 def _longest(panel: PanelRun) -> int:

@@ -249,6 +249,24 @@ def test_draws_are_shared_out_so_that_means_are_kept() -> None:
         np.testing.assert_allclose(w @ np.cos(2 * x + y), np.cos(law @ [2, 1]).mean(), atol=5e-3)
 
 
+def test_a_front_is_looked_at_next_to_the_edges_of_cells() -> None:
+    """Half of an error may sit between the last nodes of a cell and its edge, which 256 places step over."""
+    run = usual().run
+    s, line = float(run.panels[-1].ends[-1]), run.panels[-1].grid.lines[0]
+    (more,) = box_judge._at_edges(run.panels, s)
+    x = run.equation.reaches[0].median[0] + np.random.default_rng(0).normal(size=(4096, 1))
+    axis = places_of(usual().problem, s, [x], run.equation.box.bounds, [more]).axes[0]
+    seen = [
+        (edge, width) for edge, width in zip(line.grid[1:-1], line.widths[1:], strict=True) if x.min() < edge < x.max()
+    ]
+    assert len(seen) > 1
+    for edge, width in seen:
+        assert ((axis < edge) & (axis > edge - 1e-6 * width)).any()
+        assert ((axis > edge) & (axis < edge + 1e-6 * width)).any()
+        nodes = np.sort(np.abs(line.nodes - edge))[1:5]
+        assert all(np.isclose(np.abs(axis - edge), node, rtol=1e-9).any() for node in nodes[:2])
+
+
 def test_draws_out_of_bounds_are_left_out_and_points_kept() -> None:
     problem = zoo.get("lq", 2)
     inside, outside = np.tile([0.5, -0.25], (7, 1)), np.tile([5.0, 0.0], (9, 1))
