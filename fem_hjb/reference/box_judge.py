@@ -18,11 +18,13 @@ from fem_hjb.paths.extent import LawSample
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside
-from fem_hjb.reference.box_faces import begun, panel_of
+from fem_hjb.reference.box_faces import begun
 from fem_hjb.reference.box_grading import make_grid, narrowed, stretched, widened
+from fem_hjb.reference.box_moments import at_edges, between, looked_at
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run, settled
+from fem_hjb.reference.box_running import method_of, sources_of
 from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.stepping.adaptive import Step, replay
@@ -45,7 +47,6 @@ _FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign
 _EARLIER = 0.05  # of the horizon, where T is not resolved: norms are compared with those up to here at least
 _AFTER = 1e-9  # of the time to go at which a layer ends
 _NOTHING = 1e-10  # temperatures: a value below is none
-_BESIDE = 2  # nodes on each side of an edge
 
 Parts = dict[str, tuple[float, float]]
 Steps = Callable[[FloatArray], list[float]]
@@ -98,7 +99,7 @@ def followed(
                 operators = Operators.of(equation, grid, _table(own, grid, coefficients), u)
                 panel = None
             if panel is None:
-                panel = panel_of(equation, operators, operators.root_mean_square)
+                panel = method_of(equation, operators, operators.root_mean_square)
             plan = lengths(np.diff(own.ends))
             found = panel_run(operators, panel, told(replay(panel, u, s0, plan), tell), len(plan), s1)
         before, finite = (grid, found.last.copy()), found.finite
@@ -125,15 +126,22 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     beyond = np.flatnonzero(~reduce(np.logical_and.outer, inner))
     further = grid.nodes[beyond]
     values = [np.empty((len(old.nodes), *grid.shape)) for _ in coefficients.names]
-    for k, t in enumerate((coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()):
+    times = (coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()
+    sources = None if old.sources is None else sources_of(coefficients, grid, times)
+    for k, t in enumerate(times):
         fields = own.operators.coefficients(k)
+        if old.sources is not None:
+            fields[grid.dim] -= old.sources[k]
         for axis, matrix in enumerate(rows):
             fields = fields if matrix is None else apply_axis(matrix, fields, axis + 1)
         outside = coefficients.at(t, further) if len(further) else np.empty((len(fields), 0))
         for field, within, beyond_it in zip(values, fields, outside, strict=True):
             copy_to(field[k][known], within)
             field[k].reshape(-1)[beyond] = beyond_it
-    return Table(old.s0, old.s1, values, single=old.single)
+        if sources is not None:
+            values[grid.dim][k].reshape(-1)[beyond] -= coefficients.reward_at(t, further)
+            values[grid.dim][k] += sources[k]
+    return Table(old.s0, old.s1, values, single=old.single, sources=sources)
 
 
 def rows_at(line: SpectralLine, x: FloatArray) -> AxisMatrix | None:
@@ -259,12 +267,13 @@ class Judge:
         self.run, self.equation, self.tell = run, run.equation, tell
         problem = run.equation.problem
         T = problem.horizon
-        some = np.sort(np.concatenate([_looked_at(panel, bool(self.equation.absorbing.any())) for panel in run.panels]))
+        some = np.sort(np.concatenate([looked_at(panel, bool(self.equation.absorbing.any())) for panel in run.panels]))
         most = _MOST_TIMES[problem.dim] - len(_NEAR_T)
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]
-        if run.layer:
-            some = np.append(some, _between(run.panels, most - some.size))
+        narrow = bool(run.layer) or self.equation.rough  # there are fronts or kinks
+        if narrow:
+            some = np.append(some, between(run.panels, most - some.size))
         times = np.unique(np.concatenate([T * np.array(_NEAR_T), some, [T]]))
         if run.layer:
             times = np.append(min(run.layer * (1 + _AFTER), T), times[times > run.layer * (1 + _AFTER)])
@@ -274,7 +283,7 @@ class Judge:
             draws = [sample.x[sample.nearest(T - s)]]
             if controlled is not None:
                 draws.append(controlled.nearest(T - s))
-            self.places.append(places_of(problem, s, draws, bounds, _at_edges(run.panels, s) if run.layer else ()))
+            self.places.append(places_of(problem, s, draws, bounds, at_edges(run.panels, s) if narrow else ()))
         self.own = self.seen(run.panels)
         whole = [self._whole(place, *row) for place, row in zip(self.places, self.own.rows, strict=True)]
         sizes, to_go = self._norms(whole), np.array([place.s for place in self.places])
@@ -399,40 +408,6 @@ class Judge:
         least = _ROUGH_GAIN if rough else _LEAST_GAIN[self.equation.problem.dim]
         better = float(np.clip(_DOUBT * self.own.tails / max(poorer.tails, 1e-300), least, 1.0))
         return better * value, better * policy
-
-
-def _looked_at(panel: PanelRun, absorbing: bool) -> FloatArray:
-    """Times to go within a panel: errors jump where it starts on another grid, grow while what is steep moves out of
-    its small cells, and are largest in the middle of steps; of long ones where these are joined."""
-    ends = panel.ends
-    longest = _longest(panel)
-    middle = 0.5 * (ends[longest] + ends[longest + 1]) if absorbing else 0.5 * (ends[0] + ends[-1])
-    return np.array([0.5 * (ends[0] + ends[1]), middle, 0.5 * (ends[-2] + ends[-1])])
-
-
-def _between(panels: Sequence[PanelRun], most: int) -> FloatArray:
-    """The middles of so many steps, spread evenly: what moves from cell to cell is least resolved now and then."""
-    middles = np.concatenate([0.5 * (panel.ends[1:] + panel.ends[:-1]) for panel in panels])
-    return np.asarray(middles[np.linspace(0, middles.size - 1, min(max(most, 0), middles.size)).astype(int)])
-
-
-def _at_edges(panels: Sequence[PanelRun], s: float) -> list[FloatArray]:
-    """On a line, the nodes next to the edges of cells, where a gradient that is not resolved is most wrong."""
-    panel = next((panel for panel in panels if s <= panel.ends[-1]), panels[-1])
-    if panel.grid.dim > 1:
-        return []
-    line = panel.grid.lines[0]
-    inner = line.grid[1:-1, None]
-    near = np.searchsorted(line.nodes, inner - 1e-9 * line.widths[:-1, None]) + np.arange(-_BESIDE, _BESIDE + 1)
-    x = line.nodes[near]
-    x[:, _BESIDE] -= 1e-9 * line.widths[:-1]
-    return [np.concatenate([x.ravel(), line.grid[1:-1] + 1e-9 * line.widths[1:]])]
-
-
-def _longest(panel: PanelRun) -> int:
-    """The last of the longest steps."""
-    lengths = np.diff(panel.ends)
-    return int(np.flatnonzero(lengths >= lengths.max() * (1 - 1e-9))[-1])
 
 
 def on_places(equation: Equation, panel: PanelRun, place: Places) -> tuple[FloatArray, FloatArray]:

@@ -15,7 +15,7 @@ from typing import final
 import numpy as np
 
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
-from fem_hjb.reference.box_faces import begun, panel_of
+from fem_hjb.reference.box_faces import begun
 from fem_hjb.reference.box_grading import (
     FIRST_CELLS,
     first_edges,
@@ -29,6 +29,7 @@ from fem_hjb.reference.box_grading import (
 from fem_hjb.reference.box_layer import JUMP, SETTLED, STEEPEST, edges_for_layer, steepest
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import THICKEST, Layer, Run, panel_run, restored, settled, tails_of
+from fem_hjb.reference.box_running import method_of, sources_of
 from fem_hjb.reference.box_sizes import NOTHING, least_sizes
 from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.stepping.adaptive import Panel, Step, march
@@ -156,7 +157,7 @@ class Marcher:
         while s < THICKEST * self.T and found is None:
             table = self._table(grid, s, min(self._end(s), THICKEST * self.T))
             operators = Operators.of(self.equation, grid, table, u)
-            panel = panel_of(self.equation, operators, partial(self._relative, operators))
+            panel = method_of(self.equation, operators, partial(self._relative, operators))
             self._measured(operators, s, u)
             steps: list[Step] = []
             longest = min(table.longest, _SHORT * self.T)
@@ -298,7 +299,11 @@ class Marcher:
         values = [np.empty((count, *grid.shape)) for _ in self.coefficients.names]
         for k, t in enumerate(times.tolist()):
             self.coefficients.into([field[k].reshape(-1) for field in values], t, nodes)
-        return Table(s0, s1, values, single=rtol > _SINGLE)
+        sources = sources_of(self.coefficients, grid, times.tolist()) if self.equation.rough else None
+        if sources is not None:
+            for row, source, t in zip(values[grid.dim], sources, times.tolist(), strict=True):
+                row += source - self.coefficients.reward_at(t, nodes).reshape(grid.shape)
+        return Table(s0, s1, values, single=rtol > _SINGLE, sources=sources)
 
     def _floors(self) -> list[float]:
         """Sizes of the fields that do not count: of drifts, what diffusion does in T; of rewards, the value over T."""
@@ -334,7 +339,7 @@ class Marcher:
             table = self._table(grid, s0, end)
             u = begun(self.equation, grid, s0, state if self.result.panels else None)
             operators = Operators.of(self.equation, grid, table, u)
-            panel = panel_of(self.equation, operators, partial(self._relative, operators))
+            panel = method_of(self.equation, operators, partial(self._relative, operators))
             steps, good, bad = self._steps(operators, panel, u, table.s1)
             self._count(panel)
             if steps or bad is None:

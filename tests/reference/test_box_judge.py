@@ -17,6 +17,7 @@ from fem_hjb.reference import box_judge
 from fem_hjb.reference.box_coefficients import Coefficients
 from fem_hjb.reference.box_grading import widened
 from fem_hjb.reference.box_judge import WIDER, Judge, cut, merged, on_places, places_of
+from fem_hjb.reference.box_moments import at_edges
 from fem_hjb.reference.box_paths import Steered, evaluate
 from fem_hjb.reference.box_run import Run
 from fem_hjb.reference.box_tolerance import _Search
@@ -253,7 +254,7 @@ def test_a_front_is_looked_at_next_to_the_edges_of_cells() -> None:
     """Half of an error may sit between the last nodes of a cell and its edge, which 256 places step over."""
     run = usual().run
     s, line = float(run.panels[-1].ends[-1]), run.panels[-1].grid.lines[0]
-    (more,) = box_judge._at_edges(run.panels, s)
+    (more,) = at_edges(run.panels, s)
     x = run.equation.reaches[0].median[0] + np.random.default_rng(0).normal(size=(4096, 1))
     axis = places_of(usual().problem, s, [x], run.equation.box.bounds, [more]).axes[0]
     seen = [
