@@ -87,6 +87,10 @@ class Coefficients:
         rows = zip(times.tolist(), b, r, Lambda, strict=True)
         return np.stack([self._fields(t, x, *parts).stacked() for t, *parts in rows])
 
+    def reward_at(self, t: float, x: FloatArray) -> FloatArray:
+        """The running reward as part of its field (n,), at points x (n, d)."""
+        return self.problem.r(t, x) / self.problem.temperature if self.linear else self.problem.r(t, x)
+
     def _call(self, t: ArrayLike, x: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Drift, running reward and Lambda as the user gives them."""
         begun = time.perf_counter()
@@ -148,8 +152,17 @@ class Table:
         interpolate them; where an error of 3e-7, relative to what S leaves of them, does not matter.
     """
 
-    def __init__(self, s0: float, s1: float, values: Sequence[FloatArray], *, single: bool = False) -> None:
+    def __init__(
+        self,
+        s0: float,
+        s1: float,
+        values: Sequence[FloatArray],
+        *,
+        single: bool = False,
+        sources: FloatArray | None = None,
+    ) -> None:
         self.s0, self.s1, self.values, self.single = s0, s1, list(values), single
+        self.sources = sources  # rewards that jump in space (q, *shape), averaged, as part of a field
         count = len(self.values[0])
         self.nodes = lobatto(count)
         gaps = 4.0 * (self.nodes[:, None] - self.nodes) + np.eye(count)

@@ -13,6 +13,7 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
 
 _SHALLOW = 3.0  # |log u| up to which the linear form is used on a bounded domain, where it is all separable
+_HELD = 30.0  # temperatures: what log u may range over where the linear form is to be used for a rough reward
 _HIGHEST = 25.0  # temperatures, by which u on faces may exceed u inside, or rounding is all that is left there
 _UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
 
@@ -35,8 +36,13 @@ def given_box(problem: ControlProblem, box: Box) -> Box:
     return Box(*box.bounds, boundary=domain.boundary, exit_reward=domain.exit_reward)
 
 
-def choose_form(problem: ControlProblem, box: Box, form: str | None) -> tuple[Gauge | QuadraticGauge, bool, str]:
-    """The background, whether the linear form is used, and why."""
+def choose_form(
+    problem: ControlProblem, box: Box, form: str | None, rough: bool = False
+) -> tuple[Gauge | QuadraticGauge, bool, str]:
+    """The background, whether the linear form is used, and why.
+
+    rough : whether the running reward jumps in space: on a line exponentials of the linear form hold it exactly.
+    """
     lower, upper = box.bounds
     lines = [np.linspace(a, b, 9 if problem.dim == 3 else 33) for a, b in zip(lower, upper, strict=True)]
     x = tensor_points(lines)
@@ -71,6 +77,7 @@ def choose_form(problem: ControlProblem, box: Box, form: str | None) -> tuple[Ga
             f"the exit reward exceeds all other rewards by {paid[-1]:.3g} temperatures, the linear form holds"
             f" {_HIGHEST:g} only, and the value form has no absorbing faces; raise the temperature"
         )
+    fits |= rough and problem.dim == 1 and above + below <= _HELD
     linear = form == "linear" or absorbing or (form is None and fits)
     return candidates[best], linear, why
 

@@ -18,11 +18,13 @@ from fem_hjb.paths.extent import LawSample
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside
-from fem_hjb.reference.box_faces import begun, panel_of
+from fem_hjb.reference.box_faces import begun
 from fem_hjb.reference.box_grading import make_grid, narrowed, stretched, widened
+from fem_hjb.reference.box_moments import at_edges, between, looked_at
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
-from fem_hjb.reference.box_run import PanelRun, Run, panel_run, restored
+from fem_hjb.reference.box_run import PanelRun, Run, panel_run, settled
+from fem_hjb.reference.box_running import method_of, sources_of
 from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks, tensor_points
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.stepping.adaptive import Step, replay
@@ -71,13 +73,13 @@ def followed(
     """
     equation = run.equation
     before: tuple[Grid, FloatArray] | None = None
-    layer = run.layer if run.smoothed is not None else 0.0
+    layer, ended = run.layer if run.smoothed is not None else 0.0, None
     if run.smoothed is not None:
         for inner in followed(run.smoothed.run, run.smoothed.coefficients, lengths, less=less, wider=wider, tell=tell):
             if not inner.finite:
                 yield inner
                 return
-            before = inner.grid, restored(equation, inner.last, begun(equation, inner.grid, 0.0, None))
+            ended = inner.grid, inner.last
     for own in run.panels:
         if own.ends[-1] <= layer * (1 + 1e-12):
             continue
@@ -87,13 +89,17 @@ def followed(
             edges = own.edges if wider is None else wider(own.edges, equation.truncated, WIDER)
             grid = make_grid(edges, own.grid.lines[0].degree - less, equation, s0, s1)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not stable is seen by its end
-            again = before is None and grid is own.grid
-            u = np.asarray(own.states[0]) if again else begun(equation, grid, s0, before)
+            if ended is not None:
+                u, ended = settled(equation, grid, *ended), None
+            elif before is None and grid is own.grid:
+                u = np.asarray(own.states[0])
+            else:
+                u = begun(equation, grid, s0, before)
             if grid is not own.grid:
                 operators = Operators.of(equation, grid, _table(own, grid, coefficients), u)
                 panel = None
             if panel is None:
-                panel = panel_of(equation, operators, operators.root_mean_square)
+                panel = method_of(equation, operators, operators.root_mean_square)
             plan = lengths(np.diff(own.ends))
             found = panel_run(operators, panel, told(replay(panel, u, s0, plan), tell), len(plan), s1)
         before, finite = (grid, found.last.copy()), found.finite
@@ -120,15 +126,22 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     beyond = np.flatnonzero(~reduce(np.logical_and.outer, inner))
     further = grid.nodes[beyond]
     values = [np.empty((len(old.nodes), *grid.shape)) for _ in coefficients.names]
-    for k, t in enumerate((coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()):
+    times = (coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()
+    sources = None if old.sources is None else sources_of(coefficients, grid, times)
+    for k, t in enumerate(times):
         fields = own.operators.coefficients(k)
+        if old.sources is not None:
+            fields[grid.dim] -= old.sources[k]
         for axis, matrix in enumerate(rows):
             fields = fields if matrix is None else apply_axis(matrix, fields, axis + 1)
         outside = coefficients.at(t, further) if len(further) else np.empty((len(fields), 0))
         for field, within, beyond_it in zip(values, fields, outside, strict=True):
             copy_to(field[k][known], within)
             field[k].reshape(-1)[beyond] = beyond_it
-    return Table(old.s0, old.s1, values, single=old.single)
+        if sources is not None:
+            values[grid.dim][k].reshape(-1)[beyond] -= coefficients.reward_at(t, further)
+            values[grid.dim][k] += sources[k]
+    return Table(old.s0, old.s1, values, single=old.single, sources=sources)
 
 
 def rows_at(line: SpectralLine, x: FloatArray) -> AxisMatrix | None:
@@ -178,10 +191,18 @@ class Places:
         return tensor_points(self.axes)
 
 
-def places_of(problem: ControlProblem, s: float, draws: Sequence[FloatArray], bounds: Sequence[FloatArray]) -> Places:
+def places_of(
+    problem: ControlProblem,
+    s: float,
+    draws: Sequence[FloatArray],
+    bounds: Sequence[FloatArray],
+    more: Sequence[FloatArray] = (),
+) -> Places:
     """Draws (n, d) under each law, those within bounds, shared out linearly among the neighbours on a grid.
 
     Draws of a process that has been stopped are left out as long as others are there: nothing is to be steered.
+
+    more : coordinates of the grid along each axis, as far as draws go, besides those that follow the draws.
     """
     inside = [x[((x >= bounds[0]) & (x <= bounds[1])).all(axis=1)] for x in draws]
     if problem.domain is not None and problem.domain.absorbing:
@@ -190,9 +211,11 @@ def places_of(problem: ControlProblem, s: float, draws: Sequence[FloatArray], bo
     pooled = np.concatenate(inside)
     half = _PLACES[problem.dim] // 2
     axes = []
-    for column in pooled.T:
-        spread = np.linspace(column.min(), column.max(), half)
-        axes.append(np.unique(np.concatenate([spread, np.quantile(column, np.linspace(0.0, 1.0, half))])))
+    for k, column in enumerate(pooled.T):
+        low, high = column.min(), column.max()
+        parts = [np.linspace(low, high, half), np.quantile(column, np.linspace(0.0, 1.0, half))]
+        parts += [x[(x > low) & (x < high)] for x in more[k : k + 1]]
+        axes.append(np.unique(np.concatenate(parts)))
     constant, t = problem.constant_diffusion, problem.horizon - s
     shape = tuple(map(len, axes))
     Lambda = (
@@ -244,10 +267,13 @@ class Judge:
         self.run, self.equation, self.tell = run, run.equation, tell
         problem = run.equation.problem
         T = problem.horizon
-        some = np.sort(np.concatenate([_looked_at(panel, bool(self.equation.absorbing.any())) for panel in run.panels]))
+        some = np.sort(np.concatenate([looked_at(panel, bool(self.equation.absorbing.any())) for panel in run.panels]))
         most = _MOST_TIMES[problem.dim] - len(_NEAR_T)
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]
+        narrow = bool(run.layer) or self.equation.rough  # there are fronts or kinks
+        if narrow:
+            some = np.append(some, between(run.panels, most - some.size))
         times = np.unique(np.concatenate([T * np.array(_NEAR_T), some, [T]]))
         if run.layer:
             times = np.append(min(run.layer * (1 + _AFTER), T), times[times > run.layer * (1 + _AFTER)])
@@ -257,7 +283,7 @@ class Judge:
             draws = [sample.x[sample.nearest(T - s)]]
             if controlled is not None:
                 draws.append(controlled.nearest(T - s))
-            self.places.append(places_of(problem, s, draws, bounds))
+            self.places.append(places_of(problem, s, draws, bounds, at_edges(run.panels, s) if narrow else ()))
         self.own = self.seen(run.panels)
         whole = [self._whole(place, *row) for place, row in zip(self.places, self.own.rows, strict=True)]
         sizes, to_go = self._norms(whole), np.array([place.s for place in self.places])
@@ -382,21 +408,6 @@ class Judge:
         least = _ROUGH_GAIN if rough else _LEAST_GAIN[self.equation.problem.dim]
         better = float(np.clip(_DOUBT * self.own.tails / max(poorer.tails, 1e-300), least, 1.0))
         return better * value, better * policy
-
-
-def _looked_at(panel: PanelRun, absorbing: bool) -> FloatArray:
-    """Times to go within a panel: errors jump where it starts on another grid, grow while what is steep moves out of
-    its small cells, and are largest in the middle of steps; of long ones where these are joined."""
-    ends = panel.ends
-    longest = _longest(panel)
-    middle = 0.5 * (ends[longest] + ends[longest + 1]) if absorbing else 0.5 * (ends[0] + ends[-1])
-    return np.array([0.5 * (ends[0] + ends[1]), middle, 0.5 * (ends[-2] + ends[-1])])
-
-
-def _longest(panel: PanelRun) -> int:
-    """The last of the longest steps."""
-    lengths = np.diff(panel.ends)
-    return int(np.flatnonzero(lengths >= lengths.max() * (1 - 1e-9))[-1])
 
 
 def on_places(equation: Equation, panel: PanelRun, place: Places) -> tuple[FloatArray, FloatArray]:

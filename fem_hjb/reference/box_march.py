@@ -6,6 +6,7 @@ Where the terminal reward has a kink or a jump, no grid resolves the gradient at
 follow the layer, and the run says up to which time to go it reaches.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from typing import final
 import numpy as np
 
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
-from fem_hjb.reference.box_faces import begun, exit_rewards, panel_of
+from fem_hjb.reference.box_faces import begun
 from fem_hjb.reference.box_grading import (
     FIRST_CELLS,
     first_edges,
@@ -22,11 +23,14 @@ from fem_hjb.reference.box_grading import (
     make_grid,
     regraded,
     total,
+    transfer,
     unresolved,
 )
 from fem_hjb.reference.box_layer import JUMP, SETTLED, STEEPEST, edges_for_layer, steepest
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
-from fem_hjb.reference.box_run import THICKEST, Layer, Run, panel_run, restored, tails_of
+from fem_hjb.reference.box_run import THICKEST, Layer, Run, panel_run, restored, settled, tails_of
+from fem_hjb.reference.box_running import method_of, sources_of
+from fem_hjb.reference.box_sizes import NOTHING, least_sizes
 from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.stepping.adaptive import Panel, Step, march
 from fem_hjb.support.checks import FloatArray
@@ -54,8 +58,7 @@ _SUDDEN = 1e-9  # of the horizon: the first step after a jump
 _SHORTEST = 1e-11  # of the horizon
 _COLLAPSED = 1e-6  # of the time since a jump: no step of the value form is as short, if faces are stable
 _COMING = 10.0  # widths: how steep a reward may be
-_FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign below is none
-_NOTHING = 1e-12  # temperatures: a value below is none
+_LATER, _FINER = 1e-3, 5  # of the horizon, after which a layer may end on another grid; tries, each finer
 
 
 @final
@@ -91,7 +94,7 @@ class Marcher:
         self.corners = np.unique(corners[(corners >= 0) & (corners <= self.T)])
         self.metric = equation.metric
         self.width = float((np.ptp(np.stack(equation.box.bounds), axis=0) / self.metric).max())
-        self.least_v, self.least_g = self._scales()
+        self.least_v, self.least_g = least_sizes(equation, tolerances.guess, self.width, self.rng)
         self.size_w = 0.0  # the norm of the gradient of what is solved for
         self.size_v, self.size_g, self.h = self.least_v, self.least_g, 0.0
         self.peak = self.size_v  # the most of u in the box
@@ -139,26 +142,27 @@ class Marcher:
             found = inner.through_layer(grid, partial(self._resolved, at_end))
         except ConvergenceError:
             return None
-        if not found:
+        if found is None:
             return None
         layer = Layer(inner.result, coefficients)
         self.result.smoothed, self.result.averaged, self.result.counts = layer, True, dict(inner.result.counts)
         self.result.keep(layer.shown(equation, at_end))
         self.rough, self.result.layer, self.h = False, layer.end, inner.h
-        return grid, restored(equation, layer.last, at_end)
+        return found, settled(equation, found, grid, layer.last)
 
-    def through_layer(self, grid: Grid, resolved: Callable[[Grid, float, FloatArray], bool]) -> bool:
-        """Steps from T to where the gradient is resolved; whether it is before the layer is too thick."""
+    def through_layer(self, grid: Grid, resolved: Callable[[Grid, float, FloatArray], Grid | None]) -> Grid | None:
+        """Steps from T to where the gradient is resolved; on which grid, if it is before the layer is too thick."""
         with np.errstate(over="ignore", invalid="ignore"):
-            s, u, found = 0.0, begun(self.equation, grid, 0.0, None), False
+            s, u = 0.0, begun(self.equation, grid, 0.0, None)
+        found: Grid | None = None
         if not np.isfinite(u).all():
-            return False
+            return None
         noise = (line.widths.min() / line.degree / root for line, root in zip(grid.lines, self.metric, strict=True))
         self.rough, self.h = True, min(noise) ** 2  # in which paths get from node to node
-        while s < THICKEST * self.T and not found:
+        while s < THICKEST * self.T and found is None:
             table = self._table(grid, s, min(self._end(s), THICKEST * self.T))
             operators = Operators.of(self.equation, grid, table, u)
-            panel = panel_of(self.equation, operators, partial(self._relative, operators))
+            panel = method_of(self.equation, operators, partial(self._relative, operators))
             self._measured(operators, s, u)
             steps: list[Step] = []
             longest = min(table.longest, _SHORT * self.T)
@@ -167,7 +171,7 @@ class Marcher:
                 steps.append(step)
                 self.tell((step.s + step.h) / self.T)
                 self._measured(operators, step.s + step.h, step.u1)
-                if found := resolved(grid, step.s + step.h, step.u1):
+                if (found := resolved(grid, step.s + step.h, step.u1)) is not None:
                     break
             s, u, self.h = steps[-1].s + steps[-1].h, steps[-1].u1, steps[-1].h
             s = table.s1 if s > table.s1 - _SHORTEST * self.T else s
@@ -175,14 +179,32 @@ class Marcher:
             self.result.keep(panel_run(operators, panel, steps, len(steps), s))
         return found
 
-    def _resolved(self, at_end: FloatArray, grid: Grid, s: float, u: FloatArray) -> bool:
-        """Whether the gradient is, of what u of a layer is worth."""
-        w = restored(self.equation, u, at_end)
+    def _resolved(self, at_end: FloatArray, layer: Grid, s: float, u: FloatArray) -> Grid | None:
+        """The grid on which the gradient is, of what u of a layer is worth: its own, or later a finer one."""
+        grid, w = layer, restored(self.equation, u, at_end)
         slopes = [apply_axis(line.derivative, w, k) for k, line in enumerate(grid.lines)]
         value, *whole = self._whole(grid, self.T - s, w, slopes)
-        square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, whole, strict=True))
-        self._resize(s, grid.mean(value**2) ** 0.5, float(square) ** 0.5)
-        return max(map(total, unresolved(grid, slopes, self.metric))) <= SETTLED * self.tol.space * self.size_g
+        self._resize(s, grid.mean(value**2) ** 0.5, self._norm(grid, whole))
+        allowed = SETTLED * self.tol.space * self.size_g
+        last = _FINER if s > _LATER * self.T and self.equation.payoff is None else 0
+        for tried in range(last + 1):
+            edges = self._refined(grid, unresolved(grid, slopes, self.metric), allowed, 1.0)
+            if edges is None:
+                return grid
+            if tried == last or self._size(edges) > self.tol.most:
+                break
+            grid = self._grid(edges, 0.0, self.corners[1])
+            finer = transfer(u, layer, grid)
+            if not (finer > 0).all():
+                break
+            w = restored(self.equation, finer, finer)
+            slopes = [apply_axis(line.derivative, w, k) for k, line in enumerate(grid.lines)]
+        return None
+
+    def _norm(self, grid: Grid, slopes: Sequence[FloatArray]) -> float:
+        """Of a gradient under the weights of a grid, in the metric."""
+        square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, slopes, strict=True))
+        return math.sqrt(float(square))
 
     def _count(self, panel: Panel) -> None:
         for name, number in panel.counts.items():
@@ -212,10 +234,8 @@ class Marcher:
             found = unresolved(grid, slopes, self.metric)
             value, *whole = self._whole(grid, self.T, u, slopes)
             self.size_v = max(grid.mean(value**2) ** 0.5, self.least_v)
-            square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, whole, strict=True))
-            self.size_g = max(float(square) ** 0.5, self.least_g * (self.size_v if equation.linear else 1.0))
-            square = sum(grid.mean((root * part) ** 2) for root, part in zip(self.metric, slopes, strict=True))
-            self.size_w = float(square) ** 0.5
+            self.size_g = max(self._norm(grid, whole), self.least_g * (self.size_v if equation.linear else 1.0))
+            self.size_w = self._norm(grid, slopes)
             allowed = self.tol.space * self.size_g
             more = self._refined(grid, found, allowed, 1.0)
             if more is not None and not self.layer_edges:
@@ -284,7 +304,11 @@ class Marcher:
         values = [np.empty((count, *grid.shape)) for _ in self.coefficients.names]
         for k, t in enumerate(times.tolist()):
             self.coefficients.into([field[k].reshape(-1) for field in values], t, nodes)
-        return Table(s0, s1, values, single=rtol > _SINGLE)
+        sources = sources_of(self.coefficients, grid, times.tolist()) if self.equation.rough else None
+        if sources is not None:
+            for row, source, t in zip(values[grid.dim], sources, times.tolist(), strict=True):
+                row += source - self.coefficients.reward_at(t, nodes).reshape(grid.shape)
+        return Table(s0, s1, values, single=rtol > _SINGLE, sources=sources)
 
     def _floors(self) -> list[float]:
         """Sizes of the fields that do not count: of drifts, what diffusion does in T; of rewards, the value over T."""
@@ -302,7 +326,7 @@ class Marcher:
         if self.equation.linear:
             return 1.0
         left = self.size_w + _COMING * length * reward / self.width
-        return float(np.clip(left / self.size_g, _NOTHING, 1.0))
+        return float(np.clip(left / self.size_g, NOTHING, 1.0))
 
     def _end(self, s0: float) -> float:
         """Where a panel from s0 ends at the latest."""
@@ -320,7 +344,7 @@ class Marcher:
             table = self._table(grid, s0, end)
             u = begun(self.equation, grid, s0, state if self.result.panels else None)
             operators = Operators.of(self.equation, grid, table, u)
-            panel = panel_of(self.equation, operators, partial(self._relative, operators))
+            panel = method_of(self.equation, operators, partial(self._relative, operators))
             steps, good, bad = self._steps(operators, panel, u, table.s1)
             self._count(panel)
             if steps or bad is None:
@@ -424,22 +448,3 @@ class Marcher:
         value, slope = operators.sizes(operators.table.s0, error)
         anywhere = max(float(error.max()), -float(error.min())) / (self.anywhere * self.peak)
         return max(value / self.size_v, slope / self.size_g, self.tol.time * anywhere)
-
-    def _scales(self) -> tuple[float, float]:
-        """What value and gradient, in its metric, are likely to reach at least: rewards differ that much in the box.
-
-        Too large a guess is seen by the judge, and run again without it; a small one wastes work on what is nothing.
-        """
-        equation, problem = self.equation, self.equation.problem
-        low, high = equation.box.bounds
-        if equation.payoff is not None:
-            return np.finfo(float).tiny, max(self.tol.guess, _FLAT) / self.width
-        x = self.rng.uniform(low, high, (_CHECKED, problem.dim))
-        rewards = equation.left(x) + equation.gauge.guess(self.T, x)
-        if problem.running_reward is not None:
-            rewards = rewards + self.T * np.mean([problem.r(f * self.T, x) for f in (0.1, 0.5, 0.9)], axis=0)
-        rewards = np.concatenate([rewards, *exit_rewards(equation, x)])
-        spread = max(self.tol.guess * float(np.ptp(rewards)), _NOTHING * problem.temperature)
-        if equation.linear:
-            return np.finfo(float).tiny, -np.expm1(-spread / problem.temperature) / self.width
-        return _NOTHING * problem.temperature, spread / self.width

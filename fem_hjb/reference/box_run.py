@@ -7,8 +7,8 @@ from typing import final
 import numpy as np
 
 from fem_hjb.reference.box_coefficients import Coefficients
-from fem_hjb.reference.box_faces import between
-from fem_hjb.reference.box_grading import unresolved
+from fem_hjb.reference.box_faces import begun, between
+from fem_hjb.reference.box_grading import transfer, unresolved
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.solutions.checks import Check
 from fem_hjb.spaces.axes import copy_to
@@ -182,6 +182,12 @@ def restored(equation: Equation, u: FloatArray, at_end: FloatArray) -> FloatArra
     positive = u > 0
     w = u if equation.linear else equation.problem.temperature * np.log(np.where(positive, u, 1.0))
     return np.where(positive, w, at_end)
+
+
+def settled(equation: Equation, grid: Grid, layer: Grid, u: FloatArray) -> FloatArray:
+    """w on a grid (*shape), from u on that of a layer: a steep u is smooth on cells in which its logarithm is not."""
+    on = transfer(u, layer, grid)
+    return restored(equation, on, on if (on > 0).all() else begun(equation, grid, 0.0, None))
 
 
 def layer_of(run: Run) -> tuple[Check, ...]:

@@ -26,10 +26,10 @@ from fem_hjb.reference.box_march import Marcher, Tolerances
 from fem_hjb.reference.box_panel import Equation, Payoff
 from fem_hjb.reference.box_paths import Steered, steered
 from fem_hjb.reference.box_run import Run, layer_of
+from fem_hjb.reference.box_running import jumps_in_space
 from fem_hjb.reference.faces import truncated
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import combine
-from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, ProblemError
@@ -181,6 +181,7 @@ class _Search:
         self.controlled: Steered | None = None
         self.most = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
         self.box = box_of(problem, self.reaches, self.mass) if box is None else given_box(problem, box)
+        self.rough = jumps_in_space(problem, self.sample, seed)
         self.choose(form)
         self.jumps = tuple(
             self.coefficients.jumps(self.sample.x[[0, len(self.sample.x) // 2, -1], :8].reshape(-1, problem.dim))
@@ -194,7 +195,7 @@ class _Search:
     def choose(self, form: str | None) -> None:
         """What is taken out, and the form."""
         if self.payoff is None:
-            self.gauge, self.linear, self.why = choose_form(self.problem, self.box, form)
+            self.gauge, self.linear, self.why = choose_form(self.problem, self.box, form, self.rough)
         else:
             self.gauge, self.linear, self.why = self._mean_rate(), True, "what is paid has any sign"
         self.coefficients = Coefficients(self.problem, self.gauge, self.linear)
@@ -259,6 +260,7 @@ class _Search:
             _FLOOR * self.rtol,
             self.levels,
             self.payoff,
+            rough=self.rough,
         )
         self.count += 1
         self.runs += 1
@@ -435,16 +437,3 @@ def _finest(run: Run) -> float:
     return max(
         float(np.ptp(line.grid) / 16.0 / np.diff(line.nodes).min()) for panel in run.panels for line in panel.grid.lines
     )
-
-
-def largest_norms_of(solution: Any, seed: int = 0) -> tuple[float, float]:
-    """max over t of the norms of value and policy."""
-    problem = solution.problem
-    points = law_points(problem, rng=seed)
-    return largest_norms(problem, points, [_evaluate(solution, t, x) for t, x, _ in points])
-
-
-def _evaluate(solution: Any, t: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """v (n,) and grad v (n, d); nan outside the box and where f <= 0."""
-    how = {"outside": "nan", "nonpositive": "nan"}
-    return solution.value(t, x, **how), solution.gradient(t, x, **how)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -19,13 +19,14 @@ from threadpoolctl import threadpool_limits
 from fem_hjb.problems.blocks import alike, independent_blocks, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_tolerance import largest_norms_of, solve_to_tolerance
+from fem_hjb.reference.box_tolerance import solve_to_tolerance
 from fem_hjb.reference.pathwise import along_paths
 from fem_hjb.reference.residual import residual_checks
 from fem_hjb.reference.tolerance import AnySolution, checked_rtol, judged
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
+from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.support.checks import Rng, as_seed, flag, one_of, positive_integer
+from fem_hjb.support.checks import FloatArray, Rng, as_seed, flag, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, until
 from fem_hjb.support.threads import threads, worker_count
@@ -176,11 +177,11 @@ def _product(
 ) -> ProductSolution:
     """The whole of independent solutions; policy errors add up in squares, those of values as if of one sign."""
     parts = tuple((block, distinct[i]) for block, i in zip(blocks, which, strict=True))
-    norms = [largest_norms_of(solution, seed) for solution in distinct]
+    norms = [_largest_norms_of(solution, seed) for solution in distinct]
     sizes = np.array([norms[i] for i in which])
     estimates = [part.error_estimate for _, part in parts if part.error_estimate is not None]
     whole = ProductSolution(problem=problem, parts=parts, status="ok")
-    scales = np.maximum(np.array(largest_norms_of(whole, seed)), 1e-300)
+    scales = np.maximum(np.array(_largest_norms_of(whole, seed)), 1e-300)
     value = sum(e.value * s for e, s in zip(estimates, sizes[:, 0], strict=True)) / scales[0]
     policy = math.sqrt(sum((e.policy * s) ** 2 for e, s in zip(estimates, sizes[:, 1], strict=True))) / scales[1]
     largest = max(max(e.value, e.policy) for e in estimates)
@@ -202,3 +203,16 @@ def _product(
         error_estimate=ErrorEstimate(value=float(value), policy=float(policy), **shares),
         checks=tuple(dict.fromkeys(check for solution in distinct for check in solution.checks)),
     )
+
+
+def _largest_norms_of(solution: Any, seed: int = 0) -> tuple[float, float]:
+    """max over t of the norms of value and policy."""
+    problem = solution.problem
+    points = law_points(problem, rng=seed)
+    return largest_norms(problem, points, [_evaluate(solution, t, x) for t, x, _ in points])
+
+
+def _evaluate(solution: Any, t: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """v (n,) and grad v (n, d); nan outside the box and where f <= 0."""
+    how = {"outside": "nan", "nonpositive": "nan"}
+    return solution.value(t, x, **how), solution.gradient(t, x, **how)

@@ -17,6 +17,7 @@ from fem_hjb.reference import box_judge
 from fem_hjb.reference.box_coefficients import Coefficients
 from fem_hjb.reference.box_grading import widened
 from fem_hjb.reference.box_judge import WIDER, Judge, cut, merged, on_places, places_of
+from fem_hjb.reference.box_moments import at_edges
 from fem_hjb.reference.box_paths import Steered, evaluate
 from fem_hjb.reference.box_run import Run
 from fem_hjb.reference.box_tolerance import _Search
@@ -247,6 +248,24 @@ def test_draws_are_shared_out_so_that_means_are_kept() -> None:
         assert (w >= 0).all()
         np.testing.assert_allclose(w @ (1 + x - 2 * y + x * y), np.mean(1 + law @ [1, -2] + law.prod(axis=1)))
         np.testing.assert_allclose(w @ np.cos(2 * x + y), np.cos(law @ [2, 1]).mean(), atol=5e-3)
+
+
+def test_a_front_is_looked_at_next_to_the_edges_of_cells() -> None:
+    """Half of an error may sit between the last nodes of a cell and its edge, which 256 places step over."""
+    run = usual().run
+    s, line = float(run.panels[-1].ends[-1]), run.panels[-1].grid.lines[0]
+    (more,) = at_edges(run.panels, s)
+    x = run.equation.reaches[0].median[0] + np.random.default_rng(0).normal(size=(4096, 1))
+    axis = places_of(usual().problem, s, [x], run.equation.box.bounds, [more]).axes[0]
+    seen = [
+        (edge, width) for edge, width in zip(line.grid[1:-1], line.widths[1:], strict=True) if x.min() < edge < x.max()
+    ]
+    assert len(seen) > 1
+    for edge, width in seen:
+        assert ((axis < edge) & (axis > edge - 1e-6 * width)).any()
+        assert ((axis > edge) & (axis < edge + 1e-6 * width)).any()
+        nodes = np.sort(np.abs(line.nodes - edge))[1:5]
+        assert all(np.isclose(np.abs(axis - edge), node, rtol=1e-9).any() for node in nodes[:2])
 
 
 def test_draws_out_of_bounds_are_left_out_and_points_kept() -> None:
