@@ -77,7 +77,8 @@ def errors(solution: Any) -> tuple[float, float]:
 def test_time_spent_in_an_interval() -> None:
     solution = solve(posed(), rtol=RTOL, verify=False)
     estimate: Any = solution.error_estimate
-    assert (solution.status, solution.stats["form"], solution.stats["solves"]) == ("ok", "linear", 4)
+    assert (solution.status, solution.stats["form"]) == ("ok", "linear")
+    assert solution.stats["solves"] <= 8  # two rounds
     value, policy = errors(solution)
     assert value < min(RTOL, 3 * estimate.value)
     assert policy < min(RTOL, 2 * estimate.policy)
