@@ -105,7 +105,7 @@ def tilted_density(
     alpha = number_in_units(temperature, "temperature", ProblemError)
     if not 1e-14 <= positive_number(rtol, "rtol", ProblemError) < 1:
         raise ProblemError(f"rtol must lie between 1e-14 and 1, got {rtol!r}")
-    given = box
+    anywhere = box is None
     if box is None:
         box = _where(law, reward, alpha)
     require(box, Box, "box=", ProblemError)
@@ -119,13 +119,13 @@ def tilted_density(
         logs = log_p + tilt
         top = float(logs.max())
         weights = np.exp(logs - top) * widths
-        total = float(weights.sum())
-        log_z = top + float(np.log(total))
+        log_z = top + float(np.log(weights.sum()))
         error = max(abs(float(np.expm1(min(log_z - before, 1.0)))), abs(mass - 1.0))
         if error <= rtol:
-            _require_all(law, reward, alpha, box, top, given is None, rtol)
-            kept = weights > _NEGLIGIBLE * total
-            return TiltedDensity(law, reward, alpha, (x[kept], weights[kept] / total, log_z), error)
+            _require_all(law, reward, alpha, box, top, anywhere, rtol)
+            weights /= weights.sum()
+            kept = weights > _NEGLIGIBLE
+            return TiltedDensity(law, reward, alpha, (x[kept], weights[kept], log_z), error)
         before, cells = log_z, 2 * cells
     raise ConvergenceError(
         f"{cells // 2} cells per axis of {box} leave an error of {error:.1e} of the normaliser, above rtol={rtol:g}."
