@@ -26,7 +26,7 @@ from fem_hjb.problems.problem import ControlProblem, ValueFunction, check_margin
 from fem_hjb.reference.fokker_planck import DensitySolution
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, one_of, positive_integer, require
-from fem_hjb.support.errors import ProblemError
+from fem_hjb.support.errors import ComparisonError, ProblemError
 
 AnyDensity = Law | MarginalLaw | DensitySolution
 
@@ -66,6 +66,7 @@ def policy_field(
     Raises
     ------
     ProblemError : an unknown kind, one dimension (there `solution(quantity="policy")` draws a curve), another density.
+    ComparisonError : no policy anywhere in the box, or none where the density is not 0.
     DomainError : t outside [0, T].
     """
     require_judged(of, "what is drawn")
@@ -79,9 +80,13 @@ def policy_field(
     artists = _shade(ax, problem, region, law)
     first, second, points = plane_points(region, problem, _SIDE[kind])
     pi = policy_at(of, problem, when, points)[:, :2]
-    if artists and law is not None:
+    if law is not None and not isinstance(law, PointMass):
         logs = _logpdf(law, points)
         pi = np.where((logs > logs.max() - _RARE)[:, None], pi, np.nan)
+    if not np.isfinite(pi).any():
+        raise ComparisonError(
+            f"there is nothing to draw: no arrow in {region} has a policy and a density that is not 0"
+        )
     u, v = (np.ma.masked_invalid(pi[:, k].reshape(first.size, second.size).T) for k in (0, 1))
     label_axes(ax, problem)
     ax.set_title(f"$t={when:g}${slice_note(problem)}", fontsize="medium")
@@ -177,6 +182,8 @@ def _shade(ax: Axes, problem: ControlProblem, region: Box, law: Law | None) -> l
         return []
     first, second, points = plane_points(region, problem, _MAP_POINTS)
     logs = _logpdf(law, points[:, : law.dim])
+    if np.isneginf(logs.max()):  # nothing there
+        return []
     p = np.exp(logs - logs.max()).reshape(first.size, second.size).T
     return [ax.pcolormesh(first, second, p, **_GREYS)]
 
@@ -190,5 +197,5 @@ def _shade_over_time(ax: Axes, problem: ControlProblem, region: Box, law_at: Mar
         law = law_at(t)
         if not isinstance(law, PointMass):
             logs = _logpdf(law, x)
-            p[:, k] = np.exp(logs - logs.max())
+            p[:, k] = np.exp(logs - max(logs.max(), -1e300))  # -infinity where the law is elsewhere
     return [ax.pcolormesh(times, x[:, 0], p, **_GREYS)]

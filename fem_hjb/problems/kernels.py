@@ -16,7 +16,15 @@ from numpy.typing import ArrayLike
 from scipy.special import roots_hermitenorm
 
 from fem_hjb.problems.laws import Law, checked_draws, tensor_order, tensor_rule
-from fem_hjb.support.checks import FloatArray, as_points, frozen_array, number_in_units, real_array
+from fem_hjb.support.checks import (
+    LARGEST,
+    UNITS,
+    FloatArray,
+    as_points,
+    frozen_array,
+    number_in_units,
+    real_array,
+)
 from fem_hjb.support.errors import ProblemError
 from fem_hjb.support.memory import require_room
 from fem_hjb.support.objects import Plain
@@ -114,6 +122,8 @@ class KernelDensity(Law):
     def __post_init__(self) -> None:
         points, h = _checked_points(self.points), number_in_units(self.bandwidth, "bandwidth", ProblemError)
         k, dim = points.shape
+        if (largest := float(np.abs(points).max())) > LARGEST:
+            raise ProblemError(f"points lie up to {largest:.3g} away from the origin{UNITS}")
         spread = float(np.ptp(points, axis=0).max())
         if h < _FINEST * spread:
             raise ProblemError(
@@ -124,6 +134,7 @@ class KernelDensity(Law):
         if (w < 0).any() or abs(w.sum() - 1.0) > 1e-10:
             raise ProblemError(
                 f"weights must be non-negative and sum to 1, got weights from {w.min():.3g} with sum {w.sum():.12g}"
+                + ("; divide them by their sum in double precision" if abs(w.sum() - 1.0) < 1e-3 else "")
             )
         w.setflags(write=False)
         put, some = object.__setattr__, w > 0

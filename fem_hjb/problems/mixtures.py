@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,8 +12,8 @@ from fem_hjb.problems.kernels import KernelDensity, Kernels
 from fem_hjb.problems.laws import GaussianMixture, log_sum
 from fem_hjb.problems.problem import ControlProblem, TerminalReward
 from fem_hjb.problems.rewards import LogSumExpReward, log_sum_exp
-from fem_hjb.support.checks import FloatArray, IntArray, as_times, positive_number, require
-from fem_hjb.support.errors import InfiniteValueError, ProblemError
+from fem_hjb.support.checks import FloatArray, IntArray, as_points, as_times, positive_number, require
+from fem_hjb.support.errors import DomainError, InfiniteValueError, ProblemError
 from fem_hjb.support.objects import Plain
 
 
@@ -76,7 +76,8 @@ class MixtureDiffusion(Plain):
         self.data = data
         self.dim = data.dim
         self.horizon = positive_number(horizon, "horizon", ProblemError)
-        ends = beta if isinstance(beta, tuple | list) else (beta, beta)
+        pair = isinstance(beta, tuple | list) or getattr(beta, "ndim", 0) > 0  # an array of two, as well
+        ends: Any = beta if pair else (beta, beta)
         if len(ends) != 2:
             raise ProblemError(f"beta must be a number or a pair (beta_0, beta_T), got {beta!r}")
         self._beta = tuple(positive_number(b, "beta", ProblemError) for b in ends)
@@ -109,18 +110,30 @@ class MixtureDiffusion(Plain):
 
     def marginal(self, t: float) -> GaussianMixture | KernelDensity:
         """The law q_{T-t} of X_t."""
-        kappa, noise = self.noising(as_times(t, self.horizon))
+        when = as_times(t, self.horizon)
+        if when.ndim:
+            raise DomainError(f"t must be one time, got an array of shape {when.shape}")
+        kappa, noise = self.noising(when)
         if isinstance(self.data, KernelDensity):
             return self.data.noised(float(kappa), float(noise))
         weights, means, covs = self.data.components
         return GaussianMixture(weights, kappa * means, kappa**2 * covs + noise * np.eye(self.dim))
 
     def score(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
-        """grad log q_{T-t}(x), shape (..., d); t a number or broadcastable to x.shape[:-1]."""
-        points = np.asarray(x, dtype=np.float64)
-        kappa, noise = self.noising(t)
+        """grad log q_{T-t}(x), shape (..., d); t a number or broadcastable to x.shape[:-1].
+
+        Raises `DomainError` for other shapes, points that are not finite, and times outside [0, T].
+        """
+        points, times = as_points(x, self.dim), as_times(t, self.horizon)
+        kappa, noise = self.noising(times)
         if kappa.ndim:
-            kappa, noise = (np.broadcast_to(a, points.shape[:-1]).ravel() for a in (kappa, noise))
+            shape = points.shape[:-1]
+            try:
+                kappa, noise = (np.broadcast_to(a, shape).ravel() for a in (kappa, noise))
+            except ValueError as cause:
+                raise DomainError(
+                    f"t must be a number or broadcast to x.shape[:-1] = {shape}, got shape {times.shape}"
+                ) from cause
         return self._score(kappa, noise, points.reshape(-1, self.dim)).reshape(points.shape)
 
     def drift(self, t: ArrayLike, x: ArrayLike) -> FloatArray:

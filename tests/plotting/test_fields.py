@@ -57,6 +57,27 @@ def test_far_from_the_process_there_are_no_arrows() -> None:
     assert 0.2 < np.mean(arrows.Umask) < 0.95  # type: ignore[attr-defined]
 
 
+ELSEWHERE = fh.Uniform(Box([50.0, 50.0], [51.0, 51.0]))
+
+
+@pytest.mark.parametrize("kind", ["quiver", "stream"])
+def test_a_field_with_nothing_to_draw_is_refused(kind: str) -> None:
+    """Where the law has no density, and where the solution has no policy."""
+    with pytest.raises(ComparisonError, match="nothing to draw: no arrow in Box"):
+        policy_field(PLANE.exact, problem=PLANE, kind=kind, density=ELSEWHERE, box=BOX, ax=axes())  # type: ignore[arg-type]
+    mesh = fh.solve_on_mesh(PLANE, cells=4, steps=4, box=Box([-5.0, -5.0], [5.0, 5.0]))
+    with pytest.raises(ComparisonError, match="nothing to draw: no arrow in Box"):
+        policy_field(mesh, kind=kind, density=PointMass([0.0, 0.0]), box=Box([6.0, 6.0], [7.0, 7.0]), ax=axes())
+
+
+@pytest.mark.parametrize("problem", [PLANE, LINE], ids=["plane", "line"])
+def test_paths_over_a_law_that_is_elsewhere_are_paths_alone(problem: ControlProblem) -> None:
+    law = fh.Uniform(Box([50.0] * problem.dim, [51.0] * problem.dim))
+    artists = paths(drawn_paths(problem), problem, density=law, ax=axes())
+    shades = [a for a in artists if hasattr(a, "get_clim")]
+    assert all((np.asarray(shade.get_array()) == 0).all() for shade in shades)  # type: ignore[attr-defined]
+
+
 def test_streamlines_follow_the_policy() -> None:
     artists = policy_field(PLANE.exact, 0.5, kind="stream", problem=PLANE, box=BOX, ax=axes())  # type: ignore[arg-type]
     pieces = np.asarray(artists[1].get_segments())  # type: ignore[attr-defined]

@@ -154,6 +154,14 @@ BAD = {
         "non-negative .* got weights from -0.5",
     ),
     "weights-sum": (lambda: KernelDensity([[0.0], [1.0]], 0.1, [0.5, 0.6]), "sum to 1, got .* with sum 1.1"),
+    "points-far": (
+        lambda: KernelDensity([[1e308, 0.0]], 1.0),
+        r"points lie up to 1e\+308 away from the origin; choose",
+    ),
+    "weights-single-precision": (
+        lambda: KernelDensity([[0.0], [1.0]], 0.1, np.float32([1 / 3, 2 / 3])),
+        "with sum 1.0000000298; divide them by their sum in double precision",
+    ),
     "weights-shape": (
         lambda: KernelDensity([[0.0], [1.0]], 0.1, [1.0]),
         r"weights must have shape \(2,\), got shape \(1,\)",

@@ -8,7 +8,7 @@ from fem_hjb.problems.laws import Gaussian, GaussianMixture
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedKernels, TiltedMixture, from_points
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.problems.rewards import LogSumExpReward
-from fem_hjb.support.errors import InfiniteValueError, ProblemError
+from fem_hjb.support.errors import DomainError, InfiniteValueError, ProblemError
 from tests.support.exactness import fokker_planck_residual
 from tests.support.tilted import DATA, INDEFINITE, TARGETS, TILTED
 
@@ -224,3 +224,31 @@ BAD = {
 def test_ill_formed_diffusions_and_tilts_are_refused(make, message):
     with pytest.raises(ProblemError, match=message):
         make()
+
+
+OUTSIDE = {
+    "late": (lambda process: process.score(2.0, POINTS), r"t must lie in \[0, 0.9\], got values in \[2, 2\]"),
+    "early": (lambda process: process.drift(-0.1, POINTS), r"t must lie in \[0, 0.9\]"),
+    "never": (lambda process: process.score(np.nan, POINTS), r"t must lie in \[0, 0.9\]"),
+    "dim": (lambda process: process.score(0.5, [[1.0, 2.0, 3.0]]), r"shape \(..., 2\), got shape \(1, 3\)"),
+    "drift-dim": (lambda process: process.drift(0.5, 1.0), r"shape \(..., 2\), got shape \(\)"),
+    "nan": (lambda process: process.score(0.5, [[np.nan, 0.0]]), "x must be finite"),
+    "times": (lambda process: process.score(np.zeros(3), POINTS), r"broadcast to .* = \(4,\), got shape \(3,\)"),
+    "marginals": (lambda process: process.marginal([0.1, 0.2]), r"t must be one time, got an array of shape \(2,\)"),
+}
+
+
+@pytest.mark.parametrize(("ask", "message"), OUTSIDE.values(), ids=OUTSIDE)
+@pytest.mark.parametrize("kind", ["kernels", "mixture"])
+def test_scores_outside_of_the_horizon_or_of_other_points_are_refused(kind, ask, message):
+    """Beyond T there is less than no noise: what the formula says there is nothing."""
+    data = from_points(POINTS, 0.4, horizon=0.9, beta=2.0).data if kind == "kernels" else DATA
+    process = MixtureDiffusion(data, horizon=0.9, beta=2.0)
+    with pytest.raises(DomainError, match=message):
+        ask(process)
+
+
+def test_a_schedule_may_be_an_array():
+    pair = MixtureDiffusion(DATA, horizon=2.0, beta=np.array([0.2, 1.0]))
+    np.testing.assert_allclose(pair.beta([0.0, 1.0, 2.0]), [1.0, 0.6, 0.2], rtol=1e-15)
+    assert MixtureDiffusion(DATA, horizon=2.0, beta=np.array(0.2)).constant_diffusion == 0.2

@@ -150,6 +150,66 @@ def test_what_has_no_integral_is_refused():
         tilted_density(fh.Gaussian([0.0], 1.0), lambda x: x[..., 0] ** 2, temperature=1.0)
 
 
+@pytest.mark.parametrize("kind", ["kernels", "mixture"])
+def test_rewards_find_components_that_are_never_drawn(kind):
+    """(1 - w) N(0, 1) + w N(100, 1) under y = x: e^{1/2} (1 - w + w e^100), all but e^-81 of it in the second."""
+    w = 1e-8
+    laws = {
+        "kernels": fh.problems.KernelDensity([[0.0], [100.0]], 1.0, [1 - w, w]),
+        "mixture": fh.GaussianMixture([1 - w, w], [[0.0], [100.0]], [[[1.0]], [[1.0]]]),
+    }
+    found = tilted_density(laws[kind], first, temperature=1.0)
+    assert found.log_normaliser == pytest.approx(100.5 + np.log(w), abs=1e-9)
+    assert found.expectation[0] == pytest.approx(101.0, abs=1e-9)
+
+
+def test_peaks_of_rewards_much_narrower_than_the_law_are_seen():
+    """E (1 + A exp(-(x - c)^2 / (2 s^2))) = 1 + A s r^{-1/2} exp(-c^2 / (2 r)) for N(0, 1), r = 1 + s^2."""
+    height, width, centre = 1e3, 0.003, 0.1537
+
+    def peak(x):
+        return np.log1p(height * np.exp(-0.5 * ((x[..., 0] - centre) / width) ** 2))
+
+    found = tilted_density(fh.Gaussian([0.0], 1.0), peak, temperature=1.0)
+    total = 1 + width**2
+    truth = 1 + height * width / np.sqrt(total) * np.exp(-0.5 * centre**2 / total)
+    assert np.exp(found.log_normaliser) == pytest.approx(truth, rel=2e-6)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_rewards_that_outgrow_the_law_only_far_away_are_refused_unless_a_box_is_given(dim):
+    """x^4 / 1000 is 7 at four standard deviations and more than x^2 / 2 from 22 on: its integral is infinite."""
+
+    def quartic(x):
+        return 1e-3 * x[..., 0] ** 4
+
+    law = fh.Gaussian(np.zeros(dim), 1.0)
+    with pytest.raises(ConvergenceError, match="the reward outgrows the law there"):
+        tilted_density(law, quartic, temperature=1.0)
+    flat = tilted_density(law, lambda x: 1e-3 * np.minimum(x[..., 0] ** 2, 81.0) ** 2, temperature=1.0)
+    box = tilted_density(law, quartic, temperature=1.0, box=fh.Box([-9.0] * dim, [9.0] * dim))
+    assert box.log_normaliser == pytest.approx(flat.log_normaliser, abs=1e-7)
+    assert box.log_normaliser == pytest.approx(0.003, abs=1e-4)  # E x^4 = 3
+
+
+def test_rewards_that_cannot_be_evaluated_far_away_are_asked_no_further():
+    def local(x):
+        if np.abs(x).max() > 60:
+            raise ValueError("too far out")
+        return first(x)
+
+    found = tilted_density(fh.Gaussian([0.0], 1.0), local, temperature=1.0)
+    assert found.log_normaliser == pytest.approx(0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_box_that_holds_the_law_but_not_what_the_reward_makes_of_it_is_refused(dim):
+    """N(0, 1) under y = 6 x is N(6, 1), half of which a box up to 6 cuts off."""
+    box = fh.Box([-6.0] * dim, [6.0] * dim)
+    with pytest.raises(ConvergenceError, match="outside: give a larger box="):
+        tilted_density(fh.Gaussian(np.zeros(dim), 1.0), lambda x: 6 * x[..., 0], temperature=1.0, box=box)
+
+
 def test_the_python_of_the_page_runs():
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
