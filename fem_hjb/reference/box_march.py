@@ -359,7 +359,7 @@ class Marcher:
         self.result.counts["redone"] = self.result.counts.get("redone", 0) + redone
         end = steps[-1].s + steps[-1].h
         end = table.s1 if end > table.s1 - _SHORTEST * self.T else end
-        self.h, last = min(steps[-1].further, max(step.h for step in steps[-2:])), steps[-1].u1
+        self.h, last = steps[-1].h, steps[-1].u1
         count, taken = len(steps), (steps.pop() for _ in range(len(steps)))
         steps.reverse()
         self.result.keep(panel_run(operators, panel, taken, count, end))

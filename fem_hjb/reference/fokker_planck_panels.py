@@ -44,7 +44,7 @@ from fem_hjb.support.errors import ConvergenceError, DomainError
 from fem_hjb.support.progress import Progress
 
 _MOST_DOFS = {1: 1500, 2: 40_000, 3: 800_000}
-_TIME, _DENSE, _SPACE, _TABLE, _FACE = 0.03, 0.25, 0.25, 0.3, 1e-3  # of the tolerance
+_TIME, _DENSE, _SPACE, _TABLE, _FACE = 0.05, 0.25, 0.25, 0.3, 1e-3  # of the tolerance
 _LEAST = 1e-14  # of the maximum of p: what it is allowed to be at a truncating face, at least
 _ROOM, _LITTLE = 0.25, 0.04  # of the width of a box: how far its faces are from p where that is on its way, or stays
 _STEPS = 48  # of the length of the last one: a panel is no longer

@@ -5,7 +5,7 @@ up, and hears what part of the allowed error was made, nan for no step; acceptin
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -30,10 +30,7 @@ Size = Callable[[FloatArray], float]
 @final
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One accepted step, from s to s + h: u and u' at its ends.
-
-    further : how long the next one may be by its error; nan if it is not known.
-    """
+    """One accepted step, from s to s + h: u and u' at its ends."""
 
     s: float
     h: float
@@ -41,7 +38,6 @@ class Step:
     slope0: FloatArray
     u1: FloatArray
     slope1: FloatArray
-    further: float = np.nan
 
     @property
     def ends(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -92,7 +88,7 @@ class Panel(Protocol):
 class PowersOfTwo:
     """Steps from s0 to s1 that change by powers of two only, so that exponentials serve for many.
 
-    first : the length to begin with, at most: the whole over a power of two, so that no step is cut short at the end.
+    first : the length to begin with. Places are whole numbers of the shortest step, so that the last one lands.
     longest : that no step exceeds, first included.
     """
 
@@ -101,7 +97,7 @@ class PowersOfTwo:
         if not s0 + 1e-3 * first > s0:
             raise ConvergenceError(f"a step of {first:.3g} from s={s0:.6g} is none")
         self._s0, self._length = s0, s1 - s0
-        self._total = 2 ** max(0, int(np.ceil(np.log2((s1 - s0) / first) - 1e-9))) * _FINEST
+        self._total = int(np.ceil(min(max((s1 - s0) / first, 1.0), 1e12) * (1 - 1e-9))) * _FINEST
         self._place, self._width, self._calm, self._wait = 0, _FINEST, 0, 1
         self.shortest = self._length * (1 / self._total)
         self._widest = min(longest / self._length, 1.0) * self._total * (1 + 1e-9)
@@ -113,9 +109,12 @@ class PowersOfTwo:
         self._place, self._calm = self._place + self._width, self._calm + 1
         if self._place == self._total:
             return True
-        longer = self._place % (2 * self._width) == 0 and 2 * self._width <= self._widest
+        longer = self._place % (2 * self._width) == 0 and self._place + 2 * self._width <= self._total
+        longer &= 2 * self._width <= self._widest
         if error * 2**ORDER <= _GROW_BELOW and self._calm >= self._wait and longer:
             self._width *= 2
+        while self._place + self._width > self._total:
+            self._width //= 2
         return False
 
     def reject(self, error: float) -> None:
@@ -223,7 +222,7 @@ def adaptive(
             control.reject(error)
             continue
         panel.counts["steps"] += 1
-        yield replace(step, further=h * min((_GROW_BELOW / max(error, 1e-300)) ** (1 / ORDER), _GROW))
+        yield step
         if control.accept(error):
             return
         u, slope, k, before, cause = step.u1, step.slope1, k1, step, None

@@ -498,4 +498,4 @@ def test_errors_count_relative_to_a_u_that_decays() -> None:
     search = _Search(decaying, 1e-5, None, None, None, 0)
     found = search.run(lambda _: None)
     assert found.run.panels[-1].states[-2].min() < 1e-4
-    assert max(found.parts["time"]) < 5e-5
+    assert max(found.parts["time"]) < 2e-5

@@ -114,7 +114,7 @@ def test_time_that_is_over_returns_the_best_so_far_or_says_that_there_is_none(ti
     with pytest.raises(ConvergenceError, match="no solution within max_seconds=200"):
         solve(rough, rtol=1e-2, max_seconds=200.0)  # of the clock that counts
     with pytest.warns(ToleranceWarning, match="max_seconds were over"):
-        found = solve(rough, rtol=1e-2, max_seconds=2000.0)
+        found = solve(rough, rtol=3e-3, max_seconds=2000.0)
     assert 2000 < ticks() < 2400
     assert found.error_estimate is not None
     assert "max_seconds" in found.status
