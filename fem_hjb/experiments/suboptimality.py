@@ -13,7 +13,7 @@ wrong reference the loss is not of second order.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -28,7 +28,7 @@ from fem_hjb.plotting.pictures import STYLES
 from fem_hjb.problems import zoo
 from fem_hjb.problems.closed_form import LinearQuadratic
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.progress import Progress, steps_of
+from fem_hjb.support.progress import Progress, part_of
 
 
 @final
@@ -58,12 +58,14 @@ _COLUMNS = ("eps", "certificate", "low", "high", "integral", "backward", "integr
 def run(config: Config, tell: Progress) -> Trial:
     """One row per policy."""
     started = time.perf_counter()
-    step = steps_of(tell, 5 * len(config.errors))
-    rows = [_row(config, eps, config.seed + k, step) for k, eps in enumerate(config.errors)]
+    ends = np.linspace(0.0, 1.0, len(config.errors) + 1).tolist()
+    rows = [
+        _row(config, eps, config.seed + k, part_of(tell, ends[k], ends[k + 1])) for k, eps in enumerate(config.errors)
+    ]
     return conclude(config, _COLUMNS, rows, _claims(rows), started)
 
 
-def _row(config: Config, eps: float, seed: int, step: Callable[[], None]) -> tuple[Any, ...]:
+def _row(config: Config, eps: float, seed: int, tell: Progress) -> tuple[Any, ...]:
     problem = zoo.get("brownian-mixture", dim=1)
     exact = cast(LinearQuadratic, problem.exact)
 
@@ -71,23 +73,22 @@ def _row(config: Config, eps: float, seed: int, step: Callable[[], None]) -> tup
         return np.asarray(exact.policy(t, x) + eps * np.sin(2 * x + 1.0) * (1.0 - t / 2))
 
     found = certify(problem, policy, n=config.paths, steps=config.steps, rng=seed)
-    step()
+    tell(0.2)
     half = problem.horizon / 2  # the average is over time, and |.|^2 has a factor alpha
 
-    def integral(reference: Any, under: str) -> float:
+    def integral(reference: Any, under: str, done: float) -> float:
         loss = half * control_error(problem, policy, reference, under=under, rtol=config.rtol).value
-        step()
+        tell(done)
         return loss
 
     x, weights = problem.initial_law.quadrature(config.order)
     x, weights = x[weights > _NEGLIGIBLE], weights[weights > _NEGLIGIBLE]
-    earned = evaluate_policy(problem, policy, rtol=config.rtol).value(0.0, x)
-    step()
+    earned = evaluate_policy(problem, policy, rtol=config.rtol, progress=part_of(tell, 0.2, 0.4)).value(0.0, x)
     backward = float(weights @ (exact.value(0.0, x) - earned))
     wrong = _Scaled(exact, config.wrong)
     return (
-        *(eps, found.gap.estimate, found.gap.low, found.gap.high, integral(exact, "policy"), backward),
-        *(integral(exact, "optimal"), integral(wrong, "policy")),
+        *(eps, found.gap.estimate, found.gap.low, found.gap.high, integral(exact, "policy", 0.6), backward),
+        *(integral(exact, "optimal", 0.8), integral(wrong, "policy", 1.0)),
     )
 
 

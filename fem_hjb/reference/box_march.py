@@ -47,10 +47,8 @@ _AHEAD = 0.3  # of what is allowed, for the grid after one that failed to resolv
 _NEAR = 2.0**-12  # of T: the time to go from which policies are compared, and large ones remembered
 _TOLERATED = 1.5  # times what is allowed, before a panel is done again
 _ANYWHERE = 1e-3  # of the most of u: what a step may be wrong by where the process hardly goes
-_IN_VAIN = (
-    2  # grids for a panel, after which steps are to be quieter there by _QUIETER: that may be what is not resolved
-)
-_QUIETER = 0.1
+_IN_VAIN = 2  # grids for a panel, after which steps are to be quieter there: they may be what is not resolved
+_QUIETER, _QUIET = 0.1, 5e3  # and not below _ANYWHERE times this times the tolerance of a step
 _MOST_STEPS = 20_000
 _SINGLE = 3e-6  # the least tolerance of tables in single precision
 _SHORT = 0.002  # of the horizon: a step in a layer
@@ -354,7 +352,8 @@ class Marcher:
             if more is None or self._size(more) > self.tol.most or redone > _REDONE:
                 self.unchecked = True
                 continue
-            self.anywhere *= _QUIETER if redone > _IN_VAIN else 1.0
+            if redone > _IN_VAIN:
+                self.anywhere = max(_QUIETER * self.anywhere, _ANYWHERE * min(_QUIET * self.tol.time, 1.0))
             edges, end = more, table.s1
         self.result.counts["redone"] = self.result.counts.get("redone", 0) + redone
         end = steps[-1].s + steps[-1].h
