@@ -89,7 +89,7 @@ def test_values_at_nodes_do_not_know_where_it_jumps(monkeypatch: pytest.MonkeyPa
     search = _Search(posed(), RTOL, None, None, None, 0)
     found = search.run(lambda _: None)
     assert found.error > RTOL  # and it is seen
-    assert errors(search.solution(found))[1] > RTOL
+    assert errors(search.solution(found))[1] > 0.5 * RTOL  # a twentieth of it by averages
 
 
 @pytest.mark.parametrize(
