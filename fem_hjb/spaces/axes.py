@@ -102,6 +102,10 @@ def apply_axis(matrix: AxisMatrix, u: FloatArray, axis: int) -> FloatArray:
     Large arrays in parts, which threads may share out.
     """
     m, n = matrix.shape
+    if u.ndim == 1:
+        result = np.empty(m, np.result_type(matrix.dtype, u.dtype))
+        _rows_into(matrix, u[None], result[None])
+        return result
     lead, trail = math.prod(u.shape[:axis]), math.prod(u.shape[axis + 1 :])
     result = np.empty((*u.shape[:axis], m, *u.shape[axis + 1 :]), np.result_type(matrix.dtype, u.dtype))
     flat, out = u.reshape(lead, n, trail), result.reshape(lead, m, trail)
@@ -145,7 +149,12 @@ def copy_to(target: FloatArray, source: FloatArray) -> None:
 
 def combined(*terms: tuple[float, FloatArray]) -> FloatArray:
     """The sum of multiples of arrays of one shape."""
-    (_, first), *_ = terms
+    (factor, first), *others = terms
+    if first.size < 2 * _PART:  # one part: what it costs to share out is saved
+        result = first * factor
+        for factor, array in others:
+            result += array if factor == 1.0 else factor * array
+        return result
     result = np.empty(first.shape)
     flat, out = [(factor, array.reshape(-1)) for factor, array in terms], result.reshape(-1)
 
