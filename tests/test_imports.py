@@ -30,7 +30,7 @@ ORDER = {
     "learning": (
         "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "
         "measures samples scatter moments gram solvers estimators system smoothing population solve_system selection "
-        "fit"
+        "witness fit"
     ),
     "evaluation": (
         "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from fem_hjb.learning.constraints import Constraint
 from fem_hjb.learning.estimators import Estimator
 from fem_hjb.learning.measures import Measure
-from fem_hjb.learning.selection import FOLDS, automatic_candidates, validated
+from fem_hjb.learning.selection import FOLDS, automatic_candidates, half_of, validated
 from fem_hjb.learning.solve_system import METHODS, TERMINALS, solve_watched
-from fem_hjb.learning.system import Data, Enough, assemble_until
+from fem_hjb.learning.system import Data, Enough, System, assemble_until
+from fem_hjb.learning.witness import Witness, witness
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import non_negative_number, one_of
-from fem_hjb.support.errors import ConvergenceError, MeasureError
+from fem_hjb.support.checks import Rng, as_seed, flag, non_negative_number, one_of, positive_number
+from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
 from fem_hjb.support.progress import (
     OutOfTimeError,
     Progress,
@@ -26,7 +31,9 @@ from fem_hjb.support.progress import (
     until,
 )
 
-_CHOSEN, _SUMMED = 0.8, 0.6  # shares of progress: of the choice of a class; of the data, in what is left then
+_CHOSEN, _LEARNED = 0.8, 0.95  # of progress: after the choice of a class, and before it is verified
+_SUMMED = 0.6  # the share of the data in what is between
+_WORSE = 1.2  # times the error of half of the trajectories, where it is their number that matters: 1.4 if it is all
 _FOR_DATA = 0.5  # of the seconds left, at most
 
 
@@ -46,6 +53,9 @@ def fit(
     executor: Executor | None = None,
     progress: Progress | None = None,
     max_seconds: float | None = None,
+    verify: bool = True,
+    accept: float = 0.1,
+    rng: Rng = 0,
 ) -> Solution:
     r"""Learn f = exp(v/alpha) on a space-time class from trajectories; or, under a law, the population's solution.
 
@@ -100,6 +110,14 @@ def fit(
         set, and the figures of the system are left out (nan). The status says what applies. A law is summed over as
         a whole, the direct method has no iterate in a set but its last one, space="auto" compares all classes, and a
         factorisation is not interrupted: where that is not done in time there is no solution.
+    verify : paths are simulated by the problem's own drift and diffusion, which follow the learned policy (`witness`
+        has the formulas), and tell how wrong it is: `error_estimate` and `checks`. Its value is the relative
+        root mean square error of v_0 under the initial law, its policy that of the policy over [0, T] under its own
+        law, with one standard error; both are 0.2 to 3 seconds. False: nothing is known of the error, and the status
+        says nothing of it either; for data of another process than the problem's.
+    accept : the relative error up to which a value and a policy are good enough for the status "ok". If not, half of
+        the trajectories are learned from again, to see whether more of them would help or a larger class.
+    rng : seed of the paths that verify.
 
     In time the method is Galerkin's with equal trial and test functions: of order about 2 with P1 and with P2, whose
     constant is smaller, of order 4 with P3. The gauge is taken from the nodes of the space, never from samples, so that
@@ -122,7 +140,8 @@ def fit(
     Raises
     ------
     SpaceError : estimator "generator" or "residual" on a class that is not C1.
-    MeasureError : the data do not fit the problem or leave the domain, or the law lacks what the estimator needs.
+    MeasureError : the data do not fit the problem or leave the domain, the law lacks what the estimator needs, or an
+        argument makes no sense.
     ConstraintError : the set is empty, or not one the class can have.
     ConvergenceError : the linear system cannot be solved, the projected iteration has no step that contracts, or there
         is no solution within max_seconds.
@@ -134,40 +153,104 @@ def fit(
         non_negative_number(number, name, MeasureError)
     one_of(method, "method", METHODS, MeasureError)
     one_of(terminal, "terminal", TERMINALS, MeasureError)
+    flag(verify, "verify", MeasureError)
+    if not positive_number(accept, "accept", MeasureError) <= 1.0:
+        raise MeasureError(f"accept must be a relative error between 0 and 1, such as 0.1, got {accept!r}")
+    seed = as_seed(rng)
     watch, tried = until(told, limit), {}
+
+    def learned(chosen: Space, data: Data, tell: Progress) -> tuple[Solution, System]:
+        """From these data, in this class."""
+        enough = _enough(part_of(tell, 0.0, _SUMMED), data, None if limit is None else limit - _since(started))
+        system = assemble_until(problem, data, chosen, estimator, delta, outside, executor, None, enough)
+        how: dict[str, Any] = {"method": method, "constraint": constraint, "terminal": terminal}
+        how |= {"smoothing": smoothing, "ridge": ridge, "tell": part_of(tell, _SUMMED, 1.0)}
+        return solve_watched(system, **how), system
+
     try:
         if isinstance(space, str):
             one_of(space, "space", ("auto",), MeasureError)
             candidates = automatic_candidates(problem, getattr(data, "n", 0), smoothing=smoothing, ridge=ridge)
             trying = part_of(watch, 0.0, _CHOSEN)
             selection = validated(problem, data, candidates, estimator, None, FOLDS, delta, terminal, trying)
-            space, outside = selection.best.space, "drop"
+            chosen, outside = selection.best.space, "drop"
             tried = {"tried": selection.table}
-        begun = _CHOSEN if tried else 0.0
-        summing = part_of(watch, begun, begun + _SUMMED * (1.0 - begun))
-        enough = _enough(summing, data, None if limit is None else limit - (time.perf_counter() - started))
-        system = assemble_until(problem, data, space, estimator, delta, outside, executor, None, enough)
-        assembled = time.perf_counter()
-        solving = part_of(watch, begun + _SUMMED * (1.0 - begun), 1.0)
-        solution = solve_watched(
-            system,
-            method=method,
-            constraint=constraint,
-            terminal=terminal,
-            smoothing=smoothing,
-            ridge=ridge,
-            tell=solving,
-        )
+        else:
+            chosen = space
+        solution, system = learned(chosen, data, part_of(watch, _CHOSEN if tried else 0.0, _LEARNED))
     except OutOfTimeError:
         raise ConvergenceError(
             f"fit({problem.name!r}): {watch.reached:.0%} done within max_seconds={limit:g}, and nothing that is in the"
             " class yet; give it more time, fewer samples, a smaller class, a Space instead of 'auto', or where there"
             " is a constraint method='projected'"
         ) from None
-    watch.finished()
-    seconds = {"assembly": assembled - started, **solution.stats["seconds"]}
+    seconds = dict(solution.stats["seconds"])
+    seconds = {"assembly": _since(started) - sum(seconds.values()), **seconds}
     stats = {**solution.stats, "outside": outside, "seconds": seconds, **tried}
-    return replace(solution, status=_told(solution.status, system.paths, getattr(data, "n", 0)), stats=stats)
+    status = _told(solution.status, system.paths, getattr(data, "n", 0))
+    solution = replace(solution, status=status, stats=stats)
+    if verify:
+        solution = _verified(solution, data, accept, seed, partial(learned, chosen), watch)
+        seconds["verification"] = _since(started) - sum(seconds.values())
+        solution = replace(solution, stats={**stats, "seconds": seconds})
+    watch.finished()
+    return solution
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started
+
+
+def _verified(
+    solution: Solution,
+    data: Data,
+    accept: float,
+    seed: int,
+    learned: Callable[[Data, Progress], tuple[Solution, System]],
+    tell: Progress,
+) -> Solution:
+    """With what paths under its own policy tell of its error, and a status that says so where that is too much."""
+    try:
+        tell(_LEARNED)
+        found = witness(solution, accept, seed)
+    except (ConvergenceError, OutOfTimeError) as cause:
+        why = "max_seconds were over" if isinstance(cause, OutOfTimeError) else str(cause)
+        return replace(solution, status=_also(solution.status, f"not verified: {why}"))
+    checks = found.checks(accept)
+    failed = [check for check in checks if not check.passed]
+    told = [f"check {check.name!r} failed: {check.figure:.2g} where {check.limit:.2g} is accepted" for check in failed]
+    if failed:
+        told.append(f"limited {found.why or _by_samples(solution, found, data, seed, learned, tell)}")
+    status = _also(solution.status, "; ".join(told)) if told else solution.status
+    return replace(solution, status=status, error_estimate=found.estimate, checks=checks)
+
+
+def _by_samples(
+    solution: Solution,
+    found: Witness,
+    data: Data,
+    seed: int,
+    learned: Callable[[Data, Progress], tuple[Solution, System]],
+    tell: Progress,
+) -> str:
+    """Whether half of the trajectories make it worse, as few of them do, or not, as a class does that is too small."""
+    by_class = "by the class: take more cells in space and in time, or space='auto'"
+    if solution.stats["constraint"] != repr(None):
+        by_class = "by the class or by the constraint, which the solution may not satisfy: compare with a fit without"
+    if isinstance(data, Measure):
+        return by_class
+    try:
+        half = learned(half_of(data), part_of(tell, _LEARNED, 1.0))[0]
+        worse = witness(half, math.inf, seed).policy / found.policy
+    except (FemHjbError, OutOfTimeError):
+        return "by the number of trajectories, or by the class: half of them could not be learned from"
+    if worse > _WORSE:
+        return f"by the number of trajectories (from half of them it is {worse:.2g} times as much): take more"
+    return by_class
+
+
+def _also(status: str, more: str) -> str:
+    return more if status == "ok" else f"{status}; {more}"
 
 
 def _enough(tell: Progress, data: Data, limit: float | None) -> Enough:

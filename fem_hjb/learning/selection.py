@@ -321,6 +321,12 @@ def fold_sources(data: Data, folds: int) -> list[PathSource]:
     ]
 
 
+def half_of(data: Paths | PathSource) -> PathSource:
+    """The first half of the trajectories, or every second of the chunks they come in."""
+    source = array_source(data, chunk=-(-data.n // 2)) if isinstance(data, Paths) else data
+    return fold_sources(source, 2)[0]
+
+
 def _risks(
     problem: ControlProblem,
     parts: Sequence[PathSource],

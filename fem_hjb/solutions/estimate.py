@@ -30,7 +30,8 @@ class ErrorEstimate:
     space, time, truncation : the parts of which they are sums (mesh and element; time steps; the faces of a box that
         the process does not know of), each the larger of its shares in value and policy.
 
-    inf says that an error could not be estimated. Raises ConvergenceError for a number that is negative or nan.
+    inf says that an error could not be estimated; of a learned solution the parts are not told apart, all inf.
+    Raises ConvergenceError for a number that is negative or nan.
 
     >>> estimate = combine({"space": 1e-3, "time": 1e-5}, {"space": 4e-3, "time": 1e-4})
     >>> print(estimate)
@@ -84,6 +85,8 @@ class ErrorEstimate:
         return cls(**numbers)
 
     def __str__(self) -> str:
+        if all(math.isinf(getattr(self, name)) for name in PARTS):
+            return f"value {_short(self.value)}, policy {_short(self.policy)}"
         parts = ", ".join(f"{name} {_short(getattr(self, name))}" for name in PARTS)
         return f"value {_short(self.value)}, policy {_short(self.policy)} ({parts})"
 

@@ -1,0 +1,285 @@
+r"""How wrong a learned solution is, by paths that follow its own policy: no reference is needed.
+
+Let w be the learned value, pi = Lambda grad w / alpha, R the residual of the HJB equation, which for f = exp(w / alpha)
+is that of the linear one, R = alpha (d_t f + <b, grad f> + 1/2 Tr(Lambda Hess f)) / f + r, and D = y - w_T. Along paths
+of dX = (b + pi) dt + Lambda^{1/2} dB let Z = (int R dt + D) / alpha. With e = v* - w (docs/theory.md)
+
+    e_0(x0) = alpha log E[e^Z | X_0 = x0],   Z = e_0(x0) / alpha + int <grad e, Lambda^{1/2} dB> / alpha - ...,
+
+so that to leading order the variance of Z from one start is E int |pi - pi*|^2 dt in the metric Lambda^{-1}, and twice
+the loss J(pi*) - J(pi) in temperatures. Where w has no second derivatives, or no logarithm, and outside its box, paths
+go on with the weights of Girsanov's theorem, W = (int r dt + y) / alpha - log(dP^pi / dP), instead, which have the same
+expectation whatever policy is followed: what is lost there is seen, too. Their variance in N steps has a part that
+falls with the length of a step: it is extrapolated from N and N/2 steps with the same noise.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from fem_hjb.paths.extent import substeps_of
+from fem_hjb.paths.likelihood import Shared, euler_step, shared_steps
+from fem_hjb.paths.simulate import in_range
+from fem_hjb.problems.box import BoolArray
+from fem_hjb.problems.gauge import Gauge
+from fem_hjb.solutions.checks import Check
+from fem_hjb.solutions.estimate import ErrorEstimate
+from fem_hjb.solutions.solution import Solution
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError
+
+POLICY, VALUE, INSIDE, POSITIVE = "policy along its own paths", "value at the start", "paths in the box", "positivity"
+_ROUNDS = ((96, 1), (384, 2))  # starts, and times the fewest steps; the second where the first leaves it open
+_STEPS, _COARSE, _FINER = (
+    64,
+    4,
+    4,
+)  # the fewest; of them one for which substeps are asked; times more where paths explode
+_INNER = 16  # paths from each start
+_OPEN = 0.5  # of an error, which paths and steps may be
+_UNEVEN = 0.4  # of a step, by which times are moved: steps in step with the cells in time would see the same of each
+_ERRORS = 2.0  # standard errors of an interval
+_NOTHING = 1e-8  # of E int |pi|^2: less than this is no steering
+_LEFT, _NONPOSITIVE = 0.1, 1e-3  # shares of the time of paths
+_BRIEF = 0.02  # the same, that a policy which is wild for other reasons may drive out
+_MOST = 0.5  # of the variance: what is the reason for it
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Witness:
+    """What paths under the learned policy tell.
+
+    policy : the root of E int |pi - pi*|^2 dt over that of E int |pi|^2 dt, under the law of the policy, with one
+        standard error of the former.
+    chance : the share of it that is no more than chance and steps.
+    value : the root of the mean square of v* - w at t = 0 over that of v*, under the initial law.
+    start, margin : E v*_0(X_0) over the starts that were drawn, and two standard errors;  learned : E w_0(X_0).
+    outside, nonpositive, unseen : the share of the time of paths outside the box (from where they started inside),
+        where f <= 0, and in cells with coefficients that the samples do not determine.
+    by_end, by_faces : the shares of D, and of paths that left, in the variance.
+    """
+
+    policy: float
+    chance: float
+    value: float
+    start: float
+    margin: float
+    learned: float
+    outside: float
+    nonpositive: float
+    unseen: float
+    by_end: float
+    by_faces: float
+    paths: int
+    steps: int
+
+    @property
+    def estimate(self) -> ErrorEstimate:
+        """The relative errors; of what they are made up is not known."""
+        unknown = dict.fromkeys(("space", "time", "truncation"), math.inf)
+        return ErrorEstimate(value=self.value, policy=self.policy, **unknown)
+
+    def checks(self, accept: float) -> tuple[Check, ...]:
+        """The figures against what is accepted."""
+        paths = f"{self.paths} paths, {self.steps // 2} and {self.steps} steps"
+        found = f"E v_0(X_0) = {self.start:.5g} +- {self.margin:.1g} by the paths, {self.learned:.5g} learned"
+        return (
+            Check(name=POLICY, figure=self.policy, limit=accept, told=f"relative error; {paths}"),
+            Check(name=VALUE, figure=self.value, limit=accept, told=f"relative error; {found}"),
+            Check(name=INSIDE, figure=self.outside, limit=_LEFT, told="share of their time outside"),
+            Check(name=POSITIVE, figure=self.nonpositive, limit=_NONPOSITIVE, told="share of their time with f <= 0"),
+        )
+
+    @property
+    def why(self) -> str | None:
+        """What the error comes from, as far as one solution tells: its terminal values or its box."""
+        if self.by_end > _MOST:
+            return "by the terminal values: take terminal='interpolated', or where it is, smaller cells in space"
+        if self.outside > _MOST * _LEFT or (self.by_faces > _MOST and self.outside > _BRIEF):
+            return "by the box, which many paths leave: take a larger one"
+        return None
+
+
+def witness(solution: Solution, accept: float, seed: int = 0) -> Witness:
+    """Follow the policy of a learned solution; with more paths and steps, if its error may be less than accepted.
+
+    Raises ConvergenceError if hardly a start is inside the box, with f > 0, or paths explode.
+    """
+    problem = solution.problem
+    fewest = max(_STEPS, 4 * _COARSE * (substeps_of(problem, _COARSE) or 1))  # long steps are stable in the drift
+    for starts, times in _ROUNDS:
+        found = _walked(solution, starts, times * fewest, seed)
+        if found.policy <= accept or found.chance < _OPEN:
+            break
+    return found
+
+
+def _walked(solution: Solution, starts: int, steps: int, seed: int) -> Witness:
+    """With shorter steps where a policy, as steep as it is, makes paths explode."""
+    for finer in (1, _FINER):
+        walk = _Walk(solution, starts, np.random.default_rng([seed, 4]))
+        try:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # where f <= 0, and far outside
+                walk.follow(finer * steps)
+                return walk.told()
+        except ConvergenceError as cause:
+            failure = cause
+    raise failure
+
+
+@final
+class _Walk:
+    """Two chains with the same noise, (2, n): 0 with long steps, 1 with short ones."""
+
+    def __init__(self, solution: Solution, starts: int, rng: np.random.Generator) -> None:
+        self.solution, self.problem, self.starts, self.rng = solution, solution.problem, starts, rng
+        problem = self.problem
+        x = problem.initial_law.sample(starts, rng)
+        x = np.repeat(x if problem.domain is None else problem.domain.mirror(x), _INNER, axis=0)
+        self.x = np.stack([x, x])
+        self.start = self._value(0.0, x)  # w_0 / alpha
+        if np.isfinite(self.start).sum() <= _INNER:
+            raise ConvergenceError(
+                "no more than one of the starts is in the box of what was learned, with f > 0; take a larger box"
+            )
+        self.Z = np.tile(-self.start, (2, 1))
+        self.known = np.tile(np.isfinite(self.start), (2, 1))  # whether R has been known so far
+        self.swap = np.zeros((2, len(x)))  # what is added where a step ends beyond: its weight, for its R
+        self.missed = np.zeros(len(x))  # D / alpha
+        self.energy = self.outside = self.nonpositive = self.unseen = 0.0
+        space, gauge = solution.space, solution.gauge
+        if not isinstance(space, Space) or not isinstance(gauge, Gauge):
+            raise ConvergenceError(f"what {solution.method} returns is no function that was learned")
+        self.space, self.gauge = space, gauge
+        self.smooth = space.smoothness >= 1
+        self.pinned = np.zeros(space.n_dofs, dtype=np.bool_)
+        self.pinned[solution.stats["pinned_dofs"]] = True
+        if self.smooth:
+            self.Z[self.known] = 0.0
+        else:
+            self.known[:] = False
+
+    def follow(self, steps: int) -> None:
+        """To T."""
+        problem, T, self.steps = self.problem, self.problem.horizon, steps
+        places = np.arange(steps + 1) + np.append(0.0, self.rng.uniform(-_UNEVEN, _UNEVEN, steps))
+        places[-1] = steps
+        for step in shared_steps(T * places / steps, self.x.shape[1], problem.dim, self.rng):
+            self._step(step)
+        for row in range(2):
+            x, earned = self.x[row], problem.y(self.x[row]) / problem.temperature
+            D = earned - self._value(T, x)
+            self._lose(row, self.known[row] & ~np.isfinite(D))
+            self.missed = np.where(self.known[row], D, 0.0)
+            self.Z[row] += np.where(self.known[row], D, earned)
+
+    def _step(self, step: Shared) -> None:
+        """A step of one chain with what it adds to Z."""
+        problem, row, h, alpha = self.problem, step.row, step.h, self.problem.temperature
+        x = self.x[row]
+        w, R, gradient = self._looked_at(step.t, x)
+        here = np.isfinite(w)
+        if not here.all():
+            gradient[~here] = self._beyond(step.t, x[~here])
+        pi = problem.policy_from_gradient(step.t, x, gradient)
+        ahead = euler_step(problem, step.t, h, x, pi, step.noise)
+        weight = problem.r(step.t, x) * h / alpha - ahead.log_ratio
+        if row:
+            self.energy += h * float(ahead.effort.mean())
+            self._note(step.t, x, here, h / problem.horizon)
+        self._lose(row, self.known[row] & ~here)
+        known, gone = self.known[row], R * h / alpha
+        self.Z[row] += np.where(known, gone, weight)
+        self.swap[row] = np.where(known, weight - gone - w, 0.0)
+        new = in_range(ahead.x, step.t + h)
+        self.x[row] = new if problem.domain is None else problem.domain.mirror(new)
+
+    def _lose(self, row: int, lost: BoolArray) -> None:
+        """Paths whose last step ended where R is not known: that step, and all that come, by weights."""
+        self.Z[row][lost] += self.swap[row][lost]
+        self.known[row] &= ~lost
+
+    def _note(self, t: float, x: FloatArray, here: BoolArray, share: float) -> None:
+        """Where the paths are."""
+        space, begun = self.space, np.isfinite(self.start)
+        cells = space.locate(t, x)[0]
+        there = cells >= 0
+        self.outside += share * float((~there & begun).sum() / begun.sum())
+        self.nonpositive += share * float((there & ~here).mean())
+        if self.pinned.any() and there.any():
+            self.unseen += share * float(self.pinned[space.cell_dofs(cells[there])].any(axis=1).sum()) / len(x)
+
+    def _value(self, t: float, x: FloatArray) -> FloatArray:
+        """w / alpha."""
+        return self.solution.value(t, x, outside="nan", nonpositive="nan") / self.problem.temperature
+
+    def _looked_at(self, t: float, x: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """w / alpha, R and grad w; nan outside and where f <= 0. Of a class that is not C1 the gradient alone."""
+        solution, problem = self.solution, self.problem
+        if not self.smooth:
+            gradient = solution.gradient(t, x, outside="nan", nonpositive="nan")
+            known = np.where(np.isfinite(gradient).all(axis=1), 0.0, np.nan)
+            return known, known, gradient
+        f, change, slope, bend = self.space.derivatives(
+            solution.coefficients, t, x, ("value", "time", "gradient", "hessian"), outside="nan"
+        )
+        f[f <= 0] = np.nan
+        Lambda = np.broadcast_to(problem.Lambda(t, x), bend.shape)
+        moved = change + (problem.b(t, x) * slope).sum(axis=1) + 0.5 * (Lambda * bend).sum(axis=(1, 2))
+        R = problem.temperature * moved / f + problem.r(t, x) - self.gauge.running
+        return self.gauge.value(t, x, f) / problem.temperature, R, self.gauge.gradient(t, x, f, slope)
+
+    def _beyond(self, t: float, x: FloatArray) -> FloatArray:
+        """The gradient at the nearest points of the box; no steering where f <= 0."""
+        inside = np.clip(x, *self.space.spatial.box.bounds)
+        return np.nan_to_num(self.solution.gradient(t, inside, nonpositive="nan"))
+
+    def told(self) -> Witness:
+        """Out of the two chains."""
+        alpha = self.problem.temperature
+        some = np.isfinite(self.start).reshape(self.starts, _INNER)[:, 0]
+        Z, w = self.Z.reshape(2, self.starts, _INNER)[:, some], self.start.reshape(self.starts, _INNER)[some, 0]
+        count, squares = len(w), Z.var(axis=2, ddof=1)
+        left = 2.0 * squares[1] - squares[0]
+        certain, chance = max(float(left.mean()), 0.0), float(left.std(ddof=1)) / math.sqrt(count)
+        e, noise = _logarithms(Z)  # (v* - w) / alpha
+        off = e**2 - noise
+        square = max(float(off.mean()), 0.0) + float(off.std(ddof=1)) / math.sqrt(count)
+        size = max(float(((w + e) ** 2).mean()), 1e-300)
+        total = max(float(squares[1].mean()), 1e-300)
+        ends = self.missed.reshape(self.starts, _INNER)[some]
+        apart = (Z[1] - Z[1].mean(axis=1, keepdims=True)) ** 2
+        lost = ~self.known[1].reshape(self.starts, _INNER)[some]
+        return Witness(
+            policy=math.sqrt((certain + chance) / max(self.energy, _NOTHING)),
+            chance=(chance + max(total - certain, 0.0)) / max(certain + chance, 1e-300),
+            value=math.sqrt(square / size),
+            start=alpha * float((w + e).mean()),
+            margin=_ERRORS * alpha * math.sqrt(float(noise.mean()) / count),
+            learned=alpha * float(w.mean()),
+            outside=self.outside,
+            nonpositive=self.nonpositive,
+            unseen=self.unseen,
+            by_end=float(ends.var(axis=1, ddof=1).mean()) / total,
+            by_faces=float((apart * lost).sum() / max(apart.sum(), 1e-300)) if self.smooth else 0.0,
+            paths=count * _INNER,
+            steps=self.steps,
+        )
+
+
+def _logarithms(Z: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """log E e^Z of each start, extrapolated from the two chains (2, starts, paths), and the variance it has by chance.
+
+    The bias of a logarithm of a mean, to first order, is taken out.
+    """
+    shift = Z.max(axis=2, keepdims=True)
+    weights = np.exp(Z - shift)
+    means = weights.mean(axis=2)
+    relative = weights / means[..., None] - 1.0
+    logs = shift[..., 0] + np.log(means) + relative.var(axis=2, ddof=1) / (2 * Z.shape[2])
+    both = 2.0 * relative[1] - relative[0]
+    return np.asarray(2.0 * logs[1] - logs[0]), np.asarray(both.var(axis=1, ddof=1) / Z.shape[2])

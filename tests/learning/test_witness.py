@@ -1,0 +1,239 @@
+"""What paths under a learned policy say of its error, against what is known."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import fem_hjb as fh
+from fem_hjb.learning.witness import INSIDE, POLICY, VALUE, witness
+from fem_hjb.paths.likelihood import euler_step
+
+FACTOR = 3.0  # that an estimate may be off
+
+
+def space_of(problem, cells=16, time_cells=8, element="hermite", quantile=1e-3):
+    box = None
+    if problem.domain is None:
+        box = fh.paths.truncation_box(problem, quantile=quantile, margin=0.0).box
+    return fh.Space(problem, cells=cells, time_cells=time_cells, element=element, box=box)
+
+
+def learned(problem, n=2000, rng=1, **options):
+    space = options.pop("space", None) or space_of(problem, element=options.pop("element", "hermite"))
+    paths = fh.sample_paths(problem, n=n, steps=64, rng=rng)
+    return fh.fit(problem, paths, space, outside="drop", **{"terminal": "interpolated", **options})
+
+
+def truth(problem, solution, reference, steps=128, n=1024):
+    """The errors of policy and value that a witness estimates."""
+    rng = np.random.default_rng(77)
+    x = start = problem.initial_law.sample(n, rng)
+    box = solution.space.spatial.box.bounds
+    wrong = energy = 0.0
+    h = problem.horizon / steps
+    for k in range(steps):
+        t = k * h
+        gradient = np.nan_to_num(solution.gradient(t, np.clip(x, *box), nonpositive="nan"))
+        pi = problem.policy_from_gradient(t, x, gradient)
+        best = problem.policy_from_gradient(t, x, reference.gradient(t, x))
+        noise = math.sqrt(h) * rng.standard_normal(x.shape)
+        wrong += euler_step(problem, t, h, x, pi - best, noise).effort.mean()
+        ahead = euler_step(problem, t, h, x, pi, noise)
+        energy += ahead.effort.mean()
+        x = ahead.x if problem.domain is None else problem.domain.mirror(ahead.x)
+    w, v = solution.value(0.0, start, outside="nan", nonpositive="nan"), reference.value(0.0, start)
+    known = np.isfinite(w)
+    return math.sqrt(wrong / energy), math.sqrt(((w - v)[known] ** 2).mean() / (v[known] ** 2).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "options"),
+    [
+        ("mixture-diffusion", 1, {}),
+        ("mixture-diffusion", 1, {"element": "P2", "estimator": "weak"}),
+        ("mixture-diffusion", 1, {"estimator": "regression"}),
+        ("mixture-diffusion", 1, {"space": "small"}),
+        ("brownian-mixture", 1, {"terminal": "penalty"}),
+        ("brownian-mixture", 1, {"element": "P2", "estimator": "increment"}),
+        ("reflected", 1, {"estimator": "regression"}),
+        ("lq", 1, {"estimator": "regression"}),
+        ("lq", 2, {}),
+        ("mixture-diffusion", 2, {"space": "small"}),
+    ],
+)
+def test_estimates_are_right_to_a_factor(name, dim, options):
+    problem = fh.zoo.get(name, dim=dim)
+    if options.get("space") == "small":
+        options = {**options, "space": space_of(problem, cells=3, time_cells=2)}
+    elif dim == 2:
+        options = {**options, "space": space_of(problem, cells=8, time_cells=4)}
+    solution = learned(problem, **options)
+    policy, value = truth(problem, solution, problem.exact)
+    estimate = solution.error_estimate
+    assert policy / FACTOR <= estimate.policy <= FACTOR * policy
+    assert estimate.value >= value / FACTOR
+    if value > 0.02:  # below it is chance, of which one standard error is added
+        assert estimate.value <= FACTOR * value
+
+
+def test_an_error_that_is_made_larger_is_seen_to_be_so():
+    """A policy with a known factor: pi = (1 + s) pi*, of f**(1 + s), whose error is s / (1 + s) of itself."""
+    problem = fh.zoo.get("mixture-diffusion", dim=1)
+    space = space_of(problem, cells=48, time_cells=32)
+    base = learned(problem, n=200, space=space, smoothing=1.0)
+    found = []
+    sizes = (0.1, 0.2, 0.4)
+    for s in sizes:
+        coefficients = space.interpolate(lambda t, x, s=s: base.gauge.u(t, x, (1 + s) * problem.exact.value(t, x)))
+        scaled = replace(base, coefficients=coefficients, stats={"pinned_dofs": np.zeros(0, dtype=np.int64)})
+        told = witness(scaled, 0.1)
+        assert told.policy == pytest.approx(s / (1 + s), rel=0.15)
+        found.append(told.policy * (1 + s))
+    slope = np.polyfit(np.log(sizes), np.log(found), 1)[0]
+    assert slope == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_interval_at_the_start_covers_the_value():
+    problem = fh.zoo.get("mixture-diffusion", dim=1)
+    solution = learned(problem, n=500, estimator="regression")
+    hits, off = 0, 0
+    for seed in range(40):
+        told = witness(solution, 1.0, seed)
+        x = problem.initial_law.sample(96, np.random.default_rng([seed, 4]))
+        known = np.isfinite(solution.value(0.0, x, outside="nan"))
+        exact = float(problem.exact.value(0.0, x[known]).mean())
+        hits += abs(told.start - exact) <= told.margin
+        off += abs(told.learned - exact) <= told.margin
+    assert hits >= 34  # 38 of 40 are expected of two standard errors
+    assert off < hits
+
+
+def test_a_box_that_is_left_is_the_reason():
+    problem = fh.zoo.get("lq", dim=1)
+    space = space_of(problem, quantile=0.25)
+    solution = learned(problem, space=space)
+    policy, _ = truth(problem, solution, problem.exact)
+    assert policy / FACTOR <= solution.error_estimate.policy <= FACTOR * policy
+    assert not {check.name: check.passed for check in solution.checks}[INSIDE]
+    assert "limited by the box" in solution.status
+
+
+def test_a_class_that_is_too_small_and_paths_that_are_too_few_are_told_apart():
+    problem = fh.zoo.get("mixture-diffusion", dim=1)
+    coarse = learned(problem, n=4000, space=space_of(problem, cells=6, time_cells=1))
+    few = learned(problem, n=400, space=space_of(problem, cells=12, time_cells=6), estimator="regression")
+    assert "limited by the class" in coarse.status
+    assert "limited by the number of trajectories" in few.status
+
+
+def test_terminal_values_that_are_not_met_are_the_reason():
+    problem = fh.zoo.get("double-well", dim=1)
+    solution = learned(problem, terminal="penalty")
+    assert "limited by the terminal values" in solution.status
+
+
+def test_a_policy_that_is_wrong_is_never_ok():
+    """A double well that is learned badly by a small class: the errors of f are small, those of log f are not."""
+    problem = fh.zoo.get("double-well", dim=1)
+    solution = learned(problem, n=2000)
+    assert solution.error_estimate.policy > 0.3
+    assert POLICY in solution.status
+    assert f"{POLICY}: FAILED" in str(solution)
+
+
+def test_what_is_accepted_decides():
+    problem = fh.zoo.get("mixture-diffusion", dim=1)
+    space = space_of(problem)
+    good = learned(problem, space=space)
+    strict = learned(problem, space=space, accept=1e-3)
+    assert good.status == "ok"
+    assert all(check.passed for check in good.checks)
+    assert POLICY in strict.status
+    assert "limited" in strict.status
+    assert strict.error_estimate.policy == good.error_estimate.policy  # the same paths
+
+
+def test_verify_false_tells_nothing():
+    solution = learned(fh.zoo.get("mixture-diffusion", dim=1), verify=False)
+    assert solution.checks == ()
+    assert solution.error_estimate is None
+    assert "verification" not in solution.stats["seconds"]
+
+
+def test_under_a_law_there_are_paths_too():
+    problem = fh.zoo.get("mixture-diffusion", dim=1)
+    space = space_of(problem)
+    solution = fh.fit(problem, fh.law_measure(problem, space), space, terminal="interpolated")
+    policy, _ = truth(problem, solution, problem.exact)
+    assert policy / FACTOR <= solution.error_estimate.policy <= FACTOR * policy
+
+
+def test_a_fixed_start_and_a_diffusion_that_depends_on_the_state():
+    problem = fh.ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=0.5,
+        drift=lambda t, x: -x,
+        diffusion=lambda t, x: (0.5 + 0.2 * np.sin(x))[..., None],
+        terminal_reward=lambda x: np.cos(2 * x[..., 0]),
+        running_reward=lambda t, x: -0.2 * x[..., 0] ** 2,
+        initial_law=fh.PointMass([0.3]),
+    )
+    reference = fh.solve(problem, rtol=1e-4)
+
+    class Continued:
+        def gradient(self, t, x):
+            return reference.gradient(t, np.clip(x, *reference.space.box.bounds))
+
+        value = staticmethod(reference.value)
+
+    for options in ({}, {"estimator": "regression"}):
+        solution = learned(problem, space=space_of(problem, cells=8, time_cells=6), **options)
+        policy, _ = truth(problem, solution, Continued())
+        assert policy / FACTOR <= solution.error_estimate.policy <= FACTOR * policy
+
+
+def test_what_cannot_be_followed_is_said_not_to_be_verified():
+    """X_0 is outside the box, where only paths that have come inside are learned from."""
+    problem = fh.ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=lambda t, x: -4 * x,
+        diffusion=0.5,
+        terminal_reward=lambda x: -(x[..., 0] ** 2),
+        initial_law=fh.PointMass([0.0]),
+    )
+    space = fh.Space(problem, cells=8, time_cells=4, box=fh.Box([-2.0], [2.0]))
+    paths = fh.sample_paths(problem, n=500, steps=64, rng=0)
+    solution = fh.fit(problem, paths, space, outside="drop")
+    far = replace(solution, problem=replace(problem, initial_law=fh.PointMass([3.0])))
+    with pytest.raises(fh.errors.ConvergenceError, match="no more than one of the starts"):
+        witness(far, 0.1)
+
+
+def test_files_keep_the_estimate(tmp_path):
+    problem = fh.zoo.get("mixture-diffusion", dim=1)
+    solution = learned(problem)
+    fh.save_solution(tmp_path / "learned.npz", solution)
+    kept = fh.load_solution(tmp_path / "learned.npz", problem)
+    assert kept.error_estimate.as_dict() == solution.error_estimate.as_dict()
+    assert str(kept.error_estimate) == str(solution.error_estimate)
+    assert "space" not in str(kept.error_estimate)
+
+
+@pytest.mark.parametrize(
+    "options", [{"accept": 0}, {"accept": 2.0}, {"accept": "10%"}, {"verify": 1}, {"verify": None}, {"rng": -1}]
+)
+def test_bad_arguments(options):
+    with pytest.raises(fh.errors.MeasureError):
+        learned(fh.zoo.get("lq", dim=1), n=100, **options)
+
+
+def test_value_is_one_of_the_checks():
+    solution = learned(fh.zoo.get("reflected", dim=1), n=300, estimator="regression")
+    told = {check.name: check for check in solution.checks}
+    assert not told[VALUE].passed
+    assert "by the paths" in told[VALUE].told
