@@ -1,6 +1,7 @@
 """Each estimator against the law it samples, against solutions its class holds, and against the others."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.support.errors import MeasureError, SpaceError
 from tests.support.manufactured import GAUGE, polynomial, solution, step_measure
+
+fit = partial(fh.fit, verify=False)  # here solutions are compared with what is known
+
 
 LQ = fh.zoo.get("lq", dim=1)
 EXACT = [name for name, row in ESTIMATORS.items() if row.exact]
@@ -348,9 +352,9 @@ def test_continuous_elements(estimator, element):
     law = law_measure(LQ, space)
     if ESTIMATORS[estimator].smoothness:
         with pytest.raises(SpaceError, match=f"'{estimator}' needs a C1 class, and element '{element}' is only"):
-            fh.fit(LQ, law, space, estimator=estimator)
+            fit(LQ, law, space, estimator=estimator)
         return
-    found = fh.fit(LQ, law, space, estimator=estimator)
+    found = fit(LQ, law, space, estimator=estimator)
     assert error_of(found) < {"P1": 0.08, "P2": 0.01}[element]
 
 
@@ -362,7 +366,7 @@ def test_smooth_elements(estimator, element):
         (law_measure(LQ, space), 0.04 if element == "B2" else 0.01),
         (fh.sample_paths(LQ, n=3000, steps=50, rng=0), 0.06),
     ):
-        found = fh.fit(LQ, data, space, estimator=estimator, outside="drop")
+        found = fit(LQ, data, space, estimator=estimator, outside="drop")
         assert error_of(found) < bound
         assert found.stats["estimator"] == estimator
 
@@ -371,10 +375,10 @@ def test_smooth_elements(estimator, element):
 def test_a_terminal_condition_that_is_interpolated(estimator):
     space = Space(LQ, cells=8, time_cells=4, box=box(4.5))
     paths = fh.sample_paths(LQ, n=3000, steps=50, rng=0)
-    found = fh.fit(LQ, paths, space, estimator=estimator, terminal="interpolated", outside="drop")
+    found = fit(LQ, paths, space, estimator=estimator, terminal="interpolated", outside="drop")
     target = space.spatial.interpolate(found.gauge.terminal_u(LQ, space.spatial.nodes))
     np.testing.assert_array_equal(np.asarray(found.coefficients)[-1], target)
-    penalty = fh.fit(LQ, paths, space, estimator=estimator, outside="drop")
+    penalty = fit(LQ, paths, space, estimator=estimator, outside="drop")
     assert np.abs(np.asarray(penalty.coefficients)[-1] - target).max() > 1e-6
     assert error_of(found) < 0.06
 
@@ -401,7 +405,7 @@ def test_the_solution_is_found_if_the_class_holds_it_whatever_the_terminal_condi
     space = Space(problem, cells=3, time_cells=2, box=box(6.0))
     paths = fh.sample_paths(problem, n=300, steps=16, rng=1)
     x = np.linspace(-1.5, 1.5, 31)[:, None]
-    found = fh.fit(problem, paths, space, estimator=estimator, terminal=terminal, smoothing=0)
+    found = fit(problem, paths, space, estimator=estimator, terminal=terminal, smoothing=0)
     assert np.abs(found.value(0.3, x) - np.log(4 + x[:, 0] ** 2 + 0.7)).max() < 1e-8
 
 
@@ -414,15 +418,15 @@ def test_weighted_tests_leave_the_solution_where_it_is(estimator):
     if not ESTIMATORS[estimator].weighted:
         space = Space(LQ, cells=3, time_cells=2, box=box(4.5))
         with pytest.raises(MeasureError, match=f"'{estimator}' is a least-squares problem .* delta=0"):
-            fh.fit(LQ, law_measure(LQ, space), space, estimator=estimator, delta=0.1)
+            fit(LQ, law_measure(LQ, space), space, estimator=estimator, delta=0.1)
         return
     errors = []
     for cells in (8, 16):
         space = Space(LQ, cells=cells, time_cells=cells // 2, box=box(4.5))
-        found = fh.fit(LQ, law_measure(LQ, space), space, estimator=estimator, delta=0.2)
+        found = fit(LQ, law_measure(LQ, space), space, estimator=estimator, delta=0.2)
         errors.append(error_of(found))
         if cells == 8:
-            plain = fh.fit(LQ, law_measure(LQ, space), space, estimator=estimator)
+            plain = fit(LQ, law_measure(LQ, space), space, estimator=estimator)
             assert np.abs(plain.coefficients - found.coefficients).max() > 1e-8
     assert errors[0] < 5e-3
     assert errors[1] < 0.4 * errors[0]
@@ -515,7 +519,7 @@ def test_splines_in_time_serve_every_estimator():
     space = Space.product(LineBasis.uniform(1.0, 4, "B2"), basis)
     law = law_measure(LQ, space)
     for estimator in ESTIMATORS:
-        assert error_of(fh.fit(LQ, law, space, estimator=estimator)) < 0.01
+        assert error_of(fit(LQ, law, space, estimator=estimator)) < 0.01
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -551,11 +555,11 @@ def test_an_estimator_of_your_own_finds_the_solution_its_class_holds(by_name, re
     paths = fh.sample_paths(problem, n=300, steps=16, rng=1)
     x = np.linspace(-1.5, 1.5, 31)[:, None]
     given = "blend" if by_name else BLEND
-    found = fh.fit(problem, paths, space, estimator=given, smoothing=0)
+    found = fit(problem, paths, space, estimator=given, smoothing=0)
     assert np.abs(found.value(0.3, x) - np.log(4 + x[:, 0] ** 2 + 0.7)).max() < 1e-8
     assert (found.stats["estimator"], found.method) == ("blend", "blend")
     wrong = dataclasses.replace(problem, diffusion=1.5)
-    other = fh.fit(wrong, paths, space, estimator=given, smoothing=0)
+    other = fit(wrong, paths, space, estimator=given, smoothing=0)
     assert np.abs(other.value(0.3, x) - found.value(0.3, x)).max() > 0.02
 
 
@@ -572,7 +576,7 @@ def test_its_form_is_what_it_says_and_it_serves_all_that_takes_an_estimator(regi
     judged = fh.learning.cross_validate(LQ, paths, [fh.learning.Candidate(space=space)], estimator=BLEND)
     assert judged.table[0]["smoothing"] == 0.05
     with pytest.raises(SpaceError, match="'blend' needs a C1 class"):
-        fh.fit(LQ, paths, Space(LQ, cells=4, time_cells=2, element="P2", box=box(4.5)), estimator="blend")
+        fit(LQ, paths, Space(LQ, cells=4, time_cells=2, element="P2", box=box(4.5)), estimator="blend")
 
 
 def test_what_is_no_estimator_is_refused(registered):
