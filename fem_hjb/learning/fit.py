@@ -212,7 +212,7 @@ def _verified(
     """With what paths under its own policy tell of its error, and a status that says so where that is too much."""
     try:
         tell(_LEARNED)
-        found = witness(solution, accept, seed)
+        found = witness(solution, accept, seed, lambda: tell(_LEARNED))
     except (ConvergenceError, OutOfTimeError) as cause:
         why = "max_seconds were over" if isinstance(cause, OutOfTimeError) else str(cause)
         return replace(solution, status=_also(solution.status, f"not verified: {why}"))
@@ -241,7 +241,7 @@ def _by_samples(
         return by_class
     try:
         half = learned(half_of(data), part_of(tell, _LEARNED, 1.0))[0]
-        worse = witness(half, math.inf, seed).policy / found.policy
+        worse = witness(half, math.inf, seed, lambda: tell(1.0)).policy / found.policy
     except (FemHjbError, OutOfTimeError):
         return "by the number of trajectories, or by the class: half of them could not be learned from"
     if worse > _WORSE:

@@ -14,6 +14,7 @@ falls with the length of a step: it is extrapolated from N and N/2 steps with th
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -104,27 +105,28 @@ class Witness:
         return None
 
 
-def witness(solution: Solution, accept: float, seed: int = 0) -> Witness:
+def witness(solution: Solution, accept: float, seed: int = 0, tell: Callable[[], None] = lambda: None) -> Witness:
     """Follow the policy of a learned solution; with more paths and steps, if its error may be less than accepted.
 
+    tell : called at every step; what it raises ends the work.
     Raises ConvergenceError if hardly a start is inside the box, with f > 0, or paths explode.
     """
     problem = solution.problem
     fewest = max(_STEPS, 4 * _COARSE * (substeps_of(problem, _COARSE) or 1))  # long steps are stable in the drift
     for starts, times in _ROUNDS:
-        found = _walked(solution, starts, times * fewest, seed)
+        found = _walked(solution, starts, times * fewest, seed, tell)
         if found.policy <= accept or found.chance < _OPEN:
             break
     return found
 
 
-def _walked(solution: Solution, starts: int, steps: int, seed: int) -> Witness:
+def _walked(solution: Solution, starts: int, steps: int, seed: int, tell: Callable[[], None]) -> Witness:
     """With shorter steps where a policy, as steep as it is, makes paths explode."""
     for finer in (1, _FINER):
         walk = _Walk(solution, starts, np.random.default_rng([seed, 4]))
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # where f <= 0, and far outside
-                walk.follow(finer * steps)
+                walk.follow(finer * steps, tell)
                 return walk.told()
         except ConvergenceError as cause:
             failure = cause
@@ -163,12 +165,13 @@ class _Walk:
         else:
             self.known[:] = False
 
-    def follow(self, steps: int) -> None:
+    def follow(self, steps: int, tell: Callable[[], None]) -> None:
         """To T."""
         problem, T, self.steps = self.problem, self.problem.horizon, steps
         places = np.arange(steps + 1) + np.append(0.0, self.rng.uniform(-_UNEVEN, _UNEVEN, steps))
         places[-1] = steps
         for step in shared_steps(T * places / steps, self.x.shape[1], problem.dim, self.rng):
+            tell()
             self._step(step)
         for row in range(2):
             x, earned = self.x[row], problem.y(self.x[row]) / problem.temperature
