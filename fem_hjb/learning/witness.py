@@ -7,10 +7,11 @@ of dX = (b + pi) dt + Lambda^{1/2} dB let Z = (int R dt + D) / alpha. With e = v
     e_0(x0) = alpha log E[e^Z | X_0 = x0],   Z = e_0(x0) / alpha + int <grad e, Lambda^{1/2} dB> / alpha - ...,
 
 so that to leading order the variance of Z from one start is E int |pi - pi*|^2 dt in the metric Lambda^{-1}, and twice
-the loss J(pi*) - J(pi) in temperatures. Where w has no second derivatives, or no logarithm, and outside its box, paths
-go on with the weights of Girsanov's theorem, W = (int r dt + y) / alpha - log(dP^pi / dP), instead, which have the same
-expectation whatever policy is followed: what is lost there is seen, too. Their variance in N steps has a part that
-falls with the length of a step: it is extrapolated from N and N/2 steps with the same noise.
+the loss J(pi*) - J(pi) in temperatures. Where w has no second derivatives, or no logarithm, outside its box, and in
+more than three dimensions, paths go on with the weights of Girsanov's theorem, W = (int r dt + y) / alpha -
+log(dP^pi / dP), instead, which have the same expectation whatever policy is followed: what is lost there is seen, too.
+Their variance in N steps has a part that falls with the length of a step: it is extrapolated from N and N/2 steps with
+the same noise.
 """
 
 import math
@@ -39,6 +40,7 @@ _STEPS, _COARSE, _FINER = (
     4,
     4,
 )  # the fewest; of them one for which substeps are asked; times more where paths explode
+_FEW = 3  # coordinates; with more of them second derivatives of dictionaries take too long, and so does another round
 _INNER = 16  # paths from each start
 _OPEN = 0.5  # of an error, which paths and steps may be
 _UNEVEN = 0.4  # of a step, by which times are moved: steps in step with the cells in time would see the same of each
@@ -115,7 +117,7 @@ def witness(solution: Solution, accept: float, seed: int = 0, tell: Callable[[],
     fewest = max(_STEPS, 4 * _COARSE * (substeps_of(problem, _COARSE) or 1))  # long steps are stable in the drift
     for starts, times in _ROUNDS:
         found = _walked(solution, starts, times * fewest, seed, tell)
-        if found.policy <= accept or found.chance < _OPEN:
+        if found.policy <= accept or found.chance < _OPEN or problem.dim > _FEW:
             break
     return found
 
@@ -157,7 +159,7 @@ class _Walk:
         if not isinstance(space, Space) or not isinstance(gauge, Gauge):
             raise ConvergenceError(f"what {solution.method} returns is no function that was learned")
         self.space, self.gauge = space, gauge
-        self.smooth = space.smoothness >= 1
+        self.smooth = space.smoothness >= 1 and problem.dim <= _FEW
         self.pinned = np.zeros(space.n_dofs, dtype=np.bool_)
         self.pinned[solution.stats["pinned_dofs"]] = True
         if self.smooth:
