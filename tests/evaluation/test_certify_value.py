@@ -133,6 +133,22 @@ def test_a_value_may_be_a_solution() -> None:
         assert number == pytest.approx(TRUTH, abs=1e-6)  # derivatives are differences
 
 
+def test_a_value_that_is_nearly_perfect_has_an_interval() -> None:
+    problem = fh.zoo.get("soc-double-well", dim=1)
+    solution, better = fh.solve(problem, rtol=1e-5), fh.solve(problem, rtol=1e-7)
+    truth = float(better.value(0.0, [0.0]))
+    tails = []
+    for rng in range(2):
+        found = certify(problem, solution, n=1024, steps=64, rng=rng, value=solution)
+        tails.append(found.tail)
+        assert found.status == "ok"
+        assert found.ess > 1023.0
+        assert found.lower <= truth + 1e-5
+        assert abs(found.value - truth) < 1e-4
+        assert found.upper - found.lower < 2e-3
+    assert max(tails) > 0.5  # what is left of W is heavy-tailed: it is as good as constant nevertheless
+
+
 REFLECTED = fh.zoo.get("reflected", dim=1)
 
 
