@@ -105,7 +105,8 @@ def certify(
     ProblemError : the policy, or the value, is no such thing, fails, returns a wrong shape, numbers that are not
         finite, or others when it is called again.
     MeasureError : bounds, n, steps, rng, level or starts make no sense, or the executor fails.
-    DomainError : x0 is not of the problem's dimension, or not in its domain.
+    DomainError : x0 is not of the problem's dimension, or not in its domain; or paths leave the box of a solution that
+        is given as value=.
     ConvergenceError : paths explode, or max_seconds are over before there is anything.
     """
     require_problem(problem, "certify")

@@ -213,7 +213,7 @@ def test_few_paths_with_constant_weights_have_not_degenerated() -> None:
 
 @pytest.mark.parametrize("units", [1e-4, 1.0, 1e4])
 def test_what_is_said_does_not_depend_on_units(units: float) -> None:
-    """Rewards and temperature in other units: the same policy and paths, all of J, v* and their intervals times as much."""
+    """Rewards and temperature in other units: with the same policy and paths J, v* and intervals are as many times."""
     same = [fh.zoo.get("lq", dim=1, Q=0.9 * a, R=1.6 * a, temperature=a) for a in (1.0, units)]
     for n, starts in ((3200, 200), (320_000, 20_000)):  # what is left of the bias of a logarithm counts if n is large
         one, other = (certify(of, lambda t, x: -0.5 + 0.0 * x, n=n, starts=starts, steps=2, rng=0) for of in same)
@@ -290,7 +290,7 @@ def test_a_heavy_tail_of_next_to_nothing_widens_the_interval_instead_of_spoiling
     assert np.mean([one.heavy for one in found]) > 0.9
     assert all(one.alike for one in found)
     truth = np.log1p(5e-8)
-    diffusion, chain, bias = intervals(next(one for one in found if one.heavy), 1.0, 0.95)
+    diffusion, chain, _ = intervals(next(one for one in found if one.heavy), 1.0, 0.95)
     assert chain.optimal.half_width > chain.reward.half_width
     assert diffusion.optimal.half_width > chain.optimal.half_width
     holds = [truth in intervals(one, 1.0, 0.95)[1].optimal for one in found if one.heavy]
