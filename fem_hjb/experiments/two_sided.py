@@ -214,11 +214,12 @@ def figure(trial: Trial) -> Figure:
     for style, kind in zip(STYLES, (GOOD, BAD), strict=False):
         dims = trial.column("d", value=kind)
         holds.semilogx(dims, trial.column("holds", value=kind), **style, label=kind)
-        above.loglog(dims, trial.column("upper", value=kind), **style, label=f"{kind}, upper bound - v*")
-        above.loglog(dims, trial.column("half width", value=kind), **style | {"markerfacecolor": "none"})
+        above.loglog(dims, trial.column("upper", value=kind), **style, label=f"{kind}: upper bound - v*")
+        hollow = style | {"markerfacecolor": "none"}
+        above.loglog(dims, trial.column("half width", value=kind), **hollow, label=f"{kind}: half-width")
     holds.set_ylim(0.85, 1.0)
-    for panel, label in ((holds, "v* in its interval of 95 per cent"), (above, "upper bound - v*; hollow: half-width")):
+    for panel, label in ((holds, "v* in its interval of 95 per cent"), (above, "of intervals")):
         panel.set_xlabel("dimension")
         panel.set_ylabel(label)
-    above.legend()
+    above.legend(fontsize="x-small")
     return made
