@@ -395,6 +395,14 @@ def test_what_a_policy_does_wrong_later_comes_out_as_it_is() -> None:
         certify(LINE, late, x0=[0.0], n=256, steps=8, rng=0)
 
 
+def test_policies_see_no_array_that_runs_backwards() -> None:
+    def forwards(t: float, x: FloatArray) -> FloatArray:
+        assert min(x.strides) > 0  # others are refused by torch.tensor, for one
+        return -0.5 * x
+
+    assert certify(LINE, forwards, x0=[0.0], n=64, steps=2, rng=0).paths == 64
+
+
 class Bumped:
     """The exact value, and a bump."""
 
