@@ -218,7 +218,7 @@ def figure(trial: Trial) -> Figure:
         hollow = style | {"markerfacecolor": "none"}
         above.loglog(dims, trial.column("half width", value=kind), **hollow, label=f"{kind}: half-width")
     holds.set_ylim(0.85, 1.0)
-    for panel, label in ((holds, "v* in its interval of 95 per cent"), (above, "of intervals")):
+    for panel, label in ((holds, "v* in its interval of 95 per cent"), (above, "width")):
         panel.set_xlabel("dimension")
         panel.set_ylabel(label)
     above.legend(fontsize="x-small")
