@@ -40,7 +40,7 @@ ORDER = {
     "interop": "grids arrays vtk export precision schedules torch jax",
     "experiments": (
         "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "
-        "observation_times self_mitigation suboptimality"
+        "observation_times self_mitigation suboptimality two_sided"
     ),
     "cli_input": "",
     "cli_output": "",

@@ -99,13 +99,18 @@ class Certificate:
 
 
 def intervals(found: Found, alpha: float, level: float) -> tuple[Bounds, Bounds, Bounds]:
-    """Of the diffusion, of the chain with short steps, and of the difference chain - diffusion; Student's intervals."""
+    """Of the diffusion, of the chain with short steps, and of the difference chain - diffusion; Student's intervals.
+
+    Those of v* are wider by the heaviest weight's excess where weights are alike but have a heavy tail: what a tail of
+    index k < 1 holds beyond the heaviest of n weights is about 1 / (n (1 - k)) of that.
+    """
     quantile = float(stdtrit(max(found.count - 1, 1), (1.0 + level) / 2.0))
+    unseen = found.excess if found.heavy and found.alike else 0.0
 
     def interval(weights: FloatArray) -> Interval:
         estimate = alpha * float(weights @ found.theta)
         variance = max(float(weights @ found.covariance @ weights), 0.0) if found.count > 1 else math.inf
-        margin = alpha * quantile * math.sqrt(variance)
+        margin = alpha * (quantile * math.sqrt(variance) + unseen * float(np.abs(weights[2:]).sum()))
         return Interval(estimate=estimate, low=estimate - margin, high=estimate + margin)
 
     def bounds(chains: FloatArray) -> Bounds:

@@ -39,8 +39,8 @@ from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_pr
 _MOST_STEPS = 10**6
 _PROBES = 8
 _REPEATED = 1e-5  # relative change from call to call that counts as rounding, single precision included
-_TAIL = 0.5  # the largest index with which weights have a variance
 _ESS, _ESS_OF_START = 100.0, 8.0  # effective sample sizes below which intervals of v* are not to be trusted
+_SHARE = 0.5  # of the paths, from a fixed start, that are effective samples enough, however few they are
 _SECOND_ORDER = 10.0  # times the square of the bias that was taken out of a logarithm: about what is left of it
 _NOTHING = 1e-4  # of a temperature: a half-width below which nobody asks what steps put into it
 _BIAS = 2.0  # half-widths of an interval that steps may put into it: what extrapolating leaves is a fraction of that
@@ -69,8 +69,9 @@ def certify(
     each of `starts` draws of p_0, a logarithm is taken for each group, its bias of first order taken out, and averaged.
 
     Intervals are Student's; of log E e^W by the delta method, which needs weights e^W with a variance. Whether they
-    have one is judged by the index of their tail (below 1/2) and the effective sample size (100 at least, and 8 from
-    each start). If not, the status says so, and the lower bound is all there is.
+    have one is judged by the index of their tail (below 1/2) and the effective sample size (100 or half of the paths at
+    least, and 8 from each start). If not, the status says so, and the lower bound is all there is; but weights that all
+    exceed their mean by less than a tenth have an interval that is wider by what the heaviest of them does.
 
     Parameters
     ----------
@@ -104,7 +105,8 @@ def certify(
     ProblemError : the policy, or the value, is no such thing, fails, returns a wrong shape, numbers that are not
         finite, or others when it is called again.
     MeasureError : bounds, n, steps, rng, level or starts make no sense, or the executor fails.
-    DomainError : x0 is not of the problem's dimension, or not in its domain.
+    DomainError : x0 is not of the problem's dimension, or not in its domain; or paths leave the box of a solution that
+        is given as value=.
     ConvergenceError : paths explode, or max_seconds are over before there is anything.
     """
     require_problem(problem, "certify")
@@ -189,7 +191,7 @@ class _Work:
 
     def optimum(self, run: _Run, limits: Range | None) -> _Optimum:
         """What the run says of v*."""
-        bounds, notes = run.diffusion, degenerate(run.found, self.plan, run.diffusion)
+        bounds, notes = run.diffusion, degenerate(run.found, self.plan, run.diffusion, self.problem)
         spoilt = bool(notes)
         if spoilt:
             bounds = without_value(bounds)
@@ -296,16 +298,16 @@ def unfinished(found: Found, plan: Plan) -> list[str]:
     return [f"max_seconds were over after {found.paths} of {asked} paths"] if found.paths < asked else []
 
 
-def degenerate(found: Found, plan: Plan, bounds: Bounds) -> list[str]:
+def degenerate(found: Found, plan: Plan, bounds: Bounds, problem: ControlProblem) -> list[str]:
     """Why the weights do not tell v*."""
     told = f"effective sample size {found.ess:.3g} of {found.paths}, tail index {found.tail:.2f}"
     if plan.starts > 1:
         each = found.ess / found.count
         first_order = 0.5 * (1.0 / each - 1.0 / plan.inner)
-        margin = bounds.optimal.half_width
+        margin = bounds.optimal.half_width / problem.temperature
         spoilt = each < _ESS_OF_START or _SECOND_ORDER * first_order**2 > margin / 4
     else:
-        spoilt = found.ess < _ESS or found.tail > _TAIL
+        spoilt = found.ess < min(_ESS, _SHARE * found.paths) or (found.heavy and not found.alike)
     if not spoilt:
         return []
     return [f"the weights have degenerated ({told}), only the lower bound holds: take more paths or a better policy"]

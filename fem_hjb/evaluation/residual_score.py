@@ -106,9 +106,10 @@ def checked_value(problem: ControlProblem, value: Any) -> Residual:
     """What was given as value=, or a ProblemError."""
     if not isinstance(value, ValueFunction):
         missing = [name for name in ("value", "gradient") if not callable(getattr(value, name, None))]
+        network = "; of a network, as_value(net) of fem_hjb.interop.torch has both" if callable(value) else ""
         raise ProblemError(
             f"value must have value(t, x) and gradient(t, x), and may have generator(t, x) or residual(t, x), got"
-            f" {type(value).__name__} without {' and '.join(missing) or 'callables of these names'}"
+            f" {type(value).__name__} without {' and '.join(missing) or 'callables of these names'}{network}"
         )
     if problem.domain is not None and problem.domain.where("reflecting").any():
         raise ProblemError(

@@ -20,6 +20,8 @@ from fem_hjb.support.checks import FloatArray
 
 _HEAVIEST = 4096  # weights that are kept, at most
 _LEAST_TAIL = 5  # weights, for which an index is fitted
+_TAIL = 0.5  # the largest index with which weights have a variance
+_ALIKE = 0.1  # what the heaviest weight exceeds their mean by where they are alike
 
 
 @final
@@ -132,7 +134,8 @@ def _moments(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
 class Found:
     """theta (4,), its covariance (4, 4), of how many independent terms it is the mean; what is known of the weights.
 
-    ess : effective sample size;  heavy : the share of the heaviest weight in all;  tail : the index k of the tail.
+    ess : effective sample size;  tail : the index k of the tail;  excess : of the heaviest weight over the mean of all,
+    relative to that; infinite over many starts.
     """
 
     theta: FloatArray
@@ -141,7 +144,18 @@ class Found:
     paths: int
     ess: float
     tail: float
+    excess: float
     seen: FloatArray
+
+    @property
+    def heavy(self) -> bool:
+        """Whether the weights seem to have no variance."""
+        return self.tail > _TAIL
+
+    @property
+    def alike(self) -> bool:
+        """Whether the weights are so much alike that their tail, heavy or not, is of next to nothing."""
+        return self.excess <= _ALIKE
 
 
 def found_in(sums: Sums, many: bool) -> Found:
@@ -149,13 +163,14 @@ def found_in(sums: Sums, many: bool) -> Found:
     n = sums.count
     covariance = sums.scatter / (n * max(n - 1.0, 1.0))  # of one start there is none, and nobody asks for it
     if many:
-        theta, ess = sums.mean, sums.ess
+        theta, ess, excess = sums.mean, sums.ess, np.inf
     else:
         scale = np.concatenate([np.ones(2), 1.0 / sums.mean[2:]])
         covariance = covariance * np.outer(scale, scale)
         variances = np.diag(covariance)[2:]
         theta = np.concatenate([sums.mean[:2], sums.shift + np.log(sums.mean[2:]) + variances / 2])
         ess = n / (1.0 + variances[1] * (n - 1.0))
+        excess = 1.0 / sums.mean[3] - 1.0  # the shift is the largest W
     return Found(
         theta=theta,
         covariance=covariance,
@@ -163,6 +178,7 @@ def found_in(sums: Sums, many: bool) -> Found:
         paths=sums.paths,
         ess=float(ess),
         tail=tail_index(sums.heaviest, sums.paths),
+        excess=float(excess),
         seen=sums.seen,
     )
 

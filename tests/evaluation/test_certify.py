@@ -201,6 +201,27 @@ def test_degenerate_weights_leave_the_lower_bound_alone() -> None:
     assert np.isnan(started.value)
 
 
+def test_few_paths_with_constant_weights_have_not_degenerated() -> None:
+    found = certify(LINE, LINE.exact, x0=[0.5], n=64, steps=128, rng=0)
+    assert found.ess > 60.0
+    assert found.status == "ok"
+    assert found.lower < float(LINE.exact.value(0.0, [0.5])) < found.upper
+    worse = certify(LINE, lambda t, x: -0.2 - 2 * x, x0=[0.5], n=64, steps=128, rng=0)
+    assert 20.0 < worse.ess < 32.0
+    assert "degenerated" in worse.status
+
+
+@pytest.mark.parametrize("units", [1e-4, 1.0, 1e4])
+def test_what_is_said_does_not_depend_on_units(units: float) -> None:
+    """Rewards and temperature in other units: with the same policy and paths J, v* and intervals are as many times."""
+    same = [fh.zoo.get("lq", dim=1, Q=0.9 * a, R=1.6 * a, temperature=a) for a in (1.0, units)]
+    for n, starts in ((3200, 200), (320_000, 20_000)):  # what is left of the bias of a logarithm counts if n is large
+        one, other = (certify(of, lambda t, x: -0.5 + 0.0 * x, n=n, starts=starts, steps=2, rng=0) for of in same)
+        assert ("degenerated" in one.status) == (n > 3200)
+        assert other.status == one.status
+        np.testing.assert_allclose([other.lower, other.upper], [units * one.lower, units * one.upper], rtol=1e-9)
+
+
 def test_steps_that_are_too_long_are_told() -> None:
     assert "2 steps are few" in certify(LINE, LINE.exact, x0=[0.5], n=20_000, steps=2, rng=0).status
     assert certify(LINE, LINE.exact, x0=[0.5], n=2000, steps=128, rng=0).status == "ok"
@@ -256,6 +277,31 @@ def test_the_index_of_a_tail(k: float) -> None:
     assert np.mean(found) == pytest.approx(k, abs=0.06)
     assert tail_index(np.zeros(100), 4000) == -np.inf
     assert tail_index(np.zeros(3), 4000) == np.inf
+
+
+def heavy(seed: int, size: float) -> Any:
+    """Weights 1 + size (1/U)^{0.8}, of mean 1 + 5 size, which have no variance."""
+    weights = 1.0 + size * np.random.default_rng(seed).random(2000) ** -0.8
+    return found_in(of_one_start(np.log([weights, weights]), np.zeros(4)), many=False)
+
+
+def test_a_heavy_tail_of_next_to_nothing_widens_the_interval_instead_of_spoiling_it() -> None:
+    found = [heavy(seed, 1e-8) for seed in range(200)]
+    assert np.mean([one.heavy for one in found]) > 0.9
+    assert all(one.alike for one in found)
+    truth = np.log1p(5e-8)
+    diffusion, chain, _ = intervals(next(one for one in found if one.heavy), 1.0, 0.95)
+    assert chain.optimal.half_width > chain.reward.half_width
+    assert diffusion.optimal.half_width > chain.optimal.half_width
+    holds = [truth in intervals(one, 1.0, 0.95)[1].optimal for one in found if one.heavy]
+    plain = [truth in one.reward for one in (intervals(one, 1.0, 0.95)[1] for one in found)]  # of W itself, not wider
+    assert np.mean(holds) == 1.0
+    assert np.mean(plain) < 0.9
+    assert not heavy(0, 0.1).alike  # there a tail matters
+    light = found_in(of_one_start(1e-6 * np.random.default_rng(0).standard_normal((2, 2000)), np.zeros(4)), many=False)
+    assert not light.heavy
+    narrow = intervals(light, 1.0, 0.95)[1]
+    assert narrow.optimal.half_width == pytest.approx(narrow.reward.half_width, rel=1e-3)
 
 
 # What is refused
@@ -347,6 +393,14 @@ def test_what_a_policy_does_wrong_later_comes_out_as_it_is() -> None:
 
     with pytest.raises(ProblemError, match=r"policy\(t, x\) failed .*ZeroDivisionError: mine"):
         certify(LINE, late, x0=[0.0], n=256, steps=8, rng=0)
+
+
+def test_policies_see_no_array_that_runs_backwards() -> None:
+    def forwards(t: float, x: FloatArray) -> FloatArray:
+        assert min(x.strides) > 0  # others are refused by torch.tensor, for one
+        return -0.5 * x
+
+    assert certify(LINE, forwards, x0=[0.0], n=64, steps=2, rng=0).paths == 64
 
 
 class Bumped:

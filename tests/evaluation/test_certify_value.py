@@ -133,6 +133,22 @@ def test_a_value_may_be_a_solution() -> None:
         assert number == pytest.approx(TRUTH, abs=1e-6)  # derivatives are differences
 
 
+def test_a_value_that_is_nearly_perfect_has_an_interval() -> None:
+    problem = fh.zoo.get("soc-double-well", dim=1)
+    solution, better = fh.solve(problem, rtol=1e-5), fh.solve(problem, rtol=1e-7)
+    truth = float(better.value(0.0, [0.0]))
+    tails = []
+    for rng in range(2):
+        found = certify(problem, solution, n=1024, steps=64, rng=rng, value=solution)
+        tails.append(found.tail)
+        assert found.status == "ok"
+        assert found.ess > 1023.0
+        assert found.lower <= truth + 1e-5
+        assert abs(found.value - truth) < 1e-4
+        assert found.upper - found.lower < 2e-3
+    assert max(tails) > 0.5  # what is left of W is heavy-tailed: it is as good as constant nevertheless
+
+
 REFLECTED = fh.zoo.get("reflected", dim=1)
 
 
@@ -157,6 +173,69 @@ def test_what_is_refused_says_what_was_given(error: type[Exception], message: st
     given: Any = {"problem": LQ, "policy": None, "x0": X0, "n": 256, "steps": 2, "rng": 0} | how
     with pytest.raises(error, match=message):
         certify(**given)
+
+
+def slope(t: Any, x: Any) -> FloatArray:
+    return -np.asarray(x)
+
+
+def curve(t: Any, x: Any) -> FloatArray:
+    return np.asarray(-(np.asarray(x)[..., 0] ** 2) / 2)
+
+
+class Parts:
+    """A value that is made of what it is given."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.__dict__.update({"value": curve, "gradient": slope} | parts)
+
+
+def failing(t: Any, x: Any) -> FloatArray:
+    raise KeyError("weights")
+
+
+FAR = fh.solve(LQ, rtol=1e-2)
+BAD_VALUES: dict[str, tuple[Any, type[Exception], str]] = {
+    "a value with a column": (Parts(value=slope), ProblemError, r"value\(t, x\) returned shape \(64, 1\) .* \(64,\)"),
+    "a gradient without one": (Parts(gradient=curve), ProblemError, r"gradient\(t, x\) returned shape \(8,\)"),
+    "a value of nan": (Parts(value=lambda t, x: np.nan * curve(t, x)), ProblemError, "value.* not finite at 64 of 64"),
+    "a gradient of nan": (Parts(gradient=lambda t, x: np.nan * x), ProblemError, r"gradient.* not finite .* x=\[0.4\]"),
+    "a gradient that fails": (Parts(gradient=failing), ProblemError, r"gradient\(t, x\) failed at t=0 .*KeyError"),
+    "a residual with a column": (Parts(residual=slope), ProblemError, r"residual\(t, x\) returned shape \(64, 1\)"),
+    "a residual that is none": (
+        Parts(residual=3.0),
+        ProblemError,
+        r"residual\(t, x\) failed .*'float' .* not callable",
+    ),
+    "a residual of infinity": (Parts(residual=lambda t, x: curve(t, x) / 0), ProblemError, "residual.* not finite"),
+    "a generator that fails": (
+        Parts(generator=failing),
+        ProblemError,
+        r"generator\(t, x\) failed .*KeyError: 'weights'",
+    ),
+    "complex values": (Parts(value=lambda t, x: 1j * curve(t, x)), ProblemError, r"value\(t, x\) returns .*complex"),
+    "half precision": (Parts(gradient=lambda t, x: x.astype(np.float16)), ProblemError, "float16, which has three"),
+    "random numbers": (
+        Parts(gradient=lambda t, x: x + np.random.default_rng().random(x.shape)),
+        ProblemError,
+        r"policy\(t, x\) returned other numbers",
+    ),
+    "a callable alone": (
+        curve,
+        ProblemError,
+        r"got function without value and gradient; of a network, as_value\(net\)",
+    ),
+    "a solution in another dimension": (fh.solve(LQ2, rtol=1e-1), DomainError, r"shape \(..., 2\), got shape \(8, 1\)"),
+    "a solution on a box elsewhere": (FAR, DomainError, r"x=\[99.0\] is not within"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("kind", BAD_VALUES)
+def test_a_value_that_is_none_is_refused(kind: str) -> None:
+    value, error, message = BAD_VALUES[kind]
+    with pytest.raises(error, match=message):
+        certify(LQ, None, x0=[99.0] if value is FAR else X0, n=64, steps=2, rng=0, value=value)
 
 
 # Processes with faces, and a diffusion matrix that depends on the state

@@ -240,6 +240,29 @@ def test_an_answer_that_cannot_be_taken_names_the_function_and_what_to_do(kind: 
     assert str(caught.value).startswith(f"{name}(t, x) ")
 
 
+def test_networks_that_were_not_handed_over_are_told_how() -> None:
+    problem, net = fh.zoo.get("lq", dim=1), Net(1, 1)
+    how: dict[str, Any] = {"x0": [0.0], "n": 64, "steps": 2, "rng": 0}
+
+    def of_doubles(t: float, x: Any) -> Any:
+        return net(torch.full((len(x),), t, dtype=torch.float64), torch.tensor(x))
+
+    def with_gradient(t: float, x: Any) -> Any:
+        return net(torch.full((len(x),), t), torch.tensor(x, dtype=torch.float32))
+
+    for policy, told in (
+        (net, r"failed at t=0 .*as_field\(net\)"),
+        (of_doubles, r"failed at t=0 .*same dtype.*; networks are handed over by fem_hjb.interop.torch"),
+        (with_gradient, r"write .detach\(\).cpu\(\).numpy\(\)"),
+    ):
+        with pytest.raises(ProblemError, match=rf"policy\(t, x\) .*{told}"):
+            fh.certify(problem, policy, **how)
+    with pytest.raises(ProblemError, match=r"got Net without value and gradient; of a network, as_value\(net\)"):
+        fh.certify(problem, None, value=net, **how)
+    by_hand = fh.certify(problem, lambda t, x: with_gradient(t, x).detach(), **how)
+    assert by_hand.lower == pytest.approx(fh.certify(problem, bridge.as_field(net), **how).lower, rel=1e-6)
+
+
 def test_answers_that_look_odd_and_are_right() -> None:
     weight = torch.nn.Parameter(torch.ones(3, 1, dtype=torch.float64))
     with_gradient = bridge.as_field(lambda t, x: weight)  # not detached by whoever wrote it
