@@ -196,6 +196,7 @@ def _claims(config: Config, rows: list[tuple[Any, ...]]) -> Iterator[Claim]:
             yield Claim(text=f"{of}: said to be degenerate", value=values["degenerate"], low=0.95, high=1.0)
             continue
         band = {"low": _LEVEL - within, "high": min(_LEVEL + within, 1.0)}
+        yield Claim(text=f"{of}: said to be degenerate", value=values["degenerate"], low=0.0, high=0.05)
         yield Claim(text=f"{of}: v* in its interval", value=values["holds"], **band)
         yield Claim(text=f"{of}: v* between the bounds", value=values["bounded"], low=band["low"], high=1.0)
         yield Claim(text=f"{of}: bounds too narrow are told", value=values["narrow told"], low=0.95, high=1.0)
