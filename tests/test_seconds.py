@@ -34,12 +34,12 @@ def wave(t: float, x: FloatArray) -> FloatArray:
 
 
 def learn(**how: Any) -> fh.Solution:
-    return fh.fit(LQ, SOURCE, SPACE, outside="drop", **how)
+    return fh.fit(LQ, SOURCE, SPACE, outside="drop", **{"verify": False, **how})
 
 
 def at_once(**how: Any) -> fh.Solution:
     """From one chunk, so that half of the time is enough for the data."""
-    return fh.fit(LQ, PATHS, SPACE, outside="drop", **how)
+    return fh.fit(LQ, PATHS, SPACE, outside="drop", **{"verify": False, **how})
 
 
 def iterate(**how: Any) -> fh.Solution:
@@ -314,6 +314,15 @@ def test_figures_that_are_not_known_in_time_are_left_out(ticks: Callable[[], int
     assert "before the figures of the system were known" in late.status
     assert np.isnan(late.stats["condition"])
     np.testing.assert_array_equal(found.coefficients, late.coefficients)
+
+
+def test_what_is_not_verified_in_time_is_said_not_to_be(ticks: Callable[[], int]) -> None:
+    alone, whole = length_of(at_once, ticks), length_of(lambda: at_once(verify=True), ticks)
+    assert whole > alone + 60.0  # it is heard of at every step
+    found = at_once(verify=True, max_seconds=alone + 30.0)
+    assert found.status == "not verified: max_seconds were over"
+    assert found.error_estimate is None
+    assert at_once(verify=True, max_seconds=2.0 * whole).error_estimate is not None
 
 
 def test_candidates_are_compared_as_far_as_they_were_judged(ticks: Callable[[], int]) -> None:
