@@ -137,6 +137,7 @@ def describe_fit(solution: Solution) -> str:
         for key, what in (("dropped", "of them outside"), ("pinned", "dofs undetermined"))
         if stats[key]
     ]
+    notes += [f"estimated error: {solution.error_estimate}"] if solution.error_estimate is not None else []
     return ", ".join(notes)
 
 

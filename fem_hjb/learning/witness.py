@@ -61,8 +61,8 @@ class Witness:
     chance : the share of it that is no more than chance and steps.
     value : the root of the mean square of v* - w at t = 0 over that of v*, under the initial law.
     start, margin : E v*_0(X_0) over the starts that were drawn, and two standard errors;  learned : E w_0(X_0).
-    outside, nonpositive, unseen : the share of the time of paths outside the box (from where they started inside),
-        where f <= 0, and in cells with coefficients that the samples do not determine.
+    outside, nonpositive, unseen : the share of the time of paths outside the box, where f <= 0, and in cells with
+        coefficients that the samples do not determine.
     by_end, by_faces : the shares of D, and of paths that left, in the variance.
     """
 
@@ -210,10 +210,10 @@ class _Walk:
 
     def _note(self, t: float, x: FloatArray, here: BoolArray, share: float) -> None:
         """Where the paths are."""
-        space, begun = self.space, np.isfinite(self.start)
+        space = self.space
         cells = space.locate(t, x)[0]
         there = cells >= 0
-        self.outside += share * float((~there & begun).sum() / begun.sum())
+        self.outside += share * float((~there).mean())
         self.nonpositive += share * float((there & ~here).mean())
         if self.pinned.any() and there.any():
             self.unseen += share * float(self.pinned[space.cell_dofs(cells[there])].any(axis=1).sum()) / len(x)
