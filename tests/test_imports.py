@@ -49,7 +49,12 @@ ORDER = {
     "cli": "",
 }
 # A module that is itself a folder has an order of its own.
-INNER = {"problems.zoo": "registry coefficients linear_quadratic mixtures points reflected wells soc_matching"}
+INNER = {
+    "problems.zoo": (
+        "registry coefficients linear_quadratic log_cost metastable mixtures options points reflected slits targets "
+        "wells soc_matching"
+    )
+}
 APART = ("reference", "learning")  # these two never import each other
 PACKAGE = Path(fem_hjb.__file__).parent
 Place = tuple[str, str]

@@ -29,7 +29,8 @@ FEW = {name: {"bandwidth": 0.5, "beta": 2.0} for name in ("two-moons", "checkerb
 FEW["two-moons"] |= {"n": 9}
 FEW["checkerboard"] |= {"side": 1}
 FEW["swiss-roll"] |= {"n": 12}
-PROBLEMS = {f"{name}-{d}d": zoo.get(name, d, **FEW.get(name, {})) for name, d in CASES}
+MILD = {**FEW, "foellmer-mixture": {"side": 2, "gap": 1.5, "variance": 0.6, "horizon": 1.0}}
+PROBLEMS = {f"{name}-{d}d": zoo.get(name, d, **MILD.get(name, {})) for name, d in CASES}
 PROBLEMS |= {
     f"mixture-diffusion-{d}d-{reward}": zoo.get("mixture-diffusion", d, reward=reward, beta=(0.5, 3.0), strength=0.5)
     for d in DIMS
@@ -43,7 +44,8 @@ PROBLEMS |= {
     "soc-ou-linear-cold": zoo.get("soc-ou-linear", 2, seed=1, x0=0.3, temperature=0.5, horizon=0.7),
     "reflected-running": zoo.get("reflected", 2, running=0.7, lower=[-1.0, 0.0], upper=[1.0, 0.6], Lambda=[1.0, 0.1]),
 }
-EXACT = {name: problem for name, problem in PROBLEMS.items() if problem.exact is not None}
+JUMPS = ("digital-option", "down-and-out-call", "double-slit")  # in tests/problems/test_zoo_settings.py
+EXACT = {name: problem for name, problem in PROBLEMS.items() if problem.exact is not None and problem.name not in JUMPS}
 SIMULATED = {  # the other data sets have the process of two-moons
     name: problem for name, problem in EXACT.items() if problem.name not in FEW or problem.name == "two-moons"
 }

@@ -10,7 +10,19 @@ problem of the user's own is entered in the same way from outside, see `register
 """
 
 # Importing a family enters its problems.
-from fem_hjb.problems.zoo import linear_quadratic, mixtures, points, reflected, soc_matching, wells  # noqa: F401
+from fem_hjb.problems.zoo import (  # noqa: F401
+    linear_quadratic,
+    log_cost,
+    metastable,
+    mixtures,
+    options,
+    points,
+    reflected,
+    slits,
+    soc_matching,
+    targets,
+    wells,
+)
 from fem_hjb.problems.zoo.registry import describe, dims, get, names, parameters, register
 
 __all__ = ["describe", "dims", "get", "names", "parameters", "register"]
