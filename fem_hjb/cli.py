@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from fem_hjb import cli_output as output
 from fem_hjb import experiments
+from fem_hjb.cli_atlas import atlas_command
 from fem_hjb.cli_certify import certify_command
 from fem_hjb.cli_export import export_command
 from fem_hjb.cli_input import (
@@ -396,6 +397,7 @@ def experiment_command(
 
 app.command("certify", short_help="Bounds of the optimal value from the paths of a policy.")(certify_command)
 app.command("export", short_help="Write a solution for other programs: .npz, .h5, .nc, .vtu, .pvd.")(export_command)
+app.command("atlas", short_help="Settings of the literature, solved, verified and certified.")(atlas_command)
 
 
 @app.command("zoo")

@@ -38,6 +38,7 @@ ORDER = {
     ),
     "plotting": "pictures fields verdicts animation",
     "interop": "grids arrays vtk export precision schedules torch jax",
+    "atlas": "settings entries collection tables pictures",
     "experiments": (
         "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "
         "observation_times self_mitigation suboptimality two_sided"
@@ -46,6 +47,7 @@ ORDER = {
     "cli_output": "",
     "cli_certify": "",
     "cli_export": "",
+    "cli_atlas": "",
     "cli": "",
 }
 # A module that is itself a folder has an order of its own.

@@ -588,6 +588,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "problems.zoo.names": (fh.zoo.names, {}),
         "problems.zoo.parameters": (fh.zoo.parameters, {"name": "lq"}),
         "problems.zoo.register": (fh.zoo.register, {"dims": (1, 2), "default_dim": 1}),
+        "problems.zoo.source": (fh.zoo.source, {"name": "lq"}),
         "solutions.Comparison": (fh.solutions.Comparison, {"rows": (ROW,), "points": "a"}),
         "solutions.DensityLaw": (
             fh.solutions.DensityLaw,

@@ -23,6 +23,6 @@ from fem_hjb.problems.zoo import (  # noqa: F401
     targets,
     wells,
 )
-from fem_hjb.problems.zoo.registry import describe, dims, get, names, parameters, register
+from fem_hjb.problems.zoo.registry import describe, dims, get, names, parameters, register, source
 
-__all__ = ["describe", "dims", "get", "names", "parameters", "register"]
+__all__ = ["describe", "dims", "get", "names", "parameters", "register", "source"]

@@ -38,9 +38,8 @@ class LogCost(ClosedForm):
 
     def _evaluate(self, times: FloatArray, which: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         to_go, square = (self.horizon - times)[which], (x**2).sum(-1)
-        parts = [self._integrals(to_go[k : k + _CHUNK], square[k : k + _CHUNK]) for k in range(0, len(x), _CHUNK)] or [
-            self._integrals(to_go, square)
-        ]
+        starts = range(0, max(len(x), 1), _CHUNK)
+        parts = [self._integrals(to_go[k : k + _CHUNK], square[k : k + _CHUNK]) for k in starts]
         f, slope = np.concatenate(parts, axis=1)
         return np.log(2.0 * f), -2.0 * (slope / f)[:, None] * x
 
@@ -64,7 +63,7 @@ def _reward(x: FloatArray) -> FloatArray:
 def hjb_log(dim: int, *, horizon: float = 1.0, x0: ArrayLike = 0.0) -> ControlProblem:
     """Brownian motion that pays the logarithm of its distance at the end.
 
-    dX = pi dt + 2^{1/2} dB from X_0 = x0,  r = 0,  y = -log((1 + |x|^2) / 2),  alpha = 1.
+    dX = 2^{1/2} dB from X_0 = x0,  r = 0,  y = -log((1 + |x|^2) / 2),  alpha = 1.
 
     The source's u = -v solves d_t u + Laplace u - |grad u|^2 = 0, u_T = log((1 + |x|^2) / 2), in d = 100 from x0 = 0.
     Exact by an integral over one variable. x0: (d,) or a number.

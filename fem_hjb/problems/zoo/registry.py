@@ -108,6 +108,15 @@ def describe(name: str) -> str:
     return (inspect.getdoc(_entry(name).build) or name).splitlines()[0]
 
 
+def source(name: str) -> str:
+    """Where the problem comes from: what its docstring says after "Source:", or nothing.
+
+    >>> source("two-moons")[:28]
+    'make_moons of scikit-learn ('
+    """
+    return " ".join((inspect.getdoc(_entry(name).build) or "").partition("Source:")[2].split())
+
+
 def parameters(name: str) -> dict[str, Any]:
     """The keyword parameters of the problem and their defaults."""
     signature = inspect.signature(_entry(name).build)

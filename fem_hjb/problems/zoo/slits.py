@@ -91,7 +91,7 @@ def double_slit(
 ) -> ControlProblem:
     """Brownian motion through a wall with slits, then back to the middle.
 
-    dX = pi dt + dB from X_0 = x0; at the time `horizon` there is a wall with openings, the `slits` (k, 2); the time
+    dX = dB from X_0 = x0; at the time `horizon` there is a wall with openings, the `slits` (k, 2); the time
     `after` later |X|^2/2 is paid. What is paid for behind the wall is known: y = alpha log E exp(-|X_{T + after}|^2 /
     (2 alpha)) in the slits, and in the wall y = -wall alpha, as a reward is finite; r = 0.
 

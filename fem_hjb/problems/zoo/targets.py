@@ -35,7 +35,7 @@ def foellmer_mixture(
 ) -> ControlProblem:
     """Brownian motion steered to a lattice of Gaussians.
 
-    dX = pi dt + dB from X_0 = 0,  r = 0,  y = alpha log(target / N(0, T I)),
+    dX = dB from X_0 = 0,  r = 0,  y = alpha log(target / N(0, T I)),
     target = sum_j N(m_j, variance I) / side^d,
 
     the means m_j on a lattice of `side` points per axis with this gap, around 0; 0 < variance. Exact: y is a
@@ -80,7 +80,7 @@ def _funnel(x: FloatArray, *, alpha: float, sd: float, time: float) -> FloatArra
 def foellmer_funnel(dim: int, *, horizon: float = 3.0, temperature: float = 1.0, sd: float = 1.0) -> ControlProblem:
     """Brownian motion steered to Neal's funnel.
 
-    dX = pi dt + dB from X_0 = 0,  r = 0,  y = alpha log(target / N(0, T I)),  target: x_1 ~ N(0, sd^2), x_2 given x_1
+    dX = dB from X_0 = 0,  r = 0,  y = alpha log(target / N(0, T I)),  target: x_1 ~ N(0, sd^2), x_2 given x_1
     ~ N(0, exp(x_1)).
 
     v_0(0) = 0, since the target is normalised; elsewhere there is no closed form. sd > 0.

@@ -1,0 +1,76 @@
+"""A contact sheet of the atlas, drawn from its grid files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fem_hjb.atlas.entries import Record
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import OutputError
+
+_COLUMNS, _SIZE = 4, 2.1  # pictures in a row, and inches of each
+_ARROWS = 11
+_REACH = 0.02  # quantiles of value and control that colours cover
+
+
+def sheet(folder: str | Path, records: Sequence[Record]) -> Figure:
+    """One small picture for each entry that has a grid file.
+
+    OutputError if there is none, or a file is missing.
+    """
+    drawn = [record for record in records if isinstance(record.get("files"), list) and record["files"]]
+    if not drawn:
+        raise OutputError(f"there is nothing to draw: no entry in {folder} has a grid file")
+    rows = math.ceil(len(drawn) / _COLUMNS)
+    figure = Figure(figsize=(_SIZE * _COLUMNS, 1.12 * _SIZE * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, _COLUMNS, squeeze=False)).ravel()
+    for ax, record in zip(axes, drawn, strict=False):
+        _draw(ax, Path(folder) / record["files"][0], record["name"])
+    for ax in axes[len(drawn) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def _draw(ax: Axes, file: Path, name: str) -> None:
+    if not file.is_file():
+        raise OutputError(f"there is no file {file}, which atlas.jsonl names; make the entry again")
+    with np.load(file, allow_pickle=False) as grids:
+        arrays = {key: grids[key] for key in grids.files if key != "meta"}
+    ax.set_title(name, fontsize=7)
+    ax.tick_params(labelsize=5, length=2, pad=1)
+    if "x2" in arrays:
+        _plane(ax, arrays)
+    else:
+        _line(ax, arrays)
+
+
+def _line(ax: Axes, arrays: dict[str, FloatArray]) -> None:
+    """The control over time and state."""
+    control = arrays["control"][..., 0]
+    limit = float(np.nanquantile(np.abs(control[:-1]), 1 - _REACH)) or 1.0
+    ax.pcolormesh(
+        arrays["t"], arrays["x1"], control.T, cmap="RdBu_r", vmin=-limit, vmax=limit, shading="gouraud", rasterized=True
+    )
+
+
+def _plane(ax: Axes, arrays: dict[str, FloatArray]) -> None:
+    """The value at the start, and the direction of the control."""
+    value, control = arrays["value"][0], arrays["control"][0]
+    if "x3" in arrays:
+        middle = value.shape[2] // 2
+        value, control = value[:, :, middle], control[:, :, middle, :2]
+    low, high = np.nanquantile(value, [10 * _REACH, 1.0])
+    ax.pcolormesh(arrays["x1"], arrays["x2"], value.T, cmap="cividis", vmin=low, vmax=high, rasterized=True)
+    pick = [np.linspace(0, len(arrays[key]) - 1, _ARROWS + 2).round().astype(int)[1:-1] for key in ("x1", "x2")]
+    arrows: Any = control[np.ix_(*pick)]
+    length = np.maximum(np.linalg.norm(arrows, axis=-1, keepdims=True), 1e-300)
+    u, v = np.moveaxis(arrows / length, -1, 0)
+    x, y = np.meshgrid(arrays["x1"][pick[0]], arrays["x2"][pick[1]], indexing="ij")
+    ax.quiver(x, y, u, v, color="white", pivot="mid", scale=_ARROWS * 1.6, width=0.006, angles="uv")

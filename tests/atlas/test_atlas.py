@@ -1,0 +1,283 @@
+"""The atlas: what an entry records, that nothing that fails is hidden, and that what is done is kept."""
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fem_hjb import atlas
+from fem_hjb.atlas import collection, entries, tables
+from fem_hjb.atlas.settings import Published, Setting
+from fem_hjb.problems import zoo
+from fem_hjb.problems.zoo import registry
+from fem_hjb.support.errors import OutputError, TrialError
+from fem_hjb.support.progress import unheard
+
+SMALL = {"paths": 512, "steps": 16, "fine": 32}
+LQ = Setting(
+    name="lq", problem="lq", rtol=1e-3, published=Published(figure=0.5, sign=-1.0, source="A", remark="b"), **SMALL
+)
+LINEAR = Setting(name="linear", problem="soc-ou-linear", dim=4, rtol=None, **SMALL)
+WELLS = Setting(name="wells", problem="soc-double-well", dim=5, rtol=1e-2, paths=512, steps=100, fine=100)
+WELL = Setting(name="well", problem="double-well", dim=1, rtol=1e-4, paths=1024, steps=100, fine=400)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("atlas")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entries, "_LAWS", 1.0)  # the policy of a loose solution has kinks
+        return folder, atlas.collect([LQ, LINEAR, WELLS], folder)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A problem whose drift fails on its way."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @zoo.register()
+    def broken_on_its_way(dim):
+        """A drift that fails on its way. Source: none."""
+
+        def drift(t, x):
+            if np.any((np.asarray(t) > 0.05) & (np.asarray(t) < 0.2)):
+                raise ZeroDivisionError("on its way")
+            return -x
+
+        return replace(zoo.get("lq", dim), drift=drift, exact=None, marginal=None, name="broken-on-its-way")
+
+    return Setting(name="broken", problem="broken-on-its-way", rtol=1e-2, **SMALL)
+
+
+def test_every_setting_is_a_problem_with_a_source_and_a_name_of_its_own():
+    names = atlas.names()
+    assert len(set(names)) == len(names) >= 20
+    assert set(atlas.QUICK) < set(names)
+    for setting in atlas.SETTINGS:
+        problem = setting.make()
+        assert problem.name == setting.problem
+        assert len(zoo.source(setting.problem)) > 20
+        assert setting.steps % 2 == 0
+        assert setting.rtol is not None or problem.exact is not None
+        assert problem.dim <= 3 or setting.rtol is None or setting.problem.startswith("soc-")
+
+
+def test_entries_are_chosen_by_their_names_in_the_order_of_the_atlas():
+    assert [s.name for s in atlas.chosen(["ring", "double-well"])] == ["double-well", "ring"]
+    assert [s.name for s in atlas.chosen()] == atlas.names()
+    quick = atlas.chosen(quick=True)
+    assert {s.name for s in quick} == set(atlas.QUICK)
+    assert all((s.rtol or 1.0) >= 1e-2 and s.paths == 1024 for s in quick)
+    assert [s.name for s in atlas.chosen(["ring"], quick=True)] == ["ring"]
+    with pytest.raises(TrialError, match="the atlas has no entry 'rings'; did you mean 'ring'"):
+        atlas.chosen(["rings"])
+    with pytest.raises(TrialError, match="no entry 'zzz'; there are soc-ou-quadratic-easy,"):
+        atlas.chosen(["zzz"])
+
+
+def test_a_record_has_the_value_with_its_error_bar(made):
+    record = made[1][0]
+    problem = LQ.make()
+    law = problem.initial_law.quadrature(8)
+    right = float(law[1] @ problem.exact.value(0.0, law[0]))
+    assert record["status"] == "ok"
+    assert abs(record["value"] - right) <= 3 * record["value_error"] + record["value_sampling_error"] + 1e-9
+    assert 0 < record["value_error"] < 1e-3
+    assert record["true_error"] <= 3 * record["value_error"] + record["value_sampling_error"] + 1e-9
+    assert record["published"]["ours"] == -record["value"]
+    assert record["checks"]
+    assert all(check["passed"] for check in record["checks"])
+    assert record["versions"]["numpy"] == np.__version__
+    assert set(record["seconds"]) == {"reference", "objectives", "certificate", "files"}
+
+
+def test_the_triple_and_the_certificate_agree_with_the_value(made):
+    for record in made[1]:
+        found, value = record["objectives"], record["value"]
+        assert found["exact"]["value"] == pytest.approx(
+            value, abs=0.02 * abs(value) + 5 * found["exact"]["standard_error"]
+        )
+        assert found["euler"]["low"] < found["euler"]["value"] < found["euler"]["high"]
+        assert found["uncontrolled"]["value"] < value - 0.01
+        assert record["certificate"]["lower"] <= value + 0.1
+        assert record["certificate"]["paths"] == 512
+        json.dumps(record, allow_nan=False)
+
+
+def test_grids_are_written_whole_or_factor_by_factor(made):
+    folder, (lq, linear, wells) = made
+    assert lq["files"] == ["lq.npz"]
+    assert linear["files"] == []
+    assert wells["files"] == ["wells-x1.npz", "wells-x4.npz"]  # three deep wells, two shallow ones
+    with np.load(folder / "lq.npz") as grids:
+        assert {"t", "x1", "value", "control"} <= set(grids.files)
+        middle = np.interp(0.3, grids["x1"], grids["value"][0])
+    assert middle == pytest.approx(float(LQ.make().exact.value(0.0, [0.3])), abs=2e-3)
+
+
+def test_records_are_lines_of_json(made):
+    folder, records = made
+    lines = (folder / "atlas.jsonl").read_text().splitlines()
+    assert [json.loads(line)["name"] for line in lines] == ["lq", "linear", "wells"]
+    assert atlas.read(folder) == records
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["atlas.jsonl", *(name for record in records for name in record["files"])]
+    )
+
+
+def test_what_is_done_is_not_made_again(made, monkeypatch):
+    folder, records = made
+    seen = []
+
+    def counted(setting, *rest):
+        seen.append(setting.name)
+        return records[0] | {"name": setting.name, "asked": entries.asked(setting)}
+
+    monkeypatch.setattr(collection, "make", counted)
+    assert atlas.collect([LQ, LINEAR], folder) == records[:2]
+    assert seen == []
+    copy = folder / "copy"
+    copy.mkdir()
+    for name in ("atlas.jsonl", "wells-x1.npz"):
+        (copy / name).write_bytes((folder / name).read_bytes())
+    atlas.collect([replace(LINEAR, fine=34), WELLS], copy)  # another setting, and one whose files are gone
+    assert seen == ["linear", "wells"]
+    atlas.collect([LQ], copy, again=True)
+    assert seen[2:] == ["lq"]
+
+
+def test_an_entry_that_fails_is_recorded_and_the_others_are_made(broken, tmp_path):
+    records = atlas.collect([broken, LINEAR], tmp_path)
+    assert records[0]["status"] == "no solution"
+    assert "on its way" in records[0]["error"]
+    assert records[0]["error"].startswith("ProblemError: ")
+    assert records[1]["error"] is None
+    assert [r["name"] for r in atlas.read(tmp_path)] == ["broken", "linear"]
+    assert not collection.is_made(tmp_path, broken, atlas.read(tmp_path))  # it is tried again
+    page = atlas.page(records)
+    assert "| `broken`* | 1 | not solved |" in page
+    assert "- `broken`: ProblemError: " in page
+
+
+def test_a_part_that_fails_leaves_the_others(tmp_path):
+    record = entries.make(replace(WELL, fine=17), tmp_path, unheard)
+    assert "steps must be even" in record["certificate"]["error"]
+    assert record["error"] is None
+    assert record["objectives"]["exact"]["value"] == pytest.approx(record["value"], abs=1e-2)
+    assert any("steps must be even" in note for note in tables.notes_of(record))
+    assert tables.row(record)[7] == "–"
+
+
+def test_objectives_come_from_paths_where_laws_take_too_long(tmp_path, monkeypatch):
+    whole = entries.make(WELL, tmp_path, unheard)["objectives"]
+    monkeypatch.setattr(entries, "_LAWS", 1e-3)
+    short = entries.make(WELL, tmp_path, unheard)["objectives"]
+    assert "without_laws" not in whole
+    assert short["without_laws"].startswith("ConvergenceError: objectives('double-well'): ")
+    for name in ("exact", "euler", "uncontrolled"):
+        spread = np.hypot(whole[name]["standard_error"], short[name]["standard_error"])
+        assert short[name]["value"] == pytest.approx(whole[name]["value"], abs=5 * spread + 0.01)
+        assert 0 < short[name]["standard_error"] < 0.02
+    assert whole["exact"]["standard_error"] < 1e-6
+
+
+def test_what_is_no_error_of_ours_says_where_it_was_raised():
+    with pytest.raises(KeyError) as raised:
+        _ = {}["missing"]
+    assert entries._told(raised.value).startswith("KeyError: 'missing' (test_atlas.py, line ")
+
+
+def test_a_tolerance_that_is_not_met_is_in_the_status_and_in_the_notes(tmp_path):
+    setting = Setting(name="short", problem="double-well-2d-coupled", rtol=1e-9, seconds=0.8, **SMALL)
+    record = entries.make(setting, tmp_path, unheard)
+    assert record["status"] != "ok"
+    assert tables.notes_of(record)
+    assert tables.row(record)[0] == "`short`*"
+
+
+def test_what_is_done_is_kept_when_the_work_is_interrupted(tmp_path):
+    @contextmanager
+    def stage(setting):
+        if setting.name == "lq":
+            raise KeyboardInterrupt
+        yield SimpleNamespace(progress=unheard, note=lambda text: None)
+
+    with pytest.raises(KeyboardInterrupt):
+        atlas.collect([LINEAR, LQ], tmp_path, stage=stage)
+    assert [r["name"] for r in atlas.read(tmp_path)] == ["linear"]
+
+
+def test_progress_goes_to_the_end(tmp_path):
+    seen = []
+    entries.make(LINEAR, tmp_path, seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"name": "lq"}', "", '"text"'])
+def test_files_that_are_no_atlas_are_refused(line, tmp_path):
+    (tmp_path / "atlas.jsonl").write_text(f"{line}\n")
+    with pytest.raises(OutputError, match=r"line 1 of .*atlas\.jsonl is no record of the atlas"):
+        atlas.read(tmp_path)
+    assert (tmp_path / "atlas.jsonl").read_text() == f"{line}\n"
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot make the folder .*file"):
+        atlas.collect([LQ], tmp_path / "file")
+    assert atlas.read(tmp_path / "nowhere") == []
+
+
+def test_problems_are_told_apart_by_their_hash():
+    one, same, other = (entries.digest(zoo.get("lq", s=s)) for s in (0.0, 0.0, 0.1))
+    assert one == same != other
+    assert len(one) == 16
+
+
+def test_the_page_shows_values_with_as_many_digits_as_their_error_bars_leave(made):
+    assert tables.in_digits(1.23456789, 3e-4) == "1.23457"
+    assert tables.in_digits(1.23456789, 0.5) == "1.235"
+    assert tables.in_digits(1.23456789, None) == "1.234568"
+    assert tables.in_digits(None, None) == "–"
+    page = atlas.page(made[1], "pictures/a.png")
+    assert "](pictures/a.png)" in page
+    head = "| " + " | ".join(atlas.HEAD) + " |"
+    assert head in page
+    assert page.count("\n| `lq`") == 4  # values, twice known otherwise, sources
+    assert "| `lq` | published, -v = 0.5: A; b |" in page
+    assert "`lq`, d = 1" in page
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in rows)
+
+
+def test_an_upper_bound_that_is_not_there_is_infinite(made):
+    record = made[1][0]
+    gone = record["certificate"] | {"upper": None, "status": "the weights have degenerated"}
+    assert tables.row(record | {"certificate": gone})[7].endswith("∞]")
+    assert "certificate: the weights have degenerated" in tables.notes_of(record | {"certificate": gone})
+
+
+def test_a_picture_of_every_entry_with_grids(made, tmp_path):
+    folder, records = made
+    figure = atlas.sheet(folder, records)
+    assert [ax.get_title() for ax in figure.axes if ax.get_title()] == ["lq", "wells"]
+    assert all(ax.collections for ax in figure.axes if ax.get_title())
+    figure.savefig(tmp_path / "a.png")
+    with pytest.raises(OutputError, match="there is nothing to draw"):
+        atlas.sheet(folder, records[1:2])
+    with pytest.raises(OutputError, match=r"there is no file .*gone\.npz, which atlas.jsonl names"):
+        atlas.sheet(folder, [records[0] | {"files": ["gone.npz"]}])
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_planes_and_slices_are_drawn_with_arrows(dim, tmp_path, monkeypatch):
+    monkeypatch.setattr(entries, "_LAWS", 0.1)
+    setting = Setting(name="plane", problem="hjb-log", dim=dim, rtol=3e-2, **SMALL)
+    figure = atlas.sheet(tmp_path, [entries.make(setting, tmp_path, unheard)])
+    arrows = figure.axes[0].collections[1]
+    inward = arrows.X * arrows.U + arrows.Y * arrows.V
+    assert (inward < 1e-9).mean() > 0.95  # the reward asks for the middle
