@@ -46,6 +46,9 @@ def atlas_command(
         return
     if picture is not None and picture.suffix != ".png":
         raise OptionError(f"--picture must end in .png, got {picture.name!r}")
+    for option, path in (("--table", table), ("--picture", picture)):
+        if path is not None and not path.parent.is_dir():
+            raise OptionError(f"{option}: there is no folder {path.parent}; create it first")
     seconds = checked_seconds(max_seconds)
     report = output.Report(quiet)
     found = atlas.collect(

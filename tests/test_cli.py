@@ -338,6 +338,7 @@ def test_the_zoo_lists_every_problem_with_its_description() -> None:
         ["solve", "--help"],
         ["certify", "--help"],
         ["export", "--help"],
+        ["atlas", "--help"],
         ["zoo", "--help"],
     ],
 )
@@ -462,6 +463,10 @@ BAD_INPUT = {
     "odd steps": (["certify", "lq", "zero", "--steps=3"], "--steps must be even, .* take 4"),
     "no level": (["certify", "lq", "zero", "--level=95"], "--level must lie between 0 and 1"),
     "no time to certify": (["certify", "lq", "zero", "--max-seconds=1e-5"], "within --max-seconds 1e-05; give it more"),
+    "no such entry": (["atlas", "rings"], "the atlas has no entry 'rings'; did you mean 'ring'"),
+    "picture of no kind": (["atlas", "ring", "--picture=a.jpg"], r"--picture must end in \.png, got 'a\.jpg'"),
+    "page into no folder": (["atlas", "ring", "--table=none/a.md"], "--table: there is no folder none; create it"),
+    "no time for entries": (["atlas", "ring", "--max-seconds=0"], "--max-seconds must be a positive finite number"),
     "no such experiment": (["experiment", "gravity"], "there is no experiment 'gravity'"),
     "unknown field": (["experiment", "coercivity", "--set", "n=3"], r"--set: .* has no n; it is in_time=\(\(4, 12\)"),
     "wrong type": (["experiment", "coercivity", "--set", "deltas=0.2"], r"--set: deltas must be .*tuple\[float, ...\]"),

@@ -86,10 +86,10 @@ def _mueller_brown(t: ArrayLike, x: FloatArray) -> FloatArray:
 def mueller_brown(
     dim: int,
     *,
-    horizon: float = 0.05,
+    horizon: float = 0.02,
     temperature: float = 1.0,
-    beta: float = 0.1,
-    nu: float = 5.0,
+    beta: float = 0.05,
+    nu: float = 3.0,
     x0: ArrayLike = (-0.558, 1.442),
     target: ArrayLike = (0.623, 0.028),
 ) -> ControlProblem:

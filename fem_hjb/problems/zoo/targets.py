@@ -77,7 +77,7 @@ def _funnel(x: FloatArray, *, alpha: float, sd: float, time: float) -> FloatArra
 
 
 @register(dims=(2,))
-def foellmer_funnel(dim: int, *, horizon: float = 3.0, temperature: float = 1.0, sd: float = 1.0) -> ControlProblem:
+def foellmer_funnel(dim: int, *, horizon: float = 6.0, temperature: float = 1.0, sd: float = 1.0) -> ControlProblem:
     """Brownian motion steered to Neal's funnel.
 
     dX = dB from X_0 = 0,  r = 0,  y = alpha log(target / N(0, T I)),  target: x_1 ~ N(0, sd^2), x_2 given x_1
