@@ -17,6 +17,7 @@ from fem_hjb.support.errors import OutputError
 
 _COLUMNS, _SIZE = 4, 2.1  # pictures in a row, and inches of each
 _ARROWS = 11
+_FAINT = 0.1  # of the largest control: what is smaller has shorter arrows
 _REACH = 0.02  # quantiles of value and control that colours cover
 
 
@@ -71,6 +72,7 @@ def _plane(ax: Axes, arrays: dict[str, FloatArray]) -> None:
     pick = [np.linspace(0, len(arrays[key]) - 1, _ARROWS + 2).round().astype(int)[1:-1] for key in ("x1", "x2")]
     arrows: Any = control[np.ix_(*pick)]
     length = np.maximum(np.linalg.norm(arrows, axis=-1, keepdims=True), 1e-300)
-    u, v = np.moveaxis(arrows / length, -1, 0)
+    shown = np.tanh(length / (_FAINT * float(np.nanquantile(length, 1 - _REACH)) + 1e-300))  # noise has no direction
+    u, v = np.moveaxis(arrows / length * shown, -1, 0)
     x, y = np.meshgrid(arrays["x1"][pick[0]], arrays["x2"][pick[1]], indexing="ij")
     ax.quiver(x, y, u, v, color="white", pivot="mid", scale=_ARROWS * 1.6, width=0.006, angles="uv")
