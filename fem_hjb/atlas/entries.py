@@ -29,17 +29,20 @@ from fem_hjb.evaluation.certificate import Certificate, Interval
 from fem_hjb.interop import export
 from fem_hjb.problems import zoo
 from fem_hjb.problems.fingerprint import fingerprint
+from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference import solve
 from fem_hjb.solutions import ProductSolution, Solution, ToleranceWarning
 from fem_hjb.solutions.norms import largest_norms, law_points
+from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError, FemHjbError
 from fem_hjb.support.progress import Progress, part_of
 
 Record = dict[str, Any]
 AnySolution = Solution | ProductSolution
 
-_GRIDS = 3  # the most axes of a grid
+_GRIDS = 3  # the most axes of a grid, and of a quadrature rule
+_ORDER, _DRAWS = 24, 65536  # points per coordinate that stand for the law of the start; draws, in more dimensions
 _PARTS = 0.6, 0.8, 0.98  # of progress: solved, certified, objectives
 _LAWS, _LAW_RTOL = 100.0, 1e-4  # the most seconds that laws under policies may take, and their tolerance
 _LAYER = 1e-6  # of the horizon: a layer before T in which the law would see what the policy is not right in
@@ -289,9 +292,9 @@ def _value(setting: Setting, problem: ControlProblem, reference: Any, record: Re
     value, spread, where = optimal["value"], optimal["standard_error"], optimal["how"]
     found: Record = {"value": value, "value_error": None, "value_sampling_error": spread, "value_where": where}
     if record.get("estimate") is not None and record["estimate"]["value"] is not None:
-        found["value_error"] = record["estimate"]["value"] * _size(reference, problem)
+        found["value_error"] = record["estimate"]["value"] * _size(reference, problem) + spread
     if setting.rtol is None:
-        found["value_error"] = 0.0
+        found["value_error"] = spread
     if problem.exact is not None and setting.rtol is not None:
         found["true_error"] = _true_error(problem, reference)
     if setting.known is not None:
@@ -302,20 +305,29 @@ def _value(setting: Setting, problem: ControlProblem, reference: Any, record: Re
     return dict(plain(found))
 
 
+def _start(problem: ControlProblem) -> tuple[FloatArray, FloatArray, str, bool]:
+    """Points and weights that stand for the law of the start, in words, and whether they were drawn."""
+    law = problem.initial_law
+    if isinstance(law, PointMass):
+        return law.expectation[None], np.ones(1), "the value at the start", False
+    if problem.dim <= _GRIDS:
+        x, weights = law.quadrature(_ORDER)
+        return x, weights, f"Gauss quadrature of the law of the start, {_ORDER} points per coordinate", False
+    x = law.sample(_DRAWS, np.random.default_rng(0))
+    return x, np.full(_DRAWS, 1.0 / _DRAWS), f"{_DRAWS} draws of the start", True
+
+
 def _at_the_start(problem: ControlProblem, reference: Any) -> Record:
-    """E v_0(X_0), by the points that stand for the law of the start; the few beyond a box do not count."""
-    points = law_points(problem, times=[0.0], rng=0)
-    _, x, weights = next(iter(points))
-    v = (
-        reference.value(0.0, x, outside="nan")
-        if isinstance(reference, Solution | ProductSolution)
-        else (reference.value(0.0, x))
-    )
+    """E v_0(X_0); points beyond a box count as a sampling error."""
+    x, weights, how, drawn = _start(problem)
+    solved = isinstance(reference, Solution | ProductSolution)
+    v = reference.value(0.0, x, outside="nan") if solved else reference.value(0.0, x)
     seen = np.isfinite(v)
     inside = float(weights[seen].sum())
     value = float(weights[seen] @ v[seen]) / inside
-    lost = (1.0 - inside) * float(np.ptp(v[seen]))
-    return {"value": value, "standard_error": lost, "how": points.description}
+    error = (1.0 - inside) * float(np.ptp(v[seen]))
+    error += float(v[seen].std() / np.sqrt(_DRAWS)) if drawn else 0.0
+    return {"value": value, "standard_error": error, "how": how}
 
 
 def _size(reference: AnySolution, problem: ControlProblem) -> float:
@@ -328,7 +340,7 @@ def _size(reference: AnySolution, problem: ControlProblem) -> float:
 
 def _true_error(problem: ControlProblem, reference: AnySolution) -> float:
     """The root mean square of v - v* at the start, against the closed form."""
-    _, x, weights = next(iter(law_points(problem, times=[0.0], rng=0)))
+    x, weights, *_ = _start(problem)
     off = reference.value(0.0, x, outside="nan") - problem.exact.value(0.0, x)  # type: ignore[union-attr]
     seen = np.isfinite(off)
     return float(np.sqrt((weights[seen] * off[seen] ** 2).sum() / weights[seen].sum()))

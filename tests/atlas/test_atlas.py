@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import fem_hjb as fh
 from fem_hjb import atlas
 from fem_hjb.atlas import collection, entries, tables
 from fem_hjb.atlas.settings import Published, Setting
@@ -92,6 +93,18 @@ def test_a_record_has_the_value_with_its_error_bar(made):
     assert all(check["passed"] for check in record["checks"])
     assert record["versions"]["numpy"] == np.__version__
     assert set(record["seconds"]) == {"reference", "objectives", "certificate", "files"}
+
+
+def test_the_value_is_the_mean_over_the_law_of_the_start(tmp_path):
+    """Of a law that is not known at later times; nothing is drawn."""
+    problem, setting = WELL.make(), WELL
+    record = entries.make(setting, tmp_path, unheard)
+    solution = fh.solve(problem, rtol=1e-6)
+    x = np.linspace(-3, 3, 4001)
+    density = np.exp(-2 * x**2)
+    right = (density * solution.value(0.0, x[:, None])).sum() / density.sum()
+    assert record["value"] == pytest.approx(right, abs=3 * record["value_error"])
+    assert 0 < record["value_error"] < 1e-4
 
 
 def test_the_triple_and_the_certificate_agree_with_the_value(made):
