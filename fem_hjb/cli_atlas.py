@@ -57,7 +57,7 @@ def atlas_command(
     everything = atlas.read(out)
     if picture is not None:
         with atomic_file(picture) as part:
-            atlas.sheet(out, everything).savefig(part, format="png", dpi=110)
+            atlas.sheet(out, everything).savefig(part, format="png", dpi=80)
     if table is not None:
         shown = "images/atlas.png" if picture is None else os.path.relpath(picture, table.parent).replace(os.sep, "/")
         with atomic_file(table) as part:

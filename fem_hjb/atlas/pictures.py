@@ -44,8 +44,8 @@ def _draw(ax: Axes, file: Path, name: str) -> None:
         raise OutputError(f"there is no file {file}, which atlas.jsonl names; make the entry again")
     with np.load(file, allow_pickle=False) as grids:
         arrays = {key: grids[key] for key in grids.files if key != "meta"}
-    ax.set_title(name, fontsize=7)
-    ax.tick_params(labelsize=5, length=2, pad=1)
+    ax.set_title(name, fontsize=9)
+    ax.tick_params(labelsize=7, length=2, pad=1)
     if "x2" in arrays:
         _plane(ax, arrays)
     else:

@@ -44,7 +44,8 @@ Names after `atlas` make these alone, `--again` makes again what is there, `--qu
 ![Optimal control of each entry]({picture})
 
 In one dimension the optimal control π over time (across) and state (up), red is up; in two the value at t = 0 with the
-direction of π, in three a slice of it. Of problems in more dimensions one coordinate is shown.
+direction of π, in three a slice of it. Of problems in more dimensions one coordinate is shown. Near the edges of a box,
+where hardly a path goes, nothing is right to the tolerance.
 
 {main}
 
@@ -63,7 +64,7 @@ direction of π, in three a slice of it. Of problems in more dimensions one coor
 - *without*: J without control.
 - *CPU s*: seconds of the reference, and of everything, on one core of a shared machine.
 
-## What is not as it should be
+## What is not as it should be, and what is to be known
 
 {notes}
 
@@ -71,7 +72,9 @@ direction of π, in three a slice of it. Of problems in more dimensions one coor
 
 {known}
 
-*Off by* is the root mean square of the difference over the law of the start.
+*Off by* is the root mean square of the difference over the law of the start. Costs that papers give as means over
+paths of some hundred Euler steps differ from -*value* by what *Euler chain* shows, and policies that were tabulated by
+first-order differences by what [soc_benchmarks.md](soc_benchmarks.md) measures.
 
 ## What the entries are
 
@@ -159,7 +162,8 @@ def in_digits(value: float | None, bar: float | None) -> str:
     if value is None:
         return _NONE
     decimals = math.ceil(-math.log10(bar)) + 1 if bar and bar > 0 else _MOST_DECIMALS - 4
-    return f"{value:.{min(max(decimals, _FEWEST_DECIMALS), _MOST_DECIMALS)}f}"
+    places = min(max(decimals, _FEWEST_DECIMALS), _MOST_DECIMALS)
+    return f"{round(value, places) + 0.0:.{places}f}"
 
 
 def _short(number: float | None) -> str:

@@ -255,6 +255,7 @@ def test_the_page_shows_values_with_as_many_digits_as_their_error_bars_leave(mad
     assert tables.in_digits(1.23456789, 3e-4) == "1.23457"
     assert tables.in_digits(1.23456789, 0.5) == "1.235"
     assert tables.in_digits(1.23456789, None) == "1.234568"
+    assert tables.in_digits(-1e-9, 1e-3) == "0.0000"
     assert tables.in_digits(None, None) == "–"
     page = atlas.page(made[1], "pictures/a.png")
     assert "](pictures/a.png)" in page
