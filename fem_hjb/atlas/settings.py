@@ -114,7 +114,7 @@ SETTINGS: tuple[Setting, ...] = (
         rtol=1e-1,
         seconds=900.0,
         box=((-1.75, -0.75), (1.35, 2.2)),
-        fine=800,
+        fine=3000,
         note=STEEP,
     ),
     Setting(name="maier-stein", problem="maier-stein", rtol=1e-4),
