@@ -62,8 +62,9 @@ def _line(ax: Axes, arrays: dict[str, FloatArray]) -> None:
 
 
 def _plane(ax: Axes, arrays: dict[str, FloatArray]) -> None:
-    """The value at the start, and the direction of the control."""
-    value, control = arrays["value"][0], arrays["control"][0]
+    """The value late on the way, when diffusion models know where data are, and the direction of the control."""
+    late = len(arrays["t"]) // 2  # times are denser towards T
+    value, control = arrays["value"][late], arrays["control"][late]
     if "x3" in arrays:
         middle = value.shape[2] // 2
         value, control = value[:, :, middle], control[:, :, middle, :2]

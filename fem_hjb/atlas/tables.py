@@ -43,9 +43,9 @@ Names after `atlas` make these alone, `--again` makes again what is there, `--qu
 
 ![Optimal control of each entry]({picture})
 
-In one dimension the optimal control π over time (across) and state (up), red is up; in two the value at t = 0 with the
-direction of π, in three a slice of it. Of problems in more dimensions one coordinate is shown. Near the edges of a box,
-where hardly a path goes, nothing is right to the tolerance.
+In one dimension the optimal control π over time (across) and state (up), red is up; in two the value at three quarters
+of the horizon with the direction of π, in three a slice of it. Of problems in more dimensions one coordinate is shown.
+Near the edges of a box, where hardly a path goes, nothing is right to the tolerance.
 
 {main}
 
