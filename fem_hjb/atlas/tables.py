@@ -55,12 +55,12 @@ Near the edges of a box, where hardly a path goes, nothing is right to the toler
   both) times the largest norm of v; a measured difference, no bound ([trust.md](trust.md)). *closed form*: nothing was
   solved, as more than three coordinates hang together.
 - *checks*: how many of what was looked at passed.
-- *certified*: the 95 % interval [lower, upper] of the value by `certify`, from {paths} paths of the entry's own policy;
-  of the diffusion, two step sizes extrapolated ([certificates.md](certificates.md)). Where the start is random it is as
-  wide as the spread of v₀ over some hundred starts makes it. Notes below say where it is not to be trusted: ends that
-  have crossed, or miss *value*, are narrower than what extrapolating leaves of the steps.
+- *certified*: the 95 % interval [lower, upper] of the value by `certify`, from {paths} paths of {fine} steps under the
+  entry's own policy; of the diffusion, two step sizes extrapolated ([certificates.md](certificates.md)). Where the start
+  is random it is as wide as the spread of v₀ over some hundred starts makes it. Notes below say where it is not to be
+  trusted: ends that have crossed, or miss *value*, are narrower than what extrapolating leaves of the steps.
 - *Euler chain*: J of the entry's policy on {paths} paths of Euler steps (200 if not noted), with a 95 % interval. What
-  it differs by from *value*, beyond that, time steps do, not the control.
+  it differs by from *value*, beyond that, time steps do, not the control. J in continuous time is in `atlas.jsonl`.
 - *without*: J without control.
 - *CPU s*: seconds of the reference, and of everything, on one core of a shared machine.
 
@@ -100,10 +100,11 @@ LEFT_OUT = """- Walls inside of the domain. Kappen's double slit is posed as wha
 
 def page(records: Sequence[Record], picture: str = "images/atlas.png") -> str:
     """The whole page, Markdown; picture : where its picture is, seen from the page."""
-    counts = sorted({record["asked"]["paths"] for record in records})
+    paths, fine = (sorted({record["asked"][name] for record in records}) for name in ("paths", "fine"))
     return TEXT.format(
         picture=picture,
-        paths=" or ".join(map(str, counts)) or "no",
+        paths=" or ".join(map(str, paths)) or "no",
+        fine=" to ".join(map(str, fine[:: max(len(fine) - 1, 1)])) or "no",
         main=table(HEAD, map(row, records)),
         notes="\n".join(map(_note, filter(notes_of, records))) or "Nothing.",
         known=table(_KNOWN_HEAD, [line for record in records for line in _known(record)]),
