@@ -56,9 +56,9 @@ Near the edges of a box, where hardly a path goes, nothing is right to the toler
   solved, as more than three coordinates hang together.
 - *checks*: how many of what was looked at passed.
 - *certified*: the 95 % interval [lower, upper] of the value by `certify`, from {paths} paths of {fine} steps under the
-  entry's own policy; of the diffusion, two step sizes extrapolated ([certificates.md](certificates.md)). Where the start
-  is random it is as wide as the spread of v₀ over some hundred starts makes it. Notes below say where it is not to be
-  trusted: ends that have crossed, or miss *value*, are narrower than what extrapolating leaves of the steps.
+  entry's own policy; of the diffusion, two step sizes extrapolated ([certificates.md](certificates.md)). Where the
+  start is random it is as wide as the spread of v₀ over some hundred starts makes it. Notes below say where it is not
+  to be trusted: ends that have crossed, or miss *value*, are narrower than what extrapolating leaves of the steps.
 - *Euler chain*: J of the entry's policy on {paths} paths of Euler steps (200 if not noted), with a 95 % interval. What
   it differs by from *value*, beyond that, time steps do, not the control. J in continuous time is in `atlas.jsonl`.
 - *without*: J without control.
