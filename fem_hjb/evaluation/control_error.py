@@ -33,6 +33,7 @@ from fem_hjb.evaluation.controlled_law import (
     groups_of,
     policy_of,
     respects,
+    tell_of_layer,
 )
 from fem_hjb.evaluation.expectation import Expectation, time_rule
 from fem_hjb.paths.steering import Policy, steer
@@ -115,8 +116,13 @@ def control_error(
     DomainError : the law is not to be had (more than three coordinates hang together and drift or control are not
         affine), or it reaches the faces of the reference's box.
     ConvergenceError : the law is not solved for, rtol is out of range, or max_seconds are over.
+
+    A ToleranceWarning says where policy or reference are solutions that are not right shortly before T, as rewards jump
+    there: what they do after that is counted.
     """
     watch = until(checked_progress(progress), checked_seconds(max_seconds))
+    for given in (policy, reference):
+        tell_of_layer(given, "control_error")
     policy = checked_policy(problem, policy, "control_error")
     check_reference(reference)
     one_of(under, "under", ("optimal", "policy"), MeasureError)

@@ -4,6 +4,7 @@ It is Gaussian where drift and policy are affine (moment equations), and otherwi
 Fokker-Planck equation (`fokker_planck`), one for each group of coordinates that is independent of the others.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -20,6 +21,7 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction, require_problem
 from fem_hjb.reference import fokker_planck
+from fem_hjb.solutions.estimate import ToleranceWarning
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.support.calls import call
@@ -31,6 +33,7 @@ Block = tuple[int, ...]
 
 TIMES = (0.07, 0.413, 0.786, 0.98)  # fractions of the horizon at which callables are probed
 _PROBES = 16
+_LAYER = 1e-6  # of the horizon: a layer before T that does not count
 _SAME = 1e-11  # relative change that counts as rounding
 _AFFINE = 1e-9  # the same of differences of policies
 _FACE = 1e-6  # of its maximum: the largest density at a face of a box that the process does not know of
@@ -46,6 +49,20 @@ def checked_policy(problem: Any, policy: Any, asker: str) -> Policy:
         return _Continued(policy)
     require_policy(policy)
     return policy  # type: ignore[no-any-return]
+
+
+def tell_of_layer(policy: Any, asker: str) -> None:
+    """A ToleranceWarning if a policy is not right shortly before T: what it costs there may be more than all before."""
+    if not isinstance(policy, Solution | ProductSolution):
+        return
+    T, layer = policy.problem.horizon, float(policy.stats.get("layer", 0.0))
+    if layer > _LAYER * T:
+        warnings.warn(
+            f"{asker}: rewards at T jump or have kinks, so that the policy of {policy.problem.name!r} is right up to"
+            f" t={T - layer:g} only; what it does after that is counted as it is, and may be more than all before",
+            ToleranceWarning,
+            stacklevel=3,
+        )
 
 
 def check_reference(reference: Any) -> None:

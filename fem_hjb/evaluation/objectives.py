@@ -18,6 +18,7 @@ from fem_hjb.evaluation.controlled_law import (
     marginal_of,
     of_reference,
     respects,
+    tell_of_layer,
 )
 from fem_hjb.evaluation.expectation import Estimate, Expectation, time_rule
 from fem_hjb.paths.simulate import sample_paths
@@ -78,10 +79,11 @@ def objectives(
 
     Raises
     ------
-    ProblemError, MeasureError : as `control_error`.
+    ProblemError, MeasureError : as `control_error`, and its ToleranceWarning.
     ConvergenceError : the Euler scheme explodes with so few steps, or max_seconds are over.
     """
     watch = until(checked_progress(progress), checked_seconds(max_seconds))
+    tell_of_layer(policy, "objectives")
     policy = checked_policy(problem, policy, "objectives")
     if reference is not None:
         check_reference(reference)

@@ -19,7 +19,7 @@ from fem_hjb.solutions.compare import from_callables
 from fem_hjb.solutions.estimate import ToleranceWarning
 from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import DomainError, MeasureError, ProblemError
+from fem_hjb.support.errors import ConvergenceError, DomainError, MeasureError, ProblemError
 
 
 @pytest.fixture(scope="module")
@@ -320,3 +320,19 @@ def test_what_is_paid_at_the_exit_counts() -> None:
     for estimate in (found.exact, found.euler, found.uncontrolled):
         assert 0 < estimate.standard_error < 0.01
         assert abs(estimate.value - 2 * norm.sf(1.0)) < 3 * estimate.standard_error  # reflection principle
+
+
+def test_a_policy_that_is_not_right_near_the_end_is_told() -> None:
+    """A reward that jumps: what the policy does in the layer before T is counted, and costs more than all before."""
+    problem = zoo.get("double-slit")
+    solution = solve(problem, rtol=1e-2, box=Box([-11.0], [11.0], boundary="natural"), verify=False)
+    assert solution.stats["layer"] > 1e-3
+    with pytest.warns(ToleranceWarning, match=r"right up to t=0\.\d+ only"):
+        found = objectives(problem, solution, solution, n=256, steps=50, rng=0, rtol=1e-4)
+    assert found.exact.value < solution.value(0.0, [-1.0]) - 1.0
+    short: dict[str, Any] = {"n": 256, "max_seconds": 1e-6}  # the warning comes before the work
+    with (
+        pytest.warns(ToleranceWarning, match="control_error: rewards at T jump"),
+        pytest.raises(ConvergenceError, match="max_seconds"),
+    ):
+        control_error(problem, solution.policy, solution, **short)
