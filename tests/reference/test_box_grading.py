@@ -199,6 +199,18 @@ def test_where_finer_grids_did_not_help_a_lower_power_is_believed(tried: int) ->
     assert cells / line.n_cells == pytest.approx(finer, rel=0.05)
 
 
+@pytest.mark.parametrize("allowed", [np.inf, np.nan, 1e-3])
+def test_what_has_run_away_is_not_resolved(allowed: float) -> None:
+    """Norms that overflow make errors and what is allowed infinite; edges stay numbers, and cells become smaller."""
+    line = grid_of(np.linspace(0.0, 1.0, 9)).lines[0]
+    found = np.where(np.arange(8) == 3, np.inf, 1e-9)
+    edges = regraded(line, found, allowed)
+    assert np.isfinite(edges).all()
+    assert (np.diff(edges) > 0).all()
+    here = np.searchsorted(edges, line.grid[3:5])
+    assert np.diff(here)[0] > 1
+
+
 def test_cells_grow_again_where_nothing_is_left() -> None:
     grid = grid_of(np.linspace(-5, 4, 65))
     counts, widest = [64], [9 / 64]
