@@ -45,7 +45,7 @@ _INNER = 16  # paths from each start
 _OPEN = 0.5  # of an error, which paths and steps may be
 _UNEVEN = 0.4  # of a step, by which times are moved: steps in step with the cells in time would see the same of each
 _ERRORS = 2.0  # standard errors of an interval
-_NOTHING = 1e-8  # of E int |pi|^2: less than this is no steering
+_NOTHING = 1e-8  # of E int |pi|^2, and of E v^2 in temperatures: less than this is no steering, and no value
 _LEFT, _NONPOSITIVE = 0.1, 1e-3  # shares of the time of paths
 _BRIEF = 0.02  # the same, that a policy which is wild for other reasons may drive out
 _MOST = 0.5  # of the variance: what is the reason for it
@@ -254,7 +254,7 @@ class _Walk:
         e, noise = _logarithms(Z)  # (v* - w) / alpha
         off = e**2 - noise
         square = max(float(off.mean()), 0.0) + float(off.std(ddof=1)) / math.sqrt(count)
-        size = max(float(((w + e) ** 2).mean()), 1e-300)
+        size = max(float(((w + e) ** 2).mean()), _NOTHING)
         total = max(float(squares[1].mean()), 1e-300)
         ends = self.missed.reshape(self.starts, _INNER)[some]
         apart = (Z[1] - Z[1].mean(axis=1, keepdims=True)) ** 2

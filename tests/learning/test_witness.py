@@ -170,6 +170,24 @@ def test_under_a_law_there_are_paths_too():
     assert policy / FACTOR <= solution.error_estimate.policy <= FACTOR * policy
 
 
+@pytest.mark.parametrize("element", ["hermite", "P2"])
+def test_nothing_to_gain_is_no_error(element):
+    """Without rewards value and policy are 0, to which no error is relative."""
+    problem = fh.ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=lambda t, x: -x,
+        diffusion=1.0,
+        terminal_reward=lambda x: 0.0 * x[..., 0],
+        initial_law=fh.Gaussian([0.0], 1.0),
+    )
+    how = {} if element == "hermite" else {"estimator": "increment"}
+    solution = learned(problem, space=space_of(problem, cells=8, time_cells=4, element=element), **how)
+    assert solution.status == "ok"
+    assert max(solution.error_estimate.value, solution.error_estimate.policy) < 1e-6
+
+
 def test_a_fixed_start_and_a_diffusion_that_depends_on_the_state():
     problem = fh.ControlProblem(
         dim=1,
