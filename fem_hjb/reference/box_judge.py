@@ -29,6 +29,7 @@ from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks, tens
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.stepping.adaptive import Step, replay
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError
 from fem_hjb.support.progress import Progress
 
 LESS = {1: 2, 2: 2, 3: 1}  # degrees
@@ -285,6 +286,8 @@ class Judge:
                 draws.append(controlled.nearest(T - s))
             self.places.append(places_of(problem, s, draws, bounds, at_edges(run.panels, s) if narrow else ()))
         self.own = self.seen(run.panels)
+        if self.own.failed:
+            raise ConvergenceError(f"values of {problem.name!r} left double precision in a run; give a smaller box=")
         whole = [self._whole(place, *row) for place, row in zip(self.places, self.own.rows, strict=True)]
         sizes, to_go = self._norms(whole), np.array([place.s for place in self.places])
         at_least = np.minimum(to_go, _EARLIER * T) if run.layer else np.zeros(len(to_go))

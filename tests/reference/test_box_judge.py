@@ -24,6 +24,7 @@ from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError
 
 
 @dataclass
@@ -361,3 +362,14 @@ def test_where_no_wider_box_is_stable_a_narrower_one_tells_its_truncation():
     wider = box_judge.followed(found.run, search.coefficients, cut(1), wider=widened)
     assert not all(panel.finite for panel in wider)
     assert 0.0 < max(found.parts["truncation"]) < 1e-5
+
+
+def test_a_run_that_has_left_double_precision_is_an_error_of_ours() -> None:
+    """Its last panel ends in what is no number: there is nothing to judge."""
+    of = usual()
+    last = of.run.panels[-1]
+    states = [*last.states[:-2], np.full_like(last.states[-2], np.inf), last.states[-1]]
+    run = replace(of.run, panels=[*of.run.panels[:-1], replace(last, states=states)])
+    assert not run.panels[-1].finite
+    with pytest.raises(ConvergenceError, match="left double precision"):
+        Judge(run, of.sample, of.controlled)
