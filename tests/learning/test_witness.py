@@ -170,6 +170,37 @@ def test_under_a_law_there_are_paths_too():
     assert policy / FACTOR <= solution.error_estimate.policy <= FACTOR * policy
 
 
+def test_what_steps_do_to_weights_is_taken_out():
+    """P2 has no second derivatives: in 64 steps the spread of the weights is some times that of the error."""
+    problem = fh.zoo.get("mixture-diffusion", dim=1)
+    solution = learned(problem, n=4000, element="P2", estimator="weak", verify=False)
+    policy, _ = truth(problem, solution, problem.exact)
+    told = witness(solution, 1.0)
+    assert told.steps < 100
+    assert told.chance > 4.0
+    assert policy / 2 <= told.policy <= 2 * policy
+
+
+def test_a_constant_that_is_paid_on_the_way_changes_the_value_alone():
+    def found(constant):
+        problem = fh.ControlProblem(
+            dim=1,
+            horizon=1.0,
+            temperature=0.5,
+            drift=lambda t, x: -x,
+            diffusion=0.5,
+            terminal_reward=lambda x: np.cos(2 * x[..., 0]),
+            running_reward=lambda t, x: constant - 0.2 * x[..., 0] ** 2,
+            initial_law=fh.Gaussian([0.3], 0.2),
+        )
+        return witness(learned(problem, space=space_of(problem, cells=8, time_cells=4), verify=False), 1.0)
+
+    without, with_it = found(0.0), found(2.0)
+    assert with_it.start == pytest.approx(without.start + 2.0, abs=1e-6)
+    assert with_it.learned == pytest.approx(without.learned + 2.0, abs=1e-6)
+    assert with_it.policy == pytest.approx(without.policy, rel=1e-6)
+
+
 @pytest.mark.parametrize("element", ["hermite", "P2"])
 def test_nothing_to_gain_is_no_error(element):
     """Without rewards value and policy are 0, to which no error is relative."""
