@@ -220,7 +220,8 @@ def _verified(
     failed = [check for check in checks if not check.passed]
     told = [f"check {check.name!r} failed: {check.figure:.2g} where {check.limit:.2g} is accepted" for check in failed]
     if failed:
-        told.append(f"limited {found.why or _by_samples(solution, found, data, seed, learned, tell)}")
+        reason = found.why(solution.stats["terminal"]) or _by_samples(solution, found, data, seed, learned, tell)
+        told.append(f"limited {reason}")
     status = _also(solution.status, "; ".join(told)) if told else solution.status
     return replace(solution, status=status, error_estimate=found.estimate, checks=checks)
 

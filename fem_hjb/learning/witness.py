@@ -97,11 +97,12 @@ class Witness:
             Check(name=POSITIVE, figure=self.nonpositive, limit=_NONPOSITIVE, told="share of their time with f <= 0"),
         )
 
-    @property
-    def why(self) -> str | None:
+    def why(self, terminal: str) -> str | None:
         """What the error comes from, as far as one solution tells: its terminal values or its box."""
+        if self.by_end > _MOST and terminal == "interpolated":
+            return "by the terminal values, which the class does not hold: take smaller cells, or terminal='penalty'"
         if self.by_end > _MOST:
-            return "by the terminal values: take terminal='interpolated', or where it is, smaller cells in space"
+            return "by the terminal values: take terminal='interpolated'"
         if self.outside > _MOST * _LEFT or (self.by_faces > _MOST and self.outside > _BRIEF):
             return "by the box, which many paths leave: take a larger one"
         return None

@@ -131,7 +131,12 @@ def test_a_class_that_is_too_small_and_paths_that_are_too_few_are_told_apart():
 def test_terminal_values_that_are_not_met_are_the_reason():
     problem = fh.zoo.get("double-well", dim=1)
     solution = learned(problem, terminal="penalty")
-    assert "limited by the terminal values" in solution.status
+    assert "limited by the terminal values: take terminal='interpolated'" in solution.status
+    coarse = learned(
+        fh.zoo.get("mixture-diffusion", dim=1),
+        space=space_of(fh.zoo.get("mixture-diffusion", dim=1), cells=3, time_cells=4),
+    )
+    assert "which the class does not hold: take smaller cells, or terminal='penalty'" in coarse.status
 
 
 def test_a_policy_that_is_wrong_is_never_ok():
