@@ -113,7 +113,7 @@ def fit(
     verify : paths are simulated by the problem's own drift and diffusion, which follow the learned policy (`witness`
         has the formulas), and tell how wrong it is: `error_estimate` and `checks`. Its value is the relative
         root mean square error of v_0 under the initial law, its policy that of the policy over [0, T] under its own
-        law, with one standard error; both are 0.2 to 3 seconds. False: nothing is known of the error, and the status
+        law, with one standard error; it takes 0.2 to 4 seconds. False: nothing is known of the error, and the status
         says nothing of it either; for data of another process than the problem's.
     accept : the relative error up to which a value and a policy are good enough for the status "ok". If not, half of
         the trajectories are learned from again, to see whether more of them would help or a larger class.
