@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from itertools import islice
 from typing import final
 
 import numpy as np
@@ -44,6 +45,7 @@ _RICHER_ALONE = 3.0  # times what more degrees change, where fewer tell nothing 
 _DOUBT = 1.3  # of what these degrees are worth
 _LEAST_GAIN = {1: 0.3, 2: 0.1, 3: 0.1}  # where a run is cheap, what richer elements change is looked at sooner
 _ROUGH_GAIN = 0.4  # the same where T is not resolved: where a jump is, a grid knows to the first order only
+_AT_FIRST = 0.1  # of the work of a run, after which richer elements are not followed to see what these are worth
 _FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign below is none
 _EARLIER = 0.05  # of the horizon, where T is not resolved: norms are compared with those up to here at least
 _AFTER = 1e-9  # of the time to go at which a layer ends
@@ -375,6 +377,8 @@ class Judge:
         if max(found["space"]) > enough["space"] and base is not self.own:
             again = self._space(self.own, self.seen(follow(cut(1), less=less)))
             found["space"] = min(found["space"], again, key=max)
+        if not self.run.layer:
+            found["space"] = max(found["space"], self._at_first(base, follow(steps, less=-less)), key=max)
         if max(found["space"]) > enough["space"]:
             richer = self.difference(self.own, self.seen(follow(cut(1), less=-less)))
             told = [
@@ -387,6 +391,16 @@ class Judge:
             if max(found["truncation"]) > enough["truncation"]:
                 found["truncation"] = min(found["truncation"], self._truncation(base, follow, steps), key=max)
         return found
+
+    def _at_first(self, base: Seen, richer: Iterator[PanelRun]) -> tuple[float, float]:
+        """What more degrees change before a tenth of the work is done: next to T functions are steepest, panels short,
+        and what their highest powers promise is not always kept.
+        """
+        work = np.cumsum([(panel.ends.size - 1) * panel.grid.size for panel in self.run.panels])
+        first = self.seen(islice(richer, int((work <= _AT_FIRST * work[-1]).sum())))
+        if first.failed:  # they may not be stable where those of the run are, or there is no such panel
+            return 0.0, 0.0
+        return self.difference(base, Seen([*first.rows, *base.rows[len(first.rows) :]], first.tails))
 
     def _truncation(self, base: Seen, follow: Follow, steps: Steps) -> tuple[float, float]:
         """Of a box with more cells beyond; where more happens than the steps can follow, they are cut.
