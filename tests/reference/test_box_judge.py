@@ -12,11 +12,12 @@ import pytest
 from fem_hjb.paths.extent import LawSample
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference import box_judge
 from fem_hjb.reference.box_coefficients import Coefficients
 from fem_hjb.reference.box_grading import widened
-from fem_hjb.reference.box_judge import WIDER, Judge, cut, merged, on_places, places_of
+from fem_hjb.reference.box_judge import WIDER, Judge, Seen, cut, merged, on_places, places_of
 from fem_hjb.reference.box_moments import at_edges
 from fem_hjb.reference.box_paths import Steered, evaluate
 from fem_hjb.reference.box_run import Run
@@ -358,10 +359,51 @@ def test_truncation_is_seen_where_a_box_is_too_small() -> None:
 def test_where_no_wider_box_is_stable_a_narrower_one_tells_its_truncation():
     """The value falls by a thousand temperatures towards the faces, where the process only starts."""
     search = _Search(zoo.get("double-well", 1, kappa=1.0), 1e-5, None, None, None, 0)
+    search.tolerances = replace(search.tolerances, space=3e-6)  # on finer grids steps are shorter, and stable
     found = search.run(lambda _: None)
     wider = box_judge.followed(found.run, search.coefficients, cut(1), wider=widened)
     assert not all(panel.finite for panel in wider)
     assert 0.0 < max(found.parts["truncation"]) < 1e-5
+
+
+def rugged() -> ControlProblem:
+    """Five and six wells along two directions that are not the axes."""
+    M = np.array([[-1.0294, 0.01988], [0.24653, 1.01518]])
+    inverse, alpha = np.linalg.inv(M), 0.61711
+    heights, tilts, halves = np.array([0.44583, 0.3297]), np.array([-0.16642, -0.02239]), np.array([2.5, 3.0])
+    phases = np.array([0.0, np.pi])
+
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        z = x @ inverse.T
+        slope = heights * 2 * np.pi * np.sin(2 * np.pi * z + phases) + 6.0 * z**3 / halves**4 + tilts
+        return np.asarray(-slope @ M.T)
+
+    def y(x: FloatArray) -> FloatArray:
+        z = x @ inverse.T
+        return np.asarray(0.95127 * np.sin(2.0 * z[..., 0] + 5.12955) + 0.87078 * np.exp(-((z[..., 1] - 2.47462) ** 2)))
+
+    return ControlProblem(
+        dim=2,
+        horizon=2.48979,
+        temperature=alpha,
+        drift=drift,
+        diffusion=M @ np.diag([0.71994, 1.45598]) @ M.T,
+        terminal_reward=y,
+        initial_law=Gaussian(np.array([-0.2392, -0.5393]), np.array([[0.1096, 0.0302], [0.0302, 0.0991]])),
+    )
+
+
+def test_what_the_highest_powers_promise_next_to_the_end_is_measured() -> None:
+    search = _Search(rugged(), 1e-3, None, None, None, 0)
+    run = search._held(lambda _: None)
+    judge = Judge(run, search.sample, search.controlled)
+
+    def changed(by: int) -> Seen:
+        return judge.seen(box_judge.followed(run, search.coefficients, cut(1), less=by))
+
+    presumed, measured = judge._space(judge.own, changed(2)), judge.difference(judge.own, changed(-2))
+    found = judge.parts(search.coefficients, {"space": math.inf, "time": math.inf, "truncation": math.inf})
+    assert found["space"][1] > 0.8 * measured[1] > 1.5 * presumed[1]
 
 
 def test_a_run_that_has_left_double_precision_is_an_error_of_ours() -> None:
