@@ -103,7 +103,7 @@ def followed(
                 panel = None
             if panel is None:
                 panel = method_of(equation, operators, operators.root_mean_square)
-            plan = lengths(np.diff(own.ends))
+            plan = lengths(own.plan)
             found = panel_run(operators, panel, told(replay(panel, u, s0, plan), tell), len(plan), s1)
         before, finite = (grid, found.last.copy()), found.finite
         yield found
@@ -128,7 +128,8 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     rows = [rows_at(line, new.nodes[part]) for line, new, part in zip(own.grid.lines, grid.lines, known, strict=True)]
     beyond = np.flatnonzero(~reduce(np.logical_and.outer, inner))
     further = grid.nodes[beyond]
-    values = [np.empty((len(old.nodes), *grid.shape)) for _ in coefficients.names]
+    kind = np.float32 if old.single else np.float64  # at once: two tables of a large grid need not exist
+    values = [np.empty((len(old.nodes), *grid.shape), kind) for _ in coefficients.names]
     times = (coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()
     sources = None if old.sources is None else sources_of(coefficients, grid, times)
     for k, t in enumerate(times):
@@ -396,7 +397,7 @@ class Judge:
         """What more degrees change before a tenth of the work is done: next to T functions are steepest, panels short,
         and what their highest powers promise is not always kept.
         """
-        work = np.cumsum([(panel.ends.size - 1) * panel.grid.size for panel in self.run.panels])
+        work = np.cumsum([panel.plan.size * panel.grid.size for panel in self.run.panels])
         first = self.seen(islice(richer, int((work <= _AT_FIRST * work[-1]).sum())))
         if first.failed:  # they may not be stable where those of the run are, or there is no such panel
             return 0.0, 0.0

@@ -147,7 +147,8 @@ def test_a_double_well_at_a_small_temperature():
     curvature = (solution.gradient(t, x + h) - solution.gradient(t, x - h))[:, 0] / (2 * h)
     terms = [change, (problem.b(t, x) * slope)[:, 0], 0.5 * curvature, slope[:, 0] ** 2 / 0.02]
     residual, largest = np.sum(terms, 0), np.abs(terms).max(axis=0)
-    assert np.sqrt((residual**2).mean()) < 5e-2 * np.sqrt((largest**2).mean())
+    # not at all points: the gradient jumps a little at the edges of cells, one of which may be within h of a point
+    assert np.quantile(np.abs(residual), 0.98) < 1e-2 * np.sqrt((largest**2).mean())
 
 
 # Independent coordinates
