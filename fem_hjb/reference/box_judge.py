@@ -390,7 +390,9 @@ class Judge:
         if self.equation.truncated.any():
             found["truncation"] = self.difference(base, self.seen(follow(steps, wider=stretched)))
             if max(found["truncation"]) > enough["truncation"]:
-                found["truncation"] = min(found["truncation"], self._truncation(base, follow, steps), key=max)
+                found["truncation"] = min(
+                    found["truncation"], self._truncation(base, follow, steps, enough["truncation"]), key=max
+                )
         return found
 
     def _at_first(self, base: Seen, richer: Iterator[PanelRun]) -> tuple[float, float]:
@@ -403,19 +405,22 @@ class Judge:
             return 0.0, 0.0
         return self.difference(base, Seen([*first.rows, *base.rows[len(first.rows) :]], first.tails))
 
-    def _truncation(self, base: Seen, follow: Follow, steps: Steps) -> tuple[float, float]:
+    def _truncation(self, base: Seen, follow: Follow, steps: Steps, enough: float) -> tuple[float, float]:
         """Of a box with more cells beyond; where more happens than the steps can follow, they are cut.
 
-        If no steps can, it is that of a narrower box, which is more.
+        What a narrower box changes is more than that, and stable: it is looked at first where steps have to be cut.
         """
         wider = self.seen(follow(steps, wider=widened))
-        for parts in (1, 2, 4, 8):
-            if not wider.failed:
+        if not wider.failed:
+            return self.difference(base, wider)
+        narrower = self.difference(self.own, self.seen(follow(cut(1), wider=narrowed)))
+        for parts in (1, 2):
+            if max(narrower) <= enough:
                 break
-            base, wider = self.own, self.seen(follow(cut(parts), wider=widened))
-        if wider.failed:
-            wider = self.seen(follow(cut(1), wider=narrowed))
-        return self.difference(base, wider)
+            wider = self.seen(follow(cut(parts), wider=widened))
+            if not wider.failed:
+                return min(narrower, self.difference(self.own, wider), key=max)
+        return narrower
 
     def _space(self, longer: Seen, poorer: Seen) -> tuple[float, float]:
         """Of elements of fewer degrees, times how much better those of the run are by what they do not resolve."""
