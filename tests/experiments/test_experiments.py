@@ -32,6 +32,7 @@ def test_experiment(name: str, tmp_path: Path) -> None:
     assert np.diff(heard).max() < 2.0
     surprises = [claim for claim in trial.claims if not claim.as_expected]
     assert surprises == []
+    assert not any(claim.holds for claim in trial.claims if claim.control)
     assert any(claim.control for claim in trial.claims)
     assert trial.name == name
     assert trial.title == module.__doc__.splitlines()[0]
