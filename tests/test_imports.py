@@ -40,7 +40,7 @@ ORDER = {
     "interop": "grids arrays vtk export precision schedules torch jax",
     "atlas": "settings entries collection tables pictures",
     "experiments": (
-        "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "
+        "trial certificates coercivity critical_radius ellipticity harder_than_regression high_dimension iteration "
         "linear_quadratic observation_times self_mitigation suboptimality two_equations two_sided"
     ),
     "cli_input": "",
