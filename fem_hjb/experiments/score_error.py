@@ -231,7 +231,7 @@ def figure(trial: Trial) -> Figure:
                 found = trial.column(name, where=DRIFT_ONLY, estimator="weak")
                 panel.loglog(sizes, found, **styles[3], markersize=4, markerfacecolor="none", label="weak, right score")
                 panel.plot([], [], " ", label="increment, regression: 0")
-            panel.set(xlabel="size of the error of the score", ylabel=f"what enters the {name}", title=where)
+            panel.set(xlabel="size of the error of the score", ylabel=f"{name}: what enters, relative", title=where)
             ticks_at(panel.xaxis, sizes)
             panel.legend(fontsize="x-small")
     return made
