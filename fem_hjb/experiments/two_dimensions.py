@@ -272,6 +272,7 @@ def figure(trial: Trial) -> Figure:
                 panel.loglog(best, noise, **{**styles[estimator], "linewidth": 0.5}, markersize=3)
             panel.loglog(best, best, color="0.7", linewidth=0.8, label="error of the class")
             panel.set(xlabel="approximation error", ylabel="error, noise (thin)", title=f"{name}, {element}")
+            ticks_at(panel.xaxis, [float(f"{value:.2g}") for value in best])
         for estimator in ("regression", "generator"):
             where = {"series": "paths", "problem": name, "estimator": estimator}
             panels[2].loglog(
