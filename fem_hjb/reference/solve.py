@@ -122,6 +122,8 @@ def solve(
             if len(blocks) > 1 and problem.dim <= 3 and not all(check.passed for check in solution.checks):
                 solution = _verified(found([tuple(range(problem.dim))]), seed)  # they may not be independent after all
     except OutOfTimeError:
+        if seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"solve({problem.name!r}): no solution within max_seconds={seconds:g}; give it more time, a larger rtol, or"
             " a mesh (solve_on_mesh)"
