@@ -9,8 +9,8 @@ from pages import DOCS, write
 COMMAND = """# The command
 
 `fem-hjb` solves, learns, compares, certifies and writes from a shell. PROBLEM is a name of the [zoo](zoo.md), or
-`my_file.py:problem` for one of yours. Results go to stdout, what is going on to stderr; errors are one line, and the exit code
-is 2. With `--json` a command prints JSON and nothing else.
+`my_file.py:problem` for one of yours. Results go to stdout, what is going on to stderr; an error is one line, with the
+exit code 2. With `--json` a command prints JSON and nothing else.
 
 """
 ZOO = """# The zoo

@@ -7,6 +7,7 @@ they are documented. Signatures are taken from the source, with the names of typ
 
 import ast
 import inspect
+import itertools
 import re
 import textwrap
 from typing import Any
@@ -47,7 +48,7 @@ def inline(text: str) -> str:
 
 def paragraph(lines: list[str]) -> list[str]:
     joined = [lines[0].strip()]
-    for line, after in zip(lines, lines[1:], strict=False):
+    for line, after in itertools.pairwise(lines):
         early = len(line) + 1 + len(after.split()[0]) <= WIDE
         joined = [*joined, after.strip()] if early else [*joined[:-1], f"{joined[-1]} {after.strip()}"]
     if len(joined) == 1:
@@ -167,7 +168,7 @@ def started(app: Any) -> None:
 
     import fem_hjb as fh
 
-    for name, where in fh._FOLDERS.items():  # autodoc imports what it documents by these names
+    for name in fh._FOLDERS:  # autodoc imports what it documents by these names
         sys.modules[f"fem_hjb.{name}"] = getattr(fh, name)
     sys.modules["fem_hjb.zoo"], sys.modules["fem_hjb.fokker_planck"] = fh.zoo, fh.fokker_planck
     LINKS.update(documented())

@@ -25,7 +25,7 @@ def with_links(text: str, file: Path) -> str:
 
     def changed(link: re.Match[str]) -> str:
         inside = os.path.relpath(file.parent / link[2], ROOT)
-        page = {"README.md": "index.md", **COPIES}.get(inside)
+        page = {"README.md": "index.md", "docs/gallery": "gallery/index.md", **COPIES}.get(inside)
         if page is None and file.is_relative_to(DOCS):
             return link[0]
         return f"](/{page or os.path.relpath(ROOT / inside, DOCS)}{link[3] or ''})"
@@ -47,7 +47,7 @@ def copied(app: Any) -> None:
 
 
 def read(app: Any, name: str, source: list[str]) -> None:
-    if not name.startswith("tutorials/"):
+    if (DOCS / f"{name}.md").is_file():
         source[0] = with_links(source[0], DOCS / f"{name}.md")
 
 

@@ -39,6 +39,8 @@ def picture(script: Path, state: str) -> float:
     started = time.process_time()
     pyplot.close("all")
     runpy.run_path(str(script))
+    if not pyplot.gcf().axes:
+        raise ValueError(f"{script} leaves no figure")
     pyplot.gcf().savefig(script.with_suffix(".png"), dpi=130)
     pyplot.close("all")
     stamp.write_text(key)

@@ -1,6 +1,7 @@
 """A policy from start to end.
 
-A double well, paid for ending in the right one. The push over time (across) and place (up), red is up: over the barrier while there is time, and what is late is pushed hard.
+A double well, paid for ending in the right one. The push over time (across) and place (up), red is up: over the
+barrier while there is time, and what is late is pushed hard.
 """
 
 import matplotlib.pyplot as plt

@@ -1,6 +1,7 @@
 """As the temperature falls.
 
-Noise as small as the temperature, and two targets at -1 and 1: the value gets a kink between them, and the policy takes sides. `solve` works with v itself, so that nothing underflows.
+Noise as small as the temperature, and two targets at -1 and 1: the value gets a kink between them, and the policy
+takes sides. `solve` works with v itself, so that nothing underflows.
 """
 
 import matplotlib.pyplot as plt

@@ -1,6 +1,7 @@
 """A diffusion model of your points, fine-tuned.
 
-Arrows are the policy late in the generation, over the density without control: the reward is paid where both coordinates have the same sign.
+Arrows are the policy late in the generation, over the density without control: the reward is paid where both
+coordinates have the same sign.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
 """Paths that follow a policy.
 
-A process that starts in the left well and is paid for ending in the right one; grey is the density of the controlled process.
+A process that starts in the left well and is paid for ending in the right one; grey is the density of the controlled
+process.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
 """What was looked at before an answer is handed out.
 
-Each check of a solution against its limit, the line. The status is "ok" only if all have passed, and the tolerance is met.
+Each check of a solution against its limit, the line. The status is "ok" only if all have passed, and the tolerance is
+met.
 """
 
 import fem_hjb as fh

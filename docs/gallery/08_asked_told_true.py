@@ -1,6 +1,7 @@
 """Asked, told, true.
 
-The error of a policy against the tolerance asked for: the error bar, which knows no closed form, and the truth, which does.
+The error of a policy against the tolerance asked for: the error bar, which knows no closed form, and the truth, which
+does.
 """
 
 import matplotlib.pyplot as plt

@@ -1,6 +1,7 @@
 """Learned from trajectories, against the truth.
 
-A linear-quadratic problem, learned from 2000 paths: value and policy at three times, the policy against reference and closed form, and pointwise errors.
+A linear-quadratic problem, learned from 2000 paths: value and policy at three times, the policy against reference and
+closed form, and pointwise errors.
 """
 
 import matplotlib.pyplot as plt

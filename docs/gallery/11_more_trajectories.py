@@ -1,6 +1,7 @@
 """Is it harder than regression?
 
-The error of the value against the number of trajectories, in one class. The noise of labels falls slowly; that of the equation is so small that the class itself is what is left.
+The error of the value against the number of trajectories, in one class. The noise of labels falls slowly; that of the
+equation is so small that the class itself is what is left.
 """
 
 import matplotlib.pyplot as plt

@@ -1,6 +1,7 @@
 """On a mesh of yours.
 
-A process that is reflected in an L, whose mesh is a file, paid for ending around the corner: the value at the start, with level lines, which meet the walls at right angles.
+A process that is reflected in an L, whose mesh is a file, paid for ending around the corner: the value at the start,
+with level lines, which meet the walls at right angles.
 """
 
 import matplotlib.pyplot as plt

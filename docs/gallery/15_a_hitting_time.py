@@ -1,6 +1,7 @@
 """When will it be hit?
 
-E exp(-τ) for the first time τ at which a process that is pulled back to 0 meets 1, as f at the start; and the push that makes it likely.
+E exp(-τ) for the first time τ at which a process that is pulled back to 0 meets 1, as f at the start; and the push
+that makes it likely.
 """
 
 import matplotlib.pyplot as plt

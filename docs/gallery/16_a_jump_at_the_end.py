@@ -1,6 +1,7 @@
 """A reward that jumps.
 
-A digital option, from long before the end to shortly before it: what is smooth at first becomes the jump, and the policy has no bound.
+A digital option, from long before the end to shortly before it: what is smooth at first becomes the jump, and the
+policy has no bound.
 """
 
 import matplotlib.pyplot as plt

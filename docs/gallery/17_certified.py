@@ -1,6 +1,7 @@
 """What a policy earns, and what there is to earn.
 
-The optimal policy times a factor: its reward with 95 % intervals, and those of the optimum, from the policy's own paths alone. Grey is the optimum.
+The optimal policy times a factor: its reward with 95 % intervals, and those of the optimum, from the policy's own
+paths alone. Grey is the optimum.
 """
 
 import matplotlib.pyplot as plt

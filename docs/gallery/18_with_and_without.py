@@ -1,6 +1,7 @@
 """The law with control, and without.
 
-Densities at five times of a double well that is paid for ending in the right one. Both from the Fokker–Planck equation.
+Densities at five times of a double well that is paid for ending in the right one. Both from the Fokker–Planck
+equation.
 """
 
 import matplotlib.pyplot as plt
