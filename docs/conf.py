@@ -20,8 +20,10 @@ extensions = [
     *("pages", "pictures", "command", "docstrings", "mathml", "flowchart"),  # ours, in _ext
 ]
 exclude_patterns = ["_ext", "_static", "images"]
+smartquotes = False  # primes are derivatives and transposes here
 html_theme = "furo"
 html_title = "fem_hjb"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False

@@ -4,6 +4,7 @@ import inspect
 import re
 from typing import Any
 
+from docstrings import markup
 from pages import DOCS, write
 
 COMMAND = """# The command
@@ -56,7 +57,8 @@ def zoo_page() -> str:
         where = zoo.dims(name)
         title, _, rest = (inspect.getdoc(_REGISTRY[name].build) or "").partition("\n")
         given = ", ".join(f"{key}={value!r}" for key, value in zoo.parameters(name).items())
-        parts.append(f"## {name}\n\n{plain(title)}\n\n```text\n{rest.strip()}\n```\n\n")
+        text = "\n".join(markup(rest.strip().splitlines()))
+        parts.append(f"## {name}\n\n{plain(title)}\n\n```{{eval-rst}}\n{text}\n```\n\n")
         parts.append(f"In d = {', '.join(map(str, where)) if where else 'any'}. Parameters: `{given or 'none'}`.\n\n")
     return "".join(parts)
 

@@ -23,6 +23,8 @@ def documented() -> dict[str, str]:
     import fem_hjb as fh
 
     found = {name: f"fem_hjb.{name}" for name in fh.__all__ if name not in fh._FOLDERS}
+    found |= {name: f"fem_hjb.errors.{name}" for name in vars(fh.errors) if name.endswith("Error")}
+    found["FemHjbError"] = "fem_hjb.FemHjbError"
     for folder in ("problems", "paths", "spaces", "learning", "solutions", "evaluation"):
         for name in __import__(f"fem_hjb.{folder}", fromlist=["_"]).__all__:
             found.setdefault(name, f"fem_hjb.{folder}.{name}")
@@ -68,7 +70,9 @@ def definitions(lines: list[str]) -> list[str]:
         text = " ".join(entry)
         found = TERM.match(text)
         if found and not text.startswith("- "):
-            out += [f"{inline(found[1])}", f"    {inline(found[2])}", ""]
+            errors = [name in LINKS and name.endswith("Error") for name in found[1].split(", ")]
+            term = ", ".join(f"`{name}`" for name in found[1].split(", ")) if all(errors) else found[1]
+            out += [inline(term), f"    {inline(found[2])}", ""]
         else:
             out += [inline(text), ""]
     return out

@@ -10,7 +10,13 @@ from typing import Any
 from docutils import nodes
 
 PLACES = {  # column and row
-    **{"problem": (1.0, 0.0), "paths": (0.0, 1.0), "space": (1.0, 1.0), "measure": (0.0, 2.0), "reference": (2.0, 2.0)},
+    **{
+        "problem": (1.0, 0.0),
+        "paths": (0.0, 1.0),
+        "space": (1.0, 1.0),
+        "measure": (0.0, 2.0),
+        "reference": (2.45, 2.0),
+    },
     **{
         "learning": (0.0, 3.0),
         "solution": (1.0, 4.0),
