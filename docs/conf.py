@@ -42,3 +42,5 @@ autodoc_typehints = "none"  # `docstrings` writes signatures as the source has t
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 add_module_names = False
+nitpicky = True  # names in docstrings lead somewhere
+nitpick_ignore_regex = [("py:class", ".*")]  # types of NumPy and of ours in signatures need not

@@ -60,11 +60,10 @@ def made(app: Any) -> None:
         seconds = picture(script, state.hexdigest())
         if seconds:
             logging.getLogger(__name__).info("gallery: %s, %.1f CPU seconds", name, seconds)
-        thumbs.append(
-            f'<a href="#{name.replace("_", "-")}"><img src="../_images/{name}.png" alt=""><span>{title}</span></a>'
-        )
+        place = name.partition("_")[2].replace("_", "-")
+        thumbs.append(f'<a href="#{place}"><img src="../_images/{name}.png" alt=""><span>{title}</span></a>')
         parts.append(
-            f"({name.replace('_', '-')})=\n## {title}\n\n{text}\n\n"
+            f"({place})=\n## {title}\n\n{text}\n\n"
             f"```{{image}} {name}.png\n:alt: {title}\n:class: picture\n```\n\n```python\n{code}\n```\n"
         )
     overview = '<div class="thumbs">\n' + "\n".join(thumbs) + "\n</div>\n"
