@@ -16,7 +16,6 @@ version = release = fem_hjb.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.doctest",
     *("pages", "pictures", "command", "docstrings", "mathml", "flowchart"),  # ours, in _ext
 ]
 exclude_patterns = ["_ext", "_static", "images"]
@@ -34,7 +33,6 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the tests run the notebooks; pages show the outputs that are stored in them
 nb_merge_streams = True
-suppress_warnings = ["myst.xref_missing_lexer", "misc.highlighting_failure"]
 
 autodoc_mock_imports = ["torch", "jax"]  # no part of the extra
 autodoc_default_options = {"members": True, "member-order": "bysource"}

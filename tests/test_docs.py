@@ -88,7 +88,7 @@ def documented() -> set[str]:
         for kind, name in re.findall(r"^\.\. (\w+):: ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
             if kind == "currentmodule":
                 module = name
-            elif kind.startswith("auto"):
+            elif kind.startswith("auto") or kind == "data":
                 full = f"{module}.{name}"
                 assert full not in found, f"{full} is documented twice"
                 found.add(full)

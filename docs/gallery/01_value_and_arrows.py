@@ -1,7 +1,7 @@
 """A value, and where to push.
 
-Two coupled double wells: the optimal value at the start (colours), and the policy as arrows. Numbers are
-temperatures.
+Two coupled double wells: the optimal value at the start (colours), and the policy as arrows. In units of the
+reward.
 """
 
 import fem_hjb as fh
