@@ -1,4 +1,4 @@
-"""Check a site that has been built: every link, picture and style within it leads to a file, and every #anchor is there.
+"""Check a site that has been built: every link, picture and style within it leads to a file, every #anchor is there.
 
 `python docs/check_links.py build/site` prints what does not, and ends with the exit code 1 if there is any. Links to
 elsewhere are counted, not followed.

@@ -1,9 +1,11 @@
 """The pages of docs: all in a table of contents, links that lead somewhere, code that runs, no name missing."""
 
 import ast
+import importlib.util
 import re
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib
@@ -157,3 +159,52 @@ def test_a_script_of_the_gallery_ends_in_a_figure(script: Path) -> None:
     exec(compile(script.read_text(encoding="utf-8"), script.name, "exec"), {"__name__": "picture"})
     assert pyplot.gcf().axes
     pyplot.close("all")
+
+
+def tool(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module that builds the site, of those that need no Sphinx."""
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    spec = importlib.util.spec_from_file_location(Path(path).stem, DOCS / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_of_a_built_site_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.html").write_text('<p id="here"></p><a href="b.html#there"></a><a href="#here"></a>')
+    (tmp_path / "b.html").write_text(
+        '<a href="a.html"></a><a href="#gone"></a><img src="no.png"><a href="https://x.y">'
+    )
+    found, elsewhere = tool("check_links.py", monkeypatch).broken(tmp_path)
+    assert sorted(found) == ["a.html: b.html#there", "b.html: #gone", "b.html: no.png"]
+    assert elsewhere == 1
+
+
+def test_docstrings_become_markup_that_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tool("_ext/docstrings.py", monkeypatch)
+    text = """The |x|^2 of `solve`, see arXiv 2509.02528.
+
+        d_t v + <b, grad v> = 0
+
+    Raises
+    ------
+    ProblemError : never *.
+    """
+    lines = "\n".join(line.removeprefix("    ") for line in text.splitlines())
+    assert "\n".join(module.markup(lines.splitlines())) == (
+        "The \\|x\\|^2 of ``solve``\\ , see `arXiv 2509.02528 <https://arxiv.org/abs/2509.02528>`__.\n\n"
+        ".. code-block:: text\n\n    d_t v + <b, grad v> = 0\n\n"
+        ".. rubric:: Raises\n\nProblemError\n    never \\*.\n"
+    )
+    assert module.signature(fh.plot.ticks_at, "function") == ("(axis: Axis, values: ArrayLike)", "None")
+
+
+def test_the_page_of_the_command_has_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tool("_ext/command.py", monkeypatch).command_page()
+    for name in ("compare", "solve", "certify", "export", "atlas", "experiment", "zoo"):
+        assert f"## fem-hjb {name}\n" in page
+    assert "`--rtol <float>`" in page
+    zoo = tool("_ext/command.py", monkeypatch).zoo_page()
+    assert [name for name in fh.zoo.names() if f"## {name}\n" not in zoo] == []
