@@ -158,10 +158,9 @@ def signed(app: Any, what: str, name: str, obj: Any, options: Any, given: str, r
     try:
         if what in ("function", "method"):
             return signature(obj, what)
-        if what == "class" and "__dataclass_fields__" in vars(obj) and "__init__" in vars(obj):
-            return fields(obj), ""
         if what == "class" and "__init__" in vars(obj):
-            return signature(vars(obj)["__init__"], "method")[0], ""
+            written = vars(obj)["__init__"].__code__.co_filename == inspect.getsourcefile(obj)
+            return (signature(vars(obj)["__init__"], "method")[0] if written else fields(obj)), ""
     except (OSError, TypeError, SyntaxError, AttributeError):
         return None
     return None
