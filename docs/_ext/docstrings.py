@@ -158,6 +158,8 @@ def signed(app: Any, what: str, name: str, obj: Any, options: Any, given: str, r
     try:
         if what in ("function", "method"):
             return signature(obj, what)
+        if what == "class" and getattr(obj, "_is_protocol", False):
+            return "", ""
         if what == "class" and "__init__" in vars(obj):
             written = vars(obj)["__init__"].__code__.co_filename == inspect.getsourcefile(obj)
             return (signature(vars(obj)["__init__"], "method")[0] if written else fields(obj)), ""
