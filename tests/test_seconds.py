@@ -122,12 +122,13 @@ def test_progress_never_falls_and_ends_at_one_and_a_limit_that_is_not_reached_ch
             assert getattr(watched, attribute).value == getattr(plain, attribute).value
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, watching.OutOfTimeError])  # or a caller's limit
 @pytest.mark.parametrize("name", WORK)
-def test_what_progress_raises_stops_the_work(name: str) -> None:
+def test_what_progress_raises_stops_the_work(name: str, error: type[BaseException]) -> None:
     def stop(fraction: float) -> None:
-        raise KeyboardInterrupt
+        raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         WORK[name](progress=stop)
 
 
