@@ -38,7 +38,7 @@ _NEGLIGIBLE = 60.0  # maxima lower than the highest by more do not count
 _FREEDOM = 5.0  # of the Student t densities
 _DRAWN = 4096
 _FIT = 0.05  # relative to the square of the distance: by how much log p_T may be off where it is fitted
-_WORTH = 100.0  # draws, that the law under control is read off
+WORTH = 100.0  # draws, that the law under control is read off
 _COVERED = 0.01  # of draws lie further out on each side, where these still tell how paths under control get there
 _LOWEST = -1e300
 
@@ -301,11 +301,11 @@ def reaches_of(
     """
     weights, draws = sample.optimal()
     found = [reach_beyond(problem, sample, mass, seed)]
-    if draws >= _WORTH:
+    if draws >= WORTH:
         found.append(reach_of(sample.paths, weights))
     if ends is not None:
         inner = np.quantile(sample.paths[-1], [_COVERED, 1.0 - _COVERED], axis=0)
         middles = np.median(ends.x, axis=1)
-        covered = ((middles >= inner[0]) & (middles <= inner[1])).all(axis=1) & (draws >= _WORTH)
+        covered = ((middles >= inner[0]) & (middles <= inner[1])).all(axis=1) & (draws >= WORTH)
         found += [reach_of(tilted_paths(sample, x)) for x in ends.x[(ends.mass > mass) & ~covered]]
     return tuple(found)

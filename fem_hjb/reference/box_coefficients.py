@@ -12,6 +12,7 @@ polynomials. How many times are needed is seen at points drawn from where the pr
 import math
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import final
 
@@ -21,6 +22,7 @@ from numpy.typing import ArrayLike
 from fem_hjb.paths.breaks import all_times, fields_of, jumps_of
 from fem_hjb.problems.gauge import Background
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.box_speed import LOWER, tamed
 from fem_hjb.reference.faces import moved_to_faces
 from fem_hjb.spaces.axes import barycentric_rows, copy_to, parts_of
 from fem_hjb.support.checks import FloatArray
@@ -61,6 +63,7 @@ class Coefficients:
         self.problem, self.background, self.linear = problem, background, linear
         self.dim = problem.dim
         self.constant = problem.constant_diffusion
+        self.metric, self.most = np.ones(self.dim), math.inf  # of drifts (`box_speed`)
         self.calls = self.points = 0
         self.seconds = 0.0
         self.names = ["drift"] * self.dim + ["reward"]
@@ -87,6 +90,16 @@ class Coefficients:
         rows = zip(times.tolist(), b, r, Lambda, strict=True)
         return np.stack([self._fields(t, x, *parts).stacked() for t, *parts in rows])
 
+    def slower(self) -> "Coefficients":
+        """The same, with drifts that are tamed at a lower speed."""
+        other = copy(self)
+        other.most = LOWER * self.most
+        return other
+
+    def spent(self, other: "Coefficients") -> None:
+        """What a copy has cost, too."""
+        self.calls, self.points, self.seconds = other.calls, other.points, other.seconds
+
     def reward_at(self, t: float, x: FloatArray) -> FloatArray:
         """The running reward as part of its field (n,), at points x (n, d)."""
         return self.problem.r(t, x) / self.problem.temperature if self.linear else self.problem.r(t, x)
@@ -98,7 +111,8 @@ class Coefficients:
         self.seconds += time.perf_counter() - begun
         self.calls += 1
         self.points += x.size // self.dim
-        return result
+        b, r, Lambda = result
+        return (b if math.isinf(self.most) else tamed(b, self.metric, self.most)), r, Lambda
 
     def _fields(self, t: float, x: FloatArray, b: FloatArray, r: FloatArray, Lambda: FloatArray) -> Fields:
         problem, background = self.problem, self.background

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from fem_hjb.reference.box_march import Tolerances
+from fem_hjb.reference.box_asked import Tolerances
 
 
 @final

@@ -17,16 +17,15 @@ import numpy as np
 
 from fem_hjb.paths.extent import LawSample
 from fem_hjb.problems.box import BoolArray
-from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside
 from fem_hjb.reference.box_faces import begun
 from fem_hjb.reference.box_grading import make_grid, narrowed, stretched, widened
-from fem_hjb.reference.box_moments import at_edges, between, looked_at
+from fem_hjb.reference.box_moments import Places, at_edges, between, looked_at, places_of
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run, settled
-from fem_hjb.reference.box_running import method_of, sources_of
-from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks, tensor_points
+from fem_hjb.reference.box_running import method_of, sources_of, table_on
+from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.stepping.adaptive import Step, replay
 from fem_hjb.support.checks import FloatArray
@@ -37,7 +36,6 @@ LESS = {1: 2, 2: 2, 3: 1}  # degrees
 WIDER = 0.06  # of the width, by which a box is enlarged on each side
 _ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
 _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
-_PLACES = {1: 256, 2: 48, 3: 24}  # along an axis
 _NEAR_T = (0.0, 0.0003, 0.001, 0.003, 0.015, 0.04)  # of the time to go
 _MOST_TIMES = {1: 96, 2: 40, 3: 24}
 _RICHER, _LEAST_SHARE = 1.5, 0.2  # times what more degrees change; of what fewer degrees tell
@@ -66,6 +64,7 @@ def followed(
     less: int = 0,
     wider: Widening | None = None,
     tell: Progress = lambda _: None,
+    anew: bool = False,
 ) -> Iterator[PanelRun]:
     """The plan of a run again, with other steps, and perhaps elements of fewer degrees or a wider box.
 
@@ -73,6 +72,7 @@ def followed(
 
     lengths : what becomes of the steps (k,) of a panel.
     wider : `widened` or `stretched`.
+    anew : whether the coefficients are others than those of the run.
     """
     equation = run.equation
     before: tuple[Grid, FloatArray] | None = None
@@ -98,8 +98,8 @@ def followed(
                 u = np.asarray(own.states[0])
             else:
                 u = begun(equation, grid, s0, before)
-            if grid is not own.grid:
-                operators = Operators.of(equation, grid, _table(own, grid, coefficients), u)
+            if anew or grid is not own.grid:
+                operators = Operators.of(equation, grid, _table(own, grid, coefficients, anew), u)
                 panel = None
             if panel is None:
                 panel = method_of(equation, operators, operators.root_mean_square)
@@ -119,9 +119,12 @@ def told(steps: Iterable[Step], tell: Progress) -> Iterator[Step]:
         yield step
 
 
-def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
+def _table(own: PanelRun, grid: Grid, coefficients: Coefficients, anew: bool) -> Table:
     """The coefficients of a panel on another grid: interpolated, and evaluated only where that reaches further."""
     old = own.operators.table
+    if anew:
+        rough = old.sources is not None
+        return table_on(coefficients, grid, old.s0, old.s1, len(old.nodes), rough=rough, single=old.single)
     bounds = [line.bounds for line in own.grid.lines]
     inner = [(line.nodes >= low) & (line.nodes <= high) for line, (low, high) in zip(grid.lines, bounds, strict=True)]
     known = tuple(slice(int(part.argmax()), int(part.argmax() + part.sum())) for part in inner)
@@ -173,78 +176,6 @@ def joined(lengths: FloatArray) -> list[float]:
 def cut(parts: int) -> Steps:
     """Each step in so many parts."""
     return lambda lengths: np.repeat(lengths / parts, parts).tolist()
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Where runs are compared at a time to go s: a tensor grid that holds draws under the laws as weights.
-
-    axes : coordinates (m_k,), increasing.  weights : for each law (*shape), of sum 1.
-    Lambda : (d, d), or (*shape, d, d) where it varies.
-    """
-
-    s: float
-    axes: tuple[FloatArray, ...]
-    weights: tuple[FloatArray, ...]
-    Lambda: FloatArray
-
-    @property
-    def nodes(self) -> FloatArray:
-        """(n, d)."""
-        return tensor_points(self.axes)
-
-
-def places_of(
-    problem: ControlProblem,
-    s: float,
-    draws: Sequence[FloatArray],
-    bounds: Sequence[FloatArray],
-    more: Sequence[FloatArray] = (),
-) -> Places:
-    """Draws (n, d) under each law, those within bounds, shared out linearly among the neighbours on a grid.
-
-    Draws of a process that has been stopped are left out as long as others are there: nothing is to be steered.
-
-    more : coordinates of the grid along each axis, as far as draws go, besides those that follow the draws.
-    """
-    inside = [x[((x >= bounds[0]) & (x <= bounds[1])).all(axis=1)] for x in draws]
-    if problem.domain is not None and problem.domain.absorbing:
-        running = [x[~problem.domain.exited(x)] for x in inside]
-        inside = running if any(map(len, running)) else inside
-    pooled = np.concatenate(inside)
-    half = _PLACES[problem.dim] // 2
-    axes = []
-    for k, column in enumerate(pooled.T):
-        low, high = column.min(), column.max()
-        parts = [np.linspace(low, high, half), np.quantile(column, np.linspace(0.0, 1.0, half))]
-        parts += [x[(x > low) & (x < high)] for x in more[k : k + 1]]
-        axes.append(np.unique(np.concatenate(parts)))
-    constant, t = problem.constant_diffusion, problem.horizon - s
-    shape = tuple(map(len, axes))
-    Lambda = (
-        problem.Lambda(t, tensor_points(axes)).reshape(*shape, *pooled.shape[1:] * 2) if constant is None else constant
-    )
-    return Places(s, tuple(axes), tuple(_shared(axes, x) for x in inside if len(x)), Lambda)
-
-
-def _shared(axes: Sequence[FloatArray], x: FloatArray) -> FloatArray:
-    """The weights (*shape) of a sum over points x (n, d), each shared out multilinearly; of sum 1."""
-    shape = tuple(len(axis) for axis in axes)
-    result = np.zeros(math.prod(shape))
-    below, parts = [], []
-    for axis, column in zip(axes, x.T, strict=True):
-        k = np.clip(np.searchsorted(axis, column, side="right") - 1, 0, max(len(axis) - 2, 0))
-        above = np.minimum(k + 1, len(axis) - 1)
-        width = axis[above] - axis[k]
-        part = np.divide(column - axis[k], width, out=np.zeros(len(x)), where=width > 0)
-        below.append((k, above))
-        parts.append((1.0 - part, part))
-    for corner in np.ndindex(*[2] * len(axes)):
-        place = np.ravel_multi_index([ends[c] for ends, c in zip(below, corner, strict=True)], shape)
-        share = math.prod((part[c] for part, c in zip(parts, corner, strict=True)), start=np.ones(len(x)))
-        result += np.bincount(place, share, len(result))
-    return result.reshape(shape) / len(x)
 
 
 @final
@@ -387,12 +318,17 @@ class Judge:
                 for a, b in zip(richer, found["space"], strict=True)
             ]
             found["space"] = min(found["space"], (told[0], told[1]), key=max)
-        if self.equation.truncated.any():
+        if tamed := math.isfinite(coefficients.most):  # what that changes counts as part of what a larger box does
+            slower = coefficients.slower()
+            follow = partial(followed, self.run, slower, tell=self.tell, anew=True)
+        if tamed or self.equation.truncated.any():
             found["truncation"] = self.difference(base, self.seen(follow(steps, wider=stretched)))
             if max(found["truncation"]) > enough["truncation"]:
                 found["truncation"] = min(
                     found["truncation"], self._truncation(base, follow, steps, enough["truncation"]), key=max
                 )
+            if tamed:
+                coefficients.spent(slower)
         return found
 
     def _at_first(self, base: Seen, richer: Iterator[PanelRun]) -> tuple[float, float]:
@@ -414,7 +350,7 @@ class Judge:
         if not wider.failed:
             return self.difference(base, wider)
         narrower = self.difference(self.own, self.seen(follow(cut(1), wider=narrowed)))
-        for parts in (1, 2):
+        for parts in (1, 2) if math.isfinite(max(narrower)) else (1, 2, 4, 8):
             if max(narrower) <= enough:
                 break
             wider = self.seen(follow(cut(parts), wider=widened))

@@ -8,13 +8,14 @@ follow the layer, and the run says up to which time to go it reaches.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import final
 
 import numpy as np
 
-from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto, times_needed
+from fem_hjb.reference.box_asked import Tolerances
+from fem_hjb.reference.box_coefficients import Coefficients, Table, times_needed
 from fem_hjb.reference.box_faces import begun
 from fem_hjb.reference.box_grading import (
     FIRST_CELLS,
@@ -29,7 +30,7 @@ from fem_hjb.reference.box_grading import (
 from fem_hjb.reference.box_layer import JUMP, SETTLED, STEEPEST, edges_for_layer, steepest
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import THICKEST, Layer, Run, panel_run, restored, run_of, settled, tails_of
-from fem_hjb.reference.box_running import method_of, sources_of
+from fem_hjb.reference.box_running import method_of, table_on
 from fem_hjb.reference.box_sizes import NOTHING, least_sizes
 from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.stepping.adaptive import Panel, Step, march
@@ -57,24 +58,6 @@ _SHORTEST = 1e-11  # of the horizon
 _COLLAPSED = 1e-6  # of the time since a jump: no step of the value form is as short, if faces are stable
 _COMING = 10.0  # widths: how steep a reward may be
 _LATER, _FINER = 1e-3, 5  # of the horizon, after which a layer may end on another grid; tries, each finer
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Tolerances:
-    """time : of a step;  dense : between its ends;  space : of what is not resolved of the gradient; all relative.
-
-    table : of coefficients in time, relative.  degree : of the elements.  most : unknowns.
-    guess : the part of the spread of rewards in the box, over its width, that a gradient is expected to reach.
-    """
-
-    time: float
-    dense: float
-    space: float
-    table: float
-    degree: int
-    most: int
-    guess: float
 
 
 @final
@@ -135,6 +118,7 @@ class Marcher:
         coefficients = self.coefficients
         if not equation.linear:
             coefficients = Coefficients(equation.problem, equation.gauge, True)
+            coefficients.metric, coefficients.most = self.coefficients.metric, self.coefficients.most
         inner = Marcher(averaged, coefficients, self.tol, self.tell)
         try:
             found = inner.through_layer(grid, partial(self._resolved, at_end))
@@ -298,15 +282,8 @@ class Marcher:
                 )
         count, misfit = found
         self.result.misfit += misfit * (s1 - s0) / self.T
-        times = self.T - inside(s0, s1, lobatto(count))
-        values = [np.empty((count, *grid.shape)) for _ in self.coefficients.names]
-        for k, t in enumerate(times.tolist()):
-            self.coefficients.into([field[k].reshape(-1) for field in values], t, nodes)
-        sources = sources_of(self.coefficients, grid, times.tolist()) if self.equation.rough else None
-        if sources is not None:
-            for row, source, t in zip(values[grid.dim], sources, times.tolist(), strict=True):
-                row += source - self.coefficients.reward_at(t, nodes).reshape(grid.shape)
-        return Table(s0, s1, values, single=rtol > _SINGLE, sources=sources)
+        rough = self.equation.rough
+        return table_on(self.coefficients, grid, s0, s1, count, rough=rough, single=rtol > _SINGLE)
 
     def _floors(self) -> list[float]:
         """Sizes of the fields that do not count: of drifts, what diffusion does in T; of rewards, the value over T."""

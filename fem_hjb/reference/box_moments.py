@@ -1,12 +1,18 @@
-"""When and where runs are compared: times within panels, and places that no draws tell."""
+"""When and where runs are compared: times within panels, places that hold draws, and such as no draws tell."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
+from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_run import PanelRun
+from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.support.checks import FloatArray
 
+_PLACES = {1: 256, 2: 48, 3: 24}  # along an axis
 _BESIDE = 2  # nodes on each side of an edge
 
 
@@ -42,3 +48,75 @@ def _longest(panel: PanelRun) -> int:
     """The last of the longest steps."""
     lengths = np.diff(panel.ends)
     return int(np.flatnonzero(lengths >= lengths.max() * (1 - 1e-9))[-1])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where runs are compared at a time to go s: a tensor grid that holds draws under the laws as weights.
+
+    axes : coordinates (m_k,), increasing.  weights : for each law (*shape), of sum 1.
+    Lambda : (d, d), or (*shape, d, d) where it varies.
+    """
+
+    s: float
+    axes: tuple[FloatArray, ...]
+    weights: tuple[FloatArray, ...]
+    Lambda: FloatArray
+
+    @property
+    def nodes(self) -> FloatArray:
+        """(n, d)."""
+        return tensor_points(self.axes)
+
+
+def places_of(
+    problem: ControlProblem,
+    s: float,
+    draws: Sequence[FloatArray],
+    bounds: Sequence[FloatArray],
+    more: Sequence[FloatArray] = (),
+) -> Places:
+    """Draws (n, d) under each law, those within bounds, shared out linearly among the neighbours on a grid.
+
+    Draws of a process that has been stopped are left out as long as others are there: nothing is to be steered.
+
+    more : coordinates of the grid along each axis, as far as draws go, besides those that follow the draws.
+    """
+    inside = [x[((x >= bounds[0]) & (x <= bounds[1])).all(axis=1)] for x in draws]
+    if problem.domain is not None and problem.domain.absorbing:
+        running = [x[~problem.domain.exited(x)] for x in inside]
+        inside = running if any(map(len, running)) else inside
+    pooled = np.concatenate(inside)
+    half = _PLACES[problem.dim] // 2
+    axes = []
+    for k, column in enumerate(pooled.T):
+        low, high = column.min(), column.max()
+        parts = [np.linspace(low, high, half), np.quantile(column, np.linspace(0.0, 1.0, half))]
+        parts += [x[(x > low) & (x < high)] for x in more[k : k + 1]]
+        axes.append(np.unique(np.concatenate(parts)))
+    constant, t = problem.constant_diffusion, problem.horizon - s
+    shape = tuple(map(len, axes))
+    Lambda = (
+        problem.Lambda(t, tensor_points(axes)).reshape(*shape, *pooled.shape[1:] * 2) if constant is None else constant
+    )
+    return Places(s, tuple(axes), tuple(_shared(axes, x) for x in inside if len(x)), Lambda)
+
+
+def _shared(axes: Sequence[FloatArray], x: FloatArray) -> FloatArray:
+    """The weights (*shape) of a sum over points x (n, d), each shared out multilinearly; of sum 1."""
+    shape = tuple(len(axis) for axis in axes)
+    result = np.zeros(math.prod(shape))
+    below, parts = [], []
+    for axis, column in zip(axes, x.T, strict=True):
+        k = np.clip(np.searchsorted(axis, column, side="right") - 1, 0, max(len(axis) - 2, 0))
+        above = np.minimum(k + 1, len(axis) - 1)
+        width = axis[above] - axis[k]
+        part = np.divide(column - axis[k], width, out=np.zeros(len(x)), where=width > 0)
+        below.append((k, above))
+        parts.append((1.0 - part, part))
+    for corner in np.ndindex(*[2] * len(axes)):
+        place = np.ravel_multi_index([ends[c] for ends, c in zip(below, corner, strict=True)], shape)
+        share = math.prod((part[c] for part, c in zip(parts, corner, strict=True)), start=np.ones(len(x)))
+        result += np.bincount(place, share, len(result))
+    return result.reshape(shape) / len(x)

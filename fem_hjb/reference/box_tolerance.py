@@ -18,15 +18,17 @@ from fem_hjb.paths.tilted import reaches_of, tilted_ends
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, ValueGauge
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.box_asked import LEAST, Tolerances, asked
 from fem_hjb.reference.box_coefficients import Coefficients
 from fem_hjb.reference.box_cost import Cost
 from fem_hjb.reference.box_form import choose_form, given_box
 from fem_hjb.reference.box_judge import Judge, Parts
-from fem_hjb.reference.box_march import Marcher, Tolerances
+from fem_hjb.reference.box_march import Marcher
 from fem_hjb.reference.box_panel import Equation, Payoff
 from fem_hjb.reference.box_paths import Steered, steered
 from fem_hjb.reference.box_run import Run, layer_of
 from fem_hjb.reference.box_running import jumps_in_space
+from fem_hjb.reference.box_speed import drift_check, most_of, share_above
 from fem_hjb.reference.faces import truncated
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import combine
@@ -39,11 +41,8 @@ MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
 _LARGER, _LOOSE = 4, 1e-2  # times that the box follows paths in runs to this tolerance
-_SPACE = {1: 0.1, 2: 0.3, 3: 0.3}  # of the tolerance; on a line unknowns cost little, another round does not
-_TIME, _DENSE, _TABLE, _MASS = 0.2, 0.2, 0.05, 0.1  # of the tolerance; the mass, of its square
-_GUESS = 0.03
+_MASS = 0.1  # of the square of the tolerance
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
-_LEAST = 1e-13
 _PAID = 1e-4  # times that mass for what is paid: errors near faces, which no draw sees, count by their squares
 _LOST = 20.0  # times the mass that a box may leave out on each side: so many paths may leave it at any time
 _GROWING = (
@@ -52,6 +51,7 @@ _GROWING = (
 )
 _FURTHER = 1 / 3  # over log 1 / rtol: of the range of rewards at draws; quadratic ones take as many to leave it by
 _FLAT = 16.0  # temperatures at least
+_SLOW = 1000  # steps, from which on drifts are tamed
 _JUDGED = 2.0  # times as long as a run takes to be judged, if that has not been measured yet
 _ROUNDING = 3e-13  # relative: the least error that is admitted
 
@@ -152,6 +152,8 @@ class _Judged:
     parts: Parts
     controlled: Steered | None
     tolerances: Tolerances
+    most: float  # the speed up to which drifts are as they are
+    outpaced: float  # the fraction of paths under control that meet faster ones
 
     @property
     def error(self) -> float:
@@ -186,11 +188,12 @@ class _Search:
         self.jumps = tuple(
             self.coefficients.jumps(self.sample.x[[0, len(self.sample.x) // 2, -1], :8].reshape(-1, problem.dim))
         )
-        self.tolerances = _tolerances(problem.dim, rtol, self.most)
+        self.tolerances = asked(problem.dim, rtol, self.most)
         self.count = self.runs = 0
         self.cost: Cost | None = None  # of the last run
         self.judged = _JUDGED  # times what the last run took
         self.levels: tuple[float, float] | None = None  # of a tamed value form
+        self.calm = False  # whether drifts are tamed
 
     def choose(self, form: str | None) -> None:
         """What is taken out, and the form."""
@@ -218,18 +221,24 @@ class _Search:
         if followed is not None and self._left_by(followed) and "truncation" in parts:
             lost = math.sqrt(followed.lost)  # where the box ends nothing is right; if it must end there, a check tells
             parts["truncation"] = (math.hypot(parts["truncation"][0], lost), math.hypot(parts["truncation"][1], lost))
-        return _Judged(run, parts, self.controlled, self.tolerances)
+        outpaced = self._outpaced_by(self.controlled)
+        return _Judged(run, parts, self.controlled, self.tolerances, self.coefficients.most, outpaced)
 
     def _held(self, tell: Progress) -> Run:
         """A run with the box that holds paths under its policy, if a few larger ones do, which loose runs tell."""
         run = self._marched(self.tolerances, tell)
+        if not self.calm and self.problem.dim > 1 and run.counts["steps"] > _SLOW:
+            self.calm = True  # stability decides, perhaps by drifts that nobody meets
+            if math.isfinite(self._most(run.equation)):
+                run = self._marched(self.tolerances, tell)
         if self.controlled is not None or self.payoff is not None:
             return run
         self.controlled = steered(run, self.seed)
-        if not self._left_by(self.controlled):
+        left = self._left_by(self.controlled)
+        if not left and self._outpaced_by(self.controlled) <= self.losable:
             return run
-        loose = _tolerances(self.problem.dim, max(self.rtol, _LOOSE), self.most)
-        for _ in range(_LARGER):
+        loose = asked(self.problem.dim, max(self.rtol, _LOOSE), self.most)
+        for _ in range(_LARGER if left else 0):
             self._follow(self.controlled)
             self.controlled = steered(self._marched(loose, tell), self.seed)
             if not self._left_by(self.controlled):
@@ -241,6 +250,11 @@ class _Search:
     def _left_by(self, followed: Steered | None) -> bool:
         """Whether too many paths leave a box that may be larger."""
         return followed is not None and followed.lost > self.losable and self.movable
+
+    def _outpaced_by(self, followed: Steered | None) -> float:
+        """The fraction of paths that meet drifts which are tamed."""
+        c = self.coefficients
+        return share_above(self.problem, c.metric, c.most, followed.times, followed.x) if followed is not None else 0.0
 
     def _follow(self, followed: Steered | None) -> None:
         """Let the box hold the paths, too."""
@@ -262,6 +276,7 @@ class _Search:
             self.payoff,
             rough=self.rough,
         )
+        self.coefficients.metric, self.coefficients.most = equation.metric, self._most(equation)
         self.count += 1
         self.runs += 1
         marcher = Marcher(equation, self.coefficients, tolerances, tell)
@@ -271,6 +286,14 @@ class _Search:
         run = marcher.run(grid)
         self.cost = Cost(grid.size, tolerances, max(time.perf_counter() - begun, 1e-9))
         return run
+
+    def _most(self, equation: Equation) -> float:
+        """The speed up to which drifts are as they are."""
+        if not self.calm:
+            return math.inf
+        followed = [] if self.controlled is None else [(self.controlled.times, self.controlled.x)]
+        laws = self.sample, self.ends, followed
+        return most_of(self.problem, equation.metric, *laws, self.box, self.jumps, self.mass)
 
     def _announce(self, shape: tuple[int, ...], tolerances: Tolerances) -> None:
         """How long a run, with what judges it, may take; nothing where no earlier one says so."""
@@ -322,7 +345,7 @@ class _Search:
         changes: dict[str, Any] = {}
         if excess["time"] > 1:
             factor = max(0.5 / min(excess["time"], 1e9) ** 1.25, 1e-3)
-            changes |= {"time": max(t.time * factor, _LEAST), "dense": t.dense * max(factor, 0.05)}
+            changes |= {"time": max(t.time * factor, LEAST), "dense": t.dense * max(factor, 0.05)}
         if excess["space"] > 1:
             changes["space"] = t.space * float(np.clip(0.5 / excess["space"], 0.02, 0.5))
             changes["table"] = t.table * 0.3
@@ -388,6 +411,7 @@ class _Search:
             lost = followed.lost
             told = f"{lost:.2%} of {len(followed.outside)} paths under the policy leave the box"
         found = [Check(name="paths in the box", figure=lost, limit=self.losable, told=told)]
+        found += drift_check(best.outpaced, best.most, self.losable)
         if self.linear:
             bad = best.run.nonpositive
             told = f"u is not positive at {bad} nodes of space and time"
@@ -407,29 +431,8 @@ class _Search:
         return Check(name="terminal reward", figure=lost, limit=self.losable, told=told)
 
 
-def _tolerances(dim: int, rtol: float, most: int) -> Tolerances:
-    """What a run is to resolve, in the first place."""
-    return Tolerances(
-        time=max(_TIME * rtol, _LEAST),
-        dense=_DENSE * rtol,
-        space=_SPACE[dim] * rtol,
-        table=_TABLE * rtol,
-        degree=_degree(dim, rtol),
-        most=most,
-        guess=_GUESS,
-    )
-
-
 def _part_of(told: Progress, k: int, part: float) -> None:
     told((k + 0.7 * part) / _ROUNDS)
-
-
-def _degree(dim: int, rtol: float) -> int:
-    if dim == 3:
-        return 6 if rtol >= 3e-3 else 8 if rtol >= 3e-4 else 12
-    if dim == 2:
-        return 8 if rtol >= 3e-4 else 12 if rtol >= 1e-6 else 16
-    return 12 if rtol >= 1e-3 else 16 if rtol >= 1e-6 else 20
 
 
 def _finest(run: Run) -> float:

@@ -18,8 +18,8 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference import box_judge, box_run
 from fem_hjb.reference.box_coefficients import Coefficients, Table
 from fem_hjb.reference.box_grading import widened
-from fem_hjb.reference.box_judge import WIDER, Judge, Seen, cut, merged, on_places, places_of
-from fem_hjb.reference.box_moments import at_edges
+from fem_hjb.reference.box_judge import WIDER, Judge, Seen, cut, merged, on_places
+from fem_hjb.reference.box_moments import at_edges, places_of
 from fem_hjb.reference.box_paths import Steered, evaluate
 from fem_hjb.reference.box_run import Run
 from fem_hjb.reference.box_tolerance import _Search
