@@ -183,8 +183,7 @@ def fit(
             raise
         raise ConvergenceError(
             f"fit({problem.name!r}): {watch.reached:.0%} done within max_seconds={limit:g}, and nothing that is in the"
-            " class yet; give it more time, fewer samples, a smaller class, a Space instead of 'auto', or where there"
-            " is a constraint method='projected'"
+            " class yet; give it more time, fewer samples, a smaller class, a Space, or for sets method='projected'"
         ) from None
     seconds = dict(solution.stats["seconds"])
     seconds = {"assembly": _since(started) - sum(seconds.values()), **seconds}
