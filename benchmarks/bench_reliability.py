@@ -7,8 +7,8 @@
     python benchmarks/bench_reliability.py --truths                            how well the truths solve their equations
 
 The problems and where their values are known from: `reliability_problems`. The true error is the larger of the relative
-errors of value and policy under the uncontrolled and the optimally controlled law, at times up to T (1 - 1 / 4096), as
-`compare` measures them; infinite, if there is no value on more than half of a law. The estimate is the larger of the
+errors of value and policy under the uncontrolled and the optimally controlled law, at times up to T (1 - 1 / 4096), or up
+to where a solution says that its error bar ends, at most T / 20 before, as `compare` measures them; infinite, if there is no value on more than half of a law. The estimate is the larger of the
 two that `solve` returns.
 
 Columns, counts of problems or shares of those answered: problems; answered, with a solution within --seconds of CPU
@@ -191,7 +191,8 @@ def judged(posed: problems.Posed, solution: Any) -> dict[str, Any]:
     times = law_points(posed.problem).times
     breaks = (np.array(posed.breaks)[:, None] + 1e-9 * T * np.array([-1.0, 1.0])).ravel()
     times = np.unique(np.concatenate([times, np.clip(breaks, 0.0, T)]))
-    times = np.append(times[times < posed.latest * T], posed.latest * T)
+    latest = min(posed.latest * T, T - solution.stats["layer"])  # which the check "layer at the end" tells
+    times = np.append(times[times < latest], latest)
     found: dict[str, Any] = {"excluded": 0.0}
     for law in LAWS:
         try:
