@@ -40,8 +40,9 @@ ORDER = {
     "interop": "grids arrays vtk export precision schedules torch jax",
     "atlas": "settings entries collection tables pictures",
     "experiments": (
-        "trial certificates coercivity critical_radius harder_than_regression high_dimension iteration "
-        "observation_times self_mitigation suboptimality two_sided"
+        "trial certificates coercivity critical_radius ellipticity harder_than_regression high_dimension iteration "
+        "linear_quadratic observation_times score_error self_mitigation suboptimality two_dimensions two_equations "
+        "two_sided"
     ),
     "cli_input": "",
     "cli_output": "",

@@ -132,6 +132,20 @@ def test_what_progress_raises_stops_the_work(name: str) -> None:
         WORK[name](progress=stop)
 
 
+@pytest.mark.parametrize("name", WORK)
+def test_a_limit_of_the_caller_passes_or_leaves_the_best_so_far(name: str) -> None:
+    """It comes through progress=, and there is no max_seconds to speak of."""
+
+    def stop(fraction: float) -> None:
+        raise watching.OutOfTimeError
+
+    try:
+        found = WORK[name](progress=stop)
+    except watching.OutOfTimeError:
+        return
+    assert "max_seconds were over" in found.status
+
+
 def never(*_: Any) -> Any:
     raise AssertionError("work was done")
 

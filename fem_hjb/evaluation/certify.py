@@ -122,6 +122,8 @@ def certify(
         else:
             found = work.from_value(policy, value, bounds, watch, max_seconds)
     except OutOfTimeError:
+        if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"certify({problem.name!r}): {watch.reached:.0%} done within max_seconds={max_seconds:g}; give it more"
             " time, or smaller n and steps"

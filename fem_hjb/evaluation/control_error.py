@@ -131,6 +131,8 @@ def control_error(
     try:
         found = _averaged(problem, policy, reference, under, times, n, rng, rtol, watch)
     except OutOfTimeError:
+        if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"control_error({problem.name!r}): {watch.reached:.0%} done within max_seconds={max_seconds:g}; give it"
             " more time, a larger rtol, fewer times, or a reference on a smaller box"

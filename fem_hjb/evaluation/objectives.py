@@ -93,6 +93,8 @@ def objectives(
     try:
         found = _all_of_them(problem, policy, reference, steps, n, seeds, times, rtol, watch)
     except OutOfTimeError:
+        if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"objectives({problem.name!r}): {watch.reached:.0%} done within max_seconds={max_seconds:g}; give it more"
             " time, a larger rtol, or fewer paths or times"

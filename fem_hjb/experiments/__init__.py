@@ -70,6 +70,8 @@ def run(
     try:
         trial: Trial = module.run(config, watch)
     except OutOfTimeError:
+        if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"experiment {name!r}: {watch.reached:.0%} done within max_seconds={max_seconds:g}; give it more time, its"
             " quick version, or fewer seeds"

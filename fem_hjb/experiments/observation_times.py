@@ -95,8 +95,8 @@ def run(config: Config, tell: Progress) -> Trial:
         pairs, shuffled = _pairs(problem, left, K, independent=False), _pairs(problem, left, K, independent=True)
         for rule, estimator, measure in (
             ("left-point", "generator", left),
-            ("trapezoidal", "generator", _with_end(problem, left, K, share=0.5)),
-            ("ends in full", "generator", _with_end(problem, left, K, share=1.0)),
+            ("trapezoidal", "generator", with_end(problem, left, K, share=0.5)),
+            ("ends in full", "generator", with_end(problem, left, K, share=1.0)),
             ("left-point", "increment", pairs),
             ("left-point", "corrected", pairs),
             ("shuffled pairs", "corrected", shuffled),
@@ -124,9 +124,12 @@ def _solved(problem: ControlProblem, measure: Measure, space: Space, estimator: 
     return np.ravel(solve_system(assemble(problem, measure, space, estimator=estimator), smoothing=0.0).coefficients)
 
 
-def _with_end(problem: ControlProblem, left: Measure, K: int, share: float) -> Measure:
+def with_end(problem: ControlProblem, left: Measure, K: int, share: float) -> Measure:
     """A left-point rule with points at T too; those at both ends weigh this share of the others. 0.5: trapezoids."""
     at_end = np.full(len(left.terminal_x), problem.horizon)
+    score = None
+    if left.score is not None and problem.marginal is not None:
+        score = np.concatenate([left.score, problem.marginal(problem.horizon).score(left.terminal_x)])
     weights = np.where(left.t == 0.0, share, 1.0) * left.weights
     return replace(
         left,
@@ -134,7 +137,7 @@ def _with_end(problem: ControlProblem, left: Measure, K: int, share: float) -> M
         x=np.concatenate([left.x, left.terminal_x]),
         weights=np.append(weights, share * problem.horizon / K * left.terminal_weights),
         next_t=None,
-        score=None,
+        score=score,
     )
 
 

@@ -179,6 +179,8 @@ def fit(
             chosen = space
         solution, system = learned(chosen, data, part_of(watch, _CHOSEN if tried else 0.0, _LEARNED))
     except OutOfTimeError:
+        if limit is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"fit({problem.name!r}): {watch.reached:.0%} done within max_seconds={limit:g}, and nothing that is in the"
             " class yet; give it more time, fewer samples, a smaller class, a Space instead of 'auto', or where there"

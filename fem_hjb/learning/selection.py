@@ -129,6 +129,8 @@ def cross_validate(
         for judged in _each_judged(problem, data, candidates, estimator, criterion, folds, delta, terminal, watch):
             found.append(judged)
     except OutOfTimeError:
+        if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         if not found:
             raise ConvergenceError(
                 f"cross_validate({problem.name!r}): no candidate was judged within max_seconds={max_seconds:g}; give it"

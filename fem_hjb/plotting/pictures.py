@@ -203,7 +203,7 @@ def solution(
         ax.set_ylabel(_LABEL[quantity])
         if limits is not None:
             ax.set_ylim(*limits)
-        return _curve(ax, x[:, 0], y, label, style or STYLES[0])
+        return _curve(ax, x[:, 0], y, label, style or {**STYLES[0], "marker": None})
     first, second, points = plane_points(region, problem, _MAP_POINTS)
     if quantity == "value":
         z, name = value_at(of, t, points), _LABEL["value"]

@@ -180,7 +180,7 @@ class Table:
             if len(field) > 1 and all(np.array_equal(row, field[0]) for row in field[1:]):
                 self.values[k] = field[:1].copy()
             elif self.single and len(field) > 1:
-                self.values[k] = field.astype(np.float32)
+                self.values[k] = field.astype(np.float32, copy=False)
         self._moving = any(len(field) > 1 for field in self.values)
 
     def row(self, k: int) -> FloatArray:
@@ -199,7 +199,7 @@ class Table:
 
     def forget(self) -> None:
         """Let go of all of it."""
-        self.values = [field[:0] for field in self.values]
+        self.values = [np.empty((0, *field.shape[1:])) for field in self.values]
         self.rest()
 
     def at(self, s: float) -> list[FloatArray]:

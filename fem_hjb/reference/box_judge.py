@@ -103,7 +103,7 @@ def followed(
                 panel = None
             if panel is None:
                 panel = method_of(equation, operators, operators.root_mean_square)
-            plan = lengths(np.diff(own.ends))
+            plan = lengths(own.plan)
             found = panel_run(operators, panel, told(replay(panel, u, s0, plan), tell), len(plan), s1)
         before, finite = (grid, found.last.copy()), found.finite
         yield found
@@ -128,7 +128,8 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients) -> Table:
     rows = [rows_at(line, new.nodes[part]) for line, new, part in zip(own.grid.lines, grid.lines, known, strict=True)]
     beyond = np.flatnonzero(~reduce(np.logical_and.outer, inner))
     further = grid.nodes[beyond]
-    values = [np.empty((len(old.nodes), *grid.shape)) for _ in coefficients.names]
+    kind = np.float32 if old.single else np.float64  # at once: two tables of a large grid need not exist
+    values = [np.empty((len(old.nodes), *grid.shape), kind) for _ in coefficients.names]
     times = (coefficients.problem.horizon - inside(old.s0, old.s1, old.nodes)).tolist()
     sources = None if old.sources is None else sources_of(coefficients, grid, times)
     for k, t in enumerate(times):
@@ -389,32 +390,37 @@ class Judge:
         if self.equation.truncated.any():
             found["truncation"] = self.difference(base, self.seen(follow(steps, wider=stretched)))
             if max(found["truncation"]) > enough["truncation"]:
-                found["truncation"] = min(found["truncation"], self._truncation(base, follow, steps), key=max)
+                found["truncation"] = min(
+                    found["truncation"], self._truncation(base, follow, steps, enough["truncation"]), key=max
+                )
         return found
 
     def _at_first(self, base: Seen, richer: Iterator[PanelRun]) -> tuple[float, float]:
         """What more degrees change before a tenth of the work is done: next to T functions are steepest, panels short,
         and what their highest powers promise is not always kept.
         """
-        work = np.cumsum([(panel.ends.size - 1) * panel.grid.size for panel in self.run.panels])
+        work = np.cumsum([panel.plan.size * panel.grid.size for panel in self.run.panels])
         first = self.seen(islice(richer, int((work <= _AT_FIRST * work[-1]).sum())))
         if first.failed:  # they may not be stable where those of the run are, or there is no such panel
             return 0.0, 0.0
         return self.difference(base, Seen([*first.rows, *base.rows[len(first.rows) :]], first.tails))
 
-    def _truncation(self, base: Seen, follow: Follow, steps: Steps) -> tuple[float, float]:
+    def _truncation(self, base: Seen, follow: Follow, steps: Steps, enough: float) -> tuple[float, float]:
         """Of a box with more cells beyond; where more happens than the steps can follow, they are cut.
 
-        If no steps can, it is that of a narrower box, which is more.
+        What a narrower box changes is more than that, and stable: it is looked at first where steps have to be cut.
         """
         wider = self.seen(follow(steps, wider=widened))
-        for parts in (1, 2, 4, 8):
-            if not wider.failed:
+        if not wider.failed:
+            return self.difference(base, wider)
+        narrower = self.difference(self.own, self.seen(follow(cut(1), wider=narrowed)))
+        for parts in (1, 2):
+            if max(narrower) <= enough:
                 break
-            base, wider = self.own, self.seen(follow(cut(parts), wider=widened))
-        if wider.failed:
-            wider = self.seen(follow(cut(1), wider=narrowed))
-        return self.difference(base, wider)
+            wider = self.seen(follow(cut(parts), wider=widened))
+            if not wider.failed:
+                return min(narrower, self.difference(self.own, wider), key=max)
+        return narrower
 
     def _space(self, longer: Seen, poorer: Seen) -> tuple[float, float]:
         """Of elements of fewer degrees, times how much better those of the run are by what they do not resolve."""

@@ -28,7 +28,7 @@ from fem_hjb.reference.box_grading import (
 )
 from fem_hjb.reference.box_layer import JUMP, SETTLED, STEEPEST, edges_for_layer, steepest
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
-from fem_hjb.reference.box_run import THICKEST, Layer, Run, panel_run, restored, settled, tails_of
+from fem_hjb.reference.box_run import THICKEST, Layer, Run, panel_run, restored, run_of, settled, tails_of
 from fem_hjb.reference.box_running import method_of, sources_of
 from fem_hjb.reference.box_sizes import NOTHING, least_sizes
 from fem_hjb.spaces.axes import apply_axis
@@ -359,9 +359,7 @@ class Marcher:
         end = steps[-1].s + steps[-1].h
         end = table.s1 if end > table.s1 - _SHORTEST * self.T else end
         self.h, last = steps[-1].h, steps[-1].u1
-        count, taken = len(steps), (steps.pop() for _ in range(len(steps)))
-        steps.reverse()
-        self.result.keep(panel_run(operators, panel, taken, count, end))
+        self.result.keep(run_of(operators, panel, steps, end, self.tol.dense))
         allowed = self.tol.space * self.size_g * (1.0 if bad is None else _AHEAD)
         new = [
             regraded(line, part, allowed) for line, part in zip(grid.lines, good if bad is None else bad, strict=True)

@@ -1,6 +1,6 @@
 """What a run over panels of time leaves, and as functions of space and time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -20,6 +20,7 @@ from fem_hjb.support.checks import FloatArray
 
 _RUN_AWAY = 1e100  # of u, or of temperatures: no solution is as large
 THICKEST = 0.05  # of the horizon, that a layer may be
+_HELD = 2**22  # values of u in a panel, above which fewer are kept
 _KEPT = 32  # panels whose exponentials or factors are kept
 
 
@@ -29,12 +30,14 @@ class PanelRun:
     """One panel of a run: what was solved there, the times to go at the ends of its steps (k,), and u and u' there.
 
     states : (2 k, *shape), u and u' by turns.
+    plan : the lengths of the steps, of which some may have been joined in `ends`.
     """
 
     operators: Operators
     stepped: Panel | None  # kept for its exponentials or factors
     ends: FloatArray
     states: FloatArray
+    plan: FloatArray
 
     @property
     def grid(self) -> Grid:
@@ -69,8 +72,10 @@ class PanelRun:
         return hermite((s - self.ends[k]) / h, h, u0, slope0, u1, slope1)
 
 
-def panel_run(operators: Operators, stepped: Panel, steps: Iterable[Step], count: int, s1: float) -> PanelRun:
-    """So many steps that end at s1; one at a time need exist."""
+def panel_run(
+    operators: Operators, stepped: Panel, steps: Iterable[Step], count: int, s1: float, plan: FloatArray | None = None
+) -> PanelRun:
+    """So many steps that end at s1; one at a time need exist. plan : lengths of those that some of them replace."""
     ends, states = np.empty(count + 1), np.empty((2 * count + 2, *operators.grid.shape))
     for k, step in enumerate(steps):
         if not k:
@@ -81,7 +86,31 @@ def panel_run(operators: Operators, stepped: Panel, steps: Iterable[Step], count
     ends[-1] = s1
     stepped.forget()
     operators.table.rest()
-    return PanelRun(operators, stepped, ends, states)
+    return PanelRun(operators, stepped, ends, states, np.diff(ends) if plan is None else plan)
+
+
+def run_of(operators: Operators, stepped: Panel, steps: list[Step], s1: float, allowed: float) -> PanelRun:
+    """The same of a list, which is used up; of large arrays fewer are kept, if cubics miss no more than is allowed."""
+    plan = np.array([step.h for step in steps])
+    if len(steps) * operators.grid.size > _HELD:
+        steps[:] = fewer(steps, stepped.size, allowed)
+    steps.reverse()
+    return panel_run(operators, stepped, (steps.pop() for _ in range(len(steps))), len(steps), s1, plan)
+
+
+def fewer(steps: Sequence[Step], size: Callable[[FloatArray], float], allowed: float) -> list[Step]:
+    """Two steps as one, wherever the cubic through the ends of both misses what is between them by what is allowed."""
+    result: list[Step] = []
+    for step in steps:
+        before = result[-1] if result else None
+        if before is not None and before.h <= step.h * (1 + 1e-9):
+            h = before.h + step.h
+            middle = hermite(before.h / h, h, before.u0, before.slope0, step.u1, step.slope1)
+            if size(middle - before.u1) <= allowed:
+                result[-1] = Step(before.s, h, before.u0, before.slope0, step.u1, step.slope1)
+                continue
+        result.append(step)
+    return result
 
 
 @final
@@ -110,7 +139,7 @@ class Layer:
         w = np.concatenate([at_end[None], restored(equation, u, at_end)])
         shown = np.repeat(w, 2, axis=0)
         shown[1::2] = np.gradient(w, ends, axis=0)
-        return PanelRun(panels[-1].operators, None, ends, shown)
+        return PanelRun(panels[-1].operators, None, ends, shown, np.diff(ends))
 
 
 @final

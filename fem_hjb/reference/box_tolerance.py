@@ -39,7 +39,7 @@ MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
 _LARGER, _LOOSE = 4, 1e-2  # times that the box follows paths in runs to this tolerance
-_SPACE = 0.3  # of the tolerance
+_SPACE = {1: 0.1, 2: 0.3, 3: 0.3}  # of the tolerance; on a line unknowns cost little, another round does not
 _TIME, _DENSE, _TABLE, _MASS = 0.2, 0.2, 0.05, 0.1  # of the tolerance; the mass, of its square
 _GUESS = 0.03
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
@@ -412,7 +412,7 @@ def _tolerances(dim: int, rtol: float, most: int) -> Tolerances:
     return Tolerances(
         time=max(_TIME * rtol, _LEAST),
         dense=_DENSE * rtol,
-        space=_SPACE * rtol,
+        space=_SPACE[dim] * rtol,
         table=_TABLE * rtol,
         degree=_degree(dim, rtol),
         most=most,

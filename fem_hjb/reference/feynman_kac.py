@@ -129,6 +129,8 @@ def feynman_kac(
     try:
         found, scale = solve_payoff(free, payoff, rtol, box, max_dofs, watch, seed)
     except OutOfTimeError:
+        if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"feynman_kac({problem.name!r}): no solution within max_seconds={max_seconds:g}; give it more time, or a"
             " larger rtol"

@@ -171,6 +171,8 @@ def solve(
             problem, policy=policy, basis=basis, mesh=mesh, element=element, box=box, rtol=rtol, tell=watch
         )
     except OutOfTimeError:
+        if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"fokker_planck.solve({problem.name!r}): within max_seconds={max_seconds:g} the density came to"
             f" t={watch.reached * problem.horizon:.3g} of {problem.horizon:g} only; give it more time, a larger rtol, a"

@@ -130,6 +130,8 @@ def refine_on_mesh(
     try:
         found, history = _best(passes)
     except OutOfTimeError:
+        if seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"refine_on_mesh({problem.name!r}): no mesh was solved on, and its solution judged, within"
             f" max_seconds={seconds:g}; give it more time, fewer cells to start with, or a larger rtol, or `solve` it"

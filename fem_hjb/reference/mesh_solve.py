@@ -118,6 +118,8 @@ def solve_on_mesh(
     try:
         solution = solve_on_basis(problem, basis, control, boundary, excluded=excluded, meshing=meshing, progress=first)
     except OutOfTimeError:
+        if seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"solve_on_mesh({problem.name!r}): no solution within max_seconds={seconds:g}; give it more time, take"
             " fewer cells, an element of a lower degree, fewer steps or a larger rtol_time, or `solve` it on boxes"

@@ -33,6 +33,7 @@ from fem_hjb.support.errors import ConvergenceError
 
 RESIDUAL = "residual"
 _PATHS, _FEW_PATHS = {1: 256, 2: 96}, 64  # of each law, and in more dimensions
+_MANY_PATHS = 320
 _TIMES = 16
 _FINER = (1, 4, 16)  # times as many substeps, where paths explode
 _STEP = 2.0**-9  # of the horizon
@@ -80,13 +81,20 @@ def _missed_at_the_end(problem: ControlProblem, solution: Any, x: FloatArray) ->
 
 
 def residual_checks(
-    problem: ControlProblem, solution: Any, estimate: ErrorEstimate, jumps: Sequence[float] = (), seed: int = 0
+    problem: ControlProblem,
+    solution: Any,
+    estimate: ErrorEstimate,
+    jumps: Sequence[float] = (),
+    seed: int = 0,
+    *,
+    thorough: bool = False,
 ) -> tuple[Check, ...]:
     """The mean that exceeds what explains it by most, over parts of time and space under P, and under the policy.
 
     At T it is that of v - y instead of the residual.
 
     jumps : times between 0 and T at which coefficients jump: no step goes across.
+    thorough : at more than 10^4 points, in up to three dimensions.
     Steps do not reach over faces: points nearer to one are left out.
     """
     rng = np.random.default_rng([seed, 3])
@@ -97,7 +105,8 @@ def residual_checks(
         gradient = solution.gradient(t, x, outside="nan", nonpositive="nan")
         return problem.policy_from_gradient(t, x, np.nan_to_num(gradient))
 
-    draws = [*_draws(problem, None, substeps, seed), *_draws(problem, policy, substeps, seed)]
+    count = _MANY_PATHS if thorough and problem.dim <= 3 else _PATHS.get(problem.dim, _FEW_PATHS)
+    draws = [*_draws(problem, None, substeps, seed, count), *_draws(problem, policy, substeps, seed, count)]
     if not draws:
         return ()
     x, law = np.concatenate(draws, axis=1), np.repeat(np.arange(len(draws)), draws[0].shape[1])
@@ -126,9 +135,8 @@ def residual_checks(
     return (max(checks, key=lambda check: check.figure / max(check.limit, 1e-300)),) if checks else ()
 
 
-def _draws(problem: ControlProblem, policy: Policy | None, substeps: int, seed: int) -> list[FloatArray]:
+def _draws(problem: ControlProblem, policy: Policy | None, substeps: int, seed: int, count: int) -> list[FloatArray]:
     """Of paths at equal times from 0 to T, (k, n, d); none if paths explode however short their steps."""
-    count = _PATHS.get(problem.dim, _FEW_PATHS)
     for finer in _FINER:
         with suppress(ConvergenceError):
             paths = sample_paths(

@@ -34,6 +34,7 @@ from fem_hjb.support.threads import threads, worker_count
 Form = Literal["linear", "value"]
 Block = tuple[int, ...]
 
+_LONG = 5e6  # unknowns times steps, from which on a thorough look takes no more than a tenth of the time
 _EACH = 0.7  # of the tolerance, to which each of several independent problems is solved
 
 
@@ -121,6 +122,8 @@ def solve(
             if len(blocks) > 1 and problem.dim <= 3 and not all(check.passed for check in solution.checks):
                 solution = _verified(found([tuple(range(problem.dim))]), seed)  # they may not be independent after all
     except OutOfTimeError:
+        if seconds is None:  # the limit is that of a caller, whose progress= raised it
+            raise
         raise ConvergenceError(
             f"solve({problem.name!r}): no solution within max_seconds={seconds:g}; give it more time, a larger rtol, or"
             " a mesh (solve_on_mesh)"
@@ -138,11 +141,14 @@ def _estimate_of(solution: Solution | ProductSolution) -> ErrorEstimate:
 
 
 def _verified(solution: AnySolution, seed: int) -> AnySolution:
-    """The solution with the checks that use the problem as it was given."""
+    """The solution with the checks that use the problem as it was given, thorough where structure was assumed."""
+    assumed = isinstance(solution, ProductSolution)
+    thorough = assumed or solution.stats["dofs"] * solution.stats["steps"] > _LONG
     jumps = sorted({t for part in getattr(solution, "parts", [((), solution)]) for t in part[1].stats["jumps"]})
     known = solution.problem, solution, _estimate_of(solution), jumps, seed
     with threadpool_limits(1, user_api="blas"):  # a few points at a time: more threads wait for each other
-        return replace(solution, checks=(*solution.checks, *residual_checks(*known), *along_paths(*known)))
+        witnesses = *residual_checks(*known, thorough=thorough), *along_paths(*known)
+    return replace(solution, checks=(*solution.checks, *witnesses))
 
 
 def _each(

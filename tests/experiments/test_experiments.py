@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fem_hjb import experiments
 from fem_hjb.cli import app
 from fem_hjb.experiments.trial import Claim, Trial, fitted_slope, save_trial
-from fem_hjb.support.errors import TrialError
+from fem_hjb.support.errors import ConvergenceError, TrialError
 
 
 @pytest.mark.parametrize("name", experiments.names())
@@ -32,6 +32,7 @@ def test_experiment(name: str, tmp_path: Path) -> None:
     assert np.diff(heard).max() < 2.0
     surprises = [claim for claim in trial.claims if not claim.as_expected]
     assert surprises == []
+    assert not any(claim.holds for claim in trial.claims if claim.control)
     assert any(claim.control for claim in trial.claims)
     assert trial.name == name
     assert trial.title == module.__doc__.splitlines()[0]
@@ -174,6 +175,11 @@ def test_an_experiment_runs_with_a_configuration_of_ones_own() -> None:
             experiments.run("coercivity", config=narrow, **more)
     with pytest.raises(TrialError, match="give a Config of 'coercivity' alone"):
         experiments.run("coercivity", config=experiments.get("iteration").QUICK)
+
+
+def test_a_limit_of_time_ends_a_solution_within_an_experiment() -> None:
+    with pytest.raises(ConvergenceError, match=r"experiment 'two-equations': .* done within max_seconds=0.2"):
+        experiments.run("two-equations", quick=True, max_seconds=0.2)
 
 
 def test_command_with_fields_set_and_json(tmp_path: Path) -> None:

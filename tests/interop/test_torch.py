@@ -457,3 +457,11 @@ def test_the_page_runs_and_its_network_learns(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.count("value network") == 1
     assert names["known"].double().mean() > 0.95
     assert names["loss"].item() < 0.02 * names["target"][names["known"]].square().mean().item()
+
+
+def test_the_how_to_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "network.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/how-to/network.md", "exec"), names)
+    assert names["solution"].status == "ok"

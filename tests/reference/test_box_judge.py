@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,17 +13,19 @@ import pytest
 from fem_hjb.paths.extent import LawSample
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference import box_judge
-from fem_hjb.reference.box_coefficients import Coefficients
+from fem_hjb.reference import box_judge, box_run
+from fem_hjb.reference.box_coefficients import Coefficients, Table
 from fem_hjb.reference.box_grading import widened
-from fem_hjb.reference.box_judge import WIDER, Judge, cut, merged, on_places, places_of
+from fem_hjb.reference.box_judge import WIDER, Judge, Seen, cut, merged, on_places, places_of
 from fem_hjb.reference.box_moments import at_edges
 from fem_hjb.reference.box_paths import Steered, evaluate
 from fem_hjb.reference.box_run import Run
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import Solution
+from fem_hjb.stepping.adaptive import Step
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
@@ -358,10 +361,96 @@ def test_truncation_is_seen_where_a_box_is_too_small() -> None:
 def test_where_no_wider_box_is_stable_a_narrower_one_tells_its_truncation():
     """The value falls by a thousand temperatures towards the faces, where the process only starts."""
     search = _Search(zoo.get("double-well", 1, kappa=1.0), 1e-5, None, None, None, 0)
+    search.tolerances = replace(search.tolerances, space=3e-6)  # on finer grids steps are shorter, and stable
     found = search.run(lambda _: None)
     wider = box_judge.followed(found.run, search.coefficients, cut(1), wider=widened)
     assert not all(panel.finite for panel in wider)
     assert 0.0 < max(found.parts["truncation"]) < 1e-5
+
+
+def test_of_large_arrays_fewer_states_are_kept_and_the_plan_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of what is kept are those of the run: the cubics of longer steps are nearly as good."""
+    usual_one = case("mixture-diffusion", 1, 1e-4, None, 9.0)
+    monkeypatch.setattr(box_run, "_HELD", 0)
+    few = case.__wrapped__("mixture-diffusion", 1, 1e-4, None, 9.0)
+    kept, all_of_them = (sum(len(panel.ends) for panel in of.run.panels) for of in (few, usual_one))
+    assert kept < 0.75 * all_of_them
+    for mine, other in zip(few.run.panels, usual_one.run.panels, strict=True):
+        assert np.array_equal(mine.plan, other.plan)
+        assert np.abs(mine.ends[:, None] - other.ends).min(axis=1).max() < 1e-12
+        assert np.array_equal(mine.last, other.last)
+    again = followed(few.run, few.coefficients, cut(1))
+    for mine, other in zip(again.panels, usual_one.run.panels, strict=True):
+        assert len(mine.ends) == len(other.ends)
+        assert np.abs(mine.last - other.last).max() < 1e-9 * np.abs(other.last).max()
+    assert (truth(few.run) < 1e-4).all()
+    estimate = few.solution.error_estimate
+    assert estimate is not None
+    assert (truth(few.run) < 3 * np.array([estimate.value, estimate.policy])).all()
+
+
+def test_steps_are_joined_no_further_than_cubics_allow() -> None:
+    """u = s^4: a cubic over [0, 2h] misses h^4 in the middle."""
+    ends = np.array([0.0, 0.1, 0.2, 0.3, 0.5, 0.6])
+    steps = [
+        Step(a, b - a, np.array([a**4]), np.array([4 * a**3]), np.array([b**4]), np.array([4 * b**3]))
+        for a, b in pairwise(ends.tolist())
+    ]
+    joined = box_run.fewer(steps, lambda gap: float(np.abs(gap).max()), 1.01e-4)
+    assert [(step.s, step.h) for step in joined] == [
+        (0.0, 0.2),
+        (0.2, pytest.approx(0.1)),
+        (0.3, 0.2),
+        (0.5, pytest.approx(0.1)),
+    ]
+    assert len(box_run.fewer(steps, lambda gap: float(np.abs(gap).max()), 0.99e-4)) == 5
+
+
+def test_a_table_that_is_let_go_holds_nothing() -> None:
+    table = Table(0.0, 1.0, [np.ones((3, 50))])
+    table.settle()
+    table.forget()
+    assert all(field.base is None and not field.size for field in table.values)
+
+
+def rugged() -> ControlProblem:
+    """Five and six wells along two directions that are not the axes."""
+    M = np.array([[-1.0294, 0.01988], [0.24653, 1.01518]])
+    inverse, alpha = np.linalg.inv(M), 0.61711
+    heights, tilts, halves = np.array([0.44583, 0.3297]), np.array([-0.16642, -0.02239]), np.array([2.5, 3.0])
+    phases = np.array([0.0, np.pi])
+
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        z = x @ inverse.T
+        slope = heights * 2 * np.pi * np.sin(2 * np.pi * z + phases) + 6.0 * z**3 / halves**4 + tilts
+        return np.asarray(-slope @ M.T)
+
+    def y(x: FloatArray) -> FloatArray:
+        z = x @ inverse.T
+        return np.asarray(0.95127 * np.sin(2.0 * z[..., 0] + 5.12955) + 0.87078 * np.exp(-((z[..., 1] - 2.47462) ** 2)))
+
+    return ControlProblem(
+        dim=2,
+        horizon=2.48979,
+        temperature=alpha,
+        drift=drift,
+        diffusion=M @ np.diag([0.71994, 1.45598]) @ M.T,
+        terminal_reward=y,
+        initial_law=Gaussian(np.array([-0.2392, -0.5393]), np.array([[0.1096, 0.0302], [0.0302, 0.0991]])),
+    )
+
+
+def test_what_the_highest_powers_promise_next_to_the_end_is_measured() -> None:
+    search = _Search(rugged(), 1e-3, None, None, None, 0)
+    run = search._held(lambda _: None)
+    judge = Judge(run, search.sample, search.controlled)
+
+    def changed(by: int) -> Seen:
+        return judge.seen(box_judge.followed(run, search.coefficients, cut(1), less=by))
+
+    presumed, measured = judge._space(judge.own, changed(2)), judge.difference(judge.own, changed(-2))
+    found = judge.parts(search.coefficients, {"space": math.inf, "time": math.inf, "truncation": math.inf})
+    assert found["space"][1] > 0.8 * measured[1] > 1.5 * presumed[1]
 
 
 def test_a_run_that_has_left_double_precision_is_an_error_of_ours() -> None:

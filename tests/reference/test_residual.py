@@ -209,3 +209,16 @@ def test_it_sees_through_absorbing_faces() -> None:
     assert all(residual_checks(stopped(), found, GOOD, seed=seed)[0].passed for seed in range(10))
     for other in ({"pull": 1.1}, {"size": 1.05}):
         assert not residual_checks(stopped(**other), found, GOOD)[0].passed
+
+
+def test_more_points_see_less() -> None:
+    """Two per cent of a coupling, which a few thousand points take for chance."""
+    of = base()
+    off = solve(replace(of, drift=lambda t, x: drift(t, x, coupling=0.98)), rtol=1e-3, verify=False)
+    few, many = (residual_checks(of, off, GOOD, thorough=thorough)[0] for thorough in (False, True))
+    points = [int(check.told.split("over parts of ")[1].split()[0]) for check in (few, many)]
+    assert points[0] < 10_000 < points[1]
+    assert many.figure / many.limit > 1.2 * few.figure / few.limit
+    assert all(
+        residual_checks(of, solved("base", "none"), GOOD, seed=seed, thorough=True)[0].passed for seed in range(5)
+    )
