@@ -114,7 +114,7 @@ for _ in range(5):
         temperature=float(np.exp(rng.uniform(np.log(0.3), np.log(3.0)))),
     )
     for rtol, rows in bars.items():
-        solution = fh.solve(random, rtol=rtol)
+        solution = fh.solve(random, rtol=rtol, verify=False)  # the truth is known
         true = fh.compare({"it": solution}, random.exact, problem=random).overall("it")
         rows.append((larger(solution.error_estimate), larger(true)))
 
@@ -170,7 +170,7 @@ plt.show()
 # %%
 temperatures = (1.0, 0.1, 0.01)
 wells = {alpha: fh.zoo.get("double-well", dim=1, temperature=alpha, Lambda=alpha) for alpha in temperatures}
-cold = {alpha: fh.solve(well, rtol=3e-3) for alpha, well in wells.items()}
+cold = {alpha: fh.solve(well, rtol=1e-2) for alpha, well in wells.items()}
 
 print("   alpha   range of y/alpha   smallest exp(y/alpha)    estimate   unknowns   steps   seconds")
 for alpha, of in cold.items():
@@ -299,7 +299,7 @@ def continued(t, x):
     return coarse.policy(t, np.clip(x, *bounds))
 
 
-quadrature = {"times": 32, "rtol": 1e-4}
+quadrature = {"times": 32, "rtol": 1e-3}
 floor = fh.control_error(benchmark, continued, fine, **quadrature)
 nothing = fh.control_error(benchmark, lambda t, x: np.zeros_like(x), fine, **quadrature)
 by_step = {h: fh.control_error(benchmark, policy, fine, **quadrature).value for h, (policy, _) in tables.items()}
@@ -390,11 +390,11 @@ print(f"reward under the controlled law {earned:.6f}, mean of v_0 {w @ steering.
 # %%
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", fh.ToleranceWarning)
-    starved = fh.solve(well, rtol=1e-6, max_dofs=100)
+    starved = fh.solve(well, rtol=1e-5, max_dofs=100)
 for warning in caught:
     print(f"{warning.category.__name__}: {warning.message}\n")
-error = fh.compare({"starved": starved}, fh.solve(well, rtol=1e-6)).overall("starved")
-print(f"estimated {larger(starved.error_estimate):.1e}, error against a solution to 1e-6: {larger(error):.1e}\n")
+error = fh.compare({"starved": starved}, steering).overall("starved")
+print(f"estimated {larger(starved.error_estimate):.1e}, error against a solution to 1e-5: {larger(error):.1e}\n")
 
 for name, call in {
     "rtol too small": lambda: fh.solve(well, rtol=1e-12),

@@ -8,11 +8,20 @@ from threadpoolctl import threadpool_limits
 
 from fem_hjb.support import progress
 
+LONGEST = ("test_notebooks.py", "test_misuse.py", "test_seconds.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first: at the end one process would work on them while the others wait."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Tests run side by side: threads of BLAS would wait for each other."""
-    with threadpool_limits(1, user_api="blas"):
+    """Tests run side by side: threads of BLAS would wait for each other, here and in processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch, threadpool_limits(1, user_api="blas"):
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(name, "1")
         yield
 
 

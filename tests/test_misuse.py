@@ -86,6 +86,8 @@ WRONG: dict[str, Any] = {
 
 LQ = fh.zoo.get("lq", dim=1)
 LQ2 = fh.zoo.get("lq", dim=2)
+QUICK = fh.zoo.get("brownian-mixture", dim=1)  # takes the least time of those on all of the line
+WALLED = fh.zoo.get("reflected", dim=1)  # and of all
 DOMAIN = fh.Box([0.0], [1.0])
 LAW = fh.Gaussian([0.0], 1.0)
 LINE = fh.Space(LQ, cells=4, time_cells=2, box=fh.Box([-4.0], [4.0]))
@@ -93,9 +95,7 @@ MESH = fh.spaces.box_mesh(fh.Box([-4.0], [4.0]), 8, "line")
 PATHS = fh.sample_paths(LQ, n=40, steps=4, rng=0)
 SOLUTION = fh.solve_on_mesh(LQ, MESH, steps=4)
 CHECKED = fh.solve(LQ, rtol=1e-2)
-PRODUCT = fh.solutions.ProductSolution(
-    problem=LQ2, parts=(((0,), fh.solve(LQ, rtol=1e-3)), ((1,), fh.solve(LQ, rtol=1e-3))), status="ok"
-)
+PRODUCT = fh.solutions.ProductSolution(problem=LQ2, parts=(((0,), CHECKED), ((1,), CHECKED)), status="ok")
 MEASURE = fh.learning.empirical_measure(LQ, PATHS)
 SYSTEM = fh.learning.assemble(LQ, PATHS, LINE, outside="drop")
 GAUGE = fh.problems.Gauge(temperature=1.0, horizon=1.0, terminal=0.0, running=0.0)
@@ -256,11 +256,17 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "executor": None,
                 "progress": None,
                 "max_seconds": None,
+                "verify": False,
             },
+        ),
+        "fit with what verifies it": (
+            fh.fit,
+            {"problem": LQ, "data": PATHS, "space": LINE, "smoothing": None, "ridge": 0.0, "rng": 0, "accept": 1.0}
+            | {"outside": "drop"},
         ),
         "feynman_kac": (
             fh.feynman_kac,
-            {"problem": LQ, "h": y, "rtol": 1e-1, "box": None, "max_dofs": 500, "rng": 0, "progress": None}
+            {"problem": QUICK, "h": y, "rtol": 1e-1, "box": None, "max_dofs": 500, "rng": 0, "progress": None}
             | {"max_seconds": None},
         ),
         "fokker_planck.DensitySolution": (
@@ -309,8 +315,8 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "refine_on_mesh": (
             fh.refine_on_mesh,
             {
-                "problem": LQ,
-                "mesh": MESH,
+                "problem": WALLED,
+                "mesh": fh.spaces.box_mesh(DOMAIN, 8, "line"),
                 "rtol": 0.1,
                 "element": "P2",
                 "max_dofs": 500,
@@ -321,13 +327,13 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         ),
         "refine_on_mesh in a box": (
             fh.refine_on_mesh,
-            {"problem": LQ, "rtol": 0.1, "cells": 8, "box": fh.Box([-4.0], [4.0]), "max_dofs": 500},
+            {"problem": LQ, "rtol": 0.1, "cells": 8, "box": fh.Box([-4.0], [4.0]), "boundary": "natural"},
         ),
         "save_solution": (fh.save_solution, {"path": folder / "a.npz", "solution": SOLUTION}),
         "solve": (
             fh.solve,
-            {"problem": LQ, "rtol": 1e-1, "form": "linear", "box": None, "max_dofs": 500, "rng": 0, "progress": None}
-            | {"max_seconds": None, "verify": True, "workers": 1},
+            {"problem": QUICK, "rtol": 1e-1, "form": "linear", "box": None, "max_dofs": 500, "rng": 0, "progress": None}
+            | {"max_seconds": None, "verify": False, "workers": 1},
         ),
         "solve_on_mesh": (
             fh.solve_on_mesh,

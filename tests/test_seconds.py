@@ -26,6 +26,7 @@ MESH = fh.spaces.box_mesh(fh.Box([-3.5], [3.5]), 64, "line")
 SPACE = fh.Space(LQ, cells=6, time_cells=3, box=fh.Box([-3.0], [3.0]))
 PATHS = fh.sample_paths(LQ, n=1200, steps=24, rng=0)
 SOURCE = fh.paths.array_source(PATHS, chunk=100)
+FEW = fh.paths.Paths(t=PATHS.t, x=PATHS.x[:200])
 X = np.linspace(-2.9, 2.9, 101)[:, None]
 
 
@@ -84,7 +85,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "fit in a set": lambda **k: learn(constraint=fh.Monotone(0) & fh.Bounds(lower=0.0), **k),
     "fit in a set by projections": iterate,
     "fit by minimal residuals": lambda **k: learn(method="minimal-residual", **k),
-    "fit of a class that is chosen": lambda **k: fh.fit(LQ, PATHS, "auto", **k),
+    "fit of a class that is chosen": lambda **k: fh.fit(LQ, FEW, "auto", **k),
 }
 
 
@@ -169,7 +170,7 @@ def test_a_bad_limit_is_refused_before_any_work(name: str, bad: Any, monkeypatch
 @pytest.mark.filterwarnings("ignore:.*:fem_hjb.solutions.estimate.ToleranceWarning")
 @pytest.mark.parametrize(
     ("problem", "how"),
-    [(REFLECTED, {"rtol": 1e-5}), (MIXTURE, {"rtol": 1e-3, "cells": 16, "element": "P3"})],
+    [(REFLECTED, {"rtol": 1e-3, "cells": 8}), (MIXTURE, {"rtol": 3e-3, "cells": 16, "element": "P3"})],
     ids=["reflected", "mixture"],
 )
 def test_refinement_returns_the_best_so_far(

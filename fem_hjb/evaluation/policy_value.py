@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.evaluation.certify import followed, probe
+from fem_hjb.paths.extent import checked_box
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.reference.solve import solve
+from fem_hjb.reference.tolerance import checked_rtol
 from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import FloatArray, Rng
@@ -102,8 +104,11 @@ def evaluate_policy(
     Raises as `solve`, and ProblemError if the policy is none, or returns a wrong shape or numbers that are not finite.
     """
     require_problem(problem, "evaluate_policy")
+    checked_rtol(rtol)
     checked_progress(progress)
     checked_seconds(max_seconds)
+    if box is not None:
+        checked_box(problem, box)
     pi = followed(problem, policy)
     probe(problem, pi, None, 2)
     of = _Steered(problem, pi)

@@ -94,8 +94,8 @@ QUICK = Config(
     paths=(500, 2000),
     ball_paths=(50, 200, 800),
     sigma_paths=2000,
-    seeds=24,
-    ball_seeds=12,
+    seeds=12,
+    ball_seeds=8,
 )
 
 _COLUMNS = (

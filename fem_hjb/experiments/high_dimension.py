@@ -82,7 +82,15 @@ class Config:
     seed: int = 100
 
 
-QUICK = Config(dims=(2, 5), dim=3, sizes=(64, 256, 1024), mistakes=(0.95, 0.9, 0.8, 0.6, 0.0), seeds=5, held_out=150)
+QUICK = Config(
+    dims=(2, 5),
+    paths=300,
+    dim=3,
+    sizes=(64, 256, 1024),
+    mistakes=(0.95, 0.9, 0.8, 0.6, 0.0),
+    seeds=5,
+    held_out=100,
+)
 
 _ESTIMATORS = ("regression", "generator", "residual", "corrected")
 _MEASURED = ("error", "advantage", "policy", "excluded", "coercivity", "stability")

@@ -82,7 +82,7 @@ class Config:
 QUICK = Config(
     n=500,
     steps=32,
-    seeds=10,
+    seeds=7,
     epsilons=(0.5, 0.05, 0.005),
     all_steps=(8, 32, 128),
     classes=((4, 2), (8, 4), (16, 8)),

@@ -59,7 +59,7 @@ class Config:
     seed: int = 0
 
 
-QUICK = Config(dims=(1, 10), runs=40, paths=256)
+QUICK = Config(dims=(1, 10), runs=24, paths=256)
 
 GOOD, BAD, TERRIBLE = "good", "bad", "terrible"
 _LEVEL, _WITHIN, _RUNS = 0.95, 0.03, 400  # with so many runs the share that holds is as near to the level as this

@@ -96,6 +96,8 @@ class ClosedForm(Plain, ABC):
 
 
 _MOST_CALLS = 50_000  # of the right-hand side of Riccati equations; a few hundred are usual
+_LOOK = 2_500  # calls, after every so many of which it is seen how far they have come
+_HOPELESS = 100  # times too slow for _MOST_CALLS: steps grow by no more where P does not change any more
 
 
 @final
@@ -161,14 +163,22 @@ class LinearQuadratic(ClosedForm):
         A, a, Lambda, alpha = self._A, self._a, self._Lambda, self.temperature
         root = np.linalg.cholesky(Lambda)
 
-        calls = count()
+        calls, seen = count(1), (0.0, np.inf)
 
-        def rate(_: float, state: FloatArray) -> FloatArray:
-            if next(calls) > _MOST_CALLS:
-                raise ProblemError(
-                    f"the Riccati equations are too stiff to be integrated to T = {self.horizon:g}: after {_MOST_CALLS}"
-                    " evaluations they are not; shorten the horizon, or let drift, noise and rewards differ less"
-                )
+        def rate(s: float, state: FloatArray) -> FloatArray:
+            nonlocal seen
+            done = next(calls)
+            if done % _LOOK == 0:
+                size, (before, other) = float(np.abs(state[: k * d * d]).max()), seen
+                steady = 0.5 * other < size < 2.0 * other  # it does not blow up, nor decay
+                reached = s + _HOPELESS * (s - before) * (_MOST_CALLS - done) / _LOOK
+                if done >= _MOST_CALLS or (steady and reached < self.horizon):
+                    raise ProblemError(
+                        f"the Riccati equations are too stiff to be integrated to T = {self.horizon:g}: {done}"
+                        f" evaluations went {s:g} backwards from it; shorten the horizon, or let drift, noise and"
+                        " rewards differ less"
+                    )
+                seen = s, size
             P, p, _c = self._unpack(state[:, None])
             P, p = P[0], p[0]
             PA, PL = P @ A, P @ Lambda

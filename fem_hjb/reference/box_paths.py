@@ -18,6 +18,7 @@ _PATHS, _FEWEST = {1: 1024, 2: 1024, 3: 512}, 128
 _STEPS = 32
 _MANY = 8  # substeps, above which fewer paths are made
 _FINER = (1, 4, 16)  # times as many steps as the drift alone asks for
+_HELPED = 0.5  # shorter steps do not keep paths in a box that loses more than this share of what it lost before
 _EDGE = 1e-9  # of the width: how near a face is still inside
 
 
@@ -56,11 +57,12 @@ def steered(run: Run, seed: int) -> Steered | None:
     count = substeps_of(problem, _STEPS) or 1
     found: Steered | None = None
     for finer in _FINER:  # steps too long for drift and policy may explode, or throw paths out of the box
+        before = found
         try:
             found = _followed(run, policy, count * finer, seed)
         except ConvergenceError:
             continue
-        if not found.lost:
+        if not found.lost or (before is not None and found.lost > _HELPED * before.lost):
             break
     return found
 

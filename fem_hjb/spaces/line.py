@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, final
 
 import numpy as np
@@ -328,8 +328,17 @@ def unit_gauss(degree: int) -> tuple[FloatArray, FloatArray]:
     """Gauss-Legendre points and weights on [0, 1], exact for polynomials of this degree."""
     if isinstance(degree, bool) or not isinstance(degree, int | np.integer) or degree < 0:
         raise SpaceError(f"the degree of a quadrature must be a non-negative integer, got {degree!r}")
-    points, weights = roots_legendre(int(degree) // 2 + 1)
-    return (points + 1.0) / 2.0, weights / 2.0
+    return _gauss(int(degree) // 2 + 1)
+
+
+@lru_cache(maxsize=64)
+def _gauss(count: int) -> tuple[FloatArray, FloatArray]:
+    """So many points: found once, as they are asked for thousands of times."""
+    points, weights = roots_legendre(count)
+    found = (points + 1.0) / 2.0, weights / 2.0
+    for array in found:
+        array.setflags(write=False)
+    return found
 
 
 def row_products(factors: Sequence[FloatArray]) -> FloatArray:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import fem_hjb as fh
+from fem_hjb.evaluation import policy_value
 from fem_hjb.evaluation.certify import certify
 from fem_hjb.evaluation.policy_value import evaluate_policy
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError, ProblemError
+from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
 
 LINE = fh.zoo.get("lq", dim=1, A=-0.7, Lambda=1.3, Q=0.9, R=1.6, temperature=0.8)
 PLANE = fh.zoo.get("lq", dim=2)
@@ -66,8 +67,12 @@ def test_paths_earn_the_same() -> None:
         (ProblemError, r"policy\(t, x\) returned shape", {"policy": lambda t, x: x[:, 0]}),
         (ConvergenceError, "rtol must be", {"rtol": 3.0}),
         (ConvergenceError, "max_seconds must be a positive", {"max_seconds": 0.0}),
+        (DomainError, "box must be a Box of dimension 1, got list", {"box": [0.0, 1.0]}),
     ],
 )
-def test_what_is_refused_says_what_was_given(error: type[Exception], message: str, how: dict[str, Any]) -> None:
+def test_what_is_refused_says_what_was_given_before_paths_are_made(
+    error: type[Exception], message: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy_value, "sample_paths", None)
     with pytest.raises(error, match=message):
         evaluate_policy(**{"problem": LINE, "policy": None} | how)  # type: ignore[arg-type]

@@ -209,9 +209,9 @@ def test_cross_validation_prefers_the_class_that_fits():
 def test_cross_validation_avoids_what_the_samples_do_not_carry():
     scarce = fh.sample_paths(LQ, n=60, steps=8, rng=1)
     selection = fh.learning.cross_validate(
-        LQ, scarce, ladder((1, 2), (2, 3), (8, 24)), estimator="increment", criterion="labels"
+        LQ, scarce, ladder((1, 2), (2, 3), (6, 12)), estimator="increment", criterion="labels"
     )
-    assert selection.best.space.spatial.n_cells < 24
+    assert selection.best.space.spatial.n_cells < 12
 
 
 @pytest.mark.parametrize(
@@ -269,20 +269,22 @@ def test_cross_validation_finds_a_ridge():
 def test_labels_keep_the_residual_from_choosing_a_class_that_misses_f():
     """Where the drift is stiff the squared residual alone prefers the coarsest class."""
     problem = fh.zoo.get("double-well", dim=1)
-    paths = fh.sample_paths(problem, n=1000, steps=64, rng=0)
+    paths = fh.sample_paths(problem, n=600, steps=64, rng=0)
     candidates = automatic_candidates(problem, 600)
     alone, both = (fh.learning.cross_validate(problem, paths, candidates, criterion=c) for c in ("residual", None))
     assert alone.best.space.n_dofs < 100 < both.best.space.n_dofs
     reference = fh.solve(problem, rtol=1e-4)
     errors = [
-        fh.compare({"f": fh.fit(problem, paths, s.best.space, outside="drop")}, reference).overall("f").value
+        fh.compare({"f": fh.fit(problem, paths, s.best.space, outside="drop", verify=False)}, reference)
+        .overall("f")
+        .value
         for s in (alone, both)
     ]
     assert errors[1] < 0.8 * errors[0]
 
 
 def test_automatic_class():
-    learned = fh.fit(LQ, PATHS, "auto")
+    learned = fh.fit(LQ, fh.paths.Paths(t=PATHS.t, x=PATHS.x[:1000]), "auto", verify=False)
     tried = learned.stats["tried"]
     assert sum(row["chosen"] for row in tried) == 1
     assert learned.space.n_dofs == next(row["dofs"] for row in tried if row["chosen"])

@@ -168,8 +168,11 @@ def test_a_task_for_which_there_is_no_time_ends_the_sum(last: int) -> None:
             tree_sum(task, 5, bracket)
 
 
-def test_a_judgement_is_asked_for_while_a_job_is_waited_for() -> None:
-    """At least once a second; without a first job it cannot stop anything but by an error."""
+def test_a_judgement_is_asked_for_while_a_job_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least once a second, here more often; without a first job it cannot stop anything but by an error."""
+    module = sys.modules[tree_sum.__module__]  # whose name in the package is that of the function
+    assert module._WAIT <= 1.0
+    monkeypatch.setattr(module, "_WAIT", 0.4)
     asked: list[tuple[float, int]] = []
     begun = time.perf_counter()
 
@@ -178,15 +181,15 @@ def test_a_judgement_is_asked_for_while_a_job_is_waited_for() -> None:
         return True
 
     with ThreadPoolExecutor(1) as executor:
-        assert tree_sum(lambda i: time.sleep(2.5) or letter(i), 2, bracket, executor=executor, enough=enough) == "a"
+        assert tree_sum(lambda i: time.sleep(1.0) or letter(i), 2, bracket, executor=executor, enough=enough) == "a"
     assert [done for _, done in asked] == [0, 0, 1]
-    assert asked[0][0] == pytest.approx(1.0, abs=0.4)
+    assert asked[0][0] == pytest.approx(0.4, abs=0.25)
 
     def refused(done: int) -> bool:
         raise KeyError(done)
 
     with ThreadPoolExecutor(1) as executor, pytest.raises(KeyError, match="0"):
-        tree_sum(lambda i: time.sleep(1.5) or letter(i), 2, bracket, executor=executor, enough=refused)
+        tree_sum(lambda i: time.sleep(0.6) or letter(i), 2, bracket, executor=executor, enough=refused)
 
 
 def test_work_is_done_by_the_workers(processes: ProcessPoolExecutor) -> None:

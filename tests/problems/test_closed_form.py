@@ -271,6 +271,30 @@ def test_blow_up_from_the_running_reward_and_of_one_term_among_several():
         LinearQuadratic(drift=drift, diffusion=1.0, terminal=two, horizon=1.5)
 
 
+@pytest.mark.parametrize(("diffusion", "horizon"), [(1e12, 1.0), (1.0, 1e12)])
+def test_riccati_equations_that_would_take_for_ever_are_given_up_soon(diffusion, horizon):
+    with pytest.raises(ProblemError, match=r"too stiff to be integrated to T = 1.*: [57][05]00 evaluations went"):
+        LinearQuadratic(
+            drift=LinearDrift([[-1.0]], [0.0]),
+            diffusion=diffusion,
+            terminal=LogSumExpReward.quadratic([[1.0]], [0.0], temperature=1.0),
+            horizon=horizon,
+            Q=[[1.0]],
+        )
+
+
+def test_riccati_equations_that_only_take_long_are_solved():
+    """6000 evaluations: P has long been sqrt(2) - 1, whose steps stability keeps short."""
+    long = LinearQuadratic(
+        drift=LinearDrift([[-1.0]], [0.0]),
+        diffusion=1.0,
+        terminal=LogSumExpReward.quadratic([[1.0]], [0.0], temperature=1.0),
+        horizon=600.0,
+        Q=[[1.0]],
+    )
+    assert long.policy(0.0, [[1.0]]).item() == pytest.approx(1.0 - np.sqrt(2.0), rel=1e-9)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Reflected Brownian motion, products, rewards
 

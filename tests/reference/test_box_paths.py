@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, PointMass
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.reference import box_tolerance
-from fem_hjb.reference.box_paths import steered
+from fem_hjb.reference import box_paths, box_tolerance
+from fem_hjb.reference.box_paths import Steered, steered
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.estimate import ToleranceWarning
@@ -66,6 +67,39 @@ def test_paths_end_in_the_target() -> None:
     assert (ends > 5.0).mean() == pytest.approx(0.5, abs=0.06)
     assert ends[ends > 5.0].std() == pytest.approx(0.5, rel=0.12)
     assert ends[ends < 5.0].mean() == pytest.approx(1.0, abs=0.12)
+
+
+@pytest.mark.parametrize(
+    ("shares", "followed", "lost"),
+    [
+        ((0.0,), 1, 0.0),
+        ((0.3, 0.0), 2, 0.0),
+        ((0.3, 0.1, 0.02), 3, 0.02),
+        ((0.3, 0.29), 2, 0.29),  # so the box is too small, and not the steps too long
+        ((None, 0.3, 0.25), 3, 0.25),
+        ((None, None, 0.3), 3, 0.3),
+    ],
+)
+def test_steps_are_cut_while_that_keeps_paths_in_the_box(
+    shares: tuple[float | None, ...], followed: int, lost: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def follow(run: Any, policy: Any, substeps: int, seed: int) -> Steered:
+        steps.append(substeps)
+        share = shares[len(steps) - 1]
+        if share is None:
+            raise ConvergenceError("they explode")
+        return Steered(times=np.zeros(1), x=np.zeros((1, 100, 1)), outside=np.arange(100) < 100 * share)
+
+    monkeypatch.setattr(box_paths, "_followed", follow)
+    box = Box([-1.0], [1.0])
+    run: Any = SimpleNamespace(equation=SimpleNamespace(problem=zoo.get("lq", 1), box=box))
+    found = steered(run, 0)
+    assert found is not None
+    assert found.lost == pytest.approx(lost)
+    assert len(steps) == followed
+    assert steps == sorted(steps)
 
 
 def narrow() -> _Search:

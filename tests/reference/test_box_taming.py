@@ -52,9 +52,8 @@ def bent(name: str, c: float) -> tuple[ControlProblem, Any, ValueFunction]:
     return problem, back, base.exact
 
 
-@pytest.mark.parametrize(("name", "c"), [("brownian-mixture", 0.8), ("mixture-diffusion", 0.8)])
-def test_steep_values_run_away_unless_tamed(name: str, c: float) -> None:
-    problem, back, exact = bent(name, c)
+def test_steep_values_run_away_unless_tamed() -> None:
+    problem, back, exact = bent("mixture-diffusion", 0.8)
     search = _Search(problem, 1e-3, None, None, None, 0)
     with pytest.raises(ConvergenceError, match="values run away at faces"):
         search._marched(search.tolerances, lambda _: None)

@@ -110,7 +110,7 @@ def test_a_wrong_one_does_not(name: str) -> None:
 def test_a_box_too_small_is_seen() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ToleranceWarning)
-        small = solve(base(), rtol=1e-1, box=Box([-0.7, -1.7], [1.7, 0.7]), verify=False, max_dofs=5000)
+        small = solve(base(), rtol=1e-1, box=Box([-0.7, -1.7], [1.7, 0.7]), verify=False, max_dofs=1500)
     assert not along_paths(base(), small, GOOD)[0].passed
 
 
