@@ -7,9 +7,9 @@
     python benchmarks/bench_reliability.py --truths                            how well the truths solve their equations
 
 The problems and where their values are known from: `reliability_problems`. The true error is the larger of the relative
-errors of value and policy under the uncontrolled and the optimally controlled law, at times up to T (1 - 1 / 4096), or up
-to where a solution says that its error bar ends, at most T / 20 before, as `compare` measures them; infinite, if there is no value on more than half of a law. The estimate is the larger of the
-two that `solve` returns.
+errors of value and policy under the uncontrolled and the optimally controlled law, at times up to T (1 - 1 / 4096), or
+up to where a solution says that its error bar ends, at most T / 20 before, as `compare` measures them; infinite, if
+there is no value on more than half of a law. The estimate is the larger of the two that `solve` returns.
 
 Columns, counts of problems or shares of those answered: problems; answered, with a solution within --seconds of CPU
 time; ok, with the status "ok"; met, of these, true <= rtol, and no value on rtol of the mass of a law at most; silent,
