@@ -2,6 +2,7 @@
 """How reliable `fit`'s error estimate is: true errors against estimates, over 120 fits, good and bad ones.
 
     python benchmarks/bench_learned_errors.py [--quick] [--problem NAME ..] [--csv FILE]
+    python benchmarks/bench_learned_errors.py --plain        the plain call, policy errors estimated and true
 
 Problems in one and two dimensions, 500 and 4000 trajectories of 64 steps, and of each six ways to learn: C1 cubics by
 the generator with interpolated and with penalised terminal values, the same in few cells, regression on labels, P2
@@ -12,6 +13,8 @@ policy : (E int |pi - pi*|^2 dt / E int |pi|^2 dt)^{1/2} under the law of the le
 draws of X_0 inside the box. Columns: fits; those whose policy's estimate is within a factor 3 of the truth, and whose
 value's is at least a third of it; median of estimate / truth of the policy; ok, status "ok"; silent, "ok" but with a
 policy or value off by more than three times what is accepted (10 %); CPU seconds of verifying, median.
+
+--plain: `fit(problem, paths, "auto", terminal=..)` of 5000 trajectories of 64 steps; its status, and CPU seconds.
 """
 
 import os
@@ -154,6 +157,25 @@ def fits(names: list[str], samples: tuple[int, ...], quick: bool) -> Iterator[di
                 yield dict(zip(COLUMNS, (*row, solution.status == "ok", seconds), strict=True))
 
 
+def plain(names: list[str]) -> None:
+    """The table of the plain call."""
+    for name in names:
+        problem = PROBLEMS[name]()
+        reference = Reference(problem)
+        paths = fh.sample_paths(problem, n=5000, steps=64, rng=1)
+        for terminal in ("penalty", "interpolated"):
+            begun = time.process_time()
+            solution = fh.fit(problem, paths, "auto", terminal=terminal)
+            seconds = time.process_time() - begun
+            if solution.error_estimate is None:
+                raise RuntimeError(f"the fit of {name} was not verified")
+            true, told = true_errors(problem, solution, reference)[0], solution.error_estimate.policy
+            print(
+                f"{name:24s} {terminal:13s} {told:9.2e} {true:9.2e} {seconds:6.1f} s  {solution.status[:60]}",
+                flush=True,
+            )
+
+
 def report(rows: list[dict[str, Any]]) -> None:
     def line(name: str, some: list[dict[str, Any]]) -> str:
         ratio = np.array([row["estimate"] / row["true"] for row in some])
@@ -188,8 +210,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two problems, two ways: a smoke test")
     parser.add_argument("--problem", nargs="+", choices=tuple(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--csv", type=Path, help="write all rows here, too")
+    parser.add_argument("--plain", action="store_true", help="the plain call instead")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
+    if given.plain:
+        plain(given.problem)
+        return
     names = ["mixture-diffusion-1", "lq-1"] if given.quick else given.problem
     rows = list(fits(names, SAMPLES[:1] if given.quick else SAMPLES, given.quick))
     report(rows)
