@@ -51,18 +51,20 @@ def checked_policy(problem: Any, policy: Any, asker: str) -> Policy:
     return policy  # type: ignore[no-any-return]
 
 
-def tell_of_layer(policy: Any, asker: str) -> None:
-    """A ToleranceWarning if a policy is not right shortly before T: what it costs there may be more than all before."""
+def tell_of_layer(policy: Any, asker: str) -> bool:
+    """Whether a policy is not right shortly before T, which a ToleranceWarning tells: it may cost most there."""
     if not isinstance(policy, Solution | ProductSolution):
-        return
+        return False
     T, layer = policy.problem.horizon, float(policy.stats.get("layer", 0.0))
-    if layer > _LAYER * T:
+    layered = layer > _LAYER * T
+    if layered:
         warnings.warn(
             f"{asker}: rewards at T jump or have kinks, so that the policy of {policy.problem.name!r} is right up to"
             f" t={T - layer:g} only; what it does after that is counted as it is, and may be more than all before",
             ToleranceWarning,
             stacklevel=3,
         )
+    return layered
 
 
 def check_reference(reference: Any) -> None:

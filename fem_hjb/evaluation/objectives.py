@@ -69,9 +69,10 @@ def objectives(
 ) -> Objectives:
     r"""What a control earns: J(pi) = E^pi[ y(X_T) + int_0^T r - (alpha/2) pi' Lambda^{-1} pi dt ], plus exit rewards.
 
-    In continuous time from the law of the process where `control_error` would know it, else from n paths by steps of
-    weak order 2, four to an Euler step, with a standard error (and a bias of the order of the square of a step). The
-    Euler objective is simulated, n paths. Arguments as those of `control_error`; without a reference `optimal` is None.
+    In continuous time from the law of the process where `control_error` would know it, and the policy is right up to T;
+    else from n paths by steps of weak order 2, four to an Euler step, with a standard error (and a bias of the order of
+    the square of a step). The Euler objective is simulated, n paths. Arguments as those of `control_error`; without a
+    reference `optimal` is None.
 
     progress : called with the fraction of the work done, which never falls and ends at 1, after every time step.
     max_seconds : when they are over, the work stops at the next step in time or call of the policy; rewards that are
@@ -83,7 +84,7 @@ def objectives(
     ConvergenceError : the Euler scheme explodes with so few steps, or max_seconds are over.
     """
     watch = until(checked_progress(progress), checked_seconds(max_seconds))
-    tell_of_layer(policy, "objectives")
+    layered = tell_of_layer(policy, "objectives")
     policy = checked_policy(problem, policy, "objectives")
     if reference is not None:
         check_reference(reference)
@@ -91,7 +92,7 @@ def objectives(
     array_length(n, "n", MeasureError, problem.dim)
     seeds = spawn_generators(rng, 4)
     try:
-        found = _all_of_them(problem, policy, reference, steps, n, seeds, times, rtol, watch)
+        found = _all_of_them(problem, policy, reference, steps, n, seeds, times, rtol, watch, layered)
     except OutOfTimeError:
         if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
             raise
@@ -113,14 +114,21 @@ def _all_of_them(
     times: int,
     rtol: float,
     tell: Progress,
+    layered: bool,
 ) -> Objectives:
-    """`objectives`, where what `tell` raises stops the work and comes out."""
+    """`objectives`, where what `tell` raises stops the work and comes out.
+
+    layered : the policy is wild shortly before T. No density under it is known there, and squares of it would magnify
+        the negative values that densities have in their tails: its rewards are those of paths.
+    """
     groups = groups_of(problem, reference)
 
     def nothing(t: ArrayLike, x: FloatArray) -> FloatArray:
         return np.zeros_like(x)
 
     def exact(pi: Policy, k: int, told: Progress) -> Estimate:
+        if layered and pi is policy:
+            return _simulated(problem, pi, n, _FINER * steps, seeds[k], "weak2", told)
         return _reward(problem, pi, groups, reference, times, n, seeds[k], rtol, _FINER * steps, told)
 
     first, second, third = _PARTS
