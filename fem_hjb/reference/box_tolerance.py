@@ -221,13 +221,14 @@ class _Search:
         if followed is not None and self._left_by(followed) and "truncation" in parts:
             lost = math.sqrt(followed.lost)  # where the box ends nothing is right; if it must end there, a check tells
             parts["truncation"] = (math.hypot(parts["truncation"][0], lost), math.hypot(parts["truncation"][1], lost))
-        outpaced = self._outpaced_by(self.controlled)
+        outpaced = math.nan if self.controlled is None else self._outpaced_by(self.controlled)
         return _Judged(run, parts, self.controlled, self.tolerances, self.coefficients.most, outpaced)
 
     def _held(self, tell: Progress) -> Run:
         """A run with the box that holds paths under its policy, if a few larger ones do, which loose runs tell."""
         run = self._marched(self.tolerances, tell)
-        if not self.calm and self.problem.dim > 1 and run.counts["steps"] > _SLOW:
+        steered_at_all = self.payoff is None and self.problem.dim > 1  # else no paths under a policy would tell
+        if steered_at_all and not self.calm and run.counts["steps"] > _SLOW:
             self.calm = True  # stability decides, perhaps by drifts that nobody meets
             if math.isfinite(self._most(run.equation)):
                 run = self._marched(self.tolerances, tell)

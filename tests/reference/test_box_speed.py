@@ -148,3 +148,18 @@ def test_what_it_changes_is_measured() -> None:
     value, policy = found.parts["truncation"]
     assert row.policy < 2.0 * (policy + found.parts["space"][1] + found.parts["time"][1])
     assert row.value < 2.0 * (value + found.parts["space"][0] + found.parts["time"][0])
+
+
+def test_expectations_are_those_of_the_drift_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No policy is followed that could tell whether drifts were met."""
+    monkeypatch.setattr(box_tolerance, "_SLOW", 0)
+    search = _Search(wells(), 1e-1, "linear", None, None, 0, lambda x: 1.0 + x[:, 0] ** 2)
+    assert search.run(lambda _: None).most == np.inf
+
+
+def test_a_policy_that_no_path_follows_leaves_the_check_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box_tolerance, "_SLOW", 0)
+    monkeypatch.setattr(box_tolerance, "steered", lambda *_: None)
+    search = _Search(wells(), 1e-1, None, None, None, 0)
+    checks = search.solution(search.run(lambda _: None)).checks
+    assert [check.passed for check in checks if check.name == "drift"] == [False]
