@@ -2,7 +2,7 @@ r"""`solve_exit`: value and policy of an exit problem on a box, to a tolerance; 
 
 Spectral elements on grids that are refined where the solution asks for it (`steady_ladder`), the equation in the linear
 form, or in that of the value where f would underflow (`exit_equation`). Beyond natural faces, which cut the domain off,
-grids go on for a tenth of its width, and one that goes on for two tenths says what the cut does.
+grids go on for a tenth of its width, or more if it takes that; those that go on twice as far say what the cut does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_pr
 Faces = Sequence[tuple[int, str]]
 
 _LOOKED = 4096  # points at which the equation is looked at with the problem as it was given
-_LONGER = 0.1  # of the width, by which a box is longer beyond its natural faces
+_LONGER = (0.1, 0.3, 1.0)  # of the width, by which grids are longer beyond natural faces; the first that is enough
 
 
 @final
@@ -337,14 +337,23 @@ def _climbed(
     try:
         with threadpool_limits(1, user_api="blas"):
             natural = box.where("natural")
-            rung = climb(box, _longer(box, natural), attempt, distance, rtol, most, watch)
-            stopped = [rung.stopped] if rung.stopped and max(rung.errors) > rtol else []
-            cut = (0.0, 0.0)
+            rung = climb(box, _longer(box, natural, _LONGER[0]), attempt, distance, rtol, most, watch)
+            cut, why = (0.0, 0.0), ""
             if natural.any():
                 try:
-                    cut = _truncation(rung, box, natural, attempt, distance)
+                    cut = _truncation(rung, box, natural, _LONGER[0], attempt, distance)
+                    for more in _LONGER[1:]:
+                        if max(cut) <= 0.5 * rtol or max(rung.errors) > rtol:
+                            break
+                        further = climb(box, _longer(box, natural, more), attempt, distance, rtol, most, watch)
+                        ends = _truncation(further, box, natural, more, attempt, distance)
+                        if max(map(sum, zip(ends, further.errors, strict=True))) < max(
+                            map(sum, zip(cut, rung.errors, strict=True))
+                        ):
+                            rung, cut = further, ends
                 except OutOfTimeError:
-                    cut, stopped = (math.inf, math.inf), [*stopped, "max_seconds were over before natural faces moved"]
+                    why = "max_seconds were over before natural faces were moved as far as it takes"
+                    cut = cut if max(cut) > 0.0 else (math.inf, math.inf)
     except OutOfTimeError:
         if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
             raise
@@ -353,22 +362,26 @@ def _climbed(
             " rtol"
         ) from None
     watch.finished()
-    return rung, cut, stopped
+    stopped = [why] if why else []
+    return rung, cut, [rung.stopped, *stopped] if rung.stopped and max(rung.errors) > rtol else stopped
 
 
-def _longer(box: Box, natural: Any) -> Box:
-    """The box, longer by a tenth beyond each natural face."""
+def _longer(box: Box, natural: Any, share: float) -> Box:
+    """The box, longer by a share of its width beyond each natural face."""
     lower, upper = box.bounds
-    more = _LONGER * (upper - lower)
+    more = share * (upper - lower)
     return Box(lower - more * natural[0], upper + more * natural[1])
 
 
-def _truncation(rung: Rung, box: Box, natural: Any, attempt: Any, distance: Any) -> tuple[float, float]:
-    """How far the solution is from that on grids that go on for another tenth beyond each natural face."""
+def _truncation(rung: Rung, box: Box, natural: Any, share: float, attempt: Any, distance: Any) -> tuple[float, float]:
+    """How far the solution is from that on grids that go on as far again beyond each natural face."""
     grids = []
     for axis, grid in enumerate(rung.grids):
-        more = _LONGER * (box.bounds[1][axis] - box.bounds[0][axis])
-        low, high = ([end] if natural[side, axis] else [] for side, end in enumerate((grid[0] - more, grid[-1] + more)))
+        more = share * (box.bounds[1][axis] - box.bounds[0][axis])
+        cells = max(1, math.ceil(more / float(np.diff(grid).max())))
+        beyond = more * np.arange(1, cells + 1) / cells
+        low = grid[0] - beyond[::-1] if natural[0, axis] else np.empty(0)
+        high = grid[-1] + beyond if natural[1, axis] else np.empty(0)
         grids.append(np.concatenate([low, grid, high]))
     longer = SpectralBasis([SpectralLine(grid, rung.degree) for grid in grids])
     function, _ = attempt(longer, None)
@@ -404,7 +417,8 @@ def _looked_at(
         terms.append(_called(source, x))
     size = math.sqrt(sum(float((term**2).mean()) for term in terms))
     steep = float(np.sqrt((np.abs(b) ** 2).mean())) + float(np.abs(Lambda).max()) / float((upper - lower).max())
-    least = 1e-6 * steep * float(np.abs(function.coefficients).max()) / float((upper - lower).max())
+    height = max(float(np.abs(function.coefficients).max()), 0.0 if source else alpha)
+    least = 1e-6 * steep * height / float((upper - lower).max())
     figure = float(np.quantile(np.abs(sum(terms)), 0.99)) / max(size, least, 1e-300)
     limit = max(10.0 * math.sqrt(rtol), 1e-3)
     told = f"residual of the equation at {_LOOKED} points of the box, relative to its terms"
