@@ -113,6 +113,7 @@ def sample_exit(
     (generator,) = spawn_generators(rng, 1)
     law = start if isinstance(start, Law) else PointMass(frozen_array(start, "start", (problem.dim,), DomainError))
     _require_inside(problem, law)
+    _require_progress(problem, law, h, end)
     try:
         return _followed(problem, law, n, generator, h, policy, end, watch)
     except OutOfTimeError:
@@ -133,6 +134,28 @@ def _require_inside(problem: ExitProblem, law: Law) -> None:
         outside = ~box.contains(x) & ~_passes(problem, x)
         if box.exited(x) or outside:
             raise DomainError(f"start must lie inside the domain, got {x.tolist()} for {box}")
+
+
+def _require_progress(problem: ExitProblem, law: Law, h: float, end: float) -> None:
+    """A million steps have to lead somewhere: over max_time, or a hundredth of the width of the domain."""
+    many = _MOST_STEPS * h
+    if end < np.inf:
+        if many < end:
+            raise ConvergenceError(
+                f"step={h:g} is more than a million times shorter than max_time={end:g}; take a longer one"
+            )
+        return
+    box = problem.domain
+    x = law.sample(64, np.random.default_rng(0))
+    x = x if box is None else inside(box, x)
+    far = np.sqrt(np.abs(problem.Lambda(x)).max() * many) + np.abs(problem.b(x)).max() * many
+    lower, upper = (np.zeros(1), np.ones(1)) if box is None else box.bounds
+    widths = (upper - lower)[np.isfinite(upper - lower)]
+    if far < 0.01 * widths.min(initial=np.inf if widths.size else 1.0):
+        raise ConvergenceError(
+            f"a million steps of step={h:g} lead no further than {far:.3g}, next to nothing in the domain; take longer"
+            " ones"
+        )
 
 
 def _passes(problem: ExitProblem, x: FloatArray) -> Any:

@@ -14,6 +14,7 @@ from fem_hjb.problems.laws import Law
 from fem_hjb.problems.problem import ControlProblem, check_elliptic, checked_call, checked_twice
 from fem_hjb.support.checks import FloatArray, as_points, number_in_units, positive_integer, spd_array
 from fem_hjb.support.errors import EllipticityError, ProblemError
+from fem_hjb.support.memory import require_room
 from fem_hjb.support.objects import Plain, brief, callable_name, short_repr
 
 Field = Callable[[FloatArray], ArrayLike]
@@ -83,6 +84,7 @@ class ExitProblem(Plain):
         for name, maybe in (("running_reward", self.running_reward), ("exit_reward", self.exit_reward)):
             if maybe is not None and not callable(maybe):
                 raise ProblemError(f"{name} must be a callable x -> (...) or None, got {type(maybe).__name__}")
+        require_room((self.dim, self.dim), f"dim={self.dim}:", ProblemError)
         if not callable(self.diffusion):
             put(self, "_constant", spd_array(self.diffusion, "diffusion", self.dim, EllipticityError))
         if self.domain is not None:

@@ -79,8 +79,8 @@ def solve_exit(
 
     Returns
     -------
-    An `ExitSolution`. Its error estimate is the distance of two solutions on the last grid, whose degrees differ by
-    two, and where natural faces cut off, the distance of one on a longer box. Its checks: the equation itself at 4096
+    An `ExitSolution`. Its error estimate is the larger distance of two solutions of lower degrees on the same grid,
+    and where natural faces cut off, the distance of one on a longer box. Its checks: the equation itself at 4096
     points, with the problem's own callables. Where f spans more than e^20 the equation is solved for v itself.
     If the tolerance is not met, or a check fails, a `ToleranceWarning` says so, and so does the status.
 

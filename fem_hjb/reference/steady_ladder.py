@@ -1,8 +1,9 @@
-"""Grids of spectral elements for problems without time: refined where the solution asks for it, twice solved on each.
+"""Grids of spectral elements for problems without time: refined where a solution asks for it, each solved on three times.
 
-Every grid is solved on with elements of degree p and of degree p + 2. The distance of the two is the error bar: it is
-measured, and is that of the first, of which the second, which is handed out, is the better one. Cells are cut in two
-where the highest Legendre coefficients of the solution, or of its slope, are large.
+Every grid is solved on with elements of degree p, p + 1 and p + 2. The larger distance of the first two from the third,
+which is handed out, is the error bar: it is measured, and is that of solutions that the third is better than. One of
+them alone may agree with it by chance, where an error changes its sign. Cells are cut in two where the highest Legendre
+coefficients of the solution, or of its slope, are large.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _POINTS = 20_000  # at which two solutions are compared
 @final
 @dataclass(frozen=True, eq=False)
 class Rung:
-    """The best solution, how far it is from the one with a lower degree, on which grid, and why there is no better."""
+    """The best solution, how far those of lower degrees are from it, on which grid, and why there is no better."""
 
     function: SteadyFunction
     kept: Any
@@ -68,19 +69,24 @@ def climb(
     failure: ConvergenceError | None = None
     try:
         for _ in range(_ROUNDS):
-            bases = [SpectralBasis([SpectralLine(grid, degree) for grid in grids]) for degree in (p, p + 2)]
-            if bases[1].n_dofs > max_dofs:
+            bases = [SpectralBasis([SpectralLine(grid, degree) for grid in grids]) for degree in (p, p + 1, p + 2)]
+            if bases[-1].n_dofs > max_dofs:
                 stopped = f"more than max_dofs={max_dofs} unknowns would be needed"
                 break
             try:
-                coarse, kept = attempt(bases[0], kept)
-                fine, kept = attempt(bases[1], kept)
+                functions = []
+                for basis in bases:
+                    function, kept = attempt(basis, kept)
+                    functions.append(function)
             except ConvergenceError as cause:
                 failure, kept = cause, None
                 grids = [_halved(grid, np.ones(len(grid) - 1, dtype=np.bool_)) for grid in grids]
                 continue
-            solves += 2
-            errors = distance(rule_of(bases[0], box), coarse, fine) if kept.settled else (np.inf, np.inf)
+            solves += len(bases)
+            fine, errors = functions[-1], (np.inf, np.inf)
+            if kept.settled:
+                apart = [distance(rule_of(bases[-1], box), function, fine) for function in functions[:-1]]
+                errors = max(value for value, _ in apart), max(policy for _, policy in apart)
             if best is None or max(errors) < max(best.errors):
                 best = Rung(fine, kept, errors, grids, p + 2, solves, "")
             if max(errors) <= rtol:
@@ -91,7 +97,7 @@ def climb(
                 stopped = "finer grids no longer help, which says that rounding is the limit, or a jump"
                 break
             tell(min(0.9, rtol / max(max(errors), 1e-300)) ** 0.25)
-            grids = _marked(fine, bases[1], box, errors)
+            grids = _marked(fine, bases[-1], box, errors)
         else:
             stopped = f"{_ROUNDS} refinements were not enough"
     except OutOfTimeError:

@@ -16,8 +16,8 @@ from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.recovery import GradientRecovery
-from fem_hjb.support.checks import FloatArray, as_points, one_of
-from fem_hjb.support.errors import DomainError, SpaceError
+from fem_hjb.support.checks import FloatArray, as_points, one_of, require
+from fem_hjb.support.errors import DomainError, ProblemError, SpaceError
 from fem_hjb.support.objects import Plain
 
 _CHUNK = 1 << 14
@@ -76,6 +76,15 @@ class SteadyFunction(Plain):
         return result.reshape(points.shape[:-1] + result.shape[1:])
 
 
+def _checked_parts(result: ExitSolution | ExitExpectation) -> None:
+    """The parts of a result are what they should be; its stats become read-only."""
+    who = type(result).__name__
+    require(result.problem, ExitProblem, who, ProblemError)
+    require(result.function, SteadyFunction, who, SpaceError)
+    require(result.stats, Mapping, f"{who}: stats", ProblemError)
+    object.__setattr__(result, "stats", MappingProxyType(dict(result.stats)))
+
+
 @final
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ExitSolution(Plain):
@@ -97,7 +106,7 @@ class ExitSolution(Plain):
     stats: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stats", MappingProxyType(dict(self.stats)))
+        _checked_parts(self)
 
     def __str__(self) -> str:
         return told(self.problem.name, self.method, self.status, self.error_estimate, self.checks)
@@ -143,7 +152,7 @@ class ExitExpectation(Plain):
     stats: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stats", MappingProxyType(dict(self.stats)))
+        _checked_parts(self)
 
     def __str__(self) -> str:
         return told(self.problem.name, self.method, self.status, self.error_estimate, self.checks)

@@ -198,6 +198,27 @@ def test_mean_exit_times() -> None:
     np.testing.assert_allclose(one_way.value(x), (4 - (1 + x[:, 0]) ** 2) / 2.0, atol=1e-8)
 
 
+def test_mean_exit_times_from_a_deep_well_are_as_good_as_they_say() -> None:
+    """The operator is singular to nine digits: solutions of degrees 10 and 12 agree by chance, long before they should.
+
+    m(-1) = (2 / s) int_{-1}^1 e^{2 V(y) / s} int_{-oo}^y e^{-2 V(z) / s} dz dy, by Gauss rules on cells.
+    """
+    points, weights = np.polynomial.legendre.leggauss(40)
+    grid = np.linspace(-3.0, 1.0, 801)
+    y, w = grid[:-1, None] + 0.0025 * (points + 1), 0.0025 * weights
+    density = np.exp(-20 * (y**2 - 1) ** 2)
+    series = np.polynomial.legendre.legint(np.polynomial.legendre.legfit(points, density.T, 30), lbnd=-1) * 0.0025
+    before = np.concatenate([[0.0], np.cumsum(density @ w)[:-1]])
+    inner = before[:, None] + np.polynomial.legendre.legval(points, series)
+    late = grid[:-1] > -1 - 1e-9
+    exact = 20 * float(((inner[late] / density[late]) @ w).sum())
+    box = fh.Box([-2.0], [1.0], boundary=[("natural", "absorbing")])
+    found = st.mean_exit_time(line(lambda x: -4 * x * (x**2 - 1), 0.1, domain=box), rtol=1e-3)
+    assert found.status == "ok"
+    assert exact > 5e8
+    assert abs(found.value([-1.0]) / exact - 1) < found.error_estimate.value < 1e-3
+
+
 def test_harmonic_functions_are_their_own_expectations() -> None:
     def harmonic(x: np.ndarray) -> np.ndarray:
         return np.exp(x[..., 0]) * np.cos(x[..., 1]) - 1.0
