@@ -25,7 +25,7 @@ ORDER = {
         "box_faces box_sizes box_running box_run box_paths box_march box_cost box_moments box_judge box_tolerance "
         "fokker_planck_start fokker_planck_grids fokker_planck_panels fokker_planck_mesh fokker_planck "
         "tolerance feynman_kac "
-        "steady_operators steady_ladder exit_equation exit_box exit_mesh "
+        "steady_operators steady_checks steady_ladder exit_equation exit_box exit_mesh "
         "mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine "
         "residual pathwise solve"
     ),

@@ -7,7 +7,6 @@ grids go on for a tenth of its width, or more if it takes that; those that go on
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,27 +15,22 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from threadpoolctl import threadpool_limits
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.exit import ExitProblem, faces_of
 from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, Settled, differences
 from fem_hjb.reference.faces import on_face
-from fem_hjb.reference.steady_ladder import MAX_DOFS, Rung, climb, rule_of
+from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check
+from fem_hjb.reference.steady_ladder import MAX_DOFS, Climbed, Kept, climb_beyond
 from fem_hjb.reference.tolerance import checked_rtol, judged
-from fem_hjb.solutions.checks import Check
-from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
-from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
+from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer, require
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_progress, checked_seconds, until
 
 Faces = Sequence[tuple[int, str]]
-
-_LOOKED = 4096  # points at which the equation is looked at with the problem as it was given
-_LONGER = (0.1, 0.3, 1.0)  # of the width, by which grids are longer beyond natural faces; the first that is enough
 
 
 @final
@@ -55,8 +49,9 @@ class _Kept:
 @final
 @dataclass(frozen=True, eq=False)
 class _Whole:
-    """What linear equations leave: nothing."""
+    """What a linear equation leaves."""
 
+    function: SteadyFunction
     settled: bool = True
 
 
@@ -96,29 +91,28 @@ def solve_exit(
     box, rtol, most, watch = _checked(problem, "solve_exit", rtol, max_dofs, progress, max_seconds)
     started = time.perf_counter()
 
-    def attempt(basis: SpectralBasis, kept: _Kept | None) -> tuple[SteadyFunction, _Kept]:
+    def attempt(basis: SpectralBasis, kept: _Kept | None) -> _Kept:
         watch(0.0)
         equation = ExitEquation(problem, basis, _fixed(box, basis), watch)
         start = None
         if kept is not None:
             start = Settled(kept.function.value(basis.nodes), kept.found.noise, kept.found.form, 0)
         found = equation.settle(start)
-        function = SteadyFunction(basis, found.v)
-        return function, _Kept(function, found)
+        return _Kept(SteadyFunction(basis, found.v), found)
 
     distance = partial(_distance, problem, policies=True)
-    rung, cut, stopped = _climbed(problem, box, attempt, distance, rtol, most, watch, max_seconds, "solve_exit")
+    climbed = _climbed(problem, box, attempt, distance, rtol, most, watch, max_seconds, "solve_exit")
+    kept = climbed.rung.kept
     solution = ExitSolution(
         problem=problem,
-        function=rung.function,
-        method=f"{rung.kept.found.form} form on spectral elements",
-        status="; ".join(stopped) or "ok",
-        checks=_looked_at(problem, box, rung.function, rtol),
-        stats=_stats(rung) | {"form": rung.kept.found.form},
+        function=kept.function,
+        method=f"{kept.found.form} form on spectral elements",
+        status="; ".join(climbed.unmet) or "ok",
+        checks=(equation_check(problem, box, kept.function, rtol),),
+        stats=climbed.rung.figures | {"form": kept.found.form},
     )
-    estimate = combine({"space": rung.errors[0], "truncation": cut[0]}, {"space": rung.errors[1], "truncation": cut[1]})
     spent = {"seconds": time.perf_counter() - started}
-    return judged(solution, estimate, rtol, f"solve_exit({problem.name!r})", spent)
+    return judged(solution, climbed.estimate, rtol, f"solve_exit({problem.name!r})", spent)
 
 
 def exit_expectation(
@@ -221,26 +215,26 @@ def _expectation(
 ) -> ExitExpectation:
     started = time.perf_counter()
 
-    def attempt(basis: SpectralBasis, _: Any) -> tuple[SteadyFunction, _Whole]:
+    def attempt(basis: SpectralBasis, _: Any) -> _Whole:
         watch(0.0)
         fixed = _fixed(box, basis)
         equation = ExitEquation(problem, basis, fixed, watch)
         s = None if source is None else equation.operators.at(partial(_called, source))
-        return SteadyFunction(basis, equation.expectation(paid(box, basis, fixed), s)), _Whole()
+        return _Whole(SteadyFunction(basis, equation.expectation(paid(box, basis, fixed), s)))
 
     distance = partial(_distance, problem, policies=False)
-    rung, cut, stopped = _climbed(problem, box, attempt, distance, rtol, most, watch, max_seconds, who)
+    climbed = _climbed(problem, box, attempt, distance, rtol, most, watch, max_seconds, who)
+    function = climbed.rung.kept.function
     found = ExitExpectation(
         problem=problem,
-        function=rung.function,
+        function=function,
         method="linear equation on spectral elements",
-        status="; ".join(stopped) or "ok",
-        checks=_looked_at(problem, box, rung.function, rtol, source=source or _none),
-        stats=_stats(rung),
+        status="; ".join(climbed.unmet) or "ok",
+        checks=(equation_check(problem, box, function, rtol, partial(_called, source or _none)),),
+        stats=climbed.rung.figures,
     )
-    estimate = combine({"space": rung.errors[0], "truncation": cut[0]}, {"space": rung.errors[1], "truncation": cut[1]})
     spent = {"seconds": time.perf_counter() - started}
-    return judged(found, estimate, rtol, f"{who}({problem.name!r})", spent)
+    return judged(found, climbed.estimate, rtol, f"{who}({problem.name!r})", spent)
 
 
 def _called(source: Callable[[FloatArray], ArrayLike], x: FloatArray) -> FloatArray:
@@ -268,23 +262,8 @@ def _checked(
             " is measured on a longer box"
         )
     most = MAX_DOFS[problem.dim] if max_dofs is None else positive_integer(max_dofs, "max_dofs", SpaceError)
-    _check_reflection(problem, box)
+    check_normal_reflection(problem, box)
     return box, rtol, most, until(told, seconds)
-
-
-def _check_reflection(problem: ExitProblem, box: Box) -> None:
-    """The natural condition <Lambda grad u, n> = 0 is reflection along n only where Lambda n is parallel to n."""
-    lower, upper = box.bounds
-    x = lower + (upper - lower) * np.random.default_rng(1).random((64, problem.dim))
-    for side, axis in np.argwhere(box.where("reflecting")).tolist():
-        face = x.copy()
-        face[:, axis] = box.bounds[side][axis]
-        rows = problem.Lambda(face)[:, axis]
-        if np.abs(np.delete(rows, axis, axis=1)).max(initial=0.0) > 1e-10 * np.abs(rows).max():
-            raise DomainError(
-                f"reflection along the normal needs a diffusion without off-diagonal entries in row {axis} on the"
-                f" faces across axis {axis}; rotate the coordinates, or let these faces absorb"
-            )
 
 
 def _faces(problem: ExitProblem, into: Any) -> list[tuple[int, str]]:
@@ -312,14 +291,9 @@ def _fixed(box: Box, basis: SpectralBasis, faces: Faces | None = None) -> IntArr
 
 
 def _distance(
-    problem: ExitProblem,
-    rule: tuple[FloatArray, FloatArray],
-    first: SteadyFunction,
-    second: SteadyFunction,
-    *,
-    policies: bool,
+    problem: ExitProblem, rule: tuple[FloatArray, FloatArray], first: Kept, second: Kept, *, policies: bool
 ) -> tuple[float, float]:
-    return differences(problem, rule, first, second, policies=policies)
+    return differences(problem, rule, first.function, second.function, policies=policies)
 
 
 def _climbed(
@@ -332,28 +306,10 @@ def _climbed(
     watch: Watch,
     max_seconds: float | None,
     who: str,
-) -> tuple[Rung, tuple[float, float], list[str]]:
-    """The solution, what truncation does to value and policy, and what was not reached."""
+) -> Climbed:
+    """The solution, or a ConvergenceError if time was over before there was one."""
     try:
-        with threadpool_limits(1, user_api="blas"):
-            natural = box.where("natural")
-            rung = climb(box, _longer(box, natural, _LONGER[0]), attempt, distance, rtol, most, watch)
-            cut, why = (0.0, 0.0), ""
-            if natural.any():
-                try:
-                    cut = _truncation(rung, box, natural, _LONGER[0], attempt, distance)
-                    for more in _LONGER[1:]:
-                        if max(cut) <= 0.5 * rtol or max(rung.errors) > rtol:
-                            break
-                        further = climb(box, _longer(box, natural, more), attempt, distance, rtol, most, watch)
-                        ends = _truncation(further, box, natural, more, attempt, distance)
-                        if max(map(sum, zip(ends, further.errors, strict=True))) < max(
-                            map(sum, zip(cut, rung.errors, strict=True))
-                        ):
-                            rung, cut = further, ends
-                except OutOfTimeError:
-                    why = "max_seconds were over before natural faces were moved as far as it takes"
-                    cut = cut if max(cut) > 0.0 else (math.inf, math.inf)
+        found = climb_beyond(box, attempt, distance, rtol, most, watch)
     except OutOfTimeError:
         if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
             raise
@@ -362,69 +318,4 @@ def _climbed(
             " rtol"
         ) from None
     watch.finished()
-    stopped = [why] if why else []
-    return rung, cut, [rung.stopped, *stopped] if rung.stopped and max(rung.errors) > rtol else stopped
-
-
-def _longer(box: Box, natural: Any, share: float) -> Box:
-    """The box, longer by a share of its width beyond each natural face."""
-    lower, upper = box.bounds
-    more = share * (upper - lower)
-    return Box(lower - more * natural[0], upper + more * natural[1])
-
-
-def _truncation(rung: Rung, box: Box, natural: Any, share: float, attempt: Any, distance: Any) -> tuple[float, float]:
-    """How far the solution is from that on grids that go on as far again beyond each natural face."""
-    grids = []
-    for axis, grid in enumerate(rung.grids):
-        more = share * (box.bounds[1][axis] - box.bounds[0][axis])
-        cells = max(1, math.ceil(more / float(np.diff(grid).max())))
-        beyond = more * np.arange(1, cells + 1) / cells
-        low = grid[0] - beyond[::-1] if natural[0, axis] else np.empty(0)
-        high = grid[-1] + beyond if natural[1, axis] else np.empty(0)
-        grids.append(np.concatenate([low, grid, high]))
-    longer = SpectralBasis([SpectralLine(grid, rung.degree) for grid in grids])
-    function, _ = attempt(longer, None)
-    errors: tuple[float, float] = distance(rule_of(rung.function.basis, box), rung.function, function)
-    return errors
-
-
-def _looked_at(
-    problem: ExitProblem,
-    box: Box,
-    function: SteadyFunction,
-    rtol: float,
-    source: Callable[[FloatArray], ArrayLike] | None = None,
-) -> tuple[Check, ...]:
-    """The equation at points of the box, with the user's callables: of v, or of an expectation with this source.
-
-    Second derivatives are central differences of gradients. Relative to the root mean square of all its terms, the
-    residual of all but a hundredth of the points is to be small; a few points are near to where cells meet.
-    """
-    lower, upper = box.bounds
-    h = 1e-5 * (upper - lower)
-    x = lower + h + (upper - lower - 2 * h) * np.random.default_rng(2).random((_LOOKED, problem.dim))
-    slopes = function.gradient(x)
-    Lambda, b, alpha = problem.Lambda(x), problem.b(x), problem.temperature
-    hessian = np.empty((*x.shape, problem.dim))
-    for k in range(problem.dim):
-        shift = h * (np.arange(problem.dim) == k)
-        hessian[:, k] = (function.gradient(x + shift) - function.gradient(x - shift)) / (2.0 * h[k])
-    terms = [(b * slopes).sum(axis=1), 0.5 * np.einsum("nkl,nkl->n", Lambda, hessian)]
-    if source is None:
-        terms += [problem.r(x), np.einsum("nk,nkl,nl->n", slopes, Lambda, slopes) / (2.0 * alpha)]
-    else:
-        terms.append(_called(source, x))
-    size = math.sqrt(sum(float((term**2).mean()) for term in terms))
-    steep = float(np.sqrt((np.abs(b) ** 2).mean())) + float(np.abs(Lambda).max()) / float((upper - lower).max())
-    height = max(float(np.abs(function.coefficients).max()), 0.0 if source else alpha)
-    least = 1e-6 * steep * height / float((upper - lower).max())
-    figure = float(np.quantile(np.abs(sum(terms)), 0.99)) / max(size, least, 1e-300)
-    limit = max(10.0 * math.sqrt(rtol), 1e-3)
-    told = f"residual of the equation at {_LOOKED} points of the box, relative to its terms"
-    return (Check(name="equation", figure=figure, limit=min(limit, 0.5), told=told),)
-
-
-def _stats(rung: Rung) -> dict[str, Any]:
-    basis: Any = rung.function.basis
-    return {"dofs": basis.n_dofs, "shape": basis.shape, "degree": rung.degree, "solves": rung.solves}
+    return found

@@ -1,4 +1,4 @@
-"""Grids of spectral elements for problems without time: refined where a solution asks for it, each solved on three times.
+"""Grids of spectral elements for problems without time: refined where a solution asks for it, solved on three times.
 
 Every grid is solved on with elements of degree p, p + 1 and p + 2. The larger distance of the first two from the third,
 which is handed out, is the error bar: it is measured, and is that of solutions that the third is better than. One of
@@ -10,22 +10,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from fem_hjb.problems.box import Box
+from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.steady import SteadyFunction
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
-from fem_hjb.support.progress import OutOfTimeError, Progress
+from fem_hjb.support.progress import OutOfTimeError, Progress, Watch
 
 Rule = tuple[FloatArray, FloatArray]
-Attempt = Callable[[SpectralBasis, Any], tuple[SteadyFunction, Any]]
-"""A basis and what was kept of the grid before -> a function, and what is kept: `settled` says whether it solves."""
 
-Distance = Callable[[Rule, SteadyFunction, SteadyFunction], tuple[float, float]]
+
+class Kept(Protocol):
+    """What a grid leaves to the next one: a function, and whether it solves the equation, or is only on the way."""
+
+    @property
+    def function(self) -> SteadyFunction:
+        """The unknown."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether it solves the equation."""
+
+
+Attempt = Callable[[SpectralBasis, Any], Kept]
+"""A basis, and what was kept of the grid before -> what is found on it."""
+
+Distance = Callable[[Rule, Any, Any], tuple[float, float]]
+"""Points and weights, what two grids have found -> how far value and policy of the first are from the second."""
 
 DEGREE = {1: 10, 2: 8, 3: 5}
 CELLS = {1: 6, 2: 3, 3: 2}
@@ -33,21 +50,73 @@ MAX_DOFS = {1: 6000, 2: 40_000, 3: 30_000}
 _ROUNDS = 40
 _HELPED, _PATIENCE = 0.7, 4  # a refinement that helps makes errors so much smaller; how many need not
 _MARKED = 0.1  # of the largest coefficient, from which on a cell is cut
+_LONGER = (0.1, 0.3, 1.0)  # of the width, by which grids are longer beyond natural faces; the first that is enough
 _POINTS = 20_000  # at which two solutions are compared
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Rung:
-    """The best solution, how far those of lower degrees are from it, on which grid, and why there is no better."""
+    """What the best grid has found, how far lower degrees are from it, which grid it is, and why there is no better."""
 
-    function: SteadyFunction
     kept: Any
     errors: tuple[float, float]
     grids: list[FloatArray]
     degree: int
     solves: int
     stopped: str
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """For the stats of a solution."""
+        basis = self.kept.function.basis
+        return {"dofs": basis.n_dofs, "shape": basis.shape, "degree": self.degree, "solves": self.solves}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Climbed:
+    """The best grid's, what the ends of grids beyond natural faces do to value and policy, and what was not reached."""
+
+    rung: Rung
+    cut: tuple[float, float]
+    unmet: list[str]
+
+    @property
+    def estimate(self) -> ErrorEstimate:
+        """Of both."""
+        (value, policy), (end, bend) = self.rung.errors, self.cut
+        return combine({"space": value, "truncation": end}, {"space": policy, "truncation": bend})
+
+
+def climb_beyond(box: Box, attempt: Attempt, distance: Distance, rtol: float, max_dofs: int, watch: Watch) -> Climbed:
+    """`climb` on grids that go on beyond the natural faces of the box, far enough for their ends not to matter.
+
+    Raises as `climb`.
+    """
+    natural, why, cut = box.where("natural"), [], (0.0, 0.0)
+    with threadpool_limits(1, user_api="blas"):
+        rung = climb(box, _longer(box, natural, _LONGER[0]), attempt, distance, rtol, max_dofs, watch)
+        if natural.any():
+            try:
+                cut = _truncation(rung, box, natural, _LONGER[0], attempt, distance)
+                for more in _LONGER[1:]:
+                    if max(cut) <= 0.5 * rtol or max(rung.errors) > rtol:
+                        break
+                    further = climb(box, _longer(box, natural, more), attempt, distance, rtol, max_dofs, watch)
+                    ends = _truncation(further, box, natural, more, attempt, distance)
+                    if max(_added(ends, further.errors)) < max(_added(cut, rung.errors)):
+                        rung, cut = further, ends
+            except OutOfTimeError:
+                why = ["max_seconds were over before natural faces were moved as far as it takes"]
+                cut = cut if max(cut) > 0.0 else (np.inf, np.inf)
+    if rung.stopped and max(rung.errors) > rtol:
+        why = [rung.stopped, *why]
+    return Climbed(rung, cut, why)
+
+
+def _added(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+    return first[0] + second[0], first[1] + second[1]
 
 
 def climb(
@@ -74,21 +143,21 @@ def climb(
                 stopped = f"more than max_dofs={max_dofs} unknowns would be needed"
                 break
             try:
-                functions = []
+                found = []
                 for basis in bases:
-                    function, kept = attempt(basis, kept)
-                    functions.append(function)
+                    kept = attempt(basis, kept)
+                    found.append(kept)
             except ConvergenceError as cause:
                 failure, kept = cause, None
                 grids = [_halved(grid, np.ones(len(grid) - 1, dtype=np.bool_)) for grid in grids]
                 continue
             solves += len(bases)
-            fine, errors = functions[-1], (np.inf, np.inf)
+            errors = (np.inf, np.inf)
             if kept.settled:
-                apart = [distance(rule_of(bases[-1], box), function, fine) for function in functions[:-1]]
+                apart = [distance(rule_of(bases[-1], box), each, kept) for each in found[:-1]]
                 errors = max(value for value, _ in apart), max(policy for _, policy in apart)
             if best is None or max(errors) < max(best.errors):
-                best = Rung(fine, kept, errors, grids, p + 2, solves, "")
+                best = Rung(kept, errors, grids, p + 2, solves, "")
             if max(errors) <= rtol:
                 break
             waiting = 0 if max(errors) < _HELPED * least else waiting + 1
@@ -97,7 +166,7 @@ def climb(
                 stopped = "finer grids no longer help, which says that rounding is the limit, or a jump"
                 break
             tell(min(0.9, rtol / max(max(errors), 1e-300)) ** 0.25)
-            grids = _marked(fine, bases[-1], box, errors)
+            grids = _marked(kept.function, bases[-1], box, errors)
         else:
             stopped = f"{_ROUNDS} refinements were not enough"
     except OutOfTimeError:
@@ -106,7 +175,30 @@ def climb(
         stopped = "max_seconds were over"
     if best is None:
         raise failure or ConvergenceError("no grid that max_dofs allows; allow more unknowns")
-    return Rung(best.function, best.kept, best.errors, best.grids, best.degree, solves, stopped)
+    return Rung(best.kept, best.errors, best.grids, best.degree, solves, stopped)
+
+
+def _longer(box: Box, natural: Any, share: float) -> Box:
+    """The box, longer by a share of its width beyond each natural face."""
+    lower, upper = box.bounds
+    more = share * (upper - lower)
+    return Box(lower - more * natural[0], upper + more * natural[1])
+
+
+def _truncation(
+    rung: Rung, box: Box, natural: Any, share: float, attempt: Attempt, distance: Distance
+) -> tuple[float, float]:
+    """How far the solution is from that on grids that go on as far again beyond each natural face."""
+    grids = []
+    for axis, grid in enumerate(rung.grids):
+        more = share * (box.bounds[1][axis] - box.bounds[0][axis])
+        cells = max(1, int(np.ceil(more / float(np.diff(grid).max()))))
+        beyond = more * np.arange(1, cells + 1) / cells
+        low = grid[0] - beyond[::-1] if natural[0, axis] else np.empty(0)
+        high = grid[-1] + beyond if natural[1, axis] else np.empty(0)
+        grids.append(np.concatenate([low, grid, high]))
+    longer = SpectralBasis([SpectralLine(grid, rung.degree) for grid in grids])
+    return distance(rule_of(rung.kept.function.basis, box), rung.kept, attempt(longer, None))
 
 
 def rule_of(basis: Any, box: Box) -> Rule:

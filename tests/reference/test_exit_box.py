@@ -11,8 +11,9 @@ import pytest
 from scipy.integrate import quad, solve_ivp
 
 import fem_hjb as fh
-from fem_hjb.reference.exit_box import _fixed, _looked_at
+from fem_hjb.reference.exit_box import _fixed
 from fem_hjb.reference.exit_equation import ExitEquation
+from fem_hjb.reference.steady_checks import equation_check
 from fem_hjb.solutions.steady import SteadyFunction
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.errors import ConvergenceError, DomainError, InfiniteValueError, ProblemError, SpaceError
@@ -256,9 +257,9 @@ def fine_line() -> tuple[SpectralBasis, np.ndarray]:
 def test_the_equation_is_looked_at_with_the_callables_of_the_problem() -> None:
     problem, _, _ = manufactured(2)
     found = st.solve_exit(problem, rtol=1e-4)
-    (good,) = _looked_at(problem, problem.domain, found.function, 1e-4)
+    good = equation_check(problem, problem.domain, found.function, 1e-4)
     assert good.passed
-    (bad,) = _looked_at(cube(2, drift=problem.drift), problem.domain, found.function, 1e-4)
+    bad = equation_check(cube(2, drift=problem.drift), problem.domain, found.function, 1e-4)
     assert not bad.passed
 
 
