@@ -42,6 +42,10 @@ class _Kept:
     found: Settled
 
     @property
+    def shapes(self) -> tuple[SteadyFunction, ...]:
+        return (self.function,)
+
+    @property
     def settled(self) -> bool:
         return self.found.noise == 1.0
 
@@ -53,6 +57,10 @@ class _Whole:
 
     function: SteadyFunction
     settled: bool = True
+
+    @property
+    def shapes(self) -> tuple[SteadyFunction, ...]:
+        return (self.function,)
 
 
 def solve_exit(

@@ -149,11 +149,17 @@ class ExitEquation:
 
 
 def differences(
-    problem: ExitProblem, rule: tuple[FloatArray, FloatArray], first: Any, second: Any, *, policies: bool = True
+    problem: ExitProblem,
+    rule: tuple[FloatArray, FloatArray],
+    first: Any,
+    second: Any,
+    *,
+    policies: bool = True,
+    least: float = 1e-6,
 ) -> tuple[float, float]:
     """How far two functions are apart relative to the second: values, and gradients as policies or as they are.
 
-    rule : points (n, d) and weights (n,) of the domain.
+    rule : points (n, d) and weights (n,) of the domain.  least : temperatures that a value counts as, at the least.
     """
     x, weights = rule
     weights = weights / weights.sum()
@@ -166,9 +172,9 @@ def differences(
 
     apart = norms(first.value(x) - values, first.gradient(x) - slopes)
     size = norms(values, slopes)
-    least = 1e-6 * alpha if policies else 1e-300
+    smallest = least * alpha if policies else 1e-300
     lower, upper = x.min(axis=0), x.max(axis=0)
     steep = (
-        1e-6 * (alpha if policies else size[0]) * float(np.sqrt(np.abs(Lambda).max())) / float((upper - lower).max())
+        least * (alpha if policies else size[0]) * float(np.sqrt(np.abs(Lambda).max())) / float((upper - lower).max())
     )
-    return apart[0] / max(size[0], least), apart[1] / max(size[1], steep, 1e-300)
+    return apart[0] / max(size[0], smallest), apart[1] / max(size[1], steep, 1e-300)

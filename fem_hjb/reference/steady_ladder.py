@@ -34,6 +34,10 @@ class Kept(Protocol):
         """The unknown."""
 
     @property
+    def shapes(self) -> tuple[SteadyFunction, ...]:
+        """What grids are refined for."""
+
+    @property
     def settled(self) -> bool:
         """Whether it solves the equation."""
 
@@ -166,7 +170,7 @@ def climb(
                 stopped = "finer grids no longer help, which says that rounding is the limit, or a jump"
                 break
             tell(min(0.9, rtol / max(max(errors), 1e-300)) ** 0.25)
-            grids = _marked(kept.function, bases[-1], box, errors)
+            grids = _marked(kept.shapes, bases[-1], box, errors)
         else:
             stopped = f"{_ROUNDS} refinements were not enough"
     except OutOfTimeError:
@@ -213,19 +217,23 @@ def rule_of(basis: Any, box: Box) -> Rule:
     return x, weights
 
 
-def _marked(function: SteadyFunction, basis: SpectralBasis, box: Box, errors: tuple[float, float]) -> list[FloatArray]:
-    """The grids with those cells cut whose coefficients are largest, of the value or of its slope."""
-    values = function.coefficients.reshape(basis.shape)
-    tails = []
-    for axis, line in enumerate(basis.lines):
-        tail = np.moveaxis(line.modal_tail(values, axis), axis, 0).reshape(line.n_cells, -1).max(axis=1)
-        tail[(line.grid[1:] <= box.bounds[0][axis]) | (line.grid[:-1] >= box.bounds[1][axis])] = 0.0
-        tails.append(tail if errors[0] >= errors[1] and np.isfinite(errors[0]) else tail / line.widths)
-    most = max(float(tail.max()) for tail in tails)
-    return [
-        _halved(np.asarray(line.grid), (tail >= _MARKED * most) & (tail > 0.0))
-        for line, tail in zip(basis.lines, tails, strict=True)
-    ]
+def _marked(
+    shapes: tuple[SteadyFunction, ...], basis: SpectralBasis, box: Box, errors: tuple[float, float]
+) -> list[FloatArray]:
+    """The grids with those cells cut whose coefficients are largest, of one of the functions or of its slope."""
+    steep = not (errors[0] >= errors[1] and np.isfinite(errors[0]))
+    marks = [np.zeros(line.n_cells, dtype=np.bool_) for line in basis.lines]
+    for function in shapes:
+        values = function.coefficients.reshape(basis.shape)
+        tails = []
+        for axis, line in enumerate(basis.lines):
+            tail = np.moveaxis(line.modal_tail(values, axis), axis, 0).reshape(line.n_cells, -1).max(axis=1)
+            tail[(line.grid[1:] <= box.bounds[0][axis]) | (line.grid[:-1] >= box.bounds[1][axis])] = 0.0
+            tails.append(tail / line.widths if steep else tail)
+        most = max(float(tail.max()) for tail in tails)
+        for mark, tail in zip(marks, tails, strict=True):
+            mark |= (tail >= _MARKED * most) & (tail > 0.0)
+    return [_halved(np.asarray(line.grid), mark) for line, mark in zip(basis.lines, marks, strict=True)]
 
 
 def _halved(grid: FloatArray, marks: Any) -> FloatArray:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
+from fem_hjb.solutions.ground import GroundState
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution
 from fem_hjb.support.errors import ConvergenceError
@@ -16,7 +17,7 @@ from fem_hjb.support.errors import ConvergenceError
 LEAST_RTOL, LARGEST_RTOL = 1e-10, 0.1
 
 AnySolution = TypeVar("AnySolution", bound=Solution | ProductSolution)
-Judged = TypeVar("Judged", bound=Solution | ProductSolution | ExitSolution | ExitExpectation)
+Judged = TypeVar("Judged", bound=Solution | ProductSolution | ExitSolution | ExitExpectation | GroundState)
 
 
 def checked_rtol(rtol: Any, name: str = "rtol") -> float:
