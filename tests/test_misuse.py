@@ -120,6 +120,7 @@ def steady(x: Any) -> Any:
 
 LEAVING = fh.ExitProblem(dim=1, temperature=1.0, drift=steady, diffusion=1.0, domain=BOX)
 LEFT = fh.stationary.sample_exit(LEAVING, [0.5], n=8, rng=0, step=0.1)
+GROUND = fh.ground_state(WALLED, rtol=1e-2)
 GONE = fh.solve_exit(LEAVING, rtol=1e-2)
 RESULT = {
     name: getattr(GONE, name)
@@ -366,6 +367,19 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "solve_exit": (
             fh.solve_exit,
             {"problem": LEAVING, "rtol": 1e-2, "max_dofs": 500, "progress": None, "max_seconds": None},
+        ),
+        "ground_state": (
+            fh.ground_state,
+            {"problem": WALLED, "rtol": 1e-2, "box": None, "max_dofs": 500, "progress": None, "max_seconds": None},
+        ),
+        "stationary.GroundState": (
+            fh.stationary.GroundState,
+            {name: getattr(GROUND, name) for name in inspect.signature(fh.stationary.GroundState).parameters},
+        ),
+        "stationary.ground_state_on_mesh": (
+            fh.stationary.ground_state_on_mesh,
+            {"problem": WALLED, "mesh": fh.spaces.box_mesh(DOMAIN, 8, "line"), "element": "P2", "estimate": True}
+            | {"progress": None, "max_seconds": None},
         ),
         "stationary.ExitSolution": (fh.stationary.ExitSolution, RESULT),
         "stationary.ExitExpectation": (fh.stationary.ExitExpectation, RESULT),

