@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb.reference import fokker_planck as fokker_planck
     from fem_hjb.reference import ground_state as ground_state
     from fem_hjb.reference import refine_on_mesh as refine_on_mesh
+    from fem_hjb.reference import schroedinger_bridge as schroedinger_bridge
     from fem_hjb.reference import solve as solve
     from fem_hjb.reference import solve_exit as solve_exit
     from fem_hjb.reference import solve_on_mesh as solve_on_mesh
@@ -70,7 +71,9 @@ _NAMES = {
     "learning": "Bounds Convex EnergyBall Monotone fit law_measure",
     "paths": "sample_paths",
     "problems": "Box ControlProblem ExitProblem Gaussian GaussianMixture LinearDrift PointMass Uniform zoo",
-    "reference": "feynman_kac fokker_planck ground_state refine_on_mesh solve solve_exit solve_on_mesh",
+    "reference": (
+        "feynman_kac fokker_planck ground_state refine_on_mesh schroedinger_bridge solve solve_exit solve_on_mesh"
+    ),
     "solutions": "Solution ToleranceWarning compare load_solution save_solution",
     "spaces": "Space load_mesh",
     "support.errors": "FemHjbError",

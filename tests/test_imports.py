@@ -18,7 +18,7 @@ ORDER = {
     "paths": "steering breaks simulate likelihood exit_paths tree_sum extent tails tilted sources stored",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
     "stepping": "adaptive lawson esdirk implicit",
-    "solutions": "density estimate checks norms solution steady ground comparison compare files",
+    "solutions": "density estimate checks norms solution steady ground bridge comparison compare files",
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
         "box_asked box_speed box_coefficients box_taming box_panel box_adjoint box_averages box_grading box_layer "
@@ -27,7 +27,7 @@ ORDER = {
         "tolerance feynman_kac "
         "steady_operators steady_checks steady_ladder exit_equation exit_box exit_mesh ground_equation ground_state "
         "mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine "
-        "residual pathwise solve"
+        "residual pathwise solve bridge"
     ),
     "learning": (
         "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "

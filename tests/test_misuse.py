@@ -121,6 +121,7 @@ def steady(x: Any) -> Any:
 LEAVING = fh.ExitProblem(dim=1, temperature=1.0, drift=steady, diffusion=1.0, domain=BOX)
 LEFT = fh.stationary.sample_exit(LEAVING, [0.5], n=8, rng=0, step=0.1)
 GROUND = fh.ground_state(WALLED, rtol=1e-2)
+BRIDGE = fh.schroedinger_bridge(WALLED, fh.Uniform(DOMAIN), rtol=1e-2)
 GONE = fh.solve_exit(LEAVING, rtol=1e-2)
 RESULT = {
     name: getattr(GONE, name)
@@ -367,6 +368,15 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "solve_exit": (
             fh.solve_exit,
             {"problem": LEAVING, "rtol": 1e-2, "max_dofs": 500, "progress": None, "max_seconds": None},
+        ),
+        "schroedinger_bridge": (
+            fh.schroedinger_bridge,
+            {"problem": WALLED, "target": fh.Uniform(DOMAIN), "rtol": 1e-2, "max_iterations": 3, "box": None}
+            | {"progress": None, "max_seconds": None},
+        ),
+        "stationary.Bridge": (
+            fh.stationary.Bridge,
+            {name: getattr(BRIDGE, name) for name in inspect.signature(fh.stationary.Bridge).parameters},
         ),
         "ground_state": (
             fh.ground_state,

@@ -1,6 +1,7 @@
 """References: `solve` on boxes to a tolerance, on meshes, expectations, and the Fokker-Planck equation of the law."""
 
 from fem_hjb.reference import fokker_planck
+from fem_hjb.reference.bridge import schroedinger_bridge
 from fem_hjb.reference.exit_box import solve_exit
 from fem_hjb.reference.feynman_kac import FeynmanKacSolution, feynman_kac
 from fem_hjb.reference.fokker_planck import DensitySolution
@@ -16,6 +17,7 @@ __all__ = [
     "fokker_planck",
     "ground_state",
     "refine_on_mesh",
+    "schroedinger_bridge",
     "solve",
     "solve_exit",
     "solve_on_mesh",

@@ -104,11 +104,11 @@ def ground_state(
     rtol, seconds = checked_rtol(rtol), checked_seconds(max_seconds)
     watch, started = until(checked_progress(progress), seconds), time.perf_counter()
     most = MAX_DOFS.get(problem.dim, 1) if max_dofs is None else positive_integer(max_dofs, "max_dofs", SpaceError)
-    rest = _at_rest(problem)
+    rest = at_rest(problem)
     try:
         region = _region(problem, rest, box, rtol)
         check_normal_reflection(rest, region)
-        _require_still(problem, region)
+        require_still(problem, region)
         attempt = partial(_attempt, rest, watch)
         climbed = climb_beyond(region, attempt, partial(_distance, rest), rtol, most, watch)
         kept: _Kept = climbed.rung.kept
@@ -168,11 +168,11 @@ def ground_state_on_mesh(
     if DIMENSION[kind] != problem.dim:
         raise DomainError(f"the mesh is of dimension {DIMENSION[kind]}, the problem has dim={problem.dim}")
     check_cells(np.asarray(mesh.p, dtype=np.float64), np.asarray(mesh.t, dtype=np.int64), kind, "the mesh")
-    _refuse_absorbing(problem)
+    refuse_absorbing(problem)
     name = element_named(element).name if element is not None else "P2" if kind in ("line", "tri", "tet") else "Q2"
     basis = MeshBasis(mesh, name)
-    _require_still(problem, basis.box, basis.nodes)
-    rest = _at_rest(problem)
+    require_still(problem, basis.box, basis.nodes)
+    rest = at_rest(problem)
     try:
         equation = GroundEquation(rest, basis, watch)
         ground = equation.settle()
@@ -238,7 +238,7 @@ def _distance(
     return max(value, earned, likely), policy
 
 
-def _at_rest(problem: ControlProblem) -> ExitProblem:
+def at_rest(problem: ControlProblem) -> ExitProblem:
     """The coefficients at time 0, as callables of the state alone."""
     constant = problem.constant_diffusion
     return ExitProblem(
@@ -251,7 +251,7 @@ def _at_rest(problem: ControlProblem) -> ExitProblem:
     )
 
 
-def _refuse_absorbing(problem: ControlProblem) -> None:
+def refuse_absorbing(problem: ControlProblem) -> None:
     if problem.domain is not None and problem.domain.absorbing:
         raise DomainError(
             f"the process of {problem.name!r} is stopped at absorbing faces, and has no stationary law; take an"
@@ -259,7 +259,7 @@ def _refuse_absorbing(problem: ControlProblem) -> None:
         )
 
 
-def _require_still(problem: ControlProblem, box: Box, nodes: FloatArray | None = None) -> None:
+def require_still(problem: ControlProblem, box: Box, nodes: FloatArray | None = None) -> None:
     """ProblemError if a coefficient is another one at another time, at points of the box."""
     rng = np.random.default_rng(3)
     lower, upper = box.bounds
@@ -285,21 +285,21 @@ def _region(problem: ControlProblem, rest: ExitProblem, box: Box | None, rtol: f
     """The box, with the word "natural" for each face where the process goes on."""
     if problem.dim > 3:
         raise DomainError(f"boxes go up to dimension 3, {problem.name!r} has dim={problem.dim}; simulate paths instead")
-    _refuse_absorbing(problem)
+    refuse_absorbing(problem)
     if box is not None:
         require(box, Box, "ground_state: box=", DomainError)
         if box.dim != problem.dim or not box.bounded:
             raise DomainError(f"box must be a bounded Box of dimension {problem.dim}, got {box}")
         if problem.domain is not None:
             check_faces(problem, box, problem.domain.where("reflecting"))
-        return _worded(problem, np.stack(box.bounds))
+        return worded(problem, np.stack(box.bounds))
     if problem.domain is not None and problem.domain.bounded:
         return problem.domain
     bounds = np.stack(truncation_box(problem).box.bounds)
     cells, degree = _PROBE[problem.dim]
     before = np.full((2, problem.dim), np.inf)
     for _ in range(_ROUNDS):
-        region = _worded(problem, bounds)
+        region = worded(problem, bounds)
         basis = SpectralBasis(
             [SpectralLine(np.linspace(low, high, cells + 1), degree) for low, high in bounds.T.tolist()]
         )
@@ -314,10 +314,10 @@ def _region(problem: ControlProblem, rest: ExitProblem, box: Box | None, rtol: f
             break
         width = bounds[1] - bounds[0]
         bounds = bounds + np.array([-1.0, 1.0])[:, None] * _WIDEN * width * outside
-    return _worded(problem, bounds)
+    return worded(problem, bounds)
 
 
-def _worded(problem: ControlProblem, bounds: FloatArray) -> Box:
+def worded(problem: ControlProblem, bounds: FloatArray) -> Box:
     """A box with these bounds (2, d), reflecting where the domain is and natural elsewhere."""
     kept = faces_of_domain(problem, bounds)
     if problem.domain is not None:

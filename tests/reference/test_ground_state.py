@@ -12,7 +12,7 @@ import skfem
 
 import fem_hjb as fh
 from fem_hjb.reference.ground_equation import GroundEquation
-from fem_hjb.reference.ground_state import _at_rest
+from fem_hjb.reference.ground_state import at_rest
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 
@@ -100,7 +100,7 @@ def test_without_reward_the_law_is_that_of_the_process_and_nothing_is_steered() 
 def test_gaps_of_processes_that_turn_are_real_parts() -> None:
     turn = np.array([[-1.0, 2.0], [-2.0, -1.0]])
     basis = SpectralBasis([SpectralLine(np.linspace(-5, 5, 7), 8)] * 2)
-    equation = GroundEquation(_at_rest(problem(2, drift=lambda t, x: x @ turn.T, running_reward=None)), basis)
+    equation = GroundEquation(at_rest(problem(2, drift=lambda t, x: x @ turn.T, running_reward=None)), basis)
     assert abs(equation.gap(equation.settle()) - 1.0) < 1e-4
 
 
@@ -109,7 +109,7 @@ def test_independent_coordinates_add_up() -> None:
     assert two.status == "ok"
     assert abs(two.average_reward - 2 * one.average_reward) < 1e-5
     assert abs(two.gap - one.gap) < 1e-3 * one.gap
-    three = GroundEquation(_at_rest(walls(3)), SpectralBasis([SpectralLine([0.0, 1.0], 8)] * 3))
+    three = GroundEquation(at_rest(walls(3)), SpectralBasis([SpectralLine([0.0, 1.0], 8)] * 3))
     found = three.settle()
     assert abs(found.average - 3 * one.average_reward) < 1e-4
     assert abs(three.gap(found) - one.gap) < 1e-2 * one.gap
