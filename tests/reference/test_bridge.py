@@ -36,7 +36,7 @@ def gaussian_policy(t: float, x: np.ndarray, mean: float, sd: float) -> np.ndarr
     return (mean + ((1 - t) * c + t * sd**2) / variance * (x - middle) - x) / (1 - t)
 
 
-@pytest.mark.parametrize(("dim", "rtol"), [(1, 1e-6), (2, 1e-3)])
+@pytest.mark.parametrize(("dim", "rtol"), [(1, 1e-6), (2, 3e-3)])
 def test_between_gaussians_the_policy_is_affine(dim: int, rtol: float) -> None:
     found = fh.schroedinger_bridge(process(dim), fh.Gaussian([1.0] * dim, 0.6**2), rtol=rtol)
     assert found.status == "ok"
@@ -55,10 +55,10 @@ def test_a_mixture_is_reached_from_a_process_that_is_pulled_back() -> None:
     problem = process(drift=lambda t, x: -x - 0.3 * np.sin(2 * x), running_reward=lambda t, x: -0.1 * x[..., 0] ** 2)
     found = fh.schroedinger_bridge(problem, target, rtol=1e-4)
     assert found.status == "ok"
-    paths = fh.sample_paths(problem, n=4000, steps=200, rng=0, policy=lambda t, x: found.policy(min(t, 0.999), x))
+    paths = fh.sample_paths(problem, n=2000, steps=100, rng=0, policy=lambda t, x: found.policy(min(t, 0.999), x))
     right = (paths.x[:, -1, 0] > 0.9).mean()
-    assert abs(right - 0.35) < 4 * math.sqrt(0.23 / 4000) + 0.01
-    free = fh.sample_paths(problem, n=4000, steps=200, rng=0).x[:, -1, 0]
+    assert abs(right - 0.35) < 4 * math.sqrt(0.23 / 2000) + 0.01
+    free = fh.sample_paths(problem, n=2000, steps=100, rng=0).x[:, -1, 0]
     assert abs((free > 0.9).mean() - 0.35) > 0.1  # it does not go there by itself
     assert "marginals are off" in str(found)
     assert found.potential(np.array([[50.0]])).shape == (1,)
@@ -67,8 +67,8 @@ def test_a_mixture_is_reached_from_a_process_that_is_pulled_back() -> None:
 def test_between_walls() -> None:
     box = fh.Box([0.0], [1.0])
     target = fh.GaussianMixture([1.0], [[0.4]], [[[0.09]]])
-    found = fh.schroedinger_bridge(process(domain=box, initial_law=fh.Uniform(box), diffusion=0.3), target, rtol=1e-3)
-    assert found.terminal_error < 1e-3
+    found = fh.schroedinger_bridge(process(domain=box, initial_law=fh.Uniform(box), diffusion=0.3), target, rtol=1e-2)
+    assert found.terminal_error < 1e-2
     push = found.policy(0.9, np.array([[0.1], [0.9]]))[:, 0]
     assert push[0] > 0.0 > push[1]
 

@@ -41,7 +41,7 @@ def walls(dim: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("dim", "alpha", "rtol", "form"), [(1, 1.0, 1e-8, "linear"), (2, 1.0, 1e-2, "linear"), (1, 0.02, 1e-6, "value")]
+    ("dim", "alpha", "rtol", "form"), [(1, 1.0, 1e-8, "linear"), (2, 1.0, 5e-2, "linear"), (1, 0.02, 1e-6, "value")]
 )
 def test_linear_quadratic_problems(dim: int, alpha: float, rtol: float, form: str) -> None:
     """w = -P |x|^2 / 2 with P^2 / alpha + 2 P = 1, lambda = -P d / 2, gap 1 + P / alpha, law N(0, 1 / (2 gap))."""
@@ -59,7 +59,7 @@ def test_linear_quadratic_problems(dim: int, alpha: float, rtol: float, form: st
     assert np.linalg.norm(found.policy(x) + P / alpha * x) < 3 * rtol * np.linalg.norm(P / alpha * x)
     density = (gap / math.pi) ** (dim / 2) * np.exp(-gap * (x**2).sum(-1))
     np.testing.assert_allclose(found.density(x), density, rtol=30 * rtol, atol=rtol * density.max())
-    assert np.linalg.norm(found.policy(x) + 1.05 * P / alpha * x) > rtol * np.linalg.norm(P / alpha * x)
+    assert np.linalg.norm(found.policy(x) + 1.2 * P / alpha * x) > 3 * rtol * np.linalg.norm(P / alpha * x)
 
 
 def test_long_horizons_come_close_and_short_ones_do_not() -> None:
@@ -87,7 +87,7 @@ def test_without_reward_the_law_is_that_of_the_process_and_nothing_is_steered() 
         return -4 * x * (x**2 - 1) + 0.3
 
     found = fh.ground_state(
-        problem(drift=slope, running_reward=None, diffusion=lambda t, x: 1.0 + 0 * x[..., None]), rtol=1e-6
+        problem(drift=slope, running_reward=None, diffusion=lambda t, x: 1.0 + 0 * x[..., None]), rtol=1e-5
     )
     x = np.linspace(-2.5, 2.5, 2001)[:, None]
     law = np.exp(-2 * ((x[:, 0] ** 2 - 1) ** 2 - 0.3 * x[:, 0]))
