@@ -3,9 +3,9 @@
     python benchmarks/bench_exit.py [COUNT]
 
 Drift x A + c sin(w x), diffusion that depends on the state, running reward -lambda (1 + sin(3 x_1)^2), exit reward
-q cos(sum x), temperatures 0.05, 0.3 and 1, and faces that absorb or reflect at random on [-1, 1]^d. The reference is the
-same solver a hundred (d = 2) or ten thousand times tighter. Told are how many have the status "ok", in how many a true
-error is beyond its estimate, the largest ratio of the two, and the longest time.
+q cos(sum x), temperatures 0.05, 0.3 and 1, and faces that absorb or reflect at random on [-1, 1]^d. The reference is
+the same solver a hundred (d = 2) or ten thousand times tighter. Told are how many have the status "ok", in how many a
+true error is beyond its estimate, the largest ratio of the two, and the longest time.
 """
 
 import sys

@@ -21,7 +21,7 @@ from fem_hjb.problems.exit import ExitProblem, faces_of
 from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, Settled, differences
 from fem_hjb.reference.faces import on_face
-from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check
+from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check, temperature_check
 from fem_hjb.reference.steady_ladder import MAX_DOFS, Climbed, Kept, climb_beyond
 from fem_hjb.reference.tolerance import checked_rtol, judged
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
@@ -116,7 +116,7 @@ def solve_exit(
         function=kept.function,
         method=f"{kept.found.form} form on spectral elements",
         status="; ".join(climbed.unmet) or "ok",
-        checks=(equation_check(problem, box, kept.function, rtol),),
+        checks=(equation_check(problem, box, kept.function, rtol), temperature_check(kept.found.noise)),
         stats=climbed.rung.figures | {"form": kept.found.form},
     )
     spent = {"seconds": time.perf_counter() - started}

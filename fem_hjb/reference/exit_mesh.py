@@ -16,8 +16,8 @@ from scipy.spatial import cKDTree
 from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, differences
+from fem_hjb.reference.steady_checks import temperature_check
 from fem_hjb.reference.tolerance import judged
-from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
 from fem_hjb.spaces.basis import element_named
@@ -82,9 +82,7 @@ def solve_exit_on_mesh(
         function=SteadyFunction(equation.basis, found.v),
         method=f"{found.form} form on a mesh",
         status="ok",
-        checks=(
-            Check(name="temperature", figure=found.noise, limit=1.0, told="noise solved at, relative to that asked"),
-        ),
+        checks=(temperature_check(found.noise),),
         stats=_stats(equation.basis, started) | {"form": found.form},
     )
 

@@ -22,7 +22,7 @@ from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.reference.exit_equation import differences
 from fem_hjb.reference.faces import check_faces, faces_of_domain
 from fem_hjb.reference.ground_equation import Ground, GroundEquation
-from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check
+from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check, temperature_check
 from fem_hjb.reference.steady_ladder import MAX_DOFS, climb_beyond, rule_of
 from fem_hjb.reference.tolerance import checked_rtol, judged
 from fem_hjb.solutions.checks import Check
@@ -137,7 +137,7 @@ def ground_state(
         gap=gap,
         method=f"{kept.found.form} form on spectral elements",
         status="; ".join(climbed.unmet) or "ok",
-        checks=(check, *_ends(region, kept.density, rtol)),
+        checks=(check, temperature_check(kept.found.noise), *_ends(region, kept.density, rtol)),
         stats=climbed.rung.figures
         | {"form": kept.found.form, "gap_error": off[0], "average_reward_error": off[1]}
         | {"seconds": time.perf_counter() - started},
@@ -194,7 +194,6 @@ def ground_state_on_mesh(
             " coarser mesh, or estimate=False"
         ) from None
     watch.finished()
-    noise = Check(name="temperature", figure=ground.noise, limit=1.0, told="noise solved at, relative to that asked")
     state = GroundState(
         problem=problem,
         function=kept.function,
@@ -203,7 +202,7 @@ def ground_state_on_mesh(
         gap=gap,
         method=f"{ground.form} form on a mesh",
         status="ok" if refine else "the error was not estimated (estimate=False)",
-        checks=(noise,),
+        checks=(temperature_check(ground.noise),),
         stats={"element": name, "cells": basis.n_cells, "dofs": basis.n_dofs, "form": ground.form}
         | {"gap_error": off[0], "average_reward_error": off[1], "seconds": time.perf_counter() - started},
     )

@@ -78,3 +78,8 @@ def check_normal_reflection(problem: ExitProblem, box: Box) -> None:
                 f"reflection along the normal needs a diffusion without off-diagonal entries in row {axis} on the"
                 f" faces across axis {axis}; rotate the coordinates, or let these faces absorb"
             )
+
+
+def temperature_check(noise: float) -> Check:
+    """Whether Newton's method came down to the temperature that was asked for."""
+    return Check(name="temperature", figure=noise, limit=1.0, told="noise solved at, relative to that asked for")

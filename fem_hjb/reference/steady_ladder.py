@@ -20,7 +20,7 @@ from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.steady import SteadyFunction
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError
+from fem_hjb.support.errors import ConvergenceError, InfiniteValueError
 from fem_hjb.support.progress import OutOfTimeError, Progress, Watch
 
 Rule = tuple[FloatArray, FloatArray]
@@ -52,6 +52,7 @@ DEGREE = {1: 10, 2: 8, 3: 5}
 CELLS = {1: 6, 2: 3, 3: 2}
 MAX_DOFS = {1: 6000, 2: 40_000, 3: 30_000}
 _ROUNDS = 40
+_SURE = 3  # grids that say that a value is infinite
 _HELPED, _PATIENCE = 0.7, 4  # a refinement that helps makes errors so much smaller; how many need not
 _MARKED = 0.1  # of the largest coefficient, from which on a cell is cut
 _LONGER = (0.1, 0.3, 1.0)  # of the width, by which grids are longer beyond natural faces; the first that is enough
@@ -130,7 +131,8 @@ def climb(
 
     box : where errors count.  reach : what the grids fill, the box or a longer one.
 
-    Raises OutOfTimeError if time is over before there is any, ConvergenceError if no grid has a solution.
+    Raises OutOfTimeError if time is over before there is any, ConvergenceError if no grid has a solution, and
+    InfiniteValueError if three say that it is infinite.
     """
     d = box.dim
     p = DEGREE[d]
@@ -139,7 +141,8 @@ def climb(
     best: Rung | None = None
     kept: Any = None
     solves, stopped, waiting, least = 0, "", 0, np.inf
-    failure: ConvergenceError | None = None
+    infinite = 0  # grids on which the value is: the eigenvalue of one that is too coarse may have the wrong sign
+    failure: Exception | None = None
     try:
         for _ in range(_ROUNDS):
             bases = [SpectralBasis([SpectralLine(grid, degree) for grid in grids]) for degree in (p, p + 1, p + 2)]
@@ -151,8 +154,11 @@ def climb(
                 for basis in bases:
                     kept = attempt(basis, kept)
                     found.append(kept)
-            except ConvergenceError as cause:
+            except (ConvergenceError, InfiniteValueError) as cause:
                 failure, kept = cause, None
+                infinite += isinstance(cause, InfiniteValueError)
+                if infinite == _SURE:
+                    raise
                 grids = [_halved(grid, np.ones(len(grid) - 1, dtype=np.bool_)) for grid in grids]
                 continue
             solves += len(bases)
@@ -160,7 +166,7 @@ def climb(
             if kept.settled:
                 apart = [distance(rule_of(bases[-1], box), each, kept) for each in found[:-1]]
                 errors = max(value for value, _ in apart), max(policy for _, policy in apart)
-            if best is None or max(errors) < max(best.errors):
+            if best is None or max(errors) < max(best.errors) or not np.isfinite(max(best.errors)):
                 best = Rung(kept, errors, grids, p + 2, solves, "")
             if max(errors) <= rtol:
                 break

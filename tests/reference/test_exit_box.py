@@ -245,6 +245,12 @@ def test_rewards_that_are_too_high_have_no_finite_value() -> None:
     below = math.pi**2 / 2 - 0.1
     found = st.solve_exit(line(running_reward=rate(below)), rtol=1e-6)
     assert abs(found.value([0.5]) + math.log(math.cos(math.sqrt(2 * below) / 2))) < 1e-6
+    box = fh.Box([-2.0], [1.0], boundary=[("natural", "absorbing")])
+    deep = line(lambda x: -4 * x * (x**2 - 1), 0.1, temperature=0.05, domain=box)
+    late = float(st.mean_exit_time(deep, rtol=1e-2).value([-1.0]))  # grids too coarse have an eigenvalue > 0
+    slow = line(deep.drift, 0.1, temperature=0.05, domain=box, running_reward=rate(0.05 * 0.5 / late))
+    f = st.solve_exit(slow, rtol=1e-2).f([-1.0])
+    assert abs(f - 2.0) < 1e-2  # exp(mu tau), tau exponential: 1 / (1 - mu E tau)
     equation = ExitEquation(line(running_reward=rate(below)), *fine_line())
     assert abs(equation.principal() - (below - math.pi**2 / 2)) < 1e-8
 

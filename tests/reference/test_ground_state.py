@@ -140,7 +140,7 @@ def test_a_wrong_box_is_told_and_the_equation_is_looked_at() -> None:
         cut = fh.ground_state(problem(), rtol=1e-3, box=fh.Box([-0.4], [0.5]))
     assert cut.status != "ok"
     good = fh.ground_state(problem(), rtol=1e-3)
-    assert {check.name for check in good.checks} == {"equation", "law in the box"}
+    assert {check.name for check in good.checks} == {"equation", "law in the box", "temperature"}
     assert "average reward -0.2071" in str(good)
 
 
