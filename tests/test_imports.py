@@ -15,7 +15,7 @@ ORDER = {
         "divergence box laws kernels problem probing fingerprint blocks rewards closed_form linear manufactured gauge "
         "mixtures tilted_density zoo"
     ),
-    "paths": "steering breaks simulate likelihood tree_sum extent tails tilted sources stored",
+    "paths": "steering breaks stiffness simulate likelihood tree_sum extent tails tilted sources stored",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": "density estimate checks norms solution comparison compare files",
