@@ -199,8 +199,8 @@ plt.show()
 # The drift differs from that of the flow by $\tfrac{\eta^2}2\beta\,\nabla\log p_t$, the diffusion is $\eta^2\beta$, and
 # the quadratic term of the equation has the factor $\Lambda/2\alpha = \eta^2\beta/2\alpha$. Everything that $\eta$
 # changes has the factor $\eta^2$, so that $|v^\eta - y\circ\Phi| \sim \eta^2$, **where the flow is smooth as seen by
-# the noise**: the expansion in $\eta^2$ has derivatives of $y\circ\Phi$ in it. A flow that splits its starts between two
-# separated modes is steep at the watershed, and the rate is then seen only for an $\eta$ that is small against the
+# the noise**: the expansion in $\eta^2$ has derivatives of $y\circ\Phi$ in it. A flow that splits its starts between
+# two separated modes is steep at the watershed, and the rate is then seen only for an $\eta$ that is small against the
 # width of it.
 #
 # The negative control: keep the drift of $\eta = 1$ while the noise fades. This is a process, too, but its limit is
