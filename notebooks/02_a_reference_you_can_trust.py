@@ -26,6 +26,7 @@ import warnings
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.linalg import solve_banded
+from skfem import MeshLine
 
 import fem_hjb as fh
 
@@ -55,7 +56,7 @@ def larger(errors):
 
 
 asked = (1e-3, 1e-5, 1e-7)
-found = {rtol: fh.solve(problem, rtol=rtol) for rtol in asked}
+found = {rtol: fh.solve(problem, rtol=rtol, verify=False) for rtol in asked}  # the truth is known
 truth = fh.compare({str(rtol): of for rtol, of in found.items()}, problem.exact, problem=problem)
 
 print("  asked   estimated       true      space       time  truncation   unknowns  solves  seconds")
@@ -105,7 +106,7 @@ print(f"\n{stats['form']} form, route {stats['route']!r}: {stats['why']} ({stats
 # %%
 rng = np.random.default_rng(0)
 bars = {rtol: [] for rtol in (1e-2, 1e-4)}
-for _ in range(4):
+for _ in range(3):
     random = fh.zoo.get(
         "brownian-mixture",
         dim=1,
@@ -114,7 +115,7 @@ for _ in range(4):
         temperature=float(np.exp(rng.uniform(np.log(0.3), np.log(3.0)))),
     )
     for rtol, rows in bars.items():
-        solution = fh.solve(random, rtol=rtol, verify=False)  # the truth is known
+        solution = fh.solve(random, rtol=rtol, verify=False)
         true = fh.compare({"it": solution}, random.exact, problem=random).overall("it")
         rows.append((larger(solution.error_estimate), larger(true)))
 
@@ -132,7 +133,7 @@ ratios = np.array([true / estimated for rows in bars.values() for estimated, tru
 print(f"true / estimated: {ratios.min():.2f} to {ratios.max():.2f}; above 1 in {(ratios > 1).sum()} of {ratios.size}")
 
 # %% [markdown]
-# Eight runs are an illustration, not a statistic; `benchmarks/bench_reliability.py` does the same with hundreds.
+# Six runs are an illustration, not a statistic; `benchmarks/bench_reliability.py` does the same with hundreds.
 #
 # ## 3. In two dimensions
 #
@@ -168,9 +169,9 @@ plt.show()
 # alone for the double well, $y = -3(x^2-1)^2$, on the box that `solve` would choose:
 
 # %%
-temperatures = (1.0, 0.1, 0.02)
+temperatures = (1.0, 0.1, 0.03)
 wells = {alpha: fh.zoo.get("double-well", dim=1, temperature=alpha, Lambda=alpha) for alpha in temperatures}
-cold = {alpha: fh.solve(well, rtol=1e-2) for alpha, well in wells.items()}
+cold = {alpha: fh.solve(well, rtol=1e-2, verify=False) for alpha, well in wells.items()}
 
 print("   alpha   range of y/alpha   smallest exp(y/alpha)    estimate   unknowns   steps   seconds")
 for alpha, of in cold.items():
@@ -232,7 +233,7 @@ print(fh.compare(forms, mild.exact, problem=mild))
 
 # %%
 benchmark = fh.zoo.get("soc-double-well")
-coarse, fine = (fh.solve(benchmark, rtol=rtol) for rtol in (1e-3, 1e-4))
+coarse, fine = (fh.solve(benchmark, rtol=rtol, verify=False) for rtol in (1e-3, 1e-4))
 for of in (coarse, fine):
     cost = -float(of.value(0.0, np.zeros(10)))
     print(f"optimal cost {cost:.6f}; estimated relative errors: {of.error_estimate}")
@@ -299,7 +300,7 @@ def continued(t, x):
     return coarse.policy(t, np.clip(x, *bounds))
 
 
-quadrature = {"times": 16, "rtol": 1e-3}
+quadrature = {"times": 16, "rtol": 1e-2}
 floor = fh.control_error(benchmark, continued, fine, **quadrature)
 nothing = fh.control_error(benchmark, lambda t, x: np.zeros_like(x), fine, **quadrature)
 by_step = {h: fh.control_error(benchmark, policy, fine, **quadrature).value for h, (policy, _) in tables.items()}
@@ -326,7 +327,7 @@ plt.show()
 # %% [markdown]
 # The finite differences converge as they should: an error of first order, so a squared error of second. As a ground
 # truth for this metric they are poor all the same: with thousands of points and hundreds of steps for each axis their
-# own squared error is still of the order of $10^{-4}$. Against such a table a control that is better than this cannot
+# own squared error is still some $10^{-4}$. Against such a table a control that is better than this cannot
 # be told from one that is as good, for what is reported is the error of the table. The reference costs some seconds,
 # and its floor is orders of magnitude lower.
 #
@@ -341,7 +342,7 @@ plt.show()
 # %%
 well = wells[1.0]
 law = fh.fokker_planck.solve(well, rtol=1e-5)
-steering = fh.solve(well, rtol=1e-5)
+steering = fh.solve(well, rtol=1e-5, verify=False)
 steered = fh.fokker_planck.solve(well, policy=steering.policy, box=steering.space.box, rtol=1e-5)
 for name, density in (("uncontrolled", law), ("controlled", steered)):
     mass = density.stats["mass"]
@@ -410,10 +411,10 @@ for name, call in {
 #
 # 1. *On paper.* Two solutions that are independent of each other agree to $10^{-4}$. What is known of the error of
 #    each? And if one is computed with a smaller step than the other by the same code?
-# 2. *Compute.* Ask for tolerances from $10^{-2}$ to $10^{-8}$ on the first problem. How do unknowns and the true error
+# 2. *Compute.* Ask for tolerances from $10^{-2}$ to $10^{-6}$ on the first problem. How do unknowns and the true error
 #    grow and fall? Is the estimate ever below the truth?
-# 3. *Compute.* Make a mistake on purpose: solve the double well on a mesh (`solve_on_mesh`) with 8, 16, 32, 64 cells of
-#    P2, and compare with `steering`. Which order do you see?
+# 3. *Compute.* Make a mistake on purpose: solve the double well on a mesh (`solve_on_mesh`) with 16, 32, 64, 128 cells
+#    of P2, and compare with `steering`. Which order do you see?
 # 4. *Compute.* Does the temperature at which the *linear* form still works depend on the reward? Solve the double well
 #    at $\alpha = 0.1$ with `form="linear"` and read what happens.
 #
@@ -428,7 +429,7 @@ for name, call in {
 
 # %%
 print("  asked   estimated       true   unknowns")
-for rtol in (1e-2, 1e-4, 1e-6, 1e-8):
+for rtol in (1e-2, 1e-4, 1e-6):
     of = fh.solve(problem, rtol=rtol, verify=False)
     true = larger(fh.compare({"it": of}, problem.exact, problem=problem).overall("it"))
     print(f"{rtol:7.0e} {larger(of.error_estimate):11.1e} {true:10.1e} {of.stats['dofs']:10d}")
@@ -439,8 +440,6 @@ for rtol in (1e-2, 1e-4, 1e-6, 1e-8):
 # **3.**
 
 # %%
-from skfem import MeshLine
-
 counts, errors = (16, 32, 64, 128), []
 for count in counts:
     meshed = fh.solve_on_mesh(well, MeshLine(np.linspace(-3.0, 3.0, count + 1)), element="P2", rtol_time=1e-6)
@@ -454,8 +453,15 @@ print(f"value ~ cells^{rates[0]:.2f}, policy ~ cells^{rates[1]:.2f}")
 # **4.**
 
 # %%
-try:
-    forced = fh.solve(wells[0.1], rtol=1e-2, form="linear")
-    print(forced.status)
-except fh.FemHjbError as refusal:
-    print(f"{type(refusal).__name__}: {refusal}")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", fh.ToleranceWarning)  # the status says the same
+    for temperature, of in wells.items():
+        try:
+            forced = fh.solve(of, rtol=1e-2, form="linear", verify=False)
+            print(f"alpha = {temperature:g}: {forced.status}")
+        except fh.FemHjbError as refusal:
+            print(f"alpha = {temperature:g}: {type(refusal).__name__}: {refusal}")
+
+# %% [markdown]
+# It is the range of $y/\alpha$ that counts, so a reward that is ten times as large does what a temperature that is ten
+# times as small does.

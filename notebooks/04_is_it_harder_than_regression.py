@@ -103,7 +103,7 @@ print(fh.compare(fits, tilt.exact, problem=tilt))
 # nor has the equation with a drift that is wrong, so that it has no solution in the class.
 
 # %%
-mitigation = fh.experiments.run("self-mitigation", quick=True, seeds=5, classes=((4, 2), (8, 4), (12, 6)))
+mitigation = fh.experiments.run("self-mitigation", quick=True, seeds=4, classes=((4, 2), (8, 4), (12, 6)))
 
 
 def report(trial):
