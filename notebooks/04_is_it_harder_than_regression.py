@@ -127,7 +127,7 @@ fh.experiments.get("self-mitigation").figure(mitigation)
 # may grow much faster ($N \sim n^{2/3}$ for $p = 3$, $d = 1$), and the error is the approximation error all along.
 
 # %%
-harder = fh.experiments.run("harder-than-regression", quick=True, seeds=2)
+harder = fh.experiments.run("harder-than-regression", quick=True, seeds=3)
 report(harder)
 
 # %%

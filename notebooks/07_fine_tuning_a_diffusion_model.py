@@ -142,9 +142,7 @@ plt.show()
 
 # %%
 box = fh.paths.truncation_box(problem, quantile=1e-3, margin=0.0).box
-classes = {
-    cells: fh.Space(problem, cells=cells[0], time_cells=cells[1], box=box) for cells in ((6, 3), (8, 4), (10, 5))
-}
+classes = {cells: fh.Space(problem, cells=cells[0], time_cells=cells[1], box=box) for cells in ((8, 4), (10, 5))}
 paths = fh.sample_paths(problem, n=300, steps=256, rng=1)
 how = {"outside": "drop", "terminal": "interpolated", "verify": False}
 fits = {f"{m} x {m} x {k} cells": fh.fit(problem, paths, space, **how) for (m, k), space in classes.items()}
@@ -154,9 +152,9 @@ for name, of in fits.items():
     print(f"{name}: {of.status}")
 
 # %% [markdown]
-# Three hundred paths are enough for the class to be what limits the accuracy, until the class is so fine that the
-# sampled form loses its coercivity; its direct solution is still the best of them (notebook 3, section 5). Regression
-# has the noise of the labels on top.
+# The finer class has the smaller error, although the sampled form has lost its coercivity, of which the status warns: a
+# direct solution needs none, only that the matrix is far from singular (notebook 3, section 5). Regression has the
+# noise of the labels on top.
 #
 # ## 5. Certified
 #
