@@ -128,9 +128,10 @@ def _lines(found: _Found) -> list[str]:
         f"learned    from {_PATHS} paths: {true['learned']} (true); of itself it says",
         f"           {found.learned.error_estimate}",
         f"certified  by paths from x = {_START:g}, without any reference, at 95 %, where v_0(x) = {found.value:.5f}:",
-        f"           no control earns {free.diffusion.reward},",
-        f"           the learned policy {steered.diffusion.reward}, and what it loses is {steered.gap};",
-        f"           the optimum is {steered.diffusion.optimal}",
+        f"           no control earns    {free.diffusion.reward}",
+        f"           the learned policy  {steered.diffusion.reward}",
+        f"           and loses           {steered.gap}",
+        f"           the optimum is      {steered.diffusion.optimal}",
         f"mean reward of samples {reward['no control']:.3f} without control, {reward['learned']:.3f} with the learned"
         " policy",
     ]
