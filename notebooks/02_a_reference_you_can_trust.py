@@ -233,7 +233,7 @@ print(fh.compare(forms, mild.exact, problem=mild))
 
 # %%
 benchmark = fh.zoo.get("soc-double-well")
-coarse, fine = (fh.solve(benchmark, rtol=rtol, verify=False) for rtol in (1e-3, 1e-4))
+coarse, fine = (fh.solve(benchmark, rtol=rtol, verify=False) for rtol in (1e-2, 1e-3))
 for of in (coarse, fine):
     cost = -float(of.value(0.0, np.zeros(10)))
     print(f"optimal cost {cost:.6f}; estimated relative errors: {of.error_estimate}")
@@ -309,15 +309,15 @@ print("                                       squared error    optimal cost")
 print(f"no control at all                    {nothing.value:15.1e}")
 for h, value in by_step.items():
     print(f"finite differences, steps {h:<10g} {value:15.1e} {tables[h][1]:15.4f}")
-print(f"solve, rtol 1e-3 (against rtol 1e-4) {floor.value:15.1e} {-coarse.value(0.0, np.zeros(10)):15.4f}")
-print(f"solve, rtol 1e-4                                     {-fine.value(0.0, np.zeros(10)):15.4f}")
+print(f"solve, rtol 1e-2 (against rtol 1e-3) {floor.value:15.1e} {-coarse.value(0.0, np.zeros(10)):15.4f}")
+print(f"solve, rtol 1e-3                                     {-fine.value(0.0, np.zeros(10)):15.4f}")
 rate = np.polyfit(np.log(list(by_step)), np.log(list(by_step.values())), 1)[0]
 print(f"\nsquared error of the finite differences ~ step^{rate:.2f}; at steps {h:g} it is")
 print(f"{by_step[h] / floor.value:.0f} times that of the coarse solution ({floor.how})")
 
 figure, ax = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
 ax.loglog(list(by_step), list(by_step.values()), label="finite differences", **fh.plot.STYLES[2])
-ax.axhline(floor.value, label="solve, rtol = 1e-3", **{**fh.plot.STYLES[1], "marker": None})
+ax.axhline(floor.value, label="solve, rtol = 1e-2", **{**fh.plot.STYLES[1], "marker": None})
 ax.set(xlabel="step in time and space", ylabel="squared error of the control")
 ax.set_xticks(list(by_step), [f"{h:g}" for h in by_step])
 ax.minorticks_off()
@@ -391,7 +391,7 @@ print(f"reward under the controlled law {earned:.6f}, mean of v_0 {w @ steering.
 # %%
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", fh.ToleranceWarning)
-    starved = fh.solve(well, rtol=1e-5, max_dofs=100)
+    starved = fh.solve(well, rtol=1e-4, max_dofs=80)
 for warning in caught:
     print(f"{warning.category.__name__}: {warning.message}\n")
 error = fh.compare({"starved": starved}, steering).overall("starved")
@@ -411,7 +411,7 @@ for name, call in {
 #
 # 1. *On paper.* Two solutions that are independent of each other agree to $10^{-4}$. What is known of the error of
 #    each? And if one is computed with a smaller step than the other by the same code?
-# 2. *Compute.* Ask for tolerances from $10^{-2}$ to $10^{-6}$ on the first problem. How do unknowns and the true error
+# 2. *Compute.* Ask for tolerances from $10^{-2}$ to $10^{-6}$ on `brownian-mixture`. How do unknowns and the true error
 #    grow and fall? Is the estimate ever below the truth?
 # 3. *Compute.* Make a mistake on purpose: solve the double well on a mesh (`solve_on_mesh`) with 16, 32, 64, 128 cells
 #    of P2, and compare with `steering`. Which order do you see?
@@ -428,10 +428,11 @@ for name, call in {
 # **2.**
 
 # %%
+target = fh.zoo.get("brownian-mixture", dim=1)
 print("  asked   estimated       true   unknowns")
 for rtol in (1e-2, 1e-4, 1e-6):
-    of = fh.solve(problem, rtol=rtol, verify=False)
-    true = larger(fh.compare({"it": of}, problem.exact, problem=problem).overall("it"))
+    of = fh.solve(target, rtol=rtol, verify=False)
+    true = larger(fh.compare({"it": of}, target.exact, problem=target).overall("it"))
     print(f"{rtol:7.0e} {larger(of.error_estimate):11.1e} {true:10.1e} {of.stats['dofs']:10d}")
 
 # %% [markdown]
@@ -455,9 +456,9 @@ print(f"value ~ cells^{rates[0]:.2f}, policy ~ cells^{rates[1]:.2f}")
 # %%
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", fh.ToleranceWarning)  # the status says the same
-    for temperature, of in wells.items():
+    for temperature in (1.0, 0.1):
         try:
-            forced = fh.solve(of, rtol=1e-2, form="linear", verify=False)
+            forced = fh.solve(wells[temperature], rtol=1e-2, form="linear", verify=False)
             print(f"alpha = {temperature:g}: {forced.status}")
         except fh.FemHjbError as refusal:
             print(f"alpha = {temperature:g}: {type(refusal).__name__}: {refusal}")
