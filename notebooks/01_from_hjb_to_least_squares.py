@@ -327,6 +327,8 @@ for m, k in ((8, 4), (4, 4), (8, 2), (4, 2)):
 print(fh.compare(halved, exact, problem=problem))
 
 # %% [markdown]
+# Time: with half of its cells the error is five times as large, with half of those in space not even twice.
+#
 # **4.**
 
 # %%
