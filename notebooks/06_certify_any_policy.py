@@ -257,17 +257,17 @@ print(f"steps put in ~ N^{rates[0]:.2f}, from 32 on ~ N^{rates[1]:.2f}")
 #
 # ## 5. Do the intervals hold?
 #
-# A level of 95 per cent is a claim about repetitions, so repeat: 150 certificates with fresh paths, and count. The
+# A level of 95 per cent is a claim about repetitions, so repeat: 120 certificates with fresh paths, and count. The
 # counts themselves are random; in brackets is the band in which a true 95 per cent would lie in all but one of a
 # hundred cases. Where the weights have degenerated there is no interval to count, and the status says so; the lower
 # bound holds. The control is the chain of few steps, taken for the diffusion.
 
 # %%
-RUNS = 150
+RUNS = 120
 band = binom.ppf([0.005, 0.995], RUNS, 0.95) / RUNS
 print(f"expected of 95 %: {band[0]:.1%} to {band[1]:.1%}")
 for name in ("optimal", "push", "nothing"):
-    runs = [fh.certify(problem, policies[name], n=1024, steps=24, rng=100 + seed) for seed in range(RUNS)]
+    runs = [fh.certify(problem, policies[name], n=768, steps=24, rng=100 + seed) for seed in range(RUNS)]
     told = [one for one in runs if np.isfinite(one.value)]
     inside = f"{np.mean([truth in one.diffusion.optimal for one in told]):.1%}" if told else "-"
     above = np.mean([truth >= one.lower for one in runs])
@@ -371,7 +371,7 @@ for a in np.arange(0.6, 2.01, 0.2):
 # **3.**
 
 # %%
-loose = [fh.certify(problem, policies["push"], n=1024, steps=24, rng=500 + k, level=0.8) for k in range(RUNS)]
+loose = [fh.certify(problem, policies["push"], n=768, steps=24, rng=500 + k, level=0.8) for k in range(RUNS)]
 low, high = binom.ppf([0.005, 0.995], RUNS, 0.8) / RUNS
 share = np.mean([truth in one.diffusion.optimal for one in loose])
 print(f"v* in intervals of 80 %: {share:.1%} of {RUNS}, expected {low:.1%} to {high:.1%}")
