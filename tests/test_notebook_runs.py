@@ -1,4 +1,4 @@
-"""Each notebook runs from top to bottom. As they take longest, other tests leave them out; `.ci/run` names this file."""
+"""Each notebook runs from top to bottom. They take long: other tests leave them out, and `.ci/run` names this file."""
 
 from pathlib import Path
 
