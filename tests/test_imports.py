@@ -15,7 +15,7 @@ ORDER = {
         "divergence box laws kernels problem exit probing fingerprint blocks rewards closed_form linear manufactured "
         "gauge mixtures tilted_density zoo"
     ),
-    "paths": "steering breaks simulate likelihood exit_paths tree_sum extent tails tilted sources stored",
+    "paths": "steering breaks stiffness simulate likelihood exit_paths tree_sum extent tails tilted sources stored",
     "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": "density estimate checks norms solution steady ground bridge comparison compare files",
@@ -52,6 +52,7 @@ ORDER = {
     "cli_certify": "",
     "cli_export": "",
     "cli_atlas": "",
+    "cli_demo": "",
     "cli": "",
 }
 # A module that is itself a folder has an order of its own.
