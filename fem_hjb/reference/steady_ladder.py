@@ -162,15 +162,12 @@ def climb(
                 grids = [_halved(grid, np.ones(len(grid) - 1, dtype=np.bool_)) for grid in grids]
                 continue
             solves += len(bases)
-            errors = (np.inf, np.inf)
-            if kept.settled:
-                apart = [distance(rule_of(bases[-1], box), each, kept) for each in found[:-1]]
-                errors = max(value for value, _ in apart), max(policy for _, policy in apart)
+            errors = _errors(found, rule_of(bases[-1], box), distance)
             if best is None or max(errors) < max(best.errors) or not np.isfinite(max(best.errors)):
                 best = Rung(kept, errors, grids, p + 2, solves, "")
             if max(errors) <= rtol:
                 break
-            waiting = 0 if max(errors) < _HELPED * least else waiting + 1
+            waiting = 0 if max(errors) < _HELPED * least or not kept.settled else waiting + 1
             least = min(least, max(errors))
             if waiting >= _PATIENCE:
                 stopped = "finer grids no longer help, which says that rounding is the limit, or a jump"
@@ -186,6 +183,14 @@ def climb(
     if best is None:
         raise failure or ConvergenceError("no grid that max_dofs allows; allow more unknowns")
     return Rung(best.kept, best.errors, best.grids, best.degree, solves, stopped)
+
+
+def _errors(found: list[Kept], rule: Rule, distance: Distance) -> tuple[float, float]:
+    """How far what lower degrees have found is from the last; infinite where that is no solution yet."""
+    if not found[-1].settled:
+        return np.inf, np.inf
+    apart = [distance(rule, each, found[-1]) for each in found[:-1]]
+    return max(value for value, _ in apart), max(policy for _, policy in apart)
 
 
 def _longer(box: Box, natural: Any, share: float) -> Box:

@@ -30,7 +30,8 @@ class GroundState(Plain):
     function : of w = alpha log phi, of mean 0 under the stationary law.  density_function : of that law.
     error_estimate : relative errors of w (or of lambda or the density, if larger) and of the policy, under the
         stationary law.
-    stats : figures; average_reward_error and gap_error are those of these numbers, as they are.
+    stats : figures; average_reward_error and gap_error are what these numbers change by with elements of one degree
+        less, or on a finer mesh: what the ends of the box do is not in them.
     status : "ok", or what was not reached.  checks : what was looked at.
     """
 
