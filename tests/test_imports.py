@@ -12,11 +12,11 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box laws kernels problem probing fingerprint blocks rewards closed_form linear manufactured gauge "
-        "mixtures tilted_density zoo"
+        "divergence box locate cells laws kernels problem probing fingerprint blocks rewards closed_form linear "
+        "manufactured gauge mixtures tilted_density zoo"
     ),
     "paths": "steering breaks simulate likelihood tree_sum extent tails tilted sources stored",
-    "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
+    "spaces": "axes line recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": "density estimate checks norms solution comparison compare files",
     "reference": (

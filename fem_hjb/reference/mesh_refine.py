@@ -24,6 +24,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from fem_hjb.paths.extent import checked_box, truncation_box
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import mesh_kind
 from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_backward import solve_on_basis
@@ -36,7 +37,7 @@ from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import element_named
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.mesh_files import AnyMesh, as_mesh
-from fem_hjb.spaces.meshes import box_mesh, check_mesh, mesh_kind
+from fem_hjb.spaces.meshes import box_mesh, check_mesh
 from fem_hjb.support.checks import FloatArray, IntArray, Rng, as_seed, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.progress import (

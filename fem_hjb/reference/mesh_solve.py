@@ -10,6 +10,7 @@ from typing import Any
 
 from fem_hjb.paths.extent import checked_box, truncation_box
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import mesh_kind
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_backward import solve_on_basis
 from fem_hjb.reference.mesh_boundary import Boundary, check_boundary
@@ -20,7 +21,7 @@ from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import ELEMENTS, SpatialBasis, element_named
 from fem_hjb.spaces.mesh_files import AnyMesh, as_mesh
-from fem_hjb.spaces.meshes import box_mesh, mesh_kind
+from fem_hjb.spaces.meshes import box_mesh
 from fem_hjb.spaces.space import spatial_basis
 from fem_hjb.stepping.adaptive import rtol_in_range
 from fem_hjb.support.checks import Rng, as_seed, positive_integer

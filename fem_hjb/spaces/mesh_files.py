@@ -15,8 +15,9 @@ import meshio
 import numpy as np
 import skfem
 
+from fem_hjb.problems.cells import DIMENSION, KINDS, SAME_POINT, check_cells
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.spaces.meshes import DIMENSION, KINDS, SAME_POINT, check_cells, check_mesh
+from fem_hjb.spaces.meshes import check_mesh
 from fem_hjb.support.checks import IntArray, positive_integer
 from fem_hjb.support.errors import DomainError
 from fem_hjb.support.files import as_path

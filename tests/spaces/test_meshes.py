@@ -11,11 +11,12 @@ from scipy.stats import multivariate_normal, norm
 
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import DIMENSION, KINDS, mesh_kind
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, PointMass, Uniform
+from fem_hjb.problems.locate import corner_jacobians
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.spaces.locate import corner_jacobians
 from fem_hjb.spaces.mesh_files import as_mesh, load_mesh
-from fem_hjb.spaces.meshes import DIMENSION, KINDS, box_mesh, check_mesh, mesh_kind
+from fem_hjb.spaces.meshes import box_mesh, check_mesh
 from fem_hjb.support.errors import DomainError
 
 MESHES = Path(__file__).parents[2] / "meshes"
