@@ -16,7 +16,10 @@ ORDER = {
         "manufactured gauge mixtures tilted_density zoo"
     ),
     "paths": "steering breaks simulate likelihood tree_sum extent tails tilted sources stored",
-    "spaces": "axes line recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
+    "spaces": (
+        "axes line recovery meshes basis mesh_cells mesh_names mesh_files dictionary features mesh spectral tensor "
+        "space panels"
+    ),
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": "density estimate checks norms solution comparison compare files",
     "reference": (
