@@ -12,10 +12,10 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box locate cells laws kernels problem probing fingerprint blocks rewards closed_form linear "
-        "manufactured gauge mixtures tilted_density zoo"
+        "divergence box locate cells facets mesh_domain laws kernels problem probing fingerprint blocks rewards "
+        "closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
-    "paths": "steering breaks simulate likelihood tree_sum extent tails tilted sources stored",
+    "paths": "steering breaks walls simulate likelihood tree_sum extent tails tilted sources stored",
     "spaces": (
         "axes line recovery meshes basis mesh_cells mesh_names mesh_files dictionary features mesh spectral tensor "
         "space panels"

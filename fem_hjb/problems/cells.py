@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from fem_hjb.problems.locate import REFERENCE_CORNERS, corner_jacobians
+from fem_hjb.problems.locate import REFERENCE_CORNERS, CellLocator, corner_jacobians
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import DomainError
 
@@ -47,6 +47,31 @@ def mesh_kind(mesh: Any) -> str:
             "vertices and cells only, for example MeshTri1(mesh.p[:, :n], mesh.t), or mesh the domain again at order 1"
         )
     raise DomainError(f"expected a scikit-fem mesh ({expected}) or the path of a mesh file, got {type(mesh).__name__}")
+
+
+def sound_mesh(mesh: skfem.Mesh, where: str) -> tuple[IntArray, CellLocator]:
+    """The vertices (k, nf) of the boundary facets, and a locator, of a scikit-fem mesh.
+
+    DomainError for vertices that belong to no cell, or coincide; cells that are degenerate, twisted, folded over a
+    neighbour or overlapping; and pieces that do not hang together.
+    """
+    kind = mesh_kind(mesh)
+    p, t = np.asarray(mesh.p, dtype=np.float64), np.asarray(mesh.t, dtype=np.int64)
+    unused = np.setdiff1d(np.arange(p.shape[1]), t)
+    if unused.size:
+        raise DomainError(
+            f"{unused.size} vertices of {where} belong to no cell, the first is number"
+            f" {unused[0]}; remove them with mesh.remove_unused_nodes()"
+        )
+    boundary = check_cells(p, t, kind, where)
+    locator = CellLocator(p, t, kind)
+    centroids = p[:, t].mean(axis=1).T
+    hidden = np.flatnonzero(locator(centroids)[0] != np.arange(t.shape[1]))
+    if hidden.size:
+        raise DomainError(
+            f"{hidden.size} cells of {where} overlap others, the first is {hidden[0]}; mesh the domain again"
+        )
+    return boundary, locator
 
 
 def check_cells(p: FloatArray, t: IntArray, kind: str, where: str) -> IntArray:

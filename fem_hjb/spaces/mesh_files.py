@@ -64,8 +64,7 @@ def load_mesh(
     Parts of the boundary that have names in the file are `mesh.boundaries`, name -> facets, and parts of the domain
     `mesh.subdomains`, name -> cells, as in scikit-fem: physical groups of gmsh, cell sets of meshio, references of
     Medit, and what scikit-fem saves. A group with a number and no name is called by its number, "7". Where a file gives
-    a cell several groups, or lists the cells of a set in several sections, meshio may read but one of them: look at what
-    came.
+    a cell several groups, or lists a set in several sections, meshio may read but one of them: look at what came.
 
     Parameters
     ----------

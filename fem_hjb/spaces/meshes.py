@@ -9,9 +9,10 @@ import numpy as np
 import skfem
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.box import Box
-from fem_hjb.problems.cells import DIMENSION, KINDS, check_cells, mesh_kind
-from fem_hjb.problems.locate import CellLocator
+from fem_hjb.problems.box import FACES, Box
+from fem_hjb.problems.cells import DIMENSION, KINDS, mesh_kind, sound_mesh
+from fem_hjb.problems.locate import REFERENCE_CORNERS, corner_jacobians
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, IntArray, array_length, one_of, require
@@ -100,29 +101,18 @@ def check_mesh(mesh: skfem.Mesh, problem: ControlProblem) -> None:
     Checked are the kind and dimension of the cells; vertices that belong to no cell, or coincide; cells that are
     degenerate, twisted, folded over a neighbour or overlapping, and pieces that do not hang together; that no more than
     1 per cent of the initial law (of 4096 samples; nothing of a point mass) lies outside; and, for a process with a
-    domain, that the mesh fills this box (cut anywhere where it is infinite).
+    domain, that the mesh fills this box (cut anywhere where it is infinite) or covers what the domain's own mesh does.
     """
     kind = mesh_kind(mesh)
     if DIMENSION[kind] != problem.dim:
         raise DomainError(
             f"the mesh ({type(mesh).__name__}) is of dimension {DIMENSION[kind]}, the problem has dim={problem.dim}"
         )
-    p, t = np.asarray(mesh.p, dtype=np.float64), np.asarray(mesh.t, dtype=np.int64)
-    unused = np.setdiff1d(np.arange(p.shape[1]), t)
-    if unused.size:
-        raise DomainError(
-            f"{unused.size} vertices of the mesh belong to no cell, the first is number {unused[0]}; remove them with "
-            "mesh.remove_unused_nodes()"
-        )
-    boundary = check_cells(p, t, kind, "the mesh")
-    locator = CellLocator(p, t, kind)
-    centroids = p[:, t].mean(axis=1).T
-    hidden = np.flatnonzero(locator(centroids)[0] != np.arange(t.shape[1]))
-    if hidden.size:
-        raise DomainError(
-            f"{hidden.size} cells of the mesh overlap others, the first is {hidden[0]}; mesh the domain again"
-        )
-    if problem.domain is not None:
+    p = np.asarray(mesh.p, dtype=np.float64)
+    boundary, locator = sound_mesh(mesh, "the mesh")
+    if isinstance(problem.domain, MeshDomain):
+        _check_covers(mesh, boundary, problem.domain)
+    elif problem.domain is not None:
         _check_fills(p, boundary, problem.domain)
     samples = problem.initial_law.sample(_COVERAGE_SAMPLES, np.random.default_rng(0))
     outside = float((locator(samples)[0] < 0).mean())
@@ -148,3 +138,31 @@ def _check_fills(p: FloatArray, boundary: IntArray, domain: Box) -> None:
             f"the process lives in {domain}, so the mesh must fill that box, but {int((~on_face).sum())} of its"
             " boundary facets lie elsewhere; use box_mesh(truncation_box(problem).box, ...)"
         )
+
+
+def _check_covers(mesh: skfem.Mesh, boundary: IntArray, domain: MeshDomain) -> None:
+    """A mesh as large as the domain's, whose boundary facets lie in that one's boundary, covers the same."""
+    if mesh is domain.mesh:
+        return
+    p = np.asarray(mesh.p, dtype=np.float64)
+    corners = p.T[boundary]
+    points = np.concatenate([*corners, corners.mean(axis=0)])
+    near = np.min([domain.distance(word, points) for word in FACES], axis=0)
+    sizes = [_volume(of) for of in (mesh, domain.mesh)]
+    off = near > 1e-8 * domain.diameter
+    if off.any() or abs(sizes[0] - sizes[1]) > 1e-8 * sizes[1]:
+        raise DomainError(
+            f"the process lives in {domain.place}, so the mesh must cover the same, but its volume is {sizes[0]:.6g}"
+            f" and not {sizes[1]:.6g}, and {int(off.sum())} points of its boundary lie elsewhere; leave out mesh=, or"
+            " refine the domain's own mesh"
+        )
+
+
+def _volume(mesh: skfem.Mesh) -> float:
+    """The volume of the cells, by two Gauss points per axis where Jacobians vary, which is exact."""
+    jacobians, d = corner_jacobians(np.asarray(mesh.p), np.asarray(mesh.t), mesh_kind(mesh)), mesh.p.shape[0]
+    if len(jacobians) == 1:
+        return float(np.abs(np.linalg.det(jacobians)).sum()) / math.factorial(d)
+    at = REFERENCE_CORNERS[mesh_kind(mesh)][:, None] == REFERENCE_CORNERS[mesh_kind(mesh)]
+    weights = np.where(at, (1 + 3**-0.5) / 2, (1 - 3**-0.5) / 2).prod(axis=2)  # Jacobians are interpolated from corners
+    return float(np.abs(np.linalg.det(np.einsum("qi,icjk->qcjk", weights, jacobians))).mean(axis=0).sum())
