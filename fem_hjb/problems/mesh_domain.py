@@ -26,8 +26,8 @@ _ON = 1e-9  # of the mesh's diameter: points this near to a facet lie on it
 _FLAT = 1e-9  # likewise, for the corners of a quadrilateral facet to lie in a plane
 _BOUNCES = 100  # at most in one step
 _FARTHEST = 100.0  # diameters, that a step goes at most
-_REACH = 7.0  # standard deviations of a step, and
-_UNLIKELY = 20.0  # variances over the distance of its start: beyond, it meets no facet between two states
+_REACH = 5.0  # standard deviations of a step, and
+_UNLIKELY = 10.0  # variances over the distance of its start: beyond, it meets no facet between two states
 
 
 @final
