@@ -82,7 +82,7 @@ def test_reflection_has_weak_order_one_and_one_half_where_paths_are_put_back_ont
         return np.where(self.contains(after)[:, None], after, nearest)
 
     monkeypatch.setattr(MeshDomain, "moved", clipped)
-    assert abs(slope([4, 8, 16], errors([4, 8, 16])) - 0.5) < 0.15
+    assert abs(slope([8, 16, 32], errors([8, 16, 32])) - 0.5) < 0.15
 
 
 def bessel(radius, t):
