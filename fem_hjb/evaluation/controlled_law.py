@@ -174,7 +174,7 @@ def controlled_law(
         return ControlledLaw(
             [(group, marginal_of(gaussian, group)) for group in groups], "a Gaussian law, by moment equations"
         )
-    if max(map(len, groups)) > 3 or isinstance(problem.domain, MeshDomain):
+    if max(map(len, groups)) > 3 or isinstance(problem.domain, MeshDomain):  # densities on a mesh have no tolerance
         return None
     best = (isinstance(policy, _Continued) and policy.solution is reference) or policy == getattr(
         reference, "policy", None

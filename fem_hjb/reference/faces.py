@@ -114,3 +114,12 @@ def face_values(basis: SpatialBasis, rows: FloatArray) -> FloatArray:
             on = on_face(basis, k, corner[k])
             result[side, k] = (np.abs(rows[:, on]).max(axis=1, initial=0.0) / sizes).max()
     return result
+
+
+def truncated_values(problem: ControlProblem, basis: SpatialBasis, rows: FloatArray) -> float:
+    """The largest |p| on faces at which a basis ends and the process does not, relative to the maximum of its time."""
+    if isinstance(problem.domain, MeshDomain):
+        on = problem.domain.on("natural", basis.nodes)
+        return float((np.abs(rows[:, on]).max(axis=1, initial=0.0) / np.abs(rows).max(axis=1)).max())
+    cut = endless(problem) | ~faces_of_domain(problem, np.stack(basis.box.bounds))
+    return float(face_values(basis, rows)[cut].max(initial=0.0))

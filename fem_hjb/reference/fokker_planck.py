@@ -37,7 +37,7 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw, PointMass
 from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.faces import check_faces, check_reflection, endless, face_values, faces_of_domain
+from fem_hjb.reference.faces import check_faces, check_reflection, endless, truncated_values
 from fem_hjb.reference.fokker_planck_mesh import on_mesh
 from fem_hjb.reference.fokker_planck_panels import Forward
 from fem_hjb.reference.fokker_planck_start import Begin, March, accuracy_of, begin_of, breaks_of, steered
@@ -267,8 +267,7 @@ def _solution(
             where = f"t={space.time.nodes[k]:.4g}, x={basis.nodes[rows[k].argmin()].tolist()}"
         low.append(float(relative[k]))
         negative, nodes = negative + int((rows < 0).sum()), nodes + rows.size
-        cut = endless(problem) | ~faces_of_domain(problem, np.stack(basis.box.bounds))
-        face = max(face, float(face_values(basis, rows)[cut].max(initial=0.0)))
+        face = max(face, truncated_values(problem, basis, rows))
         if isinstance(basis, SpectralBasis):
             values = (rows / sizes[:, None]).reshape(-1, *basis.shape)
             for k, line in enumerate(basis.lines):
