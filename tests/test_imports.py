@@ -57,8 +57,8 @@ ORDER = {
 # A module that is itself a folder has an order of its own.
 INNER = {
     "problems.zoo": (
-        "registry coefficients linear_quadratic log_cost metastable mixtures options points reflected slits targets "
-        "wells soc_matching"
+        "registry coefficients linear_quadratic log_cost meshed metastable mixtures options points reflected slits "
+        "targets wells soc_matching"
     )
 }
 APART = ("reference", "learning")  # these two never import each other

@@ -87,7 +87,7 @@ def manufactured(
     temperature: float,
     horizon: float,
     initial_law: Law,
-    domain: Box | None = None,
+    domain: Box | MeshDomain | None = None,
     marginal: MarginalLaw | None = None,
     name: str = "manufactured",
 ) -> ControlProblem:
