@@ -1,7 +1,7 @@
 """Around a hole.
 
-A process in an annulus, sent back by its outer circle and stopped by the hole, where it loses five: the value with level
-lines, which meet the outer circle at right angles, and paths that are steered to the right and away from the hole.
+A process in an annulus, sent back by its outer circle and stopped by the hole, where it loses five: the value with
+level lines, which meet the outer circle at right angles, and paths that are steered to the right, around the hole.
 """
 
 import matplotlib.pyplot as plt

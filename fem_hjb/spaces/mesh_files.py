@@ -20,7 +20,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.mesh_cells import FACETS, FROM_MESHIO, top_cells
 from fem_hjb.spaces.mesh_names import with_names
 from fem_hjb.spaces.meshes import check_mesh
-from fem_hjb.support.checks import FloatArray, IntArray, positive_integer, require
+from fem_hjb.support.checks import FloatArray, IntArray, flag, positive_integer
 from fem_hjb.support.errors import DomainError
 from fem_hjb.support.files import as_path
 
@@ -81,8 +81,8 @@ def load_mesh(
     """
     file = as_path(path, DomainError)
     wanted = None if dim is None else positive_integer(dim, "dim", DomainError)
-    for name, flag in (("simplices", simplices), ("straight", straight)):
-        require(flag, bool, f"load_mesh: {name}", DomainError)
+    simplices = flag(simplices, "load_mesh: simplices", DomainError)
+    straight = flag(straight, "load_mesh: straight", DomainError)
     if not file.is_file():
         raise DomainError(f"cannot read a mesh from {file}: there is no such file")
     where = f"the mesh file {file}"
