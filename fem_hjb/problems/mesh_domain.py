@@ -336,6 +336,8 @@ def _words(mesh: skfem.Mesh, facets: IntArray, boundary: str | Mapping[str | Non
         if name not in named:
             raise DomainError(f"MeshDomain: the mesh has no boundary called {name!r}; its names are {known}")
         own = np.unique(np.asarray(named[name], dtype=np.int64))
+        if not own.size:
+            raise DomainError(f"MeshDomain: the boundary called {name!r} has no facets; leave it out, or look for them")
         within = np.setdiff1d(own, facets)
         if within.size:
             raise DomainError(

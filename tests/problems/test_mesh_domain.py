@@ -275,6 +275,12 @@ REFUSED = {
         "4 facets called 'low' are 'absorbing' by another name and 'reflecting' by this one",
     ),
     "inside": (lambda: MeshDomain(within(), {"wall": "absorbing", None: "reflecting"}), "3 of the 3 .* lie inside"),
+    "no facets": (
+        lambda: MeshDomain(
+            square().with_boundaries({"hole": np.array([], int)}), {"hole": "absorbing", None: "natural"}
+        ),
+        "the boundary called 'hole' has no facets",
+    ),
     "half natural": (
         lambda: MeshDomain(square(), {"left": "natural", None: "reflecting"}),
         "on 1 connected pieces of the boundary some facets are natural and others are not",

@@ -1,5 +1,6 @@
 """Problems whose domain is a mesh: solved, refined, compared, certified and learned; and where they are refused."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import skfem
@@ -209,6 +210,7 @@ def test_a_value_with_a_slope_across_a_wall_is_no_manufactured_one():
 REFUSED = {
     "solve": lambda p: fh.solve(p, rtol=1e-2),
     "feynman_kac": lambda p: fh.feynman_kac(p, lambda x: 1 + 0 * x[..., 0]),
+    "evaluate_policy": lambda p: fh.evaluate_policy(p, p.exact.gradient),
     "truncation_box": lambda p: fh.paths.truncation_box(p),
 }
 
@@ -253,3 +255,14 @@ def test_nodes_of_absorbing_facets():
     x = basis.nodes[faces.absorbed_nodes(problem, basis)]
     assert ((np.abs(x[:, 0]) < 1e-12) | (np.abs(x[:, 1]) < 1e-12)).all()
     assert len(x) == 9
+
+
+def test_pictures_ask_nothing_outside_of_the_domain():
+    """A closed form that is infinite in a hole, and nothing at all beyond the rim."""
+    problem = fh.zoo.get("annulus", cells=3)
+    solution = fh.solve_on_mesh(problem, steps=4)
+    fh.plot.report(problem, solution, problem.exact)
+    ax = plt.figure().gca()
+    drawn = fh.plot.solution(problem.exact, 0.0, problem=problem, ax=ax)[0].get_array()
+    assert 0.3 < np.ma.getmaskarray(drawn).mean() < 0.5  # of the square, what is no annulus: 1 - 3 pi / 16 = 0.41
+    plt.close("all")
