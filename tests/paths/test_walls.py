@@ -85,6 +85,30 @@ def test_reflection_has_weak_order_one_and_one_half_where_paths_are_put_back_ont
     assert abs(slope([8, 16, 32], errors([8, 16, 32])) - 0.5) < 0.15
 
 
+@pytest.mark.parametrize("name", ["lshape", "plate", "disc_quads", "interval"])
+def test_the_uniform_law_is_kept_by_reflection_however_long_the_steps(name):
+    """Steps of a sixth of the domain, several walls in one; put back onto the wall, states gather there."""
+    domain, n = MeshDomain(fh.load_mesh(MESHES / f"{name}.msh")), 5000
+    rng, (lower, upper) = np.random.default_rng(0), domain.bounds
+    x = lower + (upper - lower) * rng.random((4 * n, domain.dim))
+    start = x[domain.contains(x)][:n]
+    size = (upper - lower).max() / 6
+
+    def near(x):
+        return (domain.distance("reflecting", x) < 0.3 * size).mean()
+
+    x = start
+    for _ in range(6):
+        x = domain.moved(x, x + size * rng.standard_normal(x.shape), None, rng)
+    error = 0.5 / np.sqrt(n)
+    assert domain.contains(x).all()
+    assert abs(near(x) - near(start)) < 4 * np.sqrt(2) * error
+    assert (np.abs((x > 0).mean(axis=0) - (start > 0).mean(axis=0)) < 4 * np.sqrt(2) * error).all()
+    end = start + size * rng.standard_normal(start.shape)
+    back = np.where(domain.contains(end)[:, None], end, domain._all.nearest(end)[1])
+    assert near(back) - near(start) > 8 * error
+
+
 def bessel(radius, t):
     """The probability that Brownian motion from this radius is inside the unit disc up to t."""
     zeros = jn_zeros(0, 40)
