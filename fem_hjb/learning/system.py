@@ -127,10 +127,11 @@ def assemble_until(
     if executor is not None:
         require(executor, Executor, "executor=", MeasureError)
     if problem.domain is not None and (problem.domain.absorbing or problem.domain.has("natural")):
-        with_ = "solve_on_mesh" if isinstance(problem.domain, MeshDomain) else "solve"
+        on_mesh = isinstance(problem.domain, MeshDomain)
+        where, call = (problem.domain.place, "solve_on_mesh") if on_mesh else (problem.domain, "solve")
         raise DomainError(
             f"fit is for processes on R^d or reflected at all faces of a domain, but that of {problem.name!r} is"
-            f" {problem.domain}; solve such a problem with `{with_}`"
+            f" {where}; solve such a problem with `{call}`"
         )
     if constants is None:
         constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)

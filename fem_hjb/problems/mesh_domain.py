@@ -19,7 +19,7 @@ from fem_hjb.problems.facets import Facets
 from fem_hjb.problems.locate import CellLocator
 from fem_hjb.support.checks import FloatArray, IntArray, as_points, one_of
 from fem_hjb.support.errors import ConvergenceError, DomainError
-from fem_hjb.support.objects import Plain
+from fem_hjb.support.objects import Plain, read_only, short_repr
 
 REFLECTING, ABSORBING, NATURAL = (FACES.index(word) for word in ("reflecting", "absorbing", "natural"))
 _ON = 1e-9  # of the mesh's diameter: points this near to a facet lie on it
@@ -83,7 +83,7 @@ class MeshDomain(Plain):
                     "MeshDomain: boundary must be one word, or a mapping of names in mesh.boundaries to words, got"
                     f" {type(self.boundary).__name__}"
                 )
-            put(self, "boundary", dict(self.boundary))
+            put(self, "boundary", read_only(dict(self.boundary)))
         put(self, "words", _words(mesh, self.facets, self.boundary))
         for array in (self.facets, self.words):
             array.setflags(write=False)
@@ -97,7 +97,8 @@ class MeshDomain(Plain):
         _ = self._pieces  # which refuses bent faces
 
     def __repr__(self) -> str:
-        return f"MeshDomain({self.place}, boundary={self.boundary!r})"
+        words = self.boundary if isinstance(self.boundary, str) else dict(self.boundary)
+        return short_repr(self, {"mesh": self.place, "boundary": repr(words)})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be made again."""

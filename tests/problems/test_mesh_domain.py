@@ -134,7 +134,7 @@ def test_the_plate_and_its_holes():
         np.linalg.norm(moved - [[0, 0], [-0.9, 0], [0.9, 0], [0, 0]], axis=1), [0, 0.4, 0.7, 1.9], atol=0.02
     )
     assert domain.contains(moved).all()
-    assert "MeshDomain(a mesh of 711 tri cells" in repr(domain)
+    assert "MeshDomain(mesh=a mesh of 711 tri cells" in repr(domain)
     assert len(repr(domain).splitlines()) <= 5
 
 
@@ -208,6 +208,8 @@ def test_it_is_copied_stored_and_kept_from_changes():
     assert domain.contains([[0.5, 0.5]]).all()
     with pytest.raises(ValueError, match="read-only"):
         domain.mesh.p[0, 0] = 1.0
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        domain.boundary["left"] = "natural"
     for other in (copy.deepcopy(domain), pickle.loads(pickle.dumps(domain))):
         assert other.exited([[0.0, 0.5], [0.5, 0.5]]).tolist() == [True, False]
         assert not other.words.flags.writeable
