@@ -130,8 +130,8 @@ def assemble_until(
         on_mesh = isinstance(problem.domain, MeshDomain)
         where, call = (problem.domain.place, "solve_on_mesh") if on_mesh else (problem.domain, "solve")
         raise DomainError(
-            f"fit is for processes on R^d or reflected at all faces of a domain, but that of {problem.name!r} is"
-            f" {where}; solve such a problem with `{call}`"
+            f"fit is for processes on R^d or reflected at all faces of a box or mesh, but the domain of"
+            f" {problem.name!r} is {where}; solve such a problem with `{call}`"
         )
     if constants is None:
         constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
