@@ -35,8 +35,8 @@ import numpy as np
 
 import fem_hjb as fh
 from fem_hjb.learning.witness import witness
-from fem_hjb.paths.extent import substeps_of
 from fem_hjb.paths.likelihood import euler_step
+from fem_hjb.paths.stiffness import substeps_of
 
 ACCEPT, FACTOR = 0.1, 3.0
 SAMPLES = (500, 4000)

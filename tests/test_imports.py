@@ -15,7 +15,7 @@ ORDER = {
         "divergence box locate cells facets mesh_domain laws kernels problem probing fingerprint blocks rewards "
         "closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
-    "paths": "steering breaks walls simulate likelihood tree_sum extent tails tilted sources stored",
+    "paths": "steering breaks walls stiffness simulate likelihood tree_sum extent tails tilted sources stored",
     "spaces": (
         "axes line recovery meshes basis mesh_cells mesh_names mesh_files dictionary features mesh spectral tensor "
         "space panels"

@@ -21,9 +21,9 @@ from typing import final
 
 import numpy as np
 
-from fem_hjb.paths.extent import substeps_of
 from fem_hjb.paths.likelihood import Shared, euler_step, shared_steps
 from fem_hjb.paths.simulate import in_range
+from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.paths.walls import inside, moved
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Gauge

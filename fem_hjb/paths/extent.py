@@ -8,9 +8,10 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from fem_hjb.paths.simulate import sample_at, sample_paths
+from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.mesh_domain import MeshDomain
-from fem_hjb.problems.problem import ControlProblem, LinearDrift, require_box, require_problem
+from fem_hjb.problems.problem import ControlProblem, require_box, require_problem
 from fem_hjb.support.checks import (
     FloatArray,
     Rng,
@@ -23,8 +24,6 @@ from fem_hjb.support.errors import DomainError
 _SAMPLES = 4096
 _TIMES = 9
 _STEPS = 32
-_PILOT = 64  # points at which the steepness of the drift is looked at
-_MOST_SUBSTEPS = 64
 FAR = 2.5  # standard normal quantile that is read off the samples to see how the tail bends
 _LEAST_POWER, MOST_POWER = 0.4, 2.0
 _BEYOND, _FEW_POWER = 10.0, 1.2  # draws beyond it, and the most power that fewer draws tell
@@ -104,28 +103,6 @@ def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
     if problem.marginal is not None:
         x = np.stack([problem.marginal(float(t)).sample(_SAMPLES, rng) for t in times])
     return LawSample(times=times, x=x, paths=paths, tilt=reward / problem.temperature)
-
-
-def substeps_of(problem: ControlProblem, steps: int) -> int | None:
-    """So many that steps are stable in drifts that pull back, -db/dx dt <= 1/2; None leaves it to the paths."""
-    if isinstance(problem.drift, LinearDrift) and problem.constant_diffusion is not None:
-        return None
-    rng, dt = np.random.default_rng(0), problem.horizon / steps
-    x = problem.initial_law.sample(_PILOT, rng)
-    spread = np.sqrt(np.diagonal(problem.Lambda(0.0, x), axis1=1, axis2=2).mean(axis=0) * dt)
-    x = x + spread * rng.standard_normal(x.shape)
-    if problem.domain is not None:
-        x = problem.domain.mirror(x) if isinstance(problem.domain, Box) else problem.domain.inside(x)
-    steepest = 0.0
-    for t in (0.0, 0.5 * problem.horizon, problem.horizon):
-        base = problem.b(t, x)
-        for k in range(problem.dim):
-            moved = x.copy()
-            moved[:, k] += 1e-3 * spread[k]
-            change = (problem.b(t, moved) - base) / (1e-3 * spread[k])
-            steepest = max(steepest, float(-change[:, k].min()))
-    needed = int(np.ceil(2.0 * steepest * dt))
-    return min(needed, _MOST_SUBSTEPS) if needed > 1 else None
 
 
 def reach_of(x: FloatArray, weights: FloatArray | None = None) -> Reach:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.paths.breaks import around_breaks
 from fem_hjb.paths.steering import Policy, require_policy, steer
+from fem_hjb.paths.stiffness import stable_substeps
 from fem_hjb.paths.walls import inside, moved
 from fem_hjb.problems.linear import linear_transition
 from fem_hjb.problems.mesh_domain import MeshDomain
@@ -34,7 +35,7 @@ Step = Callable[[float, FloatArray, np.random.Generator], FloatArray]
 
 SCHEMES = ("auto", "exact", "euler", "weak2")
 _CHUNK = 16384
-_LADDER = (1, 4, 16, 64)  # substeps to try in turn when none are asked for
+_LADDER = (1, 4, 16, 64)  # times as many substeps, tried in turn when none are asked for
 _MOST_SUBSTEPS = 1_000_000
 _SEEN = 8  # states at which it is seen when coefficients jump
 _EXPLODED = 1e30  # beyond it a cubic drift still evaluates without overflow, so that we, not the drift, report it
@@ -233,8 +234,9 @@ def sample_paths(
         order 1), "weak2" (weak order 2: Heun for constant diffusions, else Platen's explicit scheme with the Cholesky
         factor of Lambda, Kloeden and Platen 1992, section 15.1), or "auto": exact where possible, else weak2.
     policy : pi, a callable (t, x) -> (n, d), t a number; None means 0.
-    substeps : the schemes other than "exact" take this many steps between two observations; None: 1, and if the paths
-        explode (a step too long for a stiff drift) 4, 16 or 64 instead, which the result's `scheme` says.
+    substeps : the schemes other than "exact" take this many steps between two observations; None: 1, but with "auto" up
+        to 64, so that -db_k/dx_k times their length is 1/2 at most where the process starts, and if the paths explode
+        all the same 4, 16 or 64 times as many. The result's `scheme` says how many.
 
     In a domain coefficients are evaluated inside only. At reflecting faces each step is mirrored; away from reflected
     Brownian motion, for which it is exact, mirroring is of weak order 1 in the step. At absorbing faces a path is
@@ -263,7 +265,9 @@ def sample_paths(
     require_room((n, steps + 1, problem.dim), f"n={n}, steps={steps}:", MeasureError, room)
     if policy is not None:
         require_policy(policy)
-    ladder = _LADDER if substeps is None else (at_most(substeps, _MOST_SUBSTEPS, "substeps", MeasureError),)
+    ladder: tuple[int, ...] = (
+        _LADDER if substeps is None else (at_most(substeps, _MOST_SUBSTEPS, "substeps", MeasureError),)
+    )
     scheme = one_of(scheme, "scheme", SCHEMES, MeasureError)
     exact = _exact_coefficients(problem, policy) if scheme in ("auto", "exact") else None
     if scheme == "exact" and exact is None:
@@ -272,11 +276,11 @@ def sample_paths(
             " no drift, a diagonal diffusion and no absorbing face; take scheme='weak2' or 'auto'"
         )
     times = np.linspace(0.0, problem.horizon, steps + 1)
+    lengths = np.full(steps, problem.horizon / steps)
     if exact is not None:
         scheme, ladder = "exact", (1,)
     elif scheme == "auto":
-        scheme = "weak2"
-    lengths = np.full(steps, problem.horizon / steps)
+        scheme, ladder = "weak2", _ladder(problem, float(lengths[0])) if substeps is None else ladder
     return _climbed(_Stepper(problem, policy, exact, scheme), times, lengths, ladder, rng, n)
 
 
@@ -309,8 +313,17 @@ def sample_at(
     grid = np.unique(np.concatenate([[0.0], wanted, between[gaps > 1e-9 * T], breaks]))
     exact = _exact_coefficients(problem, policy)
     stepper = _Stepper(problem, policy, exact, "weak2" if exact is None else "exact")
-    ladder = (1,) if exact is not None else _LADDER if substeps is None else (substeps,)
+    if exact is not None:
+        ladder: tuple[int, ...] = (1,)
+    else:
+        ladder = _ladder(problem, T / steps) if substeps is None else (substeps,)
     return _climbed(stepper, grid, np.diff(grid), ladder, rng, n)
+
+
+def _ladder(problem: ControlProblem, h: float) -> tuple[int, ...]:
+    """Substeps of steps h to try in turn: as many as drifts ask for, and more if paths explode."""
+    first = stable_substeps(problem, h)
+    return tuple(first * times for times in _LADDER)
 
 
 @final

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
-from fem_hjb.paths.extent import FAR, MOST_POWER, LawSample, Reach, reach_of, substeps_of
+from fem_hjb.paths.extent import FAR, MOST_POWER, LawSample, Reach, reach_of
 from fem_hjb.paths.simulate import sample_at
+from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.problems.kernels import KernelDensity
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem

@@ -15,6 +15,13 @@ def inside(problem: ControlProblem, x: FloatArray) -> FloatArray:
     return x if problem.domain is None else problem.domain.inside(x)
 
 
+def folded(problem: ControlProblem, x: FloatArray) -> FloatArray:
+    """States folded back at reflecting faces; behind absorbing ones of a box they stay."""
+    if problem.domain is None:
+        return x
+    return problem.domain.mirror(x) if isinstance(problem.domain, Box) else problem.domain.inside(x)
+
+
 def moved(
     problem: ControlProblem, t: float, h: float, before: FloatArray, after: FloatArray, rng: np.random.Generator
 ) -> FloatArray:

@@ -5,9 +5,9 @@ from typing import final
 
 import numpy as np
 
-from fem_hjb.paths.extent import substeps_of
 from fem_hjb.paths.simulate import sample_at
 from fem_hjb.paths.steering import Policy
+from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.reference.box_panel import Equation
 from fem_hjb.reference.box_run import Run
 from fem_hjb.spaces.spectral import at_points

@@ -229,6 +229,13 @@ def layer_of(run: Run) -> tuple[Check, ...]:
     return (Check(name="layer at the end", figure=run.layer / T, limit=THICKEST, told=told),)
 
 
+def finest(run: Run) -> float:
+    """Half a sixteenth of a box over the finest spacing of nodes."""
+    return max(
+        float(np.ptp(line.grid) / 16.0 / np.diff(line.nodes).min()) for panel in run.panels for line in panel.grid.lines
+    )
+
+
 def tails_of(operators: Operators, states: Sequence[FloatArray], *, floored: bool = True) -> list[FloatArray]:
     """`unresolved` of each cell of each axis, the most of some states; with the floor of the grid's weights, or not."""
     grid = operators.grid if floored else replace(operators.grid, floor=0.0)

@@ -7,7 +7,6 @@ worth. Parts that exceed their share of the tolerance are asked for more accurat
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -26,7 +25,7 @@ from fem_hjb.reference.box_judge import Judge, Parts
 from fem_hjb.reference.box_march import Marcher
 from fem_hjb.reference.box_panel import Equation, Payoff
 from fem_hjb.reference.box_paths import Steered, steered
-from fem_hjb.reference.box_run import Run, layer_of
+from fem_hjb.reference.box_run import Run, finest, layer_of
 from fem_hjb.reference.box_running import jumps_in_space
 from fem_hjb.reference.box_speed import drift_check, most_of, share_above
 from fem_hjb.reference.faces import truncated
@@ -35,12 +34,13 @@ from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, ProblemError
-from fem_hjb.support.progress import LOGGER, OutOfTimeError, Progress
+from fem_hjb.support.progress import LOGGER, OutOfTimeError, Progress, part_of
 
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
 _ROUNDS = 5
 _LARGER, _LOOSE = 4, 1e-2  # times that the box follows paths in runs to this tolerance
+_LOOSER, _LOOSEST = 100.0, 0.1  # times the tolerance, and at most, where time is short
 _MASS = 0.1  # of the square of the tolerance
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
 _PAID = 1e-4  # times that mass for what is paid: errors near faces, which no draw sees, count by their squares
@@ -64,13 +64,24 @@ def solve_to_tolerance(
     max_dofs: int | None,
     told: Progress,
     seed: int = 0,
+    first: Progress | None = None,
 ) -> Solution:
-    """Runs until the estimate meets the tolerance, or nothing more can be done, or `told` says that time is up."""
+    """Runs until the estimate meets the tolerance, or nothing more can be done, or `told` says that time is up.
+
+    first : what the first run reports to, if that may take less time only: where it does not end, a looser one is made.
+    """
     if problem.domain is not None and problem.domain.absorbing and form == "value":
         raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
     with threadpool_limits(1, user_api="blas"):  # matrices along axes are small: more threads wait for each other
         search = _Search(problem, rtol, form, box, max_dofs, seed)
-        best, stopped = _best(search, form, told)
+        try:
+            best, stopped = _best(search, form, told, first or told)
+        except OutOfTimeError:
+            looser = min(max(_LOOSER * rtol, _LOOSE), _LOOSEST)
+            if first is None or looser <= rtol:
+                raise
+            search = _Search(problem, looser, form, box, max_dofs, seed)
+            best, stopped = _best(search, form, told, told)[0], True
         return search.solution(best, stopped)
 
 
@@ -95,17 +106,21 @@ def solve_payoff(
             raise ProblemError(f"what is paid is 0 at {paid.size} draws of X_T: there is nothing to be relative to")
         size *= math.sqrt(float(((paid / size) ** 2).mean()))
         search.payoff = lambda x: payoff(x) / size
-        best, stopped = _best(search, "linear", told)
+        best, stopped = _best(search, "linear", told, told)
         return search.solution(best, stopped), size
 
 
-def _best(search: "_Search", form: str | None, told: Progress) -> tuple["_Judged", bool]:
-    """The run with the least error of those that were needed, or that could be made; whether time ended the search."""
+def _best(search: "_Search", form: str | None, told: Progress, first: Progress) -> tuple["_Judged", bool]:
+    """The run with the least error of those that were needed, or that could be made; whether time ended the search.
+
+    first : what is told until there is one.
+    """
     best: _Judged | None = None
     idle = 0  # rounds that did not help
     for k in range(_ROUNDS):
         try:
-            found = _found(search, form, partial(_part_of, told, k), best is None)
+            part = part_of(first if best is None else told, k / _ROUNDS, (k + 0.7) / _ROUNDS)
+            found = _found(search, form, part, best is None)
         except OutOfTimeError:
             if best is None:
                 raise
@@ -366,7 +381,7 @@ class _Search:
         """What is handed out."""
         run, c = best.run, self.coefficients
         checks = self._checks(best)
-        rounding = _ROUNDING * (1.0 + 0.1 * _finest(run))
+        rounding = _ROUNDING * (1.0 + 0.1 * finest(run))
         value, policy = ({name: part[i] for name, part in best.parts.items()} for i in range(2))
         value["space"] += rounding
         policy["space"] += rounding
@@ -430,14 +445,3 @@ class _Search:
         lost = max(float(((values < low) | (values > high)).mean()) for values in map(self._left, ends))
         told = f"{lost:.2%} of paths end where what is left of the terminal reward is beyond {low:.3g} or {high:.3g}"
         return Check(name="terminal reward", figure=lost, limit=self.losable, told=told)
-
-
-def _part_of(told: Progress, k: int, part: float) -> None:
-    told((k + 0.7 * part) / _ROUNDS)
-
-
-def _finest(run: Run) -> float:
-    """Half a sixteenth of a box over the finest spacing of nodes."""
-    return max(
-        float(np.ptp(line.grid) / 16.0 / np.diff(line.nodes).min()) for panel in run.panels for line in panel.grid.lines
-    )

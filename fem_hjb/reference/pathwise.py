@@ -17,8 +17,8 @@ from typing import Any, final
 
 import numpy as np
 
-from fem_hjb.paths.extent import substeps_of
 from fem_hjb.paths.likelihood import euler_step
+from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import ErrorEstimate

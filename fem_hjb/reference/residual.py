@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from fem_hjb.paths.extent import substeps_of
 from fem_hjb.paths.simulate import noise_factor, sample_paths
 from fem_hjb.paths.steering import Policy
+from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.checks import Check

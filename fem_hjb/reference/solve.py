@@ -28,13 +28,14 @@ from fem_hjb.solutions.norms import largest_norms, law_points
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.checks import FloatArray, Rng, as_seed, flag, one_of, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
-from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, until
+from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, unheard, until
 from fem_hjb.support.threads import threads, worker_count
 
 Form = Literal["linear", "value"]
 Block = tuple[int, ...]
 
 _LONG = 5e6  # unknowns times steps, from which on a thorough look takes no more than a tenth of the time
+_FOR_THE_FIRST = 0.6  # of max_seconds; then there is to be one to a looser tolerance
 _EACH = 0.7  # of the tolerance, to which each of several independent problems is solved
 
 
@@ -69,7 +70,8 @@ def solve(
         is not known, when errors are measured.
     progress : called with the fraction of the work done, as far as that is known. What a run that is not the first may
         take, with what judges it, is logged by the logger "fem_hjb" (INFO) before it begins.
-    max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so.
+    max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so;
+        where there is none after six tenths of them, one to a looser tolerance is sought.
     verify : follow paths under the policy with the problem as it was given (`pathwise`), and compare the value.
     workers : threads that share out what is done to large arrays, as in three dimensions; -1 for as many as there are
         processors, as in `scipy.fft`. Results have the same digits. Callables are called from your own thread only. Two
@@ -111,11 +113,14 @@ def solve(
             " from paths instead"
         )
     watched = until(told, seconds)
+    sooner = None if seconds is None else until(watched, _FOR_THE_FIRST * seconds)
 
     def found(blocks: Sequence[Block]) -> Solution | ProductSolution:
         if len(blocks) == 1:
-            return solve_to_tolerance(problem, rtol, form, box, max_dofs, watched, seed)
-        return _product(problem, blocks, *_each(problem, blocks, _EACH * rtol, form, max_dofs, watched, seed), seed)
+            return solve_to_tolerance(problem, rtol, form, box, max_dofs, watched, seed, sooner)
+        return _product(
+            problem, blocks, *_each(problem, blocks, _EACH * rtol, form, max_dofs, (watched, sooner), seed), seed
+        )
 
     try:
         with threads(workers):
@@ -158,10 +163,13 @@ def _each(
     rtol: float,
     form: Form | None,
     max_dofs: int | None,
-    progress: Progress,
+    progress: tuple[Progress, Progress | None],
     seed: int,
 ) -> tuple[list[Solution], list[int]]:
-    """The distinct solutions of independent problems, and which of them is that of each block."""
+    """The distinct solutions of independent problems, and which of them is that of each block.
+
+    progress : for all of it, and for first runs.
+    """
     distinct: list[Solution] = []
     which: list[int] = []
     for k, block in enumerate(blocks):
@@ -169,8 +177,8 @@ def _each(
         known = next((i for i, solution in enumerate(distinct) if alike(solution.problem, own)), None)
         if known is None:
             known = len(distinct)
-            told = partial(_part, progress, k, len(blocks))
-            distinct.append(solve_to_tolerance(own, rtol, form, None, max_dofs, told, seed))
+            told, sooner = (None if one is None else partial(_part, one, k, len(blocks)) for one in progress)
+            distinct.append(solve_to_tolerance(own, rtol, form, None, max_dofs, told or unheard, seed, sooner))
         which.append(known)
     return distinct, which
 
