@@ -15,6 +15,7 @@ from fem_hjb import cli_output as output
 from fem_hjb import experiments
 from fem_hjb.cli_atlas import atlas_command
 from fem_hjb.cli_certify import certify_command
+from fem_hjb.cli_demo import demo_command
 from fem_hjb.cli_export import export_command
 from fem_hjb.cli_input import (
     SECONDS,
@@ -395,6 +396,7 @@ def experiment_command(
         raise typer.Exit(1)
 
 
+app.command("demo", short_help="One small problem solved, learned, certified and drawn, in seconds.")(demo_command)
 app.command("certify", short_help="Bounds of the optimal value from the paths of a policy.")(certify_command)
 app.command("export", short_help="Write a solution for other programs: .npz, .h5, .nc, .vtu, .pvd.")(export_command)
 app.command("atlas", short_help="Settings of the literature, solved, verified and certified.")(atlas_command)

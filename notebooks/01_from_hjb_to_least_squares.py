@@ -281,3 +281,61 @@ plt.show()
 # %% [markdown]
 # Any two functions can be judged like this. Here the regression was given to `compare` as a pair of plain callables
 # (value, gradient); a neural network is wrapped in the same way.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. *On paper.* Derive the energy identity of section 4 from Itô's formula for $f_t(X_t)^2$. Where is $r \le 0$ used,
+#    and what if $r$ is positive somewhere?
+# 2. *Compute.* Double the temperature, halve it: how does $f$ change, how do value and policy? What does $\alpha \to
+#    \infty$ lead to?
+# 3. *Compute.* The learned solution was limited by its class. Halve the cells in space, in time, in both: which of the
+#    two matters?
+# 4. *Compute.* Check Feynman–Kac at one point: simulate 20 000 paths from $x = 1$ at $t = 0$ and compare the mean label
+#    with $f_0(1)$. How many paths would an error of $10^{-4}$ take?
+#
+# ### Solutions
+#
+# **1.** $d(f^2) = 2f\,df + f'^2 dt$ with $df = (\partial_t f + \mathcal G f)\,dt + f' dB$. Take expectations,
+#  integrate,
+# and insert $\int E[(\partial_t f + \mathcal G f) f] = E[f_T^2] - B[f,f] - \int E[\tfrac r\alpha f^2]$. The sign of $r$
+# makes the last term of the identity non-negative. It can always be had by the gauge, if $r$ is bounded from above;
+# with $r$ unbounded $f$ may be infinite in finite time.
+#
+# **2.**
+
+# %%
+for factor in (0.5, 1.0, 2.0, 100.0):
+    warmer = fh.zoo.get("lq", dim=1, temperature=factor * alpha).exact
+    v, pi = float(warmer.value(0.0, [[1.0]])[0]), float(warmer.policy(0.0, [[1.0]])[0, 0])
+    f = np.exp(v / (factor * alpha))
+    print(f"alpha = {factor * alpha:5g}: v_0(1) = {v:.4f}, policy {pi:.4f}, exp(v_0(1) / alpha) = {f:.4f}")
+fading = np.exp(-2.0)
+print(f"doing nothing earns {-0.5 * (fading + (1 - fading) / 2) - 0.5 * ((1 - fading) / 4 + 0.5):.4f}")
+
+# %% [markdown]
+# Steering gets dearer, the policy goes to 0 like $1/\alpha$, and the value to what is earned without steering: from 1,
+# $E X_t^2 = e^{-2t} + \tfrac12(1 - e^{-2t})$.
+#
+# **3.**
+
+# %%
+halved = {}
+for m, k in ((8, 4), (4, 4), (8, 2), (4, 2)):
+    smaller = fh.Space(problem, cells=m, time_cells=k, element="hermite", box=box)
+    halved[f"{m} cells, {k} in time"] = fh.fit(problem, paths, smaller, smoothing=0.01, outside="drop", verify=False)
+print(fh.compare(halved, exact, problem=problem))
+
+# %% [markdown]
+# Time: with half of its cells the error is five times as large, with half of those in space not even twice.
+#
+# **4.**
+
+# %%
+from_one = fh.sample_paths(fh.zoo.get("lq", dim=1, mean=1.0, cov=1e-12), n=20_000, steps=128, rng=1)
+rate = gauge.rate(from_one.t, from_one.x, problem.r(from_one.t, from_one.x))
+area = (0.5 * (rate[:, 1:] + rate[:, :-1]) * np.diff(from_one.t)).sum(axis=1)
+label = gauge.terminal_u(problem, from_one.x[:, -1]) * np.exp(area)
+truth = float(gauge.u(0.0, np.array([[1.0]]), exact.value(0.0, [[1.0]]))[0])
+print(f"mean label {label.mean():.4f} +- {1.96 * label.std() / np.sqrt(label.size):.4f}, f_0(1) = {truth:.4f}")
+print(f"for a standard error of 1e-4: {(label.std() / 1e-4) ** 2:.0e} paths")

@@ -26,6 +26,7 @@ import warnings
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.linalg import solve_banded
+from skfem import MeshLine
 
 import fem_hjb as fh
 
@@ -55,7 +56,7 @@ def larger(errors):
 
 
 asked = (1e-3, 1e-5, 1e-7)
-found = {rtol: fh.solve(problem, rtol=rtol) for rtol in asked}
+found = {rtol: fh.solve(problem, rtol=rtol, verify=False) for rtol in asked}  # the truth is known
 truth = fh.compare({str(rtol): of for rtol, of in found.items()}, problem.exact, problem=problem)
 
 print("  asked   estimated       true      space       time  truncation   unknowns  solves  seconds")
@@ -105,7 +106,7 @@ print(f"\n{stats['form']} form, route {stats['route']!r}: {stats['why']} ({stats
 # %%
 rng = np.random.default_rng(0)
 bars = {rtol: [] for rtol in (1e-2, 1e-4)}
-for _ in range(5):
+for _ in range(3):
     random = fh.zoo.get(
         "brownian-mixture",
         dim=1,
@@ -114,7 +115,7 @@ for _ in range(5):
         temperature=float(np.exp(rng.uniform(np.log(0.3), np.log(3.0)))),
     )
     for rtol, rows in bars.items():
-        solution = fh.solve(random, rtol=rtol, verify=False)  # the truth is known
+        solution = fh.solve(random, rtol=rtol, verify=False)
         true = fh.compare({"it": solution}, random.exact, problem=random).overall("it")
         rows.append((larger(solution.error_estimate), larger(true)))
 
@@ -132,7 +133,7 @@ ratios = np.array([true / estimated for rows in bars.values() for estimated, tru
 print(f"true / estimated: {ratios.min():.2f} to {ratios.max():.2f}; above 1 in {(ratios > 1).sum()} of {ratios.size}")
 
 # %% [markdown]
-# Ten runs are an illustration, not a statistic; `benchmarks/bench_reliability.py` does the same with hundreds.
+# Six runs are an illustration, not a statistic; `benchmarks/bench_reliability.py` does the same with hundreds.
 #
 # ## 3. In two dimensions
 #
@@ -168,9 +169,9 @@ plt.show()
 # alone for the double well, $y = -3(x^2-1)^2$, on the box that `solve` would choose:
 
 # %%
-temperatures = (1.0, 0.1, 0.01)
+temperatures = (1.0, 0.1, 0.03)
 wells = {alpha: fh.zoo.get("double-well", dim=1, temperature=alpha, Lambda=alpha) for alpha in temperatures}
-cold = {alpha: fh.solve(well, rtol=1e-2) for alpha, well in wells.items()}
+cold = {alpha: fh.solve(well, rtol=1e-2, verify=False) for alpha, well in wells.items()}
 
 print("   alpha   range of y/alpha   smallest exp(y/alpha)    estimate   unknowns   steps   seconds")
 for alpha, of in cold.items():
@@ -232,7 +233,7 @@ print(fh.compare(forms, mild.exact, problem=mild))
 
 # %%
 benchmark = fh.zoo.get("soc-double-well")
-coarse, fine = (fh.solve(benchmark, rtol=rtol) for rtol in (1e-3, 1e-5))
+coarse, fine = (fh.solve(benchmark, rtol=rtol, verify=False) for rtol in (1e-2, 1e-3))
 for of in (coarse, fine):
     cost = -float(of.value(0.0, np.zeros(10)))
     print(f"optimal cost {cost:.6f}; estimated relative errors: {of.error_estimate}")
@@ -283,7 +284,7 @@ def tabulated(h):
     return policy, float(-3 * np.log(deep[0, middle]) - 7 * np.log(flat[0, middle]))
 
 
-tables = {h: tabulated(h) for h in (0.004, 0.002, 0.001)}
+tables = {h: tabulated(h) for h in (0.008, 0.004, 0.002)}
 
 # %% [markdown]
 # `control_error` computes the figure of merit without sampling: the law of the optimally controlled process is a
@@ -299,7 +300,7 @@ def continued(t, x):
     return coarse.policy(t, np.clip(x, *bounds))
 
 
-quadrature = {"times": 32, "rtol": 1e-3}
+quadrature = {"times": 16, "rtol": 1e-2}
 floor = fh.control_error(benchmark, continued, fine, **quadrature)
 nothing = fh.control_error(benchmark, lambda t, x: np.zeros_like(x), fine, **quadrature)
 by_step = {h: fh.control_error(benchmark, policy, fine, **quadrature).value for h, (policy, _) in tables.items()}
@@ -308,15 +309,15 @@ print("                                       squared error    optimal cost")
 print(f"no control at all                    {nothing.value:15.1e}")
 for h, value in by_step.items():
     print(f"finite differences, steps {h:<10g} {value:15.1e} {tables[h][1]:15.4f}")
-print(f"solve, rtol 1e-3 (against rtol 1e-5) {floor.value:15.1e} {-coarse.value(0.0, np.zeros(10)):15.4f}")
-print(f"solve, rtol 1e-5                                     {-fine.value(0.0, np.zeros(10)):15.4f}")
+print(f"solve, rtol 1e-2 (against rtol 1e-3) {floor.value:15.1e} {-coarse.value(0.0, np.zeros(10)):15.4f}")
+print(f"solve, rtol 1e-3                                     {-fine.value(0.0, np.zeros(10)):15.4f}")
 rate = np.polyfit(np.log(list(by_step)), np.log(list(by_step.values())), 1)[0]
 print(f"\nsquared error of the finite differences ~ step^{rate:.2f}; at steps {h:g} it is")
 print(f"{by_step[h] / floor.value:.0f} times that of the coarse solution ({floor.how})")
 
 figure, ax = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
 ax.loglog(list(by_step), list(by_step.values()), label="finite differences", **fh.plot.STYLES[2])
-ax.axhline(floor.value, label="solve, rtol = 1e-3", **{**fh.plot.STYLES[1], "marker": None})
+ax.axhline(floor.value, label="solve, rtol = 1e-2", **{**fh.plot.STYLES[1], "marker": None})
 ax.set(xlabel="step in time and space", ylabel="squared error of the control")
 ax.set_xticks(list(by_step), [f"{h:g}" for h in by_step])
 ax.minorticks_off()
@@ -325,8 +326,8 @@ plt.show()
 
 # %% [markdown]
 # The finite differences converge as they should: an error of first order, so a squared error of second. As a ground
-# truth for this metric they are poor all the same: with thousands of points and a thousand steps for each axis their
-# own squared error is still of the order of $10^{-4}$. Against such a table a control that is better than this cannot
+# truth for this metric they are poor all the same: with thousands of points and hundreds of steps for each axis their
+# own squared error is still some $10^{-4}$. Against such a table a control that is better than this cannot
 # be told from one that is as good, for what is reported is the error of the table. The reference costs some seconds,
 # and its floor is orders of magnitude lower.
 #
@@ -341,7 +342,7 @@ plt.show()
 # %%
 well = wells[1.0]
 law = fh.fokker_planck.solve(well, rtol=1e-5)
-steering = fh.solve(well, rtol=1e-5)
+steering = fh.solve(well, rtol=1e-5, verify=False)
 steered = fh.fokker_planck.solve(well, policy=steering.policy, box=steering.space.box, rtol=1e-5)
 for name, density in (("uncontrolled", law), ("controlled", steered)):
     mass = density.stats["mass"]
@@ -390,7 +391,7 @@ print(f"reward under the controlled law {earned:.6f}, mean of v_0 {w @ steering.
 # %%
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", fh.ToleranceWarning)
-    starved = fh.solve(well, rtol=1e-5, max_dofs=100)
+    starved = fh.solve(well, rtol=1e-4, max_dofs=80)
 for warning in caught:
     print(f"{warning.category.__name__}: {warning.message}\n")
 error = fh.compare({"starved": starved}, steering).overall("starved")
@@ -404,3 +405,67 @@ for name, call in {
         call()
     except fh.FemHjbError as refusal:
         print(f"{name}: {type(refusal).__name__}: {refusal}")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. *On paper.* Two solutions that are independent of each other agree to $10^{-4}$. What is known of the error of
+#    each? And if one is computed with a smaller step than the other by the same code?
+# 2. *Compute.* Ask for tolerances from $10^{-2}$ to $10^{-6}$ on `brownian-mixture`. How do unknowns and the true error
+#    grow and fall? Is the estimate ever below the truth?
+# 3. *Compute.* Make a mistake on purpose: solve the double well on a mesh (`solve_on_mesh`) with 16, 32, 64, 128 cells
+#    of P2, and compare with `steering`. Which order do you see?
+# 4. *Compute.* Does the temperature at which the *linear* form still works depend on the reward? Solve the double well
+#    at $\alpha = 0.1$ with `form="linear"` and read what happens.
+#
+# ### Solutions
+#
+# **1.** Only that the errors differ by $10^{-4}$; it is an estimate of the larger of the two, unless they are equal.
+#  Made
+# by one code with two steps, they share whatever the step does not change: a box that is too small, a wrong boundary
+# condition, a bug. That is why three things are changed one at a time, and why paths are a second witness.
+#
+# **2.**
+
+# %%
+target = fh.zoo.get("brownian-mixture", dim=1)
+print("  asked   estimated       true   unknowns")
+for rtol in (1e-2, 1e-4, 1e-6):
+    of = fh.solve(target, rtol=rtol, verify=False)
+    true = larger(fh.compare({"it": of}, target.exact, problem=target).overall("it"))
+    print(f"{rtol:7.0e} {larger(of.error_estimate):11.1e} {true:10.1e} {of.stats['dofs']:10d}")
+
+# %% [markdown]
+# The elements are of high degree, so that the unknowns grow with the logarithm of the tolerance, not with a power.
+#
+# **3.**
+
+# %%
+counts, errors = (16, 32, 64, 128), []
+for count in counts:
+    meshed = fh.solve_on_mesh(well, MeshLine(np.linspace(-3.0, 3.0, count + 1)), element="P2", rtol_time=1e-6)
+    at = fh.compare({"it": meshed}, steering, times=np.linspace(0.0, 0.9, 10)).overall("it")
+    errors.append((at.value, at.policy))
+    print(f"{count:4d} cells: value {at.value:.1e}, policy {at.policy:.1e}")
+rates = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+print(f"value ~ cells^{rates[0]:.2f}, policy ~ cells^{rates[1]:.2f}")
+
+# %% [markdown]
+# P2 has the order 3 in the value. The policy has no less: gradients are recovered from the values around a point, where
+# those of the elements themselves would be of order 2.
+#
+# **4.**
+
+# %%
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", fh.ToleranceWarning)  # the status says the same
+    for temperature in (1.0, 0.1):
+        try:
+            forced = fh.solve(wells[temperature], rtol=1e-2, form="linear", verify=False)
+            print(f"alpha = {temperature:g}: {forced.status}")
+        except fh.FemHjbError as refusal:
+            print(f"alpha = {temperature:g}: {type(refusal).__name__}: {refusal}")
+
+# %% [markdown]
+# It is the range of $y/\alpha$ that counts, so a reward that is ten times as large does what a temperature that is ten
+# times as small does.

@@ -52,6 +52,7 @@ ORDER = {
     "cli_certify": "",
     "cli_export": "",
     "cli_atlas": "",
+    "cli_demo": "",
     "cli": "",
 }
 # A module that is itself a folder has an order of its own.
