@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb.problems import Gaussian as Gaussian
     from fem_hjb.problems import GaussianMixture as GaussianMixture
     from fem_hjb.problems import LinearDrift as LinearDrift
+    from fem_hjb.problems import MeshDomain as MeshDomain
     from fem_hjb.problems import PointMass as PointMass
     from fem_hjb.problems import Uniform as Uniform
     from fem_hjb.problems import zoo as zoo
@@ -65,7 +66,7 @@ _NAMES = {
     "interop": "export",
     "learning": "Bounds Convex EnergyBall Monotone fit law_measure",
     "paths": "sample_paths",
-    "problems": "Box ControlProblem Gaussian GaussianMixture LinearDrift PointMass Uniform zoo",
+    "problems": "Box ControlProblem Gaussian GaussianMixture LinearDrift MeshDomain PointMass Uniform zoo",
     "reference": "feynman_kac fokker_planck refine_on_mesh solve solve_on_mesh",
     "solutions": "Solution ToleranceWarning compare load_solution save_solution",
     "spaces": "Space load_mesh",

@@ -12,11 +12,14 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box laws kernels problem probing fingerprint blocks rewards closed_form linear manufactured gauge "
-        "mixtures tilted_density zoo"
+        "divergence box locate cells facets mesh_domain laws kernels problem probing fingerprint blocks rewards "
+        "closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
-    "paths": "steering breaks stiffness simulate likelihood tree_sum extent tails tilted sources stored",
-    "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
+    "paths": "steering breaks walls stiffness simulate likelihood tree_sum extent tails tilted sources stored",
+    "spaces": (
+        "axes line recovery meshes basis mesh_cells mesh_names mesh_files dictionary features mesh spectral tensor "
+        "space panels"
+    ),
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": "density estimate checks norms solution comparison compare files",
     "reference": (
@@ -55,8 +58,8 @@ ORDER = {
 # A module that is itself a folder has an order of its own.
 INNER = {
     "problems.zoo": (
-        "registry coefficients linear_quadratic log_cost metastable mixtures options points reflected slits targets "
-        "wells soc_matching"
+        "registry coefficients linear_quadratic log_cost meshed metastable mixtures options points reflected slits "
+        "targets wells soc_matching"
     )
 }
 APART = ("reference", "learning")  # these two never import each other

@@ -26,6 +26,7 @@ from fem_hjb.learning import forms
 from fem_hjb.learning.forms import VALUE, Load, Operator, Pairing
 from fem_hjb.learning.measures import Measure
 from fem_hjb.paths.simulate import noise_factor
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.divergence import row_divergence
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import PointMass
@@ -106,7 +107,7 @@ def weak(of: Setting, at: Measure) -> Terms:
     problem = of.problem
     divergence: FloatArray | float = 0.0
     if problem.constant_diffusion is None:
-        bounds = None if problem.domain is None else problem.domain.bounds
+        bounds = problem.domain.bounds if isinstance(problem.domain, Box) else None  # of a mesh: as `solve_on_mesh`
         divergence = row_divergence(lambda x: problem.Lambda(at.t, x), at.x, of.spacing, bounds)
     current = forms.current_velocity(problem.b(at.t, at.x), of.diffusion(at.t, at.x), divergence, _scores(of, at))
     transport = forms.transport(current, of.rate(at.t, at.x))
@@ -163,8 +164,12 @@ def corrected(of: Setting, at: Measure) -> Terms:
     martingale = forms.martingale_increment(x - at.x, problem.b(at.t, at.x), problem.b(t, x), dt)
     if problem.domain is not None:
         spread = np.sqrt(dt[:, None] * np.diagonal(problem.Lambda(at.t, at.x), axis1=1, axis2=2))
-        lower, upper = problem.domain.bounds
-        martingale[np.minimum(at.x - lower, upper - at.x) < _WALL * spread] = 0.0
+        if isinstance(problem.domain, Box):
+            lower, upper = problem.domain.bounds
+            martingale[np.minimum(at.x - lower, upper - at.x) < _WALL * spread] = 0.0
+        else:
+            reach = _WALL * np.linalg.norm(spread, axis=1)
+            martingale[problem.domain.distance("reflecting", at.x, float(reach.max())) < reach] = 0.0
     return _increments(of, at, martingale, dt)
 
 

@@ -18,6 +18,7 @@ from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source
 from fem_hjb.problems.gauge import Gauge, constant_gauge
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, one_of, positive_integer, require
@@ -263,6 +264,11 @@ def automatic_candidates(
         raise MeasureError(
             f"space='auto' is for one to three coordinates, the problem has dim={problem.dim}: give a Space, for "
             "instance Space.product of a time basis and a dictionary of features"
+        )
+    if isinstance(problem.domain, MeshDomain):
+        raise MeasureError(
+            f"space='auto' is for boxes, but the domain of {problem.name!r} is a mesh: give Space(problem,"
+            " element='P2')"
         )
     box = truncation_box(problem, quantile=_QUANTILE, margin=0.0).box if problem.domain is None else None
     spaces = [Space(problem, cells=cells, time_cells=times, box=box) for times, cells in _LADDER[problem.dim]]

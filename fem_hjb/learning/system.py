@@ -31,7 +31,9 @@ from fem_hjb.learning.scatter import GramSums, Scatter
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source
 from fem_hjb.paths.tree_sum import tree_sum
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, constant_gauge
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray, non_negative_number, one_of, require
@@ -124,10 +126,12 @@ def assemble_until(
     row.check(space, non_negative_number(delta, "delta", MeasureError))
     if executor is not None:
         require(executor, Executor, "executor=", MeasureError)
-    if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
+    if problem.domain is not None and (problem.domain.absorbing or problem.domain.has("natural")):
+        on_mesh = isinstance(problem.domain, MeshDomain)
+        where, call = (problem.domain.place, "solve_on_mesh") if on_mesh else (problem.domain, "solve")
         raise DomainError(
-            f"fit is for processes on R^d or reflected at all faces of a box, but the domain of {problem.name!r} is"
-            f" {problem.domain}; solve such a problem with `solve`"
+            f"fit is for processes on R^d or reflected at all faces of a box or mesh, but the domain of"
+            f" {problem.name!r} is {where}; solve such a problem with `{call}`"
         )
     if constants is None:
         constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
@@ -394,12 +398,19 @@ def _weighted_slopes(setting: Setting, t: float, x: FloatArray) -> list[Pairing]
 
 
 def _terminal_slope(setting: Setting, x: FloatArray) -> FloatArray:
-    """grad f_T* (m, d), by central differences, which end at the faces of the process's own domain."""
+    """grad f_T* (m, d), by central differences, which end at the faces of the process's own domain.
+
+    In a domain that is a mesh they are one-sided where one side is outside; in a corner where both are, they reach out.
+    """
     domain = setting.problem.domain
-    lower, upper = (-np.inf, np.inf) if domain is None else domain.bounds
     columns = []
     for j, shift in enumerate(setting.spacing * np.eye(x.shape[1])):
-        ahead, behind = np.minimum(x + shift, upper), np.maximum(x - shift, lower)
+        ahead, behind = x + shift, x - shift
+        if isinstance(domain, Box):
+            ahead, behind = np.minimum(ahead, domain.bounds[1]), np.maximum(behind, domain.bounds[0])
+        elif domain is not None:
+            over, under = ~domain.contains(ahead), ~domain.contains(behind)
+            ahead[over & ~under], behind[under & ~over] = x[over & ~under], x[under & ~over]
         change = setting.gauge.terminal_u(setting.problem, ahead) - setting.gauge.terminal_u(setting.problem, behind)
         columns.append(change / (ahead - behind)[:, j])
     return np.stack(columns, axis=1)

@@ -389,7 +389,7 @@ SMALL = Space(LQ, cells=2, time_cells=1, box=box(0.2))
         ),
         (
             DomainError,
-            "reflected at all faces of a box, but the domain of .*; solve such a problem with `solve`",
+            "reflected at all faces of a box or mesh, but the domain of .*; solve such a problem with `solve`",
             {"problem": dataclasses.replace(LQ, domain=fh.Box([-4.5], [4.5], boundary="absorbing"))},
         ),
     ],
