@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb import problems as problems
     from fem_hjb import solutions as solutions
     from fem_hjb import spaces as spaces
+    from fem_hjb import stationary as stationary
     from fem_hjb.evaluation import certify as certify
     from fem_hjb.evaluation import control_error as control_error
     from fem_hjb.evaluation import evaluate_policy as evaluate_policy
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb.paths import sample_paths as sample_paths
     from fem_hjb.problems import Box as Box
     from fem_hjb.problems import ControlProblem as ControlProblem
+    from fem_hjb.problems import ExitProblem as ExitProblem
     from fem_hjb.problems import Gaussian as Gaussian
     from fem_hjb.problems import GaussianMixture as GaussianMixture
     from fem_hjb.problems import LinearDrift as LinearDrift
@@ -44,8 +46,11 @@ if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb.problems import zoo as zoo
     from fem_hjb.reference import feynman_kac as feynman_kac
     from fem_hjb.reference import fokker_planck as fokker_planck
+    from fem_hjb.reference import ground_state as ground_state
     from fem_hjb.reference import refine_on_mesh as refine_on_mesh
+    from fem_hjb.reference import schroedinger_bridge as schroedinger_bridge
     from fem_hjb.reference import solve as solve
+    from fem_hjb.reference import solve_exit as solve_exit
     from fem_hjb.reference import solve_on_mesh as solve_on_mesh
     from fem_hjb.solutions import Solution as Solution
     from fem_hjb.solutions import ToleranceWarning as ToleranceWarning
@@ -66,8 +71,10 @@ _NAMES = {
     "interop": "export",
     "learning": "Bounds Convex EnergyBall Monotone fit law_measure",
     "paths": "sample_paths",
-    "problems": "Box ControlProblem Gaussian GaussianMixture LinearDrift MeshDomain PointMass Uniform zoo",
-    "reference": "feynman_kac fokker_planck refine_on_mesh solve solve_on_mesh",
+    "problems": "Box ControlProblem ExitProblem Gaussian GaussianMixture LinearDrift MeshDomain PointMass Uniform zoo",
+    "reference": (
+        "feynman_kac fokker_planck ground_state refine_on_mesh schroedinger_bridge solve solve_exit solve_on_mesh"
+    ),
     "solutions": "Solution ToleranceWarning compare load_solution save_solution",
     "spaces": "Space load_mesh",
     "support.errors": "FemHjbError",
@@ -82,6 +89,7 @@ _FOLDERS = {
     "problems": "problems",
     "solutions": "solutions",
     "spaces": "spaces",
+    "stationary": "stationary",
 }
 _WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -100,7 +100,17 @@ def documented() -> set[str]:
 def test_every_public_name_is_in_the_reference() -> None:
     there = documented()
     wanted = {f"fem_hjb.{name}" for name in fh.__all__ if name not in (*fh._FOLDERS, "zoo", "fokker_planck")}
-    for folder in ("problems", "paths", "spaces", "learning", "solutions", "plot", "interop", "evaluation"):
+    for folder in (
+        "problems",
+        "paths",
+        "spaces",
+        "learning",
+        "solutions",
+        "plot",
+        "interop",
+        "evaluation",
+        "stationary",
+    ):
         module = import_module("fem_hjb.evaluation") if folder == "evaluation" else getattr(fh, folder)
         names = {name for name in module.__all__ if name != "zoo"}
         shared = {name for name in names if f"fem_hjb.{name}" in wanted and getattr(fh, name) is getattr(module, name)}

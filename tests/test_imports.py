@@ -12,23 +12,27 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box locate cells facets mesh_domain laws kernels problem probing fingerprint blocks rewards "
-        "closed_form linear manufactured gauge mixtures tilted_density zoo"
+        "divergence box locate cells facets mesh_domain laws kernels problem exit probing fingerprint blocks "
+        "rewards closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
-    "paths": "steering breaks walls stiffness simulate likelihood tree_sum extent tails tilted sources stored",
+    "paths": (
+        "steering breaks walls stiffness simulate likelihood exit_paths tree_sum extent tails tilted sources stored"
+    ),
     "spaces": (
         "axes line recovery meshes basis mesh_cells mesh_names mesh_files dictionary features mesh spectral tensor "
         "space panels"
     ),
     "stepping": "adaptive lawson esdirk implicit",
-    "solutions": "density estimate checks norms solution comparison compare files",
+    "solutions": "density estimate checks norms solution steady ground bridge comparison compare files",
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
         "box_asked box_speed box_coefficients box_taming box_panel box_adjoint box_averages box_grading box_layer "
         "box_faces box_sizes box_running box_run box_paths box_march box_cost box_moments box_judge box_tolerance "
         "fokker_planck_start fokker_planck_grids fokker_planck_panels fokker_planck_mesh fokker_planck "
-        "tolerance feynman_kac mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine "
-        "residual pathwise solve"
+        "tolerance feynman_kac "
+        "steady_operators steady_checks steady_ladder exit_equation exit_box exit_mesh ground_equation ground_state "
+        "mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine "
+        "residual pathwise solve bridge"
     ),
     "learning": (
         "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "
@@ -39,13 +43,14 @@ ORDER = {
         "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
         "certificate certify policy_value"
     ),
+    "stationary": "",
     "plotting": "pictures fields verdicts animation",
     "interop": "grids arrays vtk export precision schedules torch jax",
     "atlas": "settings entries collection tables pictures",
     "experiments": (
         "trial certificates coercivity critical_radius ellipticity harder_than_regression high_dimension iteration "
-        "linear_quadratic observation_times score_error self_mitigation suboptimality two_dimensions two_equations "
-        "two_sided"
+        "linear_quadratic long_horizon observation_times score_error self_mitigation suboptimality two_dimensions "
+        "two_equations two_sided"
     ),
     "cli_input": "",
     "cli_output": "",

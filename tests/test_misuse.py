@@ -116,6 +116,21 @@ NAMED = MESH.with_boundaries({"left": lambda x: x[0] < 0.0})
 MESH_DOMAIN = fh.MeshDomain(NAMED, {"left": "absorbing", None: "reflecting"})
 
 
+def steady(x: Any) -> Any:
+    return -x
+
+
+LEAVING = fh.ExitProblem(dim=1, temperature=1.0, drift=steady, diffusion=1.0, domain=BOX)
+LEFT = fh.stationary.sample_exit(LEAVING, [0.5], n=8, rng=0, step=0.1)
+GROUND = fh.ground_state(WALLED, rtol=1e-2)
+BRIDGE = fh.schroedinger_bridge(WALLED, fh.Uniform(DOMAIN), rtol=1e-2)
+GONE = fh.solve_exit(LEAVING, rtol=1e-2)
+RESULT = {
+    name: getattr(GONE, name)
+    for name in ("problem", "function", "method", "status", "error_estimate", "checks", "stats")
+}
+
+
 def b(t: Any, x: Any) -> Any:
     return -x
 
@@ -354,6 +369,73 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "solve_on_mesh in a box": (
             fh.solve_on_mesh,
             {"problem": LQ, "cells": 8, "box": fh.Box([-4.0], [4.0]), "steps": 2},
+        ),
+        "ExitProblem": (
+            fh.ExitProblem,
+            {"dim": 1, "temperature": 1.0, "drift": steady, "diffusion": 1.0, "running_reward": y, "exit_reward": y}
+            | {"domain": BOX, "name": "a"},
+        ),
+        "solve_exit": (
+            fh.solve_exit,
+            {"problem": LEAVING, "rtol": 1e-2, "max_dofs": 500, "progress": None, "max_seconds": None},
+        ),
+        "schroedinger_bridge": (
+            fh.schroedinger_bridge,
+            {"problem": WALLED, "target": fh.Uniform(DOMAIN), "rtol": 1e-2, "max_iterations": 3, "box": None}
+            | {"progress": None, "max_seconds": None},
+        ),
+        "stationary.Bridge": (
+            fh.stationary.Bridge,
+            {name: getattr(BRIDGE, name) for name in inspect.signature(fh.stationary.Bridge).parameters},
+        ),
+        "ground_state": (
+            fh.ground_state,
+            {"problem": WALLED, "rtol": 1e-2, "box": None, "max_dofs": 500, "progress": None, "max_seconds": None},
+        ),
+        "stationary.GroundState": (
+            fh.stationary.GroundState,
+            {name: getattr(GROUND, name) for name in inspect.signature(fh.stationary.GroundState).parameters},
+        ),
+        "stationary.ground_state_on_mesh": (
+            fh.stationary.ground_state_on_mesh,
+            {"problem": WALLED, "mesh": fh.spaces.box_mesh(DOMAIN, 8, "line"), "element": "P2", "estimate": True}
+            | {"progress": None, "max_seconds": None},
+        ),
+        "stationary.ExitSolution": (fh.stationary.ExitSolution, RESULT),
+        "stationary.ExitExpectation": (fh.stationary.ExitExpectation, RESULT),
+        "stationary.ExitPaths": (
+            fh.stationary.ExitPaths,
+            {name: getattr(LEFT, name) for name in inspect.signature(fh.stationary.ExitPaths).parameters},
+        ),
+        "stationary.ExitPaths.log_weights": (LEFT.log_weights, {"problem": LEAVING}),
+        "stationary.committor": (
+            fh.stationary.committor,
+            {"problem": LEAVING, "into": [(0, "lower")], "rtol": 1e-2, "max_dofs": 500, "progress": None}
+            | {"max_seconds": None},
+        ),
+        "stationary.exit_expectation": (
+            fh.stationary.exit_expectation,
+            {"problem": LEAVING, "h": y, "source": y, "rtol": 1e-2, "max_dofs": 500, "progress": None}
+            | {"max_seconds": None},
+        ),
+        "stationary.exit_expectation_on_mesh": (
+            fh.stationary.exit_expectation_on_mesh,
+            {"problem": LEAVING, "mesh": MESH, "h": y, "source": y, "element": "P2", "absorbing": "all"}
+            | {"estimate": True, "progress": None, "max_seconds": None},
+        ),
+        "stationary.mean_exit_time": (
+            fh.stationary.mean_exit_time,
+            {"problem": LEAVING, "rtol": 1e-2, "max_dofs": 500, "progress": None, "max_seconds": None},
+        ),
+        "stationary.sample_exit": (
+            fh.stationary.sample_exit,
+            {"problem": LEAVING, "start": [0.5], "n": 8, "rng": 0, "step": 0.1, "policy": steady, "max_time": 1.0}
+            | {"progress": None, "max_seconds": None},
+        ),
+        "stationary.solve_exit_on_mesh": (
+            fh.stationary.solve_exit_on_mesh,
+            {"problem": LEAVING, "mesh": MESH, "element": "P2", "absorbing": "all", "estimate": True}
+            | {"progress": None, "max_seconds": None},
         ),
         "experiments.get": (fh.experiments.get, {"name": "coercivity"}),
         "experiments.names": (fh.experiments.names, {}),

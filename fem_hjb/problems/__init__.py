@@ -9,6 +9,7 @@ apart into independent ones.
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.closed_form import ClosedForm, CosineSeries, LinearQuadratic, Product
+from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, ValueGauge, constant_gauge
 from fem_hjb.problems.kernels import KernelDensity
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
@@ -25,6 +26,7 @@ __all__ = [
     "ClosedForm",
     "ControlProblem",
     "CosineSeries",
+    "ExitProblem",
     "Gauge",
     "Gaussian",
     "GaussianMixture",

@@ -216,7 +216,7 @@ class ControlProblem(Plain):
             )
         full = np.diag(np.broadcast_to(raw, (d,))) if raw.ndim < 2 else raw
         matrix = frozen_array(full, "diffusion", (d, d), ProblemError)
-        _check_elliptic(matrix[None], np.zeros((1, d)), "diffusion")
+        check_elliptic(matrix[None], np.zeros((1, d)), "diffusion")
         return matrix
 
     def _probe(self) -> None:
@@ -230,14 +230,14 @@ class ControlProblem(Plain):
 
         alpha = self.temperature
         for t in (0.0, self.horizon, np.linspace(0.0, self.horizon, len(x))):
-            _checked_twice("drift(t, x)", self.b, t, x, pace)
-            _checked_twice("running_reward(t, x)", self.r, t, x, lambda: alpha / self.horizon)
+            checked_twice("drift(t, x)", self.b, t, x, pace)
+            checked_twice("running_reward(t, x)", self.r, t, x, lambda: alpha / self.horizon)
             if self._constant is None:
-                _check_elliptic(_checked_twice("diffusion(t, x)", self.Lambda, t, x, lambda: 0.0), x, "diffusion(t, x)")
+                check_elliptic(checked_twice("diffusion(t, x)", self.Lambda, t, x, lambda: 0.0), x, "diffusion(t, x)")
             if self.domain is not None:
                 for on_face in self.domain.on_absorbing(x):
-                    _checked_twice("exit_reward(t, x)", self.exit_reward, t, on_face, lambda: alpha)
-        _checked_twice("terminal_reward(x)", lambda _, points: self.y(points), 0.0, x, lambda: alpha)
+                    checked_twice("exit_reward(t, x)", self.exit_reward, t, on_face, lambda: alpha)
+        checked_twice("terminal_reward(x)", lambda _, points: self.y(points), 0.0, x, lambda: alpha)
         if self.marginal is not None:
             check_marginal(self.marginal, self, ProblemError)
 
@@ -373,7 +373,7 @@ def checked_call(
     return array
 
 
-def _checked_twice(
+def checked_twice(
     name: str,
     function: Callable[[ArrayLike, FloatArray], FloatArray],
     t: ArrayLike,
@@ -411,7 +411,7 @@ def _checked_twice(
     return kept
 
 
-def _check_elliptic(matrices: FloatArray, x: FloatArray, name: str) -> None:
+def check_elliptic(matrices: FloatArray, x: FloatArray, name: str) -> None:
     asymmetry = np.abs(matrices - np.swapaxes(matrices, -1, -2)).max(axis=(-1, -2))
     scale = np.abs(matrices).max(axis=(-1, -2))
     if scale.max() > LARGEST:

@@ -9,12 +9,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
+from fem_hjb.solutions.ground import GroundState
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.solutions.steady import ExitExpectation, ExitSolution
 from fem_hjb.support.errors import ConvergenceError
 
 LEAST_RTOL, LARGEST_RTOL = 1e-10, 0.1
 
 AnySolution = TypeVar("AnySolution", bound=Solution | ProductSolution)
+Judged = TypeVar("Judged", bound=Solution | ProductSolution | ExitSolution | ExitExpectation | GroundState)
 
 
 def checked_rtol(rtol: Any, name: str = "rtol") -> float:
@@ -28,9 +31,7 @@ def checked_rtol(rtol: Any, name: str = "rtol") -> float:
     return number
 
 
-def judged(
-    solution: AnySolution, estimate: ErrorEstimate, rtol: float, who: str, stats: Mapping[str, Any]
-) -> AnySolution:
+def judged(solution: Judged, estimate: ErrorEstimate, rtol: float, who: str, stats: Mapping[str, Any]) -> Judged:
     """The solution with this estimate and more stats, and a warning and a status that say so if rtol is not met.
     Checks that failed are warned of, too.
 

@@ -30,7 +30,7 @@ from fem_hjb.spaces.basis import (
 )
 from fem_hjb.spaces.line import unit_gauss
 from fem_hjb.support.checks import FloatArray, IntArray
-from fem_hjb.support.errors import ConvergenceError, SpaceError
+from fem_hjb.support.errors import ConvergenceError, DomainError, SpaceError
 
 _AFFINE_TOLERANCE = 1e-12
 _CELL_CHUNK = 1 << 22  # doubles held at once while local matrices are summed
@@ -238,6 +238,18 @@ class MeshBasis(SpatialBasis):
     def boundary_dofs(self) -> IntArray:
         faces = self._dofs.get_facet_dofs(self.mesh.boundary_facets())
         return np.asarray(faces.flatten(), dtype=np.int64)
+
+    def facet_dofs(self, facets: IntArray) -> IntArray:
+        """The dofs on facets by their vertices (k, nf), in any order; DomainError for one that is not there."""
+        own = np.sort(np.asarray(self.mesh.facets), axis=0).T
+        wanted = np.sort(facets, axis=0).T
+        _, number = np.unique(np.concatenate([own, wanted]), axis=0, return_inverse=True)
+        place = np.full(number.max() + 1, -1)
+        place[number[: len(own)]] = np.arange(len(own))
+        found = place[number[len(own) :]]
+        if (found < 0).any():
+            raise DomainError(f"{int((found < 0).sum())} of {len(found)} facets are none of the mesh")
+        return np.asarray(self._dofs.get_facet_dofs(found).flatten(), dtype=np.int64)
 
     def reflecting_dofs(self) -> IntArray:
         return np.empty(0, dtype=np.int64)

@@ -23,6 +23,14 @@ def backwards(t: float, x: np.ndarray) -> np.ndarray:
     return -x
 
 
+def inwards(x: np.ndarray) -> np.ndarray:
+    return -x
+
+
+WALLS = Box([-1.0], [1.0], boundary="absorbing")
+LEAVING = fh.ExitProblem(dim=1, temperature=1.0, drift=inwards, diffusion=1.0, domain=WALLS)
+
+
 def on_a_mesh() -> Any:
     return fh.solve_on_mesh(LQ, box_mesh(SQUARE, 8, "tri"), element="P2", rtol_time=1e-3)
 
@@ -37,6 +45,8 @@ def numbers(of: Any) -> list[Any]:
     """What an object answers."""
     if hasattr(of, "sample"):
         return [of.logpdf([[0.1], [0.4]]), of.covariance]
+    if hasattr(of, "function"):
+        return [of.value([[0.1], [0.4]]), of.gradient([[0.1], [0.4]])]
     if hasattr(of, "density"):
         return [of.density(t, [[0.1], [0.4]]) for t in (1e-4, 0.5)]
     if hasattr(of, "gradient"):
@@ -63,6 +73,10 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "set": lambda: fh.Bounds(0.0, 1.0).on(FEW),
     "tabulation": lambda: FEW.tabulate(0.5, np.full((4, 2), 0.1), 2),
     "paths": lambda: fh.sample_paths(LQ, n=8, steps=4, rng=0),
+    "bridge": lambda: fh.schroedinger_bridge(zoo.get("reflected", dim=1), fh.Uniform(Box([0.0], [1.0])), rtol=1e-2),
+    "ground state": lambda: fh.ground_state(zoo.get("reflected", dim=1), rtol=1e-2),
+    "exit": lambda: fh.solve_exit(LEAVING, rtol=1e-2),
+    "mean exit time": lambda: fh.stationary.mean_exit_time(LEAVING, rtol=1e-2),
 }
 
 

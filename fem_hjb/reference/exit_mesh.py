@@ -1,0 +1,292 @@
+"""`solve_exit_on_mesh`: exit problems on the user's own mesh, which absorbs where its boundary is tagged so."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import ArrayLike
+from scipy.spatial import cKDTree
+
+from fem_hjb.problems.cells import DIMENSION, check_cells, mesh_kind
+from fem_hjb.problems.exit import ExitProblem
+from fem_hjb.problems.problem import checked_call
+from fem_hjb.reference.exit_equation import ExitEquation, differences
+from fem_hjb.reference.steady_checks import temperature_check
+from fem_hjb.reference.tolerance import judged
+from fem_hjb.solutions.estimate import ErrorEstimate, combine
+from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
+from fem_hjb.spaces.basis import element_named
+from fem_hjb.spaces.mesh import MeshBasis
+from fem_hjb.support.checks import FloatArray, IntArray, finite_number, flag, require
+from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
+from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_progress, checked_seconds, until
+
+Found = TypeVar("Found", ExitSolution, ExitExpectation)
+Payoff = Callable[[FloatArray], ArrayLike] | Mapping[str, float]
+
+_SOME = 20_000  # points at which two solutions are compared, at most
+
+
+def solve_exit_on_mesh(
+    problem: ExitProblem,
+    mesh: Any,
+    *,
+    element: str | None = None,
+    absorbing: str | Sequence[str] = "all",
+    estimate: bool = True,
+    progress: Progress | None = None,
+    max_seconds: float | None = None,
+) -> ExitSolution:
+    """Value and policy of an exit problem on a mesh, by continuous elements; d <= 3.
+
+    Parameters
+    ----------
+    mesh : a scikit-fem mesh.
+    element : "P1" to "P4", "Q1", "Q2"; "P2" if not given on lines, triangles and tetrahedra, "Q2" on other meshes.
+    absorbing : the tags, keys of `mesh.boundaries`, at which the process is stopped; "all": its whole boundary, unless
+        it is a tag. Elsewhere it is reflected along Lambda n, which is the normal where Lambda is a number.
+    estimate : whether to solve on the mesh refined once, too, which says how large the error is; it takes four or eight
+        times as long. What edges cut off from a round domain is not seen by it.
+    progress : called with the fraction of the work done, as far as that is known.
+    max_seconds : when they are over before the error is known, the solution comes back with an infinite estimate, and a
+        status that says so.
+
+    Returns
+    -------
+    An `ExitSolution` on this mesh, whose error estimate is its distance from that on the finer one. Gradients are
+    recovered at the nodes. Its status is "ok" if the check passed: values at the nodes solve the equation at the
+    temperature asked for.
+
+    Raises
+    ------
+    DomainError : the mesh does not fit the problem, or has no such tag.
+    SpaceError : the mesh has no such element.
+    InfiniteValueError, ConvergenceError, EllipticityError, ProblemError : as `solve_exit`.
+    """
+    require(problem, ExitProblem, "solve_exit_on_mesh", ProblemError)
+    watch, started = until(checked_progress(progress), checked_seconds(max_seconds)), time.perf_counter()
+    tags, refine = _tags(mesh, absorbing, problem), flag(estimate, "estimate", ConvergenceError)
+    equation = _equation(problem, mesh, element, tags, watch, "solve_exit_on_mesh", max_seconds)
+    try:
+        found = equation.settle()
+    except OutOfTimeError:
+        raise _late("solve_exit_on_mesh", problem, max_seconds) from None
+    solution = ExitSolution(
+        problem=problem,
+        function=SteadyFunction(equation.basis, found.v),
+        method=f"{found.form} form on a mesh",
+        status="ok",
+        checks=(temperature_check(found.noise),),
+        stats=_stats(equation.basis, started) | {"form": found.form},
+    )
+
+    def finer(fine: ExitEquation) -> FloatArray:
+        return fine.settle().v
+
+    return _judged(solution, equation, mesh, tags, refine, watch, finer, policies=True)
+
+
+def exit_expectation_on_mesh(
+    problem: ExitProblem,
+    mesh: Any,
+    h: Payoff | None = None,
+    *,
+    source: Callable[[FloatArray], ArrayLike] | None = None,
+    element: str | None = None,
+    absorbing: str | Sequence[str] = "all",
+    estimate: bool = True,
+    progress: Progress | None = None,
+    max_seconds: float | None = None,
+) -> ExitExpectation:
+    """u(x) = E[ h(X_tau) + int_0^tau s(X_t) dt | X_0 = x ] on a mesh; d <= 3.
+
+    h : a callable x (..., d) -> (...), or a number for each tag, which then absorb: {"inner": 0, "outer": 1} gives the
+        probability to leave through "outer" (committor). None: 0.
+    source : s, a callable; 1 gives the mean exit time.  The rest as in `solve_exit_on_mesh` and `exit_expectation`.
+
+    Raises as these; ProblemError if h and s are both None.
+    """
+    require(problem, ExitProblem, "exit_expectation_on_mesh", ProblemError)
+    if h is None and source is None:
+        raise ProblemError("exit_expectation_on_mesh needs h=, what is paid at the exit, or source=, on the way")
+    if h is not None and not callable(h) and not isinstance(h, Mapping):
+        raise ProblemError(f"h must be a callable x -> (...), or a number for each tag, got {type(h).__name__}")
+    if source is not None and not callable(source):
+        raise ProblemError(f"source must be a callable x (..., d) -> (...) or None, got {type(source).__name__}")
+    watch, started = until(checked_progress(progress), checked_seconds(max_seconds)), time.perf_counter()
+    if isinstance(h, Mapping):
+        if isinstance(absorbing, str) and absorbing == "all":
+            absorbing = [str(tag) for tag in h]
+        h = {str(tag): finite_number(value, f"h at the tag {tag!r}", ProblemError) for tag, value in h.items()}
+        missing = set(h) ^ set([absorbing] if isinstance(absorbing, str) else absorbing)
+        if missing:
+            raise ProblemError(
+                f"h must have a number for each absorbing tag and no other, differs at {sorted(missing)}"
+            )
+    tags, refine = _tags(mesh, absorbing, problem), flag(estimate, "estimate", ConvergenceError)
+
+    def found(equation: ExitEquation, facets: Mapping[str, IntArray]) -> FloatArray:
+        basis: Any = equation.basis
+        paid = np.zeros(basis.n_dofs)
+        if isinstance(h, Mapping):
+            for tag, value in h.items():
+                paid[basis.facet_dofs(facets[tag])] = value
+        elif h is not None:
+            paid[equation.fixed] = checked_call("h(x)", h, (basis.nodes[equation.fixed],), ())
+        s = None
+        if source is not None:
+            s = equation.operators.at(lambda x: checked_call("source(x)", source, (x,), ()))
+        return equation.expectation(paid[equation.fixed], s)
+
+    equation = _equation(problem, mesh, element, tags, watch, "exit_expectation_on_mesh", max_seconds)
+    solution = ExitExpectation(
+        problem=problem,
+        function=SteadyFunction(equation.basis, found(equation, tags)),
+        method="linear equation on a mesh",
+        status="ok",
+        stats=_stats(equation.basis, started),
+    )
+    finer_tags: dict[str, IntArray] = {}
+
+    def finer(fine: ExitEquation) -> FloatArray:
+        basis: Any = fine.basis
+        finer_tags.update(_on_finer(mesh, basis.mesh, tags))
+        return found(fine, finer_tags)
+
+    return _judged(solution, equation, mesh, tags, refine, watch, finer, policies=False)
+
+
+def _equation(
+    problem: ExitProblem,
+    mesh: Any,
+    element: str | None,
+    tags: Mapping[str, IntArray],
+    watch: Watch,
+    who: str,
+    max_seconds: float | None,
+) -> ExitEquation:
+    name = element_named(element).name if element is not None else "P2" if mesh_kind(mesh) in _SIMPLICES else "Q2"
+    basis = MeshBasis(mesh, name)
+    fixed = np.unique(np.concatenate([basis.facet_dofs(facets) for facets in tags.values()]))
+    try:
+        return ExitEquation(problem, basis, fixed, watch)
+    except OutOfTimeError:
+        raise _late(who, problem, max_seconds) from None
+
+
+_SIMPLICES = ("line", "tri", "tet")
+
+
+def _late(who: str, problem: ExitProblem, max_seconds: float | None) -> Exception:
+    if max_seconds is None:  # the limit is that of a caller, whose progress= raised it
+        return OutOfTimeError()
+    return ConvergenceError(
+        f"{who}({problem.name!r}): no solution within max_seconds={max_seconds:g}; give it more time, or a coarser mesh"
+    )
+
+
+def _tags(mesh: Any, absorbing: Any, problem: ExitProblem) -> dict[str, IntArray]:
+    """Tag -> vertices (k, nf) of its facets, or a DomainError that lists the tags there are."""
+    kind = mesh_kind(mesh)
+    if DIMENSION[kind] != problem.dim:
+        raise DomainError(f"the mesh is of dimension {DIMENSION[kind]}, the problem has dim={problem.dim}")
+    check_cells(np.asarray(mesh.p, dtype=np.float64), np.asarray(mesh.t, dtype=np.int64), kind, "the mesh")
+    known = dict(mesh.boundaries or {})
+    facets = np.asarray(mesh.facets, dtype=np.int64)
+    if isinstance(absorbing, str) and absorbing == "all" and "all" not in known:
+        return {"all": facets[:, mesh.boundary_facets()]}
+    try:
+        wanted = [absorbing] if isinstance(absorbing, str) else list(absorbing)
+        strange = [tag for tag in wanted if not isinstance(tag, str) or tag not in known]
+    except TypeError as cause:
+        raise DomainError(f"absorbing must be tags of mesh.boundaries, or 'all', got {absorbing!r}") from cause
+    if strange or not wanted:
+        raise DomainError(
+            f"absorbing must name tags of mesh.boundaries, of {sorted(known)}, got {strange or wanted}; tags are made"
+            " by mesh.with_boundaries({'inner': lambda x: ...})"
+        )
+    found = {tag: facets[:, np.asarray(known[tag], dtype=np.int64)] for tag in wanted}
+    outer = np.zeros(facets.shape[1], dtype=np.bool_)
+    outer[mesh.boundary_facets()] = True
+    for tag in wanted:
+        if not len(known[tag]) or not outer[np.asarray(known[tag], dtype=np.int64)].all():
+            raise DomainError(f"the tag {tag!r} must be of facets of the boundary of the mesh, and of one at least")
+    return found
+
+
+def _on_finer(mesh: Any, fine: Any, tags: Mapping[str, IntArray]) -> dict[str, IntArray]:
+    """The facets of tags on the mesh refined once: those whose vertices all lie in the closure of one facet."""
+    facets = np.asarray(fine.facets, dtype=np.int64)[:, fine.boundary_facets()]
+    tree, p = cKDTree(fine.p.T), np.asarray(mesh.p)
+    width = float(np.ptp(p, axis=1).max())
+    found = {}
+    for tag, coarse in tags.items():
+        corners = p[:, coarse]  # (d, k, nf)
+        k = len(coarse)
+        points = [corners[:, i] for i in range(k)]
+        points += [0.5 * (corners[:, i] + corners[:, j]) for i in range(k) for j in range(i)]
+        points.append(corners.mean(axis=1))
+        closure = np.stack(points, axis=1)  # (d, m, nf)
+        gaps, vertices = tree.query(closure.reshape(len(p), -1).T)
+        parents = np.tile(np.arange(coarse.shape[1]), closure.shape[1])
+        near = gaps <= 1e-9 * width
+        shape = fine.p.shape[1], coarse.shape[1]
+        inside = sp.csr_matrix((np.ones(near.sum()), (vertices[near], parents[near])), shape=shape)
+        inside.data[:] = 1.0
+        rows = np.tile(np.arange(facets.shape[1]), k)
+        children = sp.csr_matrix((np.ones(facets.size), (rows, facets.ravel())), shape=(facets.shape[1], shape[0]))
+        most = (children @ inside).max(axis=1).toarray().ravel()
+        found[tag] = facets[:, most >= k]
+    return found
+
+
+def _judged(
+    solution: Found,
+    equation: ExitEquation,
+    mesh: Any,
+    tags: Mapping[str, IntArray],
+    refine: bool,
+    watch: Watch,
+    finer: Callable[[ExitEquation], FloatArray],
+    *,
+    policies: bool,
+) -> Found:
+    """The solution with its distance from that on the mesh refined once."""
+    problem, basis = solution.problem, equation.basis
+    who = f"solve_exit_on_mesh({problem.name!r})" if policies else f"exit_expectation_on_mesh({problem.name!r})"
+    unknown = ErrorEstimate(value=math.inf, policy=math.inf, space=math.inf, time=0.0, truncation=0.0)
+    if not refine:
+        watch.finished()
+        return replace(solution, error_estimate=unknown, status="the error was not estimated (estimate=False)")
+    watch(0.2)
+    try:
+        fine_mesh = type(mesh)(mesh.p, mesh.t).refined(1)
+        fine = MeshBasis(fine_mesh, basis.element)
+        parts = _on_finer(mesh, fine.mesh, tags)
+        fixed = np.unique(np.concatenate([fine.facet_dofs(facets) for facets in parts.values()]))
+        better = SteadyFunction(fine, finer(ExitEquation(problem, fine, fixed, watch)))
+    except OutOfTimeError:
+        return replace(solution, error_estimate=unknown, status="max_seconds were over before the error was estimated")
+    watch.finished()
+    rule = basis.quadrature(2 * basis.degree)
+    x, weights = rule.x.reshape(-1, basis.dim), np.broadcast_to(rule.weights * rule.det, rule.x.shape[:2]).ravel()
+    if len(x) > _SOME:
+        chosen = np.random.default_rng(0).choice(len(x), _SOME, replace=False)
+        x, weights = x[chosen], weights[chosen]
+    value, policy = differences(problem, (x, weights), better, solution.function, policies=policies)
+    return judged(solution, combine({"space": value}, {"space": policy}), 1.0, who, {})
+
+
+def _stats(basis: Any, started: float) -> dict[str, Any]:
+    return {
+        "element": basis.element,
+        "cells": basis.n_cells,
+        "dofs": basis.n_dofs,
+        "seconds": time.perf_counter() - started,
+    }
