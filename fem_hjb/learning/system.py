@@ -308,12 +308,8 @@ def _interior(
 ) -> tuple[GramSums, sp.csr_matrix, IntArray]:
     """int E[...] dt: the form, the mass and the energy; the part of the form with successors; and visits of cells."""
     space = setting.space
-    here = Located.of(space, measure.t, measure.x)
-    missing = here.cells < 0
-    then = None
-    if terms.ahead and measure.next_t is not None and measure.next_x is not None:
-        then = Located.of(space, measure.next_t, measure.next_x)
-        missing = missing | (then.cells < 0)
+    here, then = _located(space, measure, bool(terms.ahead))
+    missing = here.cells < 0 if then is None else (here.cells < 0) | (then.cells < 0)
     energy: list[Pairing] = [(op, op) for op in forms.slopes(setting.factor(measure.t, measure.x))]
     weight: float | FloatArray = setting.delta
     if not setting.delta and measure.next_t is not None:
@@ -335,6 +331,23 @@ def _interior(
         then = None if then is None else then.take(inside)
     pairs = sp.csr_matrix((space.n_dofs,) * 2) if then is None else pair_sums(space, here, then, weights, ahead)
     return gram_sums(space, here, weights, integrands), pairs, np.bincount(here.cells, minlength=space.n_cells)
+
+
+def _located(space: Space, measure: Measure, ahead: bool) -> tuple[Located, Located | None]:
+    """The points and, if asked for, their successors, which along whole paths are the next points."""
+    t, x, next_t, next_x = measure.t, measure.x, measure.next_t, measure.next_x
+    if not ahead or next_t is None or next_x is None:
+        return Located.of(space, t, x), None
+    n = len(measure.terminal_x)
+    if t.size % n == 0:
+        grid = (n, t.size // n)
+        pairs = [(a.reshape(*grid, -1), b.reshape(*grid, -1)) for a, b in ((t, next_t), (x, next_x))]
+        if all(np.array_equal(here[:, 1:], there[:, :-1]) for here, there in pairs):
+            times, states = (np.concatenate([here, there[:, -1:]], axis=1) for here, there in pairs)
+            everywhere = Located.of(space, times.ravel(), states.reshape(-1, space.dim))
+            number = np.arange(times.size).reshape(n, -1)
+            return everywhere.take(number[:, :-1].ravel()), everywhere.take(number[:, 1:].ravel())
+    return Located.of(space, t, x), Located.of(space, next_t, next_x)
 
 
 def _inside(

@@ -144,7 +144,7 @@ def test_parts_are_all_trajectories_once():
 def test_a_law_has_none():
     space = space_of(MIXTURE)
     law = law_measure(MIXTURE, space)
-    with pytest.raises(MeasureError, match="verify='held-out' needs trajectories, .* got a Measure"):
+    with pytest.raises(MeasureError, match=r"verify='held-out' needs trajectories, .* got a Measure"):
         fh.fit(MIXTURE, law, space, verify=HELD_OUT)
     with pytest.raises(MeasureError, match="verify must be True, False or 'held-out', got 'some'"):
         fh.fit(MIXTURE, PATHS, space, verify="some")
