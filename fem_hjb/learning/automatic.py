@@ -1,7 +1,8 @@
 """The choice of a class by what it is for: the error of the policy, as paths that follow it tell.
 
 Candidates are learned from all the data, as asked for, sets included, one after the other; `witness` estimates the
-error of each policy with the same noise, and the least estimate is taken. Ladders of cells are climbed until two steps
+error of each policy with the same noise, and the least estimate is taken, of systems that are not in doubt if there are
+such. Ladders of cells are climbed until two steps
 in a row are no better than the best so far: there it is the data that is missing. Where nothing is to be simulated the
 choice is that of `cross_validate`, by held-out residuals and labels.
 """
@@ -21,12 +22,13 @@ from fem_hjb.learning.measures import Measure
 from fem_hjb.learning.recipe import Recipe
 from fem_hjb.learning.selection import Candidate, automatic_candidates, validated
 from fem_hjb.learning.smoothing import is_dictionary
-from fem_hjb.learning.system import Data
+from fem_hjb.learning.system import Data, System
 from fem_hjb.learning.witness import witness
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.dictionary import Dictionary, Envelope, Union
 from fem_hjb.spaces.features import HermiteCross
 from fem_hjb.spaces.line import LineBasis
@@ -47,11 +49,15 @@ _RIDGE = 1e-6  # of the fit of the envelope, in mean squares of its functions
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Choice:
-    """A class, a row for each that was tried, and the status: "ok", or that time was over before all were."""
+    """A class, a row for each that was tried, and the status: "ok", or that time was over before all were.
+
+    learned : the solution in it and its system, where it was chosen by them.
+    """
 
     space: Space
     tried: tuple[dict[str, Any], ...]
     status: str = "ok"
+    learned: tuple[Solution, System] | None = None
 
 
 def chosen(
@@ -96,15 +102,15 @@ def _followed(
     seconds: Any,
 ) -> Choice:
     rows: list[dict[str, Any]] = []
-    best, behind, status = -1, 0, "ok"
+    best, behind, status, kept = -1, 0, "ok", None
     for k, space in enumerate(spaces):
         started = time.perf_counter()
         told = part_of(tell, k / len(spaces), (k + 1) / len(spaces))
         row = {**_described(space), "policy": np.inf, "value": np.inf, "status": "ok"}
         try:
-            solution, _ = recipe.learned(space, data, part_of(told, 0.0, 0.7), seconds(), figures=False)
-            found = witness(solution, accept, seed, partial(told, 0.7))
-            row |= {"policy": found.policy, "value": found.value, "status": solution.status}
+            learned = recipe.learned(space, data, part_of(told, 0.0, 0.7), seconds())
+            found = witness(learned[0], accept, seed, partial(told, 0.7))
+            row |= {"policy": found.policy, "value": found.value, "status": learned[0].status}
         except OutOfTimeError:
             if best < 0:
                 raise
@@ -113,8 +119,8 @@ def _followed(
         except FemHjbError as cause:  # too large for the data, say; the others may do
             row["status"] = str(cause)
         rows.append({**row, "seconds": time.perf_counter() - started})
-        if row["policy"] < (rows[best]["policy"] if best >= 0 else np.inf):
-            best, behind = k, 0
+        if row["policy"] < np.inf and (best < 0 or _rank(row) < _rank(rows[best])):
+            best, behind, kept = k, 0, learned
         else:
             behind += 1
         if best >= 0 and behind >= patience:
@@ -122,7 +128,12 @@ def _followed(
     if best < 0:
         raise ConvergenceError(f"none of {len(rows)} classes could be learned in; the last one: {rows[-1]['status']}")
     table = tuple({**row, "chosen": k == best} for k, row in enumerate(rows))
-    return Choice(space=spaces[best], tried=table, status=status)
+    return Choice(space=spaces[best], tried=table, status=status, learned=kept)
+
+
+def _rank(row: dict[str, Any]) -> tuple[bool, float]:
+    """Doubtful systems come last; the error of the policy decides."""
+    return row["status"] != "ok", row["policy"]
 
 
 def _described(space: Space) -> dict[str, Any]:

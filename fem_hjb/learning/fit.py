@@ -59,7 +59,8 @@ def fit(
         (`empirical_measure`, `law_measure`, `sampled_law_measure`).
     space : a `Space`; or "auto": classes of growing size on a common box (C1 cubics times quadratics in time), in more
         than three dimensions dictionaries, and "dictionary": those in any. Each is learned in as asked for, with its
-        constraint, and the one is taken whose policy has the least error by the paths that verify; with
+        constraint, and the one is taken whose policy has the least error by the paths that verify, of those
+        whose system is not in doubt; with
         verify=False or "held-out" that of `cross_validate`, without constraint. `stats["tried"]` is the table.
     estimator : an `Estimator`, or the name of one in `ESTIMATORS`, whose module has the formulas: "generator" and
         "residual", second derivatives at the samples (C1 classes: elements "hermite", "B2", ..., dictionaries);
@@ -163,7 +164,8 @@ def fit(
             choice = chosen(recipe, data, asked, follow, accept, verification.seed, trying, left)
             where = choice.space
         learning = part_of(watch, _CHOSEN if choice else 0.0, _LEARNED)
-        solution, system = recipe.learned(where, data, learning, left())
+        known = None if choice is None else choice.learned
+        solution, system = known or recipe.learned(where, data, learning, left())
     except OutOfTimeError:
         if limit is None:  # the limit is that of a caller, whose progress= raised it
             raise

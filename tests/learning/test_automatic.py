@@ -36,8 +36,8 @@ def test_the_least_estimate_is_chosen_and_what_was_tried_is_told():
 def test_two_steps_in_a_row_that_are_no_better_end_the_climb(estimates, chosen, monkeypatch):
     told = iter(estimates)
     monkeypatch.setattr(automatic, "witness", lambda *_: Told(next(told)))
-    paths = fh.sample_paths(LQ, n=1300, steps=4, rng=1)
-    found = fh.fit(LQ, paths, "auto", estimator="regression", max_seconds=None).stats["tried"]
+    paths = fh.sample_paths(LQ, n=1300, steps=32, rng=1)
+    found = fh.fit(LQ, paths, "auto", estimator="residual").stats["tried"]
     assert [row["chosen"] for row in found].index(True) == chosen
     assert len(found) == min(chosen + 3, 6)
 
