@@ -1,8 +1,8 @@
 """The choice of a class by what it is for: the error of the policy, as paths that follow it tell.
 
 Candidates are learned from all the data, as asked for, sets included, one after the other; `witness` estimates the
-error of each policy with the same noise, and the least estimate is taken, of systems that are not in doubt if there are
-such. Ladders of cells are climbed until two steps
+error of each policy with the same noise, and the least estimate is taken, where one of a system that is in doubt counts
+half as much again. Ladders of cells are climbed until two steps
 in a row are no better than the best so far: there it is the data that is missing. Where nothing is to be simulated the
 choice is that of `cross_validate`, by held-out residuals and labels.
 """
@@ -40,6 +40,7 @@ from fem_hjb.support.progress import OutOfTimeError, Progress, part_of
 AUTO, DICTIONARY = "auto", "dictionary"
 _CELLS = 3  # coordinates up to which there are cells
 _PATIENCE = 2  # classes in a row that are no better, after which no larger ones are tried
+_DOUBT = 1.5  # times the error: what is gained must outweigh a status that is not "ok"
 _TIMES = (2, 4)  # cells in time of dictionaries
 _DEGREES = (2, 3)  # of polynomials
 _PILOT = 1 << 16  # samples from which the law of a dictionary and its envelope are taken
@@ -131,9 +132,9 @@ def _followed(
     return Choice(space=spaces[best], tried=table, status=status, learned=kept)
 
 
-def _rank(row: dict[str, Any]) -> tuple[bool, float]:
-    """Doubtful systems come last; the error of the policy decides."""
-    return row["status"] != "ok", row["policy"]
+def _rank(row: dict[str, Any]) -> float:
+    """The error of the policy, that of a doubtful system counting for more."""
+    return float(row["policy"]) * (1.0 if row["status"] == "ok" else _DOUBT)
 
 
 def _described(space: Space) -> dict[str, Any]:

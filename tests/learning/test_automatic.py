@@ -1,5 +1,7 @@
 """A class that is chosen by the error of its policy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ import fem_hjb as fh
 from fem_hjb.learning import automatic
 from fem_hjb.learning.automatic import dictionaries, envelope
 from fem_hjb.learning.measures import law_measure
+from fem_hjb.learning.recipe import Recipe
 from fem_hjb.support.errors import ConvergenceError, MeasureError
 from fem_hjb.support.progress import OutOfTimeError
 
@@ -123,3 +126,20 @@ def test_what_is_refused():
         fh.fit(LQ, law_measure(LQ, space), "dictionary")
     with pytest.raises(MeasureError, match="space must be one of 'auto', 'dictionary', got 'cells'"):
         fh.fit(LQ, PATHS, "cells")
+
+
+def test_a_system_in_doubt_must_be_better_by_half(monkeypatch):
+    """Its status would not be "ok"."""
+    for better, chosen in ((0.08, 0), (0.05, 1)):
+        told, doubts = iter((0.1, better, 1.0, 1.0)), iter(("ok", "unstable", "ok", "ok"))
+        learned = Recipe.learned
+
+        def doubted(self, *given, learned=learned, doubts=doubts, **how):
+            solution, system = learned(self, *given, **how)
+            return dataclasses.replace(solution, status=next(doubts, "ok")), system
+
+        monkeypatch.setattr(Recipe, "learned", doubted)
+        monkeypatch.setattr(automatic, "witness", lambda *_, told=told: Told(next(told)))
+        tried = fh.fit(LQ, PATHS, "auto").stats["tried"]
+        assert [row["chosen"] for row in tried].index(True) == chosen
+        monkeypatch.undo()
