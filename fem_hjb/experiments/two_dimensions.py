@@ -77,7 +77,7 @@ class Config:
 
 QUICK = Config(
     problems=("mixture-diffusion",),
-    classes=((4, 2), (6, 3), (8, 4)),
+    classes=((3, 2), (4, 2), (6, 3)),
     triangles=((4, 2),),
     n=1000,
     seeds=3,
