@@ -36,8 +36,8 @@ ORDER = {
     ),
     "learning": (
         "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "
-        "measures samples scatter moments gram solvers estimators system smoothing population solve_system selection "
-        "witness fit"
+        "measures samples scatter moments simplices gram solvers estimators system smoothing population solve_system"
+        " folds matching recipe selection witness held_out verification automatic fit"
     ),
     "evaluation": (
         "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
