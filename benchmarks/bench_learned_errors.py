@@ -14,7 +14,10 @@ draws of X_0 inside the box. Columns: fits; those whose policy's estimate is wit
 value's is at least a third of it; median of estimate / truth of the policy; ok, status "ok"; silent, "ok" but with a
 policy or value off by more than three times what is accepted (10 %); CPU seconds of verifying, median.
 
---plain: `fit(problem, paths, "auto", terminal=..)` of 5000 trajectories of 64 steps; its status, and CPU seconds.
+--plain: `fit(problem, paths, "auto", terminal=..)` of 5000 trajectories of 64 steps: the error of the policy, estimated
+and true, CPU seconds, the class that was chosen and the status; and below them the least true error of all classes,
+boxes, estimators and terminal conditions of `bench_policies.py` learned from the same trajectories: what can be had if
+the errors are known.
 """
 
 import os
@@ -32,8 +35,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_policies import CASES
 
 import fem_hjb as fh
+from fem_hjb.learning import assemble, solve_system
 from fem_hjb.learning.witness import witness
 from fem_hjb.paths.likelihood import euler_step
 from fem_hjb.paths.stiffness import substeps_of
@@ -170,10 +175,25 @@ def plain(names: list[str]) -> None:
             if solution.error_estimate is None:
                 raise RuntimeError(f"the fit of {name} was not verified")
             true, told = true_errors(problem, solution, reference)[0], solution.error_estimate.policy
+            (row,) = [row for row in solution.stats["tried"] if row["chosen"]]
+            chosen = f"{row['time_cells']} x {row['cells']} cells"
             print(
-                f"{name:24s} {terminal:13s} {told:9.2e} {true:9.2e} {seconds:6.1f} s  {solution.status[:60]}",
+                f"{name:24s} {terminal:13s} {told:9.2e} {true:9.2e} {seconds:6.1f} s  {chosen:16s}"
+                f" {solution.status[:60]}",
                 flush=True,
             )
+        true, how = min(known(problem, paths, reference))
+        print(f"{name:24s} {'best known':13s} {'':9s} {true:9.2e} {'':8s}  {how}", flush=True)
+
+
+def known(problem: fh.ControlProblem, paths: fh.paths.Paths, reference: Reference) -> Iterator[tuple[float, str]]:
+    """The true errors of the policies of the cases of `bench_policies.py`, and which these are."""
+    for q, element, time_cells, cells, estimator, terminal in CASES:
+        space = space_of(problem, quantile=q, element=element, time_cells=time_cells, cells=cells)
+        system = assemble(problem, paths, space, estimator=estimator, outside="drop")
+        solution = solve_system(system, terminal=terminal, figures=False)
+        how = f"{element}, {time_cells} x {cells}, q = {q:g}, {estimator}, {terminal}"
+        yield true_errors(problem, solution, reference)[0], how
 
 
 def report(rows: list[dict[str, Any]]) -> None:

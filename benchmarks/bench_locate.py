@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fem_hjb.problems.box import Box
-from fem_hjb.spaces.locate import CellLocator
-from fem_hjb.spaces.meshes import box_mesh, mesh_kind
+from fem_hjb.problems.cells import mesh_kind
+from fem_hjb.problems.locate import CellLocator
+from fem_hjb.spaces.meshes import box_mesh
 
 
 def perturbed(mesh: skfem.Mesh, size: float) -> skfem.Mesh:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb.problems import Gaussian as Gaussian
     from fem_hjb.problems import GaussianMixture as GaussianMixture
     from fem_hjb.problems import LinearDrift as LinearDrift
+    from fem_hjb.problems import MeshDomain as MeshDomain
     from fem_hjb.problems import PointMass as PointMass
     from fem_hjb.problems import Uniform as Uniform
     from fem_hjb.problems import zoo as zoo
@@ -70,7 +71,7 @@ _NAMES = {
     "interop": "export",
     "learning": "Bounds Convex EnergyBall Monotone fit law_measure",
     "paths": "sample_paths",
-    "problems": "Box ControlProblem ExitProblem Gaussian GaussianMixture LinearDrift PointMass Uniform zoo",
+    "problems": "Box ControlProblem ExitProblem Gaussian GaussianMixture LinearDrift MeshDomain PointMass Uniform zoo",
     "reference": (
         "feynman_kac fokker_planck ground_state refine_on_mesh schroedinger_bridge solve solve_exit solve_on_mesh"
     ),

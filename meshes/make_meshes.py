@@ -6,6 +6,7 @@ disc_quads.msh   the same disc in quadrilaterals
 annulus.msh      triangles, radii 1 and 4, finer at the hole
 lshape.msh       triangles, [-4, 4]^2 without (1.5, 4] x [-4, -1.5), graded towards the re-entrant corner
 ball.msh         tetrahedra, radius 4
+plate.msh        triangles, radius 2, round two holes; groups "rim", "left" and "right" of the boundary, and "plate"
 
 The boundary's cells are written too, and of the annulus a centre point that belongs to no cell of dimension 2.
 """
@@ -64,6 +65,21 @@ def ball() -> int:
     return 3
 
 
+def plate() -> int:
+    occ = gmsh.model.occ
+    disc, left, right = (occ.addDisk(x, 0, 0, r, r) for x, r in ((0.0, 2.0), (-0.9, 0.4), (0.9, 0.6)))
+    occ.cut([(2, disc)], [(2, left), (2, right)])
+    occ.synchronize()
+    for name, x in (("left", -0.9), ("right", 0.9), ("rim", 0.0)):
+        reach = {"left": 0.5, "right": 0.7, "rim": 2.1}[name]
+        curves = gmsh.model.getEntitiesInBoundingBox(x - reach, -reach, -1, x + reach, reach, 1, 1)
+        held = [tag for _, tag in curves if name != "rim" or gmsh.model.getBoundingBox(1, tag)[3] > 1.9]
+        gmsh.model.addPhysicalGroup(1, held, name=name)
+    gmsh.model.addPhysicalGroup(2, [tag for _, tag in gmsh.model.getEntities(2)], name="plate")
+    gmsh.option.setNumber("Mesh.MeshSizeMax", 0.2)
+    return 2
+
+
 def make(build: Callable[[], int], folder: Path) -> None:
     gmsh.initialize()
     gmsh.option.setNumber("General.Terminal", 0)
@@ -79,5 +95,5 @@ def make(build: Callable[[], int], folder: Path) -> None:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
-    for build in (interval, disc, disc_quads, annulus, lshape, ball):
+    for build in (interval, disc, disc_quads, annulus, lshape, ball, plate):
         make(build, target)

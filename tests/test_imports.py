@@ -12,11 +12,16 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box laws kernels problem exit probing fingerprint blocks rewards closed_form linear manufactured "
-        "gauge mixtures tilted_density zoo"
+        "divergence box locate cells facets mesh_domain laws kernels problem exit probing fingerprint blocks "
+        "rewards closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
-    "paths": "steering breaks stiffness simulate likelihood exit_paths tree_sum extent tails tilted sources stored",
-    "spaces": "axes line locate recovery meshes basis mesh_files dictionary features mesh spectral tensor space panels",
+    "paths": (
+        "steering breaks walls stiffness simulate likelihood exit_paths tree_sum extent tails tilted sources stored"
+    ),
+    "spaces": (
+        "axes line recovery meshes basis mesh_cells mesh_names mesh_files dictionary features mesh spectral tensor "
+        "space panels"
+    ),
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": "density estimate checks norms solution steady ground bridge comparison compare files",
     "reference": (
@@ -31,8 +36,8 @@ ORDER = {
     ),
     "learning": (
         "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "
-        "measures samples scatter moments gram solvers estimators system smoothing population solve_system selection "
-        "witness fit"
+        "measures samples scatter moments simplices gram solvers estimators system smoothing population solve_system"
+        " folds matching recipe selection witness held_out verification automatic fit"
     ),
     "evaluation": (
         "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
@@ -58,8 +63,8 @@ ORDER = {
 # A module that is itself a folder has an order of its own.
 INNER = {
     "problems.zoo": (
-        "registry coefficients linear_quadratic log_cost metastable mixtures options points reflected slits targets "
-        "wells soc_matching"
+        "registry coefficients linear_quadratic log_cost meshed metastable mixtures options points reflected slits "
+        "targets wells soc_matching"
     )
 }
 APART = ("reference", "learning")  # these two never import each other

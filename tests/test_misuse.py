@@ -112,6 +112,8 @@ FEATURES = fh.spaces.HermiteCross(LAW, 2)
 SPECTRAL = fh.spaces.SpectralBasis([fh.spaces.SpectralLine([-5.0, 0.0, 5.0], 8)])
 ROW = COMPARISON.overall("exact")
 BOX = fh.Box([0.0], [1.0], boundary=[("absorbing", "reflecting")])
+NAMED = MESH.with_boundaries({"left": lambda x: x[0] < 0.0})
+MESH_DOMAIN = fh.MeshDomain(NAMED, {"left": "absorbing", None: "reflecting"})
 
 
 def steady(x: Any) -> Any:
@@ -310,7 +312,15 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.law_measure,
             {"problem": LQ, "space": LINE, "degree": 3, "times": [0.0, 0.5, 1.0], "marginal": LQ.marginal},
         ),
-        "load_mesh": (fh.load_mesh, {"path": MESHES / "annulus.msh", "dim": 2}),
+        "MeshDomain": (
+            fh.MeshDomain,
+            {"mesh": NAMED, "boundary": {"left": "absorbing", None: "reflecting"}, "exit_reward": r},
+        ),
+        "MeshDomain with a word": (fh.MeshDomain, {"mesh": MESH, "boundary": "absorbing", "exit_reward": r}),
+        "load_mesh": (
+            fh.load_mesh,
+            {"path": MESHES / "annulus.msh", "dim": 2, "simplices": False, "straight": False},
+        ),
         "load_solution": (fh.load_solution, {"path": solution_file, "problem": LQ, "check": True}),
         "objectives": (
             fh.objectives,
@@ -751,6 +761,12 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "Box.exited": (BOX.exited, {"x": x}),
         "Box.absorb": (BOX.absorb, {"x": x}),
         "Box.mirror": (BOX.mirror, {"x": x}),
+        "MeshDomain.contains": (MESH_DOMAIN.contains, {"x": x}),
+        "MeshDomain.exited": (MESH_DOMAIN.exited, {"x": x}),
+        "MeshDomain.inside": (MESH_DOMAIN.inside, {"x": x}),
+        "MeshDomain.has": (MESH_DOMAIN.has, {"word": "natural"}),
+        "Box.has": (BOX.has, {"word": "natural"}),
+        "Box.inside": (BOX.inside, {"x": x}),
         "Box.where": (BOX.where, {"word": "natural"}),
         "Comparison.overall": (COMPARISON.overall, {"name": "exact", "law": "uncontrolled"}),
         "Comparison.series": (COMPARISON.series, {"name": "exact", "column": "value", "law": "uncontrolled"}),

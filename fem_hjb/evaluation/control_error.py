@@ -37,6 +37,7 @@ from fem_hjb.evaluation.controlled_law import (
 )
 from fem_hjb.evaluation.expectation import Expectation, time_rule
 from fem_hjb.paths.steering import Policy, steer
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
@@ -160,6 +161,11 @@ def _averaged(
     blocks = groups if under == "optimal" or separate else [tuple(range(problem.dim))]
     steering, told = best if under == "optimal" else policy, part_of(tell, 0.0, _LAW)
     flow = controlled_law(problem, steering, blocks, reference, rtol, told)
+    if flow is None and isinstance(problem.domain, MeshDomain):
+        raise DomainError(
+            f"the domain of {problem.name!r} is a mesh, on which the {under} law is not solved for to a tolerance;"
+            " compare says how far a policy is from another, certify and objectives what it earns"
+        )
     if flow is None:
         raise DomainError(
             f"{max(map(len, blocks))} coordinates of {problem.name!r} hang together under the {under} law, which is not"

@@ -19,6 +19,7 @@ from fem_hjb.paths.steering import Policy, require_policy, steer
 from fem_hjb.problems.blocks import coordinates, independent_blocks, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction, require_problem
 from fem_hjb.reference import fokker_planck
 from fem_hjb.solutions.estimate import ToleranceWarning
@@ -137,7 +138,7 @@ def probes(problem: ControlProblem) -> tuple[FloatArray, FloatArray]:
     )
     if problem.domain is None:
         return x, y
-    return tuple(problem.domain.absorb(problem.domain.mirror(z)) for z in (x, y))  # type: ignore[return-value]
+    return problem.domain.inside(x), problem.domain.inside(y)
 
 
 def respects(problem: ControlProblem, policy: Policy, groups: list[Block]) -> bool:
@@ -173,7 +174,7 @@ def controlled_law(
         return ControlledLaw(
             [(group, marginal_of(gaussian, group)) for group in groups], "a Gaussian law, by moment equations"
         )
-    if max(map(len, groups)) > 3:
+    if max(map(len, groups)) > 3 or isinstance(problem.domain, MeshDomain):  # densities on a mesh have no tolerance
         return None
     best = (isinstance(policy, _Continued) and policy.solution is reference) or policy == getattr(
         reference, "policy", None

@@ -23,7 +23,7 @@ from fem_hjb.paths.extent import checked_box
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
+from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_box, require_problem
 from fem_hjb.reference.solve import solve
 from fem_hjb.reference.tolerance import checked_rtol
 from fem_hjb.solutions.norms import policy_squares
@@ -104,6 +104,7 @@ def evaluate_policy(
     Raises as `solve`, and ProblemError if the policy is none, or returns a wrong shape or numbers that are not finite.
     """
     require_problem(problem, "evaluate_policy")
+    require_box(problem, "evaluate_policy")
     checked_rtol(rtol)
     checked_progress(progress)
     checked_seconds(max_seconds)

@@ -111,7 +111,7 @@ def checked_value(problem: ControlProblem, value: Any) -> Residual:
             f"value must have value(t, x) and gradient(t, x), and may have generator(t, x) or residual(t, x), got"
             f" {type(value).__name__} without {' and '.join(missing) or 'callables of these names'}{network}"
         )
-    if problem.domain is not None and problem.domain.where("reflecting").any():
+    if problem.domain is not None and problem.domain.has("reflecting"):
         raise ProblemError(
             f"value= is not for reflecting faces, which {problem.name!r} has: where the normal derivative of w does not"
             " vanish, they add a term that no bound of a residual sees; leave out value="

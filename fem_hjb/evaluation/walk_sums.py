@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.evaluation.weighted_walk import Score, log_weights, nothing_seen
 from fem_hjb.evaluation.weights import Sums, add, of_many_starts, of_one_start
-from fem_hjb.paths.simulate import inside
 from fem_hjb.paths.sources import child_seed
 from fem_hjb.paths.tree_sum import tree_sum
+from fem_hjb.paths.walls import inside
 from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, at_most, frozen_array, positive_integer
@@ -60,10 +60,9 @@ def checked_plan(
     if x0 is not None:
         start = frozen_array(x0, "x0", (problem.dim,), DomainError)
         if problem.domain is not None and (not problem.domain.contains(start) or problem.domain.exited(start)):
-            lower, upper = problem.domain.bounds
             raise DomainError(
-                f"x0 must lie inside the domain, {lower.tolist()} to {upper.tolist()}, and not on an absorbing face,"
-                f" got {start.tolist()}"
+                f"x0 must lie inside the domain, {problem.domain.place}, and not on an absorbing face, got"
+                f" {start.tolist()}"
             )
         if starts is not None and positive_integer(starts, "starts", MeasureError) > 1:
             raise MeasureError(f"starts= is for X_0 ~ p_0, not for a fixed start; leave it out, got {starts}")
@@ -119,8 +118,7 @@ class Chunks:
 
 def starts_of(problem: ControlProblem, n: int, rng: np.random.Generator) -> FloatArray:
     """Draws of the initial law, those outside a domain moved to where the process starts, (n, d)."""
-    x = problem.initial_law.sample(n, rng)
-    return x if problem.domain is None else inside(problem.domain, x)
+    return inside(problem, problem.initial_law.sample(n, rng))
 
 
 def summed(task: Chunks, executor: Executor | None, tell: Progress) -> Sums:

@@ -16,9 +16,10 @@ from typing import Protocol
 import numpy as np
 
 from fem_hjb.paths.likelihood import euler_step, shared_steps
-from fem_hjb.paths.simulate import in_range, inside, stop_at_faces
+from fem_hjb.paths.simulate import in_range
 from fem_hjb.paths.steering import Policy, steer
-from fem_hjb.problems.box import Box
+from fem_hjb.paths.walls import moved
+from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.progress import Progress
@@ -107,19 +108,13 @@ class _Chain:
         ahead = euler_step(problem, t, h, x, steer(self.score.policy, t, x), noise[self.alive])
         self.W[self.alive] += self.score.along(t, h, x, ahead.log_ratio)
         new = in_range(ahead.x, t + h)
-        if problem.domain is None:
-            self.x[self.alive] = new
-        elif problem.domain.absorbing:
-            self._stop(problem.domain, t, h, x, new)
-        else:
-            self.x[self.alive] = problem.domain.mirror(new)
-
-    def _stop(self, domain: Box, t: float, h: float, x: FloatArray, new: FloatArray) -> None:
-        """As `sample_paths` does: by the chance of a Brownian bridge, at the face."""
-        variance = h * np.einsum("nii->ni", self.score.problem.Lambda(t, x))
-        new = inside(domain, stop_at_faces(domain, variance, x, new, self.rng))
+        new = moved(problem, t, h, x, new, self.rng)
         self.x[self.alive] = new
-        out = domain.exited(new)
+        if problem.domain is not None and problem.domain.absorbing:
+            self._stop(problem.domain.exited(new), t, h, new)
+
+    def _stop(self, out: BoolArray, t: float, h: float, new: FloatArray) -> None:
+        """Those that were stopped in a step are paid, and go no further."""
         if out.any():
             self.W[self.alive[out]] += self.score.exit(t + h, new[out])
             self.alive = self.alive[~out]

@@ -168,7 +168,7 @@ def _variance(problem: ControlProblem) -> float:
 
 def _folded(problem: ControlProblem, x: FloatArray) -> FloatArray:
     """Free Brownian states as reflected ones."""
-    return x if problem.domain is None else problem.domain.mirror(x)
+    return x if problem.box is None else problem.box.mirror(x)
 
 
 def _trapezoidal(paths: Paths) -> Measure:

@@ -13,6 +13,8 @@ Errors are relative, in the energy norm under the law.
             not. On triangles the noise of "corrected" is less than half of that of regression.
     paths   n grows. Regression in the best class of the ladder for each n: with the noise of gradients, of the order
             h^{-d-2}/n, n^{-p/(2p+d+2)} = n^{-0.3} for p = 3. "generator" in the finest class from the start.
+    doob    regression with a gradient penalty, its weight by cross-validation over the paths of the first seed (see
+            `learning.matching`), is in every comparison with regression. It damps noise of gradients alone.
     times   n = infinity, paths seen at K times: by left-point sums 1/K, for "generator" on squares and "weak" on
             triangles; by trapezoids 1/K^2 on squares, where d_t f is continuous. On the first problem alone: drifts of
             up to 50 carry the law of the double well from its start, which neither so few times resolve nor the rule
@@ -23,7 +25,7 @@ whose ends weigh in full, and on triangles, whose classes have jumps of d_t f.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -32,6 +34,8 @@ from matplotlib.figure import Figure
 
 from fem_hjb.experiments.observation_times import with_end
 from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
+from fem_hjb.learning.estimators import Estimator
+from fem_hjb.learning.matching import choose_penalty
 from fem_hjb.learning.measures import law_measure
 from fem_hjb.learning.population import Yardstick, yardstick
 from fem_hjb.learning.solve_system import solve_system
@@ -73,7 +77,7 @@ class Config:
 
 QUICK = Config(
     problems=("mixture-diffusion",),
-    classes=((4, 2), (6, 3), (8, 4)),
+    classes=((3, 2), (4, 2), (6, 3)),
     triangles=((4, 2),),
     n=1000,
     seeds=3,
@@ -87,11 +91,28 @@ QUICK = Config(
 _COLUMNS = ("series", "problem", "element", "estimator", "cells", "dofs", "n", "K", "approximation", "noise", "error")
 _HALF_WIDTH = {"mixture-diffusion": 3.2, "double-well-2d-coupled": 2.2}
 _WRONG = "generator, wrong drift"
-_SQUARES, _TRIANGLES = ("generator", "regression", _WRONG), ("corrected", "increment", "regression")
+_LABELLED = ("regression", "doob")
+_SQUARES, _TRIANGLES = ("generator", *_LABELLED, _WRONG), ("corrected", "increment", *_LABELLED)
 _DEGREE, _BAND, _SHARE, _HALF = 3, 0.15, 1.4, 0.5
 _REGRESSION = _DEGREE / (2 * _DEGREE + 4)
 _RULES = ("left-point", "trapezoidal", "ends in full")
 _OBSERVED = (("B3", "generator"), ("P2", "weak"))
+
+
+Case = tuple[str, tuple[int, int], str, int]
+"""Element, class, estimator and n."""
+
+
+def _classes(config: Config) -> list[Case]:
+    """Those of the series "class"."""
+    squares = [("B3", size, name, config.n) for size in config.classes for name in _SQUARES]
+    return squares + [("P2", size, name, config.n) for size in config.triangles for name in _TRIANGLES]
+
+
+def _sizes(config: Config) -> list[Case]:
+    """Those of the series "paths"."""
+    ladder = [("B3", size, name, n) for n in config.sizes for name in _LABELLED for size in config.classes]
+    return ladder + [("B3", config.classes[-1], "generator", n) for n in config.sizes]
 
 
 def _known(name: str, rtol: float, step: Callable[[], None]) -> ControlProblem:
@@ -125,20 +146,20 @@ class _WrongDrift:
 def run(config: Config, tell: Progress) -> Trial:
     """One row per class, estimator, number of paths, or number of times."""
     started = time.perf_counter()
-    squares, triangles = len(config.classes), len(config.triangles)
-    each = (len(_SQUARES) * squares + len(_TRIANGLES) * triangles) * config.seeds
-    each += len(config.sizes) * config.seeds * (squares + 1) + 2
+    finer, more = _classes(config), _sizes(config)
+    cases = dict.fromkeys([*finer, *more])
+    each = len(cases) * config.seeds + 2
     step = steps_of(tell, each * len(config.problems) + 2 * len(_RULES) * len(config.observations))
     rows: list[tuple[Any, ...]] = []
     for name in config.problems:
         problem = _known(name, config.rtol, step)
-        sizes = [("B3", size) for size in config.classes] + [("P2", size) for size in config.triangles]
-        measures = {key: _yardstick(problem, *key) for key in sizes}
-        for (element, (cells, _)), measure in measures.items():
-            for estimator in _SQUARES if element == "B3" else _TRIANGLES:
-                found = _learned(config, problem, measure, estimator, config.n, step)
-                rows.append(("class", name, element, estimator, cells, measure.space.n_dofs, config.n, 0, *found))
-        rows += _against_n(config, problem, measures, step)
+        measures = {key: _yardstick(problem, *key) for key in dict.fromkeys(case[:2] for case in finer)}
+        found = {case: _learned(config, problem, measures[case[:2]], *case[2:], step) for case in cases}
+        for series, chosen in (("class", finer), ("paths", _best(more, found))):
+            for case in chosen:
+                element, size, estimator, n = case
+                dofs = measures[element, size].space.n_dofs
+                rows.append((series, name, element, estimator, size[0], dofs, n, 0, *found[case]))
         for element, estimator in _OBSERVED if name == config.problems[0] else ():
             rows += _seen(config, problem, element, estimator, step)
     return conclude(config, _COLUMNS, rows, _claims(config, rows), started)
@@ -154,10 +175,12 @@ def _learned(
 ) -> tuple[float, float, float]:
     """Approximation error, noise |f_hat - mean|, and error, root mean squares over the seeds."""
     believed = replace(problem, drift=_WrongDrift(problem.drift)) if estimator == _WRONG else problem
-    learned = []
+    learned: list[FloatArray] = []
+    name: str | Estimator = "generator" if estimator == _WRONG else estimator
     for seed in range(config.seeds):
         paths = sample_paths(problem, n=n, steps=config.steps, rng=config.seed + seed)
-        name = "generator" if estimator == _WRONG else estimator
+        if name == "doob":  # on the first paths, for all of them
+            name = choose_penalty(problem, paths, measure.space, outside="drop")
         learned.append(_solved(believed, paths, measure.space, name))
         step()
     spread = sum(measure.norm(c) ** 2 for c in learned - np.mean(learned, axis=0)) / (config.seeds - 1)
@@ -165,30 +188,15 @@ def _learned(
     return measure.approximation / measure.size, float(np.sqrt(spread)) / measure.size, error / measure.size
 
 
-def _solved(problem: ControlProblem, data: Data, space: Space, estimator: str, **how: Any) -> FloatArray:
+def _solved(problem: ControlProblem, data: Data, space: Space, estimator: str | Estimator, **how: Any) -> FloatArray:
     system = assemble(problem, data, space, estimator=estimator, outside="drop")
     return np.ravel(solve_system(system, figures=False, **how).coefficients)
 
 
-def _against_n(
-    config: Config,
-    problem: ControlProblem,
-    measures: dict[tuple[str, tuple[int, int]], Yardstick],
-    step: Callable[[], None],
-) -> Iterator[tuple[Any, ...]]:
-    """For each n, the best of regression, and "generator" in the finest class."""
-    for n in config.sizes:
-        tried = []
-        for size in config.classes:
-            measure = measures["B3", size]
-            found = _learned(config, problem, measure, "regression", n, step)
-            tried.append((found[-1], size[0], measure.space.n_dofs, found))
-        _, cells, dofs, found = min(tried)
-        yield ("paths", problem.name, "B3", "regression", cells, dofs, n, 0, *found)
-        finest = config.classes[-1]
-        measure = measures["B3", finest]
-        found = _learned(config, problem, measure, "generator", n, step)
-        yield ("paths", problem.name, "B3", "generator", finest[0], measure.space.n_dofs, n, 0, *found)
+def _best(cases: list[Case], found: Mapping[Case, tuple[float, float, float]]) -> Iterator[Case]:
+    """For each estimator and n, the class with the least error."""
+    for estimator, n in dict.fromkeys(case[2:] for case in cases):
+        yield min((case for case in cases if case[2:] == (estimator, n)), key=lambda case: found[case][-1])
 
 
 def _seen(
@@ -236,15 +244,13 @@ def _claims(config: Config, rows: list[tuple[Any, ...]]) -> Iterator[Claim]:
             worst = float((noise[estimator] / noise["regression"]).max())
             text = f"{name}, P2, {estimator}: noise over that of regression, largest"
             yield Claim(text=text, value=worst, low=0.0, high=_HALF, control=estimator == "increment")
-        best, finest = (table("paths", name, "B3", estimator)["error"] for estimator in ("regression", "generator"))
+        best, doob, finest = (table("paths", name, "B3", e)["error"] for e in (*_LABELLED, "generator"))
         slope = -fitted_slope(config.sizes, best).value
         text = f"{name}, regression, best class: exponent of the error in 1/n"
         yield Claim(text=text, value=slope, low=_REGRESSION - _BAND, high=_REGRESSION + _BAND)
-        ratio, text = (
-            float(best[-1] / finest[-1]),
-            f"{name}, n = {config.sizes[-1]}: error of regression over generator's",
-        )
-        yield Claim(text=text, value=ratio, low=1.5, high=np.inf)
+        for estimator, errors in zip(_LABELLED, (best, doob), strict=True):
+            text = f"{name}, n = {config.sizes[-1]}: error of {estimator} over generator's"
+            yield Claim(text=text, value=float(errors[-1] / finest[-1]), low=1.5, high=np.inf)
     for element, estimator in _OBSERVED:
         for rule, order in zip(_RULES, (1, 2, 2), strict=True):
             found = table("times", config.problems[0], element, f"{estimator}, {rule}")
@@ -261,7 +267,7 @@ def figure(trial: Trial) -> Figure:
     every = made.subplots(len(config.problems), 4, squeeze=False)
     for panels in every[1:]:
         panels[3].remove()
-    styles = {**dict(zip(("generator", "regression", "corrected", "increment"), STYLES, strict=False))}
+    styles = dict(zip(("generator", "regression", "corrected", "increment", "doob"), STYLES, strict=False))
     styles[_WRONG] = {**STYLES[0], "color": "0.6", "marker": "x"}
     for panels, name in zip(every, config.problems, strict=True):
         for panel, element, estimators in zip(panels, ("B3", "P2"), (_SQUARES, _TRIANGLES), strict=False):
@@ -273,7 +279,7 @@ def figure(trial: Trial) -> Figure:
             panel.loglog(best, best, color="0.7", linewidth=0.8, label="error of the class")
             panel.set(xlabel="approximation error", ylabel="error, noise (thin)", title=f"{name}, {element}")
             ticks_at(panel.xaxis, [float(f"{value:.2g}") for value in best])
-        for estimator in ("regression", "generator"):
+        for estimator in (*_LABELLED, "generator"):
             where = {"series": "paths", "problem": name, "estimator": estimator}
             panels[2].loglog(
                 trial.column("n", **where), trial.column("error", **where), **styles[estimator], label=estimator

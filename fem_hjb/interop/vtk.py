@@ -27,7 +27,7 @@ from fem_hjb.interop.grids import (
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.mesh import MeshBasis
-from fem_hjb.spaces.mesh_files import FROM_MESHIO
+from fem_hjb.spaces.mesh_cells import FROM_MESHIO
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.spaces.tensor import TensorBasis

@@ -10,13 +10,17 @@ increment    increments of f along the paths: needs neither drift, diffusion nor
              at f* is the martingale int g grad f' dM.
 corrected    increments less grad f' dM: the noise at f* is O(sqrt(dt)). Needs the drift; first derivatives.
 regression   least squares of the labels exp((y + int_t^T r)/alpha) on the class: the noise never vanishes.
+doob         the same with a gradient penalty, which damps the noise of steep functions at the cost of a bias: see the
+             module `matching`, which chooses its weight.
 residual     least squares of the residual itself, and of the terminal condition: noise-free at f*, symmetric, stable.
 
 Source: arXiv 2509.02528 (the variational inequality); the first-order forms by Ito's formula, see `forms`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import final
 
@@ -26,12 +30,13 @@ from fem_hjb.learning import forms
 from fem_hjb.learning.forms import VALUE, Load, Operator, Pairing
 from fem_hjb.learning.measures import Measure
 from fem_hjb.paths.simulate import noise_factor
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.divergence import row_divergence
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.problems.laws import PointMass
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, one_of
+from fem_hjb.support.checks import FloatArray, non_negative_number, one_of
 from fem_hjb.support.errors import MeasureError, SpaceError
 
 _WALL = 5.0  # standard deviations of a step from a reflecting face within which increments are not corrected
@@ -106,7 +111,7 @@ def weak(of: Setting, at: Measure) -> Terms:
     problem = of.problem
     divergence: FloatArray | float = 0.0
     if problem.constant_diffusion is None:
-        bounds = None if problem.domain is None else problem.domain.bounds
+        bounds = problem.domain.bounds if isinstance(problem.domain, Box) else None  # of a mesh: as `solve_on_mesh`
         divergence = row_divergence(lambda x: problem.Lambda(at.t, x), at.x, of.spacing, bounds)
     current = forms.current_velocity(problem.b(at.t, at.x), of.diffusion(at.t, at.x), divergence, _scores(of, at))
     transport = forms.transport(current, of.rate(at.t, at.x))
@@ -163,8 +168,12 @@ def corrected(of: Setting, at: Measure) -> Terms:
     martingale = forms.martingale_increment(x - at.x, problem.b(at.t, at.x), problem.b(t, x), dt)
     if problem.domain is not None:
         spread = np.sqrt(dt[:, None] * np.diagonal(problem.Lambda(at.t, at.x), axis1=1, axis2=2))
-        lower, upper = problem.domain.bounds
-        martingale[np.minimum(at.x - lower, upper - at.x) < _WALL * spread] = 0.0
+        if isinstance(problem.domain, Box):
+            lower, upper = problem.domain.bounds
+            martingale[np.minimum(at.x - lower, upper - at.x) < _WALL * spread] = 0.0
+        else:
+            reach = _WALL * np.linalg.norm(spread, axis=1)
+            martingale[problem.domain.distance("reflecting", at.x, float(reach.max())) < reach] = 0.0
     return _increments(of, at, martingale, dt)
 
 
@@ -188,6 +197,13 @@ def _increments(of: Setting, at: Measure, martingale: FloatArray | None, dt: Flo
 def regression(of: Setting, at: Measure) -> Terms:
     """(f - exp((y(X_T) - c_y + int_t^T (r - c_r) ds)/alpha)) g; under a law the label is f* itself."""
     return Terms(here=[(VALUE, VALUE)], load=[(VALUE, _labels(of, at))])
+
+
+def _matching(penalty: float, of: Setting, at: Measure) -> Terms:
+    """Those of regression, and lambda grad f' Lambda grad g."""
+    labelled = regression(of, at)
+    slopes = forms.slopes(math.sqrt(penalty) * of.factor(at.t, at.x)) if penalty else []
+    return replace(labelled, here=[*labelled.here, *[(op, op) for op in slopes]])
 
 
 def _labels(of: Setting, at: Measure) -> FloatArray:
@@ -222,6 +238,7 @@ class Estimator:
     smoothness : of the elements it allows, 1 for second derivatives.
     weighted : whether the tests g - delta d_t g make sense; not for least squares.
     exact : whether the noise vanishes at f*.
+    gradient_penalty : lambda, where the terms have one; None: still to be chosen, which `fit` does from its data.
     """
 
     name: str
@@ -229,6 +246,7 @@ class Estimator:
     smoothness: int
     weighted: bool
     exact: bool
+    gradient_penalty: float | None = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or not callable(self.terms):
@@ -251,6 +269,18 @@ class Estimator:
             raise MeasureError(f"estimator {self.name!r} is a least-squares problem without test functions: delta=0")
 
 
+def doob(gradient_penalty: float | None = None) -> Estimator:
+    """The estimator "doob" with a weight lambda of its gradient penalty, a time >= 0; None: `fit` chooses it.
+
+    Raises MeasureError for a negative weight.
+    """
+    weight = gradient_penalty
+    if weight is not None:
+        weight = non_negative_number(weight, "gradient_penalty", MeasureError)
+    terms = partial(_matching, weight or 0.0)
+    return Estimator(name="doob", terms=terms, smoothness=0, weighted=False, exact=False, gradient_penalty=weight)
+
+
 _REGISTERED = {
     row.name: row
     for row in (
@@ -259,6 +289,7 @@ _REGISTERED = {
         Estimator(name="increment", terms=increment, smoothness=0, weighted=True, exact=False),
         Estimator(name="corrected", terms=corrected, smoothness=0, weighted=True, exact=False),
         Estimator(name="regression", terms=regression, smoothness=0, weighted=False, exact=False),
+        doob(),
         Estimator(name="residual", terms=residual, smoothness=1, weighted=False, exact=True),
     )
 }

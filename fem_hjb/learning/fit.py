@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+from fem_hjb.learning.automatic import AUTO, DICTIONARY, Choice, chosen
 from fem_hjb.learning.constraints import Constraint
 from fem_hjb.learning.estimators import Estimator
-from fem_hjb.learning.measures import Measure
-from fem_hjb.learning.selection import FOLDS, automatic_candidates, half_of, validated
-from fem_hjb.learning.solve_system import METHODS, TERMINALS, solve_watched
-from fem_hjb.learning.system import Data, Enough, System, assemble_until
-from fem_hjb.learning.witness import Witness, witness
+from fem_hjb.learning.recipe import Recipe
+from fem_hjb.learning.system import Data, System
+from fem_hjb.learning.verification import Verification
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import Rng, as_seed, flag, non_negative_number, one_of, positive_number
-from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
-from fem_hjb.support.progress import (
-    OutOfTimeError,
-    Progress,
-    checked_progress,
-    checked_seconds,
-    part_of,
-    until,
-)
+from fem_hjb.support.checks import Rng, as_seed, one_of
+from fem_hjb.support.errors import ConvergenceError, MeasureError
+from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, part_of, until
 
 _CHOSEN, _LEARNED = 0.8, 0.95  # of progress: after the choice of a class, and before it is verified
-_SUMMED = 0.6  # the share of the data in what is between
-_WORSE = 1.2  # times the error of half of the trajectories, where it is their number that matters: 1.4 if it is all
-_FOR_DATA = 0.5  # of the seconds left, at most
 
 
 def fit(
@@ -53,7 +39,7 @@ def fit(
     executor: Executor | None = None,
     progress: Progress | None = None,
     max_seconds: float | None = None,
-    verify: bool = True,
+    verify: bool | str = True,
     accept: float = 0.1,
     rng: Rng = 0,
 ) -> Solution:
@@ -71,12 +57,17 @@ def fit(
     ----------
     data : `Paths`; a `PathSource` (`paths`: chunks of a file, or simulated again on every pass); or a `Measure`
         (`empirical_measure`, `law_measure`, `sampled_law_measure`).
-    space : a `Space`; or "auto": `cross_validate` chooses among classes of growing size on a common box (see there),
-        fitted without constraint, and the table of what was tried is `stats["tried"]`.
+    space : a `Space`; or "auto": classes of growing size on a common box (C1 cubics times quadratics in time), in more
+        than three dimensions dictionaries; or "dictionary": those in any. Each is learned in as asked for, with its
+        constraint, and the one is taken whose policy has the least error by the paths that verify, where that of a
+        system in doubt counts half as much again; with verify=False or "held-out" it is the choice of
+        `cross_validate`, which knows no constraint. `stats["tried"]` is the table.
     estimator : an `Estimator`, or the name of one in `ESTIMATORS`, whose module has the formulas: "generator" and
         "residual", second derivatives at the samples (C1 classes: elements "hermite", "B2", ..., dictionaries);
         "weak", first derivatives and the score of the law; "corrected", increments of f along the paths less
-        grad f' (dX - b dt); "increment", model-free; "regression", least squares of Feynman-Kac labels, the baseline.
+        grad f' (dX - b dt); "increment", model-free; "regression", least squares of Feynman-Kac labels, the baseline;
+        "doob", the same with a gradient penalty, whose weight is chosen by cross-validation over trajectories
+        (`choose_penalty`) or given, as by `doob(0.01)`: the stronger baseline.
     method : "direct", sparse factors (GMRES on incomplete ones for large classes; active sets where there is a
         constraint); "projected", the projected iteration of arXiv 2509.02528, whose steps are projections in the norm E
         and which contracts at a rate that does not depend on the mesh if delta > 0; "minimal-residual", the least
@@ -89,7 +80,8 @@ def fit(
         hence policies near T, to chance where f_T is small: take "interpolated" where the policy matters.
     delta : weight of the Sobolev-weighted tests. Positive, B is bounded and not only coercive in the norm
         E[f, f] = int E[f^2 + |grad f|_Lambda^2 + delta (d_t f)^2] + terms at 0 and T (see `system.System`); terms at
-        T which vanish at the solution are added. Not for the least-squares estimators "regression" and "residual".
+        T which vanish at the solution are added. Not for the least-squares estimators "regression", "doob" and
+        "residual".
     smoothing : in paths: on every space-time cell f is asked to be smooth with the weight of that many paths
         crossing it; smooth meaning a small time derivative and small second derivatives in space (first ones for
         elements that are not C1), in the coordinates of the cell. Where there are no samples, or too few to tell the
@@ -108,13 +100,16 @@ def fit(
     max_seconds : with trajectories half of them go to the data at most: what is left then is not looked at, and f is
         learned from the first chunks. When all are over, the iterative methods return the last iterate, which is in the
         set, and the figures of the system are left out (nan). The status says what applies. A law is summed over as
-        a whole, the direct method has no iterate in a set but its last one, space="auto" compares all classes, and a
-        factorisation is not interrupted: where that is not done in time there is no solution.
-    verify : paths are simulated by the problem's own drift and diffusion, which follow the learned policy (`witness`
-        has the formulas), and tell how wrong it is: `error_estimate` and `checks`. Its value is the relative
+        a whole, the direct method has no iterate in a set but its last one, space="auto" chooses among the classes
+        tried so far, and a factorisation is not interrupted: where that is not done in time there is no solution.
+    verify : True: paths are simulated by the problem's own drift and diffusion, which follow the learned policy
+        (`witness` has the formulas), and tell how wrong it is: `error_estimate` and `checks`. Its value is the relative
         root mean square error of v_0 under the initial law, its policy that of the policy over [0, T] under its own
-        law, with one standard error; it takes 0.2 to 4 seconds. False: nothing is known of the error, and the status
-        says nothing of it either; for data of another process than the problem's.
+        law, with one standard error; it takes 0.2 to 4 seconds. Two more checks are of a fifth of the trajectories,
+        along which a second fit, to the others, is looked at: the residual of the equation (`held_out`), for C1
+        classes, and the share of extrapolation; if max_seconds left some unused, they are of these. "held-out": the
+        latter two alone, nothing is simulated; the policy has no error estimate then, and the status says so. False:
+        nothing is known of the error, and the status says nothing of it either.
     accept : the relative error up to which a value and a policy are good enough for the status "ok". If not, half of
         the trajectories are learned from again, to see whether more of them would help or a larger class.
     rng : seed of the paths that verify.
@@ -126,10 +121,11 @@ def fit(
     from a face, whose push is no martingale.
 
     `stats`: "samples", "dropped" (outside), "pinned" (how many coefficients the samples do not determine: they are
-    set to 0, or smoothing outweighs what is seen of them), "pinned_dofs" (which), "nonpositive_mass" (the share of the
-    samples, weighted, where f <= 0), "seconds", what was asked for, what the solver says ("iterations", "gamma",
-    "predicted" and "contraction" per step, "converged"), "residual": the natural residual
-    |f - P_F(f - E^{-1}(B f - l))|_E relative to |E^{-1} l|_E, a certificate of f however it was found, and the figures
+    set to 0, or smoothing outweighs what is seen of them), "pinned_dofs" (which), "gradient_penalty" (lambda, of
+    "doob"), "nonpositive_mass" (the share of the samples, weighted, where f <= 0), "seconds", what was asked for, what
+    the solver says ("iterations", "gamma", "predicted" and "contraction" per step, "converged"), "residual": the
+    natural residual |f - P_F(f - E^{-1}(B f - l))|_E relative to |E^{-1} l|_E, a certificate of f however it was found,
+    and the figures
     of the system, scaled to a unit diagonal, without its set: "condition" (estimate, 1-norm); "coercivity", the
     smallest eigenvalue of the symmetric part of B relative to E; "norm" of B; "stability", the smallest singular value;
     "best_contraction" of the projected iteration. For the exact process all are positive if r < c_r or delta > 0 (else
@@ -149,35 +145,27 @@ def fit(
     started = time.perf_counter()
     told, limit = checked_progress(progress), checked_seconds(max_seconds)
     require_problem(problem, "fit")
-    for name, number in (("smoothing", 0.0 if smoothing is None else smoothing), ("ridge", ridge), ("delta", delta)):
-        non_negative_number(number, name, MeasureError)
-    one_of(method, "method", METHODS, MeasureError)
-    one_of(terminal, "terminal", TERMINALS, MeasureError)
-    flag(verify, "verify", MeasureError)
-    if not positive_number(accept, "accept", MeasureError) <= 1.0:
-        raise MeasureError(f"accept must be a relative error between 0 and 1, such as 0.1, got {accept!r}")
-    seed = as_seed(rng)
-    watch, tried = until(told, limit), {}
+    given: dict[str, Any] = {"estimator": estimator, "method": method, "constraint": constraint, "terminal": terminal}
+    given |= {"delta": delta, "smoothing": smoothing, "ridge": ridge, "outside": outside, "executor": executor}
+    recipe = Recipe(problem=problem, **given)
+    verification = Verification(verify=verify, accept=accept, seed=as_seed(rng))
+    verification.check(data)
+    watch, choice = until(told, limit), None
 
-    def learned(chosen: Space, data: Data, tell: Progress) -> tuple[Solution, System]:
-        """From these data, in this class."""
-        enough = _enough(part_of(tell, 0.0, _SUMMED), data, None if limit is None else limit - _since(started))
-        system = assemble_until(problem, data, chosen, estimator, delta, outside, executor, None, enough)
-        how: dict[str, Any] = {"method": method, "constraint": constraint, "terminal": terminal}
-        how |= {"smoothing": smoothing, "ridge": ridge, "tell": part_of(tell, _SUMMED, 1.0)}
-        return solve_watched(system, **how), system
+    def left() -> float | None:
+        return None if limit is None else limit - _since(started)
 
     try:
-        if isinstance(space, str):
-            one_of(space, "space", ("auto",), MeasureError)
-            candidates = automatic_candidates(problem, getattr(data, "n", 0), smoothing=smoothing, ridge=ridge)
-            trying = part_of(watch, 0.0, _CHOSEN)
-            selection = validated(problem, data, candidates, estimator, None, FOLDS, delta, terminal, trying)
-            chosen, outside = selection.best.space, "drop"
-            tried = {"tried": selection.table}
-        else:
-            chosen = space
-        solution, system = learned(chosen, data, part_of(watch, _CHOSEN if tried else 0.0, _LEARNED))
+        where = space
+        if isinstance(where, str):
+            asked = one_of(where, "space", (AUTO, DICTIONARY), MeasureError)
+            recipe = replace(recipe, outside="drop")
+            follow, trying = verify is True, part_of(watch, 0.0, _CHOSEN)
+            choice = chosen(recipe, data, asked, follow, accept, verification.seed, trying, left)
+            where = choice.space
+        learning = part_of(watch, _CHOSEN if choice else 0.0, _LEARNED)
+        known = None if choice is None else choice.learned
+        solution, system = known or recipe.learned(where, data, learning, left())
     except OutOfTimeError:
         if limit is None:  # the limit is that of a caller, whose progress= raised it
             raise
@@ -187,98 +175,27 @@ def fit(
         ) from None
     seconds = dict(solution.stats["seconds"])
     seconds = {"assembly": _since(started) - sum(seconds.values()), **seconds}
-    stats = {**solution.stats, "outside": outside, "seconds": seconds, **tried}
-    status = _told(solution.status, system.paths, getattr(data, "n", 0))
-    solution = replace(solution, status=status, stats=stats)
+    status = _told(solution.status, system.paths, getattr(data, "n", 0), choice)
+    solution = replace(solution, status=status, stats={**solution.stats, "outside": recipe.outside})
     if verify:
-        solution = _verified(solution, data, accept, seed, partial(learned, chosen), watch)
+
+        def again(data: Data, tell: Progress) -> tuple[Solution, System]:
+            return recipe.learned(system.space, data, tell, left(), figures=False)
+
+        solution = verification.verified(solution, system, data, again, part_of(watch, _LEARNED, 1.0))
         seconds["verification"] = _since(started) - sum(seconds.values())
-        solution = replace(solution, stats={**stats, "seconds": seconds})
     watch.finished()
-    return solution
+    tried = {"tried": choice.tried} if choice else {}
+    return replace(solution, stats={**solution.stats, "seconds": seconds, **tried})
 
 
 def _since(started: float) -> float:
     return time.perf_counter() - started
 
 
-def _verified(
-    solution: Solution,
-    data: Data,
-    accept: float,
-    seed: int,
-    learned: Callable[[Data, Progress], tuple[Solution, System]],
-    tell: Progress,
-) -> Solution:
-    """With what paths under its own policy tell of its error, and a status that says so where that is too much."""
-    try:
-        tell(_LEARNED)
-        found = witness(solution, accept, seed, lambda: tell(_LEARNED))
-    except (ConvergenceError, OutOfTimeError) as cause:
-        why = "max_seconds were over" if isinstance(cause, OutOfTimeError) else str(cause)
-        return replace(solution, status=_also(solution.status, f"not verified: {why}"))
-    checks = found.checks(accept)
-    failed = [check for check in checks if not check.passed]
-    told = [f"check {check.name!r} failed: {check.figure:.2g} where {check.limit:.2g} is accepted" for check in failed]
-    if failed:
-        reason = found.why(solution.stats["terminal"]) or _by_samples(solution, found, data, seed, learned, tell)
-        told.append(f"limited {reason}")
-    status = _also(solution.status, "; ".join(told)) if told else solution.status
-    return replace(solution, status=status, error_estimate=found.estimate, checks=checks)
-
-
-def _by_samples(
-    solution: Solution,
-    found: Witness,
-    data: Data,
-    seed: int,
-    learned: Callable[[Data, Progress], tuple[Solution, System]],
-    tell: Progress,
-) -> str:
-    """Whether half of the trajectories make it worse, as few of them do, or not, as a class does that is too small."""
-    by_class = "by the class: take more cells in space and in time, or space='auto'"
-    if solution.stats["constraint"] != repr(None):
-        by_class = "by the class or by the constraint, which the solution may not satisfy: compare with a fit without"
-    if isinstance(data, Measure):
-        return by_class
-    try:
-        half = learned(half_of(data), part_of(tell, _LEARNED, 1.0))[0]
-        worse = witness(half, math.inf, seed, lambda: tell(1.0)).policy / found.policy
-    except (FemHjbError, OutOfTimeError):
-        return "by the number of trajectories, or by the class: half of them could not be learned from"
-    if worse > _WORSE:
-        return (
-            f"by the number of trajectories: from half of them it is {worse:.2g} times as much, and {found.unseen:.0%}"
-            " of the time of paths is spent in cells that they do not determine; take more"
-        )
-    return by_class
-
-
-def _also(status: str, more: str) -> str:
-    return more if status == "ok" else f"{status}; {more}"
-
-
-def _enough(tell: Progress, data: Data, limit: float | None) -> Enough:
-    """Which chunks are enough: those of half the time, where there is a limit and at least one of trajectories."""
-    first = until(tell, None if limit is None else _FOR_DATA * limit)
-
-    def enough(done: int, count: int) -> bool:
-        if isinstance(data, Measure):
-            tell(done / count)
-            return False
-        try:
-            first(done / count)
-        except OutOfTimeError:
-            tell(done / count)
-            return done > 0
-        return False
-
-    return enough
-
-
-def _told(status: str, used: int, given: int) -> str:
-    """The status, and how many trajectories were used if that is not all of them."""
-    if used >= given:
-        return status
-    told = f"max_seconds were over: learned from the first {used} of {given} paths"
-    return told if status == "ok" else f"{told}; {status}"
+def _told(status: str, used: int, given: int, choice: Choice | None) -> str:
+    """The status, and how many trajectories and classes were used if that is not all of them."""
+    notes = [] if choice is None or choice.status == "ok" else [choice.status]
+    if used < given:
+        notes.append(f"max_seconds were over: learned from the first {used} of {given} paths")
+    return "; ".join([*notes, *([] if status == "ok" and notes else [status])])

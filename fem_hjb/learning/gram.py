@@ -10,8 +10,10 @@ dense products.
 `tensor_sums` (tensor products of piecewise polynomials: C1 cubics, splines) needs no basis functions at the samples,
 only moments: see `moments`.
 
-`cell_sums` (every other class: simplices, dictionaries of features). The rows P g and Q f of all local functions at the
-samples are formed, and multiplied cell by cell.
+`simplex_sums` (Lagrange elements on simplices) does the same with the polynomials of a simplex: see `simplices`.
+
+`cell_sums` (every other class: squares and cubes of a mesh, dictionaries of features). The rows P g and Q f of all
+local functions at the samples are formed, and multiplied cell by cell.
 
 `pair_sums`: test and trial functions at two points of different cells, as increments along paths need.
 """
@@ -26,6 +28,7 @@ from fem_hjb.learning.forms import Integrands
 from fem_hjb.learning.moments import tensor_axes, tensor_sums
 from fem_hjb.learning.samples import Located, chunks, operator_rows, run_products, runs, sorted_order
 from fem_hjb.learning.scatter import GramSums, Scatter, at_once
+from fem_hjb.learning.simplices import on_simplices, simplex_sums
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import MeasureError
@@ -33,8 +36,9 @@ from fem_hjb.support.errors import MeasureError
 
 def gram_sums(space: Space, at: Located, weights: FloatArray, integrands: Integrands) -> GramSums:
     """The sums over samples, all of them inside the space: located points (m,), weights (m,)."""
-    sums = cell_sums if tensor_axes(space) is None else tensor_sums
-    return sums(space, at, weights, integrands)
+    if tensor_axes(space) is not None:
+        return tensor_sums(space, at, weights, integrands)
+    return (simplex_sums if on_simplices(space) else cell_sums)(space, at, weights, integrands)
 
 
 @final

@@ -6,10 +6,11 @@ polynomials, one set per coefficient of the equation; all local matrices are lin
 end. In 2-D x time with cubics x quadratics that is 245 numbers per cell and coefficient, instead of 48 x 48 per form.
 """
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product as combinations
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 import scipy.sparse as sp
@@ -38,7 +39,7 @@ Orders = tuple[int, ...]
 
 @final
 @dataclass(frozen=True)
-class _Term:
+class Term:
     """factor * moments of a channel * (test derivative) * (trial derivative)."""
 
     test: Orders
@@ -47,27 +48,25 @@ class _Term:
     channel: int
 
 
-@final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TensorSums(GramSums):
-    """Legendre moments (cells, time, channels, space) of the samples, one set per varying coefficient ("channel").
+class MomentSums(GramSums):
+    """Moments (cells, time, channels, space) of the samples, one set per varying coefficient ("channel").
 
     forms, loads : what the forms and the load are made of.
     """
 
     space: Space
-    axes: tuple[LineBasis, ...]
-    forms: tuple[tuple[_Term, ...], ...]
-    loads: tuple[_Term, ...]
+    forms: tuple[tuple[Term, ...], ...]
+    loads: tuple[Term, ...]
     moments: FloatArray
 
-    def __add__(self, other: "TensorSums") -> "TensorSums":
+    def __add__(self, other: Self) -> Self:
         if (self.forms, self.loads) != (other.forms, other.loads):
             raise MeasureError("only sums of the same forms can be added: their operators are of other structure")
         return replace(self, moments=self.moments + other.moments)
 
     def matrices(self, scatter: Scatter) -> list[sp.csr_matrix]:
-        cells, times = self.space.spatial.n_cells, self.axes[0].n_cells
+        cells, times = self.space.spatial.n_cells, self.space.time.n_cells
         step = at_once(cells * self.space.local_size**2)
         found = []
         for form in self.forms:
@@ -81,15 +80,26 @@ class TensorSums(GramSums):
         return found
 
     def load(self) -> FloatArray:
-        everywhere = slice(0, self.axes[0].n_cells)
+        everywhere = slice(0, self.space.time.n_cells)
         if not self.loads:
             return np.zeros(self.space.n_dofs)
         local = self._contract(self.loads, everywhere, bilinear=False)
         dofs = self.space.cell_dofs()
         return np.bincount(dofs.ravel(), local.ravel(), minlength=self.space.n_dofs).astype(np.float64)
 
-    def _contract(self, terms: Sequence[_Term], block: slice, *, bilinear: bool) -> FloatArray:
+    @abstractmethod
+    def _contract(self, terms: Sequence[Term], block: slice, *, bilinear: bool) -> FloatArray:
         """Local matrices (cells, L, L), or local loads (cells, L), of a block of time cells; at least one term."""
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TensorSums(MomentSums):
+    """Legendre moments where the class is a tensor product of these axes."""
+
+    axes: tuple[LineBasis, ...]
+
+    def _contract(self, terms: Sequence[Term], block: slice, *, bilinear: bool) -> FloatArray:
         grid = [block.stop - block.start, *[axis.n_cells for axis in self.axes[1:]]]
         cells = self.space.spatial.n_cells
         moments = self.moments[block.start * cells : block.stop * cells]
@@ -102,7 +112,7 @@ class TensorSums(GramSums):
             array = np.asarray(here).reshape(*grid, *sizes)
             for k, axis in enumerate(self.axes):
                 orders = (test[k], trial[k]) if bilinear else (test[k],)
-                table = _products_of_derivatives(axis, orders)
+                table = products_of_derivatives(axis, orders)
                 table = table[block] if k == 0 else table
                 array = _along_axis(array, table, k, len(grid))
             total = np.add(total, array, out=total) if total.ndim else array
@@ -123,45 +133,63 @@ def tensor_sums(space: Space, at: Located, weights: FloatArray, integrands: Inte
     axes = tensor_axes(space)
     if axes is None:
         raise MeasureError(f"{space!r} is no tensor product of piecewise polynomials")
+    forms, loads, factors = collected(space.dim, integrands)
+    first, *others = _moment_counts(axes)
+
+    def in_space(xi: FloatArray) -> FloatArray:
+        return row_products([legendre_table(s, k) for s, k in zip(xi.T, others, strict=True)])
+
+    found = sample_moments(space, in_space, (first, int(np.prod(others))), at, weights, factors)
+    return TensorSums(space=space, axes=axes, forms=forms, loads=loads, moments=found)
+
+
+def collected(
+    dim: int, integrands: Integrands
+) -> tuple[tuple[tuple[Term, ...], ...], tuple[Term, ...], list[list[FloatArray]]]:
+    """Forms and loads as terms, and per channel what multiplies the weights."""
     channels: _Channels = {}
-    parts = [_derivatives(operator, space.dim, number) for number, operator in enumerate(integrands.operators)]
+    parts = [_derivatives(operator, dim, number) for number, operator in enumerate(integrands.operators)]
     forms = tuple(
         tuple(
-            _Term(one.orders, two.orders, one.factor * two.factor, _channel(channels, one, two))
+            Term(one.orders, two.orders, one.factor * two.factor, _channel(channels, one, two))
             for test, trial in form
             for one, two in combinations(parts[test], parts[trial])
         )
         for form in integrands.forms
     )
     loads = tuple(
-        _Term(one.orders, one.orders, one.factor, _channel(channels, one, _Derivative((), 1.0, (-1 - k,), target)))
+        Term(one.orders, one.orders, one.factor, _channel(channels, one, _Derivative((), 1.0, (-1 - k,), target)))
         for k, (test, target) in enumerate(integrands.loads)
         for one in parts[test]
     )
-    factors = [arrays for _, arrays in channels.values()]
-    return TensorSums(
-        space=space, axes=axes, forms=forms, loads=loads, moments=_moments(space, axes, at, weights, factors)
-    )
+    return forms, loads, [arrays for _, arrays in channels.values()]
 
 
-def _moments(
-    space: Space, axes: Sequence[LineBasis], at: Located, weights: FloatArray, factors: Sequence[Sequence[FloatArray]]
+def sample_moments(
+    space: Space,
+    in_space: Callable[[FloatArray], FloatArray],
+    sizes: tuple[int, int],
+    at: Located,
+    weights: FloatArray,
+    factors: Sequence[Sequence[FloatArray]],
 ) -> FloatArray:
-    """Moments (cells, K_0, channels, prod K) of the samples. factors : per channel, what multiplies the weights."""
-    first, *others = _moment_counts(axes)
-    shape = (space.n_cells, first, len(factors), int(np.prod(others)))
+    """Moments (cells, K_0, channels, K) of the samples, K_0 and K being the sizes.
+
+    in_space : what is averaged in space, xi (m, d) -> (m, K).  factors : per channel, what multiplies the weights.
+    """
+    first, count = sizes
+    shape = (space.n_cells, first, len(factors), count)
     moments = np.zeros(shape)
-    for rows in chunks(sorted_order(at.cells, space.n_cells), first + (2 * len(factors) + 2) * shape[3]):
+    for rows in chunks(sorted_order(at.cells, space.n_cells), first + (2 * len(factors) + 2) * count):
         here = at.take(rows)
         starts, counts = runs(here.cells)
-        in_time = legendre_table(here.tau, first)
-        in_space = row_products([legendre_table(s, k) for s, k in zip(here.xi.T, others, strict=True)])
-        right = np.empty((rows.size, len(factors), shape[3]))
+        in_time, table = legendre_table(here.tau, first), in_space(here.xi)
+        right = np.empty((rows.size, len(factors), count))
         for k, arrays in enumerate(factors):
             coefficient = weights[rows]
             for array in arrays:
                 coefficient = coefficient * array[rows]
-            np.multiply(in_space, coefficient[:, None], out=right[:, k])
+            np.multiply(table, coefficient[:, None], out=right[:, k])
         products = run_products(counts, in_time, right.reshape(rows.size, -1))
         moments[here.cells[starts]] += products.reshape(starts.size, *shape[1:])
     return moments
@@ -239,7 +267,7 @@ def legendre_table(xi: FloatArray, count: int) -> FloatArray:
     return np.ascontiguousarray(table.T)
 
 
-def _products_of_derivatives(axis: LineBasis, orders: tuple[int, ...]) -> FloatArray:
+def products_of_derivatives(axis: LineBasis, orders: tuple[int, ...]) -> FloatArray:
     """Legendre coefficients on each cell of the products of these derivatives of the local functions.
 
     Shape (n_cells, 2p + 1, l) for one order, (n_cells, 2p + 1, l^2) for two.

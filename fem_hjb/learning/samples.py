@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from fem_hjb.learning.forms import Operator
+from fem_hjb.learning.forms import Integrands, Operator
 from fem_hjb.spaces.line import row_products
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray
@@ -48,6 +48,16 @@ def operator_rows(space: Space, at: Located, operator: Operator) -> FloatArray:
             rows = space.spatial.operator_rows(in_space, at.xi, value, gradient, hessian)
             result += row_products([psi[:, order], rows])
     return result
+
+
+def applied(space: Space, c: FloatArray, at: Located, operator: Operator, inside: IntArray) -> FloatArray:
+    """The operator applied to a function, given by its coefficients (N,), at those of the points, in pieces."""
+    found = []
+    for rows in chunks(inside, 2 * space.local_size + space.spatial.local_size * (1 + space.dim + space.dim**2)):
+        here = at.take(rows)
+        (part,) = Integrands.of([], [(operator, np.zeros(at.cells.size))]).take(rows).operators
+        found.append((operator_rows(space, here, part) * c[space.cell_dofs(here.cells)]).sum(axis=1))
+    return np.concatenate(found) if found else np.zeros(0)
 
 
 def runs(keys: IntArray) -> tuple[IntArray, IntArray]:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fem_hjb.learning.estimators import ESTIMATORS, Estimator, find_estimator
+from fem_hjb.learning.estimators import ESTIMATORS, Estimator, doob, find_estimator
+from fem_hjb.learning.folds import FOLDS, average, fold_sources
+from fem_hjb.learning.matching import best_penalty, with_penalty
 from fem_hjb.learning.smoothing import default_smoothing
 from fem_hjb.learning.solve_system import solve_watched
 from fem_hjb.learning.system import Data, System, all_of_them, assemble_until
 from fem_hjb.paths.extent import truncation_box
-from fem_hjb.paths.simulate import Paths
-from fem_hjb.paths.sources import PathSource, array_source
+from fem_hjb.paths.sources import PathSource
 from fem_hjb.problems.gauge import Gauge, constant_gauge
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.spaces.space import Space
-from fem_hjb.support.checks import FloatArray, one_of, positive_integer, require
+from fem_hjb.support.checks import FloatArray, one_of, require
 from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
 from fem_hjb.support.objects import Plain
 from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, part_of, until
@@ -33,8 +35,6 @@ _LADDER = {  # (time cells, cells per axis) of the classes tried by dimension
     2: ((2, 3), (2, 4), (3, 6), (4, 8), (6, 12)),
     3: ((2, 2), (2, 3), (3, 4)),
 }
-FOLDS = 5
-_SAMPLES = 1 << 18  # of a chunk of a fold, at most
 _QUANTILE = 1e-3  # of the samples beyond each face of the automatic box
 
 
@@ -179,9 +179,6 @@ def _each_judged(
     """The candidates one after the other; what `tell` raises comes out."""
     require_problem(problem, "cross_validate")
     _check_candidates(candidates)
-    if isinstance(data, Paths):
-        folds = positive_integer(folds, "folds", MeasureError)
-        data = array_source(data, chunk=max(1, min(-(-data.n // folds), _SAMPLES // data.steps)))
     row, parts = find_estimator(estimator), fold_sources(data, folds)
     smooth = all(candidate.space.smoothness for candidate in candidates)
     if criterion is not None:
@@ -264,6 +261,11 @@ def automatic_candidates(
             f"space='auto' is for one to three coordinates, the problem has dim={problem.dim}: give a Space, for "
             "instance Space.product of a time basis and a dictionary of features"
         )
+    if isinstance(problem.domain, MeshDomain):
+        raise MeasureError(
+            f"space='auto' is for boxes, but the domain of {problem.name!r} is a mesh: give Space(problem,"
+            " element='P2')"
+        )
     box = truncation_box(problem, quantile=_QUANTILE, margin=0.0).box if problem.domain is None else None
     spaces = [Space(problem, cells=cells, time_cells=times, box=box) for times, cells in _LADDER[problem.dim]]
     allowed = [space for space in spaces if space.n_dofs <= n] or spaces[:1]
@@ -282,51 +284,6 @@ def _check_candidates(candidates: Sequence[Candidate]) -> None:
                 f"the candidates must see the same samples, but number {k} has a box with corners {box.tolist()} and "
                 f"the first {boxes[0].tolist()}; build all spaces with one box="
             )
-
-
-@final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Fold(PathSource):
-    """Every `step`-th chunk of a source, from the `first` one on."""
-
-    source: PathSource
-    first: int
-    step: int
-
-    @property
-    def chunk_count(self) -> int:
-        return len(range(self.first, self.source.chunk_count, self.step))
-
-    def chunk(self, i: int) -> Paths:
-        return self.source.chunk(self.first + i * self.step)
-
-
-def fold_sources(data: Data, folds: int) -> list[PathSource]:
-    """The chunks of a source dealt out to folds."""
-    folds = positive_integer(folds, "folds", MeasureError)
-    if not isinstance(data, PathSource):
-        raise MeasureError(
-            "cross-validation (space='auto') needs trajectories, Paths or a PathSource, got"
-            f" {type(data).__name__}: give a Space"
-        )
-    if folds < 2 or data.chunk_count < folds:
-        raise MeasureError(
-            f"{data.n} paths in {data.chunk_count} chunks cannot be dealt out to {folds} folds: at least 2 folds, each"
-            " of at least one chunk"
-        )
-    sizes = [
-        sum(data.rows(i).stop - data.rows(i).start for i in range(k, data.chunk_count, folds)) for k in range(folds)
-    ]
-    return [
-        _Fold(n=n, dim=data.dim, t=data.t, chunk_size=data.chunk_size, source=data, first=k, step=folds)
-        for k, n in enumerate(sizes)
-    ]
-
-
-def half_of(data: Paths | PathSource) -> PathSource:
-    """The first half of the trajectories, or every second of the chunks they come in."""
-    source = array_source(data, chunk=-(-data.n // 2)) if isinstance(data, Paths) else data
-    return fold_sources(source, 2)[0]
 
 
 def _risks(
@@ -353,14 +310,21 @@ def _risks(
             for part in parts
         ]
 
-    learning = systems(estimator, delta)
-    judging = [learning if estimator == _JUDGE[name] and not delta else systems(_JUDGE[name], 0.0) for name in criteria]
     weights = np.array([part.n for part in parts], dtype=np.float64)
+    if estimator.gradient_penalty is None:
+        all_penalties = systems(doob(1.0), delta)
+        chosen = best_penalty(
+            all_penalties, weights, candidate.smoothing, candidate.ridge, terminal, lambda _: tell(0.0)
+        )
+        learning = [with_penalty(system, chosen.gradient_penalty or 0.0) for system in all_penalties]
+    else:
+        learning = systems(estimator, delta)
+    judging = [learning if estimator == _JUDGE[name] and not delta else systems(_JUDGE[name], 0.0) for name in criteria]
     risks, status = np.empty((len(criteria), len(parts))), "ok"
     for k in range(len(parts)):
         tell(0.5 * (1 + k / len(parts)))
         kept = np.arange(len(parts)) != k
-        training = _average([learning[j] for j in np.flatnonzero(kept)], weights[kept] / weights[kept].sum())
+        training = average([learning[j] for j in np.flatnonzero(kept)], weights[kept] / weights[kept].sum())
         solution = solve_watched(
             training, terminal=terminal, smoothing=candidate.smoothing, ridge=candidate.ridge, tell=lambda _: tell(0.0)
         )
@@ -368,18 +332,3 @@ def _risks(
         c = np.asarray(solution.coefficients).ravel()
         risks[:, k] = [c @ (held_out[k].form @ c) - 2.0 * held_out[k].load @ c for held_out in judging]
     return risks, status
-
-
-def _average(systems: Sequence[System], weights: FloatArray) -> System:
-    """The system of all trajectories of several, weights being their shares."""
-    terms = list(zip(weights.tolist(), systems, strict=True))
-    return replace(
-        systems[0],
-        form=sum(w * s.form for w, s in terms),
-        mass=sum(w * s.mass for w, s in terms),
-        energy=sum(w * s.energy for w, s in terms),
-        load=np.sum([w * s.load for w, s in terms], axis=0),
-        paths=sum(s.paths for s in systems),
-        samples=sum(s.samples for s in systems),
-        dropped=sum(s.dropped for s in systems),
-    )

@@ -131,6 +131,7 @@ def solve_watched(
             "delta": float(system.delta),
             "smoothing": float(smoothing),
             "ridge": float(ridge),
+            "gradient_penalty": float(system.estimator.gradient_penalty or 0.0),
             "paths": system.paths,
             "samples": system.samples,
             "dropped": system.dropped,

@@ -31,7 +31,9 @@ from fem_hjb.learning.scatter import GramSums, Scatter
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource, array_source
 from fem_hjb.paths.tree_sum import tree_sum
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, constant_gauge
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray, non_negative_number, one_of, require
@@ -57,7 +59,7 @@ class System(Plain):
         and delta/2 (E[grad f_T' Lambda grad g_T] + E[grad f_0' Lambda grad g_0]) is added: B is then coercive and
         bounded in the norm of E. With delta = 0, s is the time step of the samples (0 under quadrature): left-point
         sums perturb int f d_t f by terms that no norm without it controls.
-    paths, samples, dropped : counts; paths is 0 under a law.
+    paths, samples, dropped : counts; paths is 0 under a law.  visits (n_cells,) : samples inside each cell.
     probe_t, probe_x, probe_weights : some of the samples.
     """
 
@@ -74,6 +76,7 @@ class System(Plain):
     paths: int
     samples: int
     dropped: int
+    visits: IntArray
     probe_t: FloatArray
     probe_x: FloatArray
     probe_weights: FloatArray
@@ -122,12 +125,19 @@ def assemble_until(
     check_space(problem, space, "fit")
     require_room((space.n_cells, space.local_size**2), "the system:", MeasureError, "; take fewer cells")
     row.check(space, non_negative_number(delta, "delta", MeasureError))
+    if row.gradient_penalty is None:
+        raise MeasureError(
+            f"the gradient penalty of {row.name!r} is not chosen yet: `fit` does that, or choose_penalty(problem, data,"
+            " space); or give one, estimator=fem_hjb.learning.doob(0.01)"
+        )
     if executor is not None:
         require(executor, Executor, "executor=", MeasureError)
-    if problem.domain is not None and problem.domain.where("reflecting").sum() < 2 * problem.dim:
+    if problem.domain is not None and (problem.domain.absorbing or problem.domain.has("natural")):
+        on_mesh = isinstance(problem.domain, MeshDomain)
+        where, call = (problem.domain.place, "solve_on_mesh") if on_mesh else (problem.domain, "solve")
         raise DomainError(
-            f"fit is for processes on R^d or reflected at all faces of a box, but the domain of {problem.name!r} is"
-            f" {problem.domain}; solve such a problem with `solve`"
+            f"fit is for processes on R^d or reflected at all faces of a box or mesh, but the domain of"
+            f" {problem.name!r} is {where}; solve such a problem with `{call}`"
         )
     if constants is None:
         constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
@@ -156,6 +166,7 @@ def assemble_until(
         paths=paths,
         samples=int(total.samples[0]),
         dropped=int(total.dropped.sum()),
+        visits=total.visits,
         probe_t=total.probes[0],
         probe_x=total.probes[1],
         probe_weights=total.probes[2],
@@ -168,6 +179,7 @@ class ChunkSums:
     """What one pass over a part of a measure gives; they add up. Without the problem, so that workers can send them.
 
     samples, dropped (3,) : how many there were, and how many of them outside: inside [0, T), at 0 and at T.
+    visits (n_cells,) : how many of those inside [0, T) are in each cell.
     grams : "interior", "terminal" and "initial"; a part may have no ends.  pairs (N, N) : tests here, trials ahead.
     """
 
@@ -175,6 +187,7 @@ class ChunkSums:
     paths: int
     samples: IntArray
     dropped: IntArray
+    visits: IntArray
     grams: Mapping[str, GramSums]
     pairs: sp.csr_matrix
     probes: tuple[FloatArray, FloatArray, FloatArray]
@@ -185,6 +198,7 @@ class ChunkSums:
             self,
             samples=self.samples + other.samples,
             dropped=self.dropped + other.dropped,
+            visits=self.visits + other.visits,
             grams={**one, **two, **{name: one[name] + two[name] for name in one.keys() & two.keys()}},
             pairs=self.pairs + other.pairs,
         )
@@ -269,8 +283,8 @@ def _chunk_sums(setting: Setting, row: Estimator, outside: str, piece: Callable[
     terms = row.terms(setting, measure)
     if not isinstance(terms, Terms):
         raise MeasureError(f"the terms of estimator {row.name!r} must be Terms, got {type(terms).__name__}")
-    interior, pairs, dropped = _interior(setting, terms, measure, outside)
-    grams = {"interior": interior}
+    interior, pairs, visits = _interior(setting, terms, measure, outside)
+    grams, dropped = {"interior": interior}, measure.t.size - int(visits.sum())
     dropped_at_0 = dropped_at_T = 0
     if ends:
         grams["terminal"], dropped_at_T = _terminal(setting, row.weighted, measure, outside)
@@ -280,6 +294,7 @@ def _chunk_sums(setting: Setting, row: Estimator, outside: str, piece: Callable[
         paths=measure.paths,
         samples=np.array([measure.t.size, ends * len(measure.initial_x), ends * len(measure.terminal_x)]),
         dropped=np.array([dropped, dropped_at_0, dropped_at_T]),
+        visits=visits,
         grams=grams,
         pairs=pairs,
         probes=_probes(measure),
@@ -292,15 +307,13 @@ def _probes(measure: Measure) -> tuple[FloatArray, FloatArray, FloatArray]:
     return measure.t[rows].copy(), measure.x[rows].copy(), measure.weights[rows].copy()
 
 
-def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) -> tuple[GramSums, sp.csr_matrix, int]:
-    """int E[...] dt: the form, the mass and the energy; and the part of the form with successors."""
+def _interior(
+    setting: Setting, terms: Terms, measure: Measure, outside: str
+) -> tuple[GramSums, sp.csr_matrix, IntArray]:
+    """int E[...] dt: the form, the mass and the energy; the part of the form with successors; and visits of cells."""
     space = setting.space
-    here = Located.of(space, measure.t, measure.x)
-    missing = here.cells < 0
-    then = None
-    if terms.ahead and measure.next_t is not None and measure.next_x is not None:
-        then = Located.of(space, measure.next_t, measure.next_x)
-        missing = missing | (then.cells < 0)
+    here, then = _located(space, measure, bool(terms.ahead))
+    missing = here.cells < 0 if then is None else (here.cells < 0) | (then.cells < 0)
     energy: list[Pairing] = [(op, op) for op in forms.slopes(setting.factor(measure.t, measure.x))]
     weight: float | FloatArray = setting.delta
     if not setting.delta and measure.next_t is not None:
@@ -321,7 +334,24 @@ def _interior(setting: Setting, terms: Terms, measure: Measure, outside: str) ->
         )
         then = None if then is None else then.take(inside)
     pairs = sp.csr_matrix((space.n_dofs,) * 2) if then is None else pair_sums(space, here, then, weights, ahead)
-    return gram_sums(space, here, weights, integrands), pairs, missing.size - inside.size
+    return gram_sums(space, here, weights, integrands), pairs, np.bincount(here.cells, minlength=space.n_cells)
+
+
+def _located(space: Space, measure: Measure, ahead: bool) -> tuple[Located, Located | None]:
+    """The points and, if asked for, their successors, which along whole paths are the next points."""
+    t, x, next_t, next_x = measure.t, measure.x, measure.next_t, measure.next_x
+    if not ahead or next_t is None or next_x is None:
+        return Located.of(space, t, x), None
+    n = len(measure.terminal_x)
+    if t.size % n == 0:
+        grid = (n, t.size // n)
+        pairs = [(a.reshape(*grid, -1), b.reshape(*grid, -1)) for a, b in ((t, next_t), (x, next_x))]
+        if all(np.array_equal(here[:, 1:], there[:, :-1]) for here, there in pairs):
+            times, states = (np.concatenate([here, there[:, -1:]], axis=1) for here, there in pairs)
+            everywhere = Located.of(space, times.ravel(), states.reshape(-1, space.dim))
+            number = np.arange(times.size).reshape(n, -1)
+            return everywhere.take(number[:, :-1].ravel()), everywhere.take(number[:, 1:].ravel())
+    return Located.of(space, t, x), Located.of(space, next_t, next_x)
 
 
 def _inside(
@@ -394,12 +424,19 @@ def _weighted_slopes(setting: Setting, t: float, x: FloatArray) -> list[Pairing]
 
 
 def _terminal_slope(setting: Setting, x: FloatArray) -> FloatArray:
-    """grad f_T* (m, d), by central differences, which end at the faces of the process's own domain."""
+    """grad f_T* (m, d), by central differences, which end at the faces of the process's own domain.
+
+    In a domain that is a mesh they are one-sided where one side is outside; in a corner where both are, they reach out.
+    """
     domain = setting.problem.domain
-    lower, upper = (-np.inf, np.inf) if domain is None else domain.bounds
     columns = []
     for j, shift in enumerate(setting.spacing * np.eye(x.shape[1])):
-        ahead, behind = np.minimum(x + shift, upper), np.maximum(x - shift, lower)
+        ahead, behind = x + shift, x - shift
+        if isinstance(domain, Box):
+            ahead, behind = np.minimum(ahead, domain.bounds[1]), np.maximum(behind, domain.bounds[0])
+        elif domain is not None:
+            over, under = ~domain.contains(ahead), ~domain.contains(behind)
+            ahead[over & ~under], behind[under & ~over] = x[over & ~under], x[under & ~over]
         change = setting.gauge.terminal_u(setting.problem, ahead) - setting.gauge.terminal_u(setting.problem, behind)
         columns.append(change / (ahead - behind)[:, j])
     return np.stack(columns, axis=1)

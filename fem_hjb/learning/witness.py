@@ -24,6 +24,7 @@ import numpy as np
 from fem_hjb.paths.likelihood import Shared, euler_step, shared_steps
 from fem_hjb.paths.simulate import in_range
 from fem_hjb.paths.stiffness import substeps_of
+from fem_hjb.paths.walls import inside, moved
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.solutions.checks import Check
@@ -144,7 +145,7 @@ class _Walk:
         self.solution, self.problem, self.starts, self.rng = solution, solution.problem, starts, rng
         problem = self.problem
         x = problem.initial_law.sample(starts, rng)
-        x = np.repeat(x if problem.domain is None else problem.domain.mirror(x), _INNER, axis=0)
+        x = np.repeat(inside(problem, x), _INNER, axis=0)
         self.x = np.stack([x, x])
         self.start = self._value(0.0, x)  # w_0 / alpha
         if np.isfinite(self.start).sum() <= _INNER:
@@ -202,7 +203,7 @@ class _Walk:
         self.Z[row] += np.where(known, gone, weight)
         self.swap[row] = np.where(known, weight - gone - w, 0.0)
         new = in_range(ahead.x, step.t + h)
-        self.x[row] = new if problem.domain is None else problem.domain.mirror(new)
+        self.x[row] = moved(problem, step.t, h, x, new, self.rng)
 
     def _lose(self, row: int, lost: BoolArray) -> None:
         """Paths whose last step ended where R is not known: that step, and all that come, by weights."""

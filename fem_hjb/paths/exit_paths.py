@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.paths.likelihood import euler_step
-from fem_hjb.paths.simulate import in_range, inside, stop_at_faces
+from fem_hjb.paths.simulate import in_range
+from fem_hjb.paths.walls import stop_at_faces
 from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.laws import Law, PointMass
 from fem_hjb.problems.problem import checked_call
@@ -147,7 +148,7 @@ def _require_progress(problem: ExitProblem, law: Law, h: float, end: float) -> N
         return
     box = problem.domain
     x = law.sample(64, np.random.default_rng(0))
-    x = x if box is None else inside(box, x)
+    x = x if box is None else box.inside(x)
     far = np.sqrt(np.abs(problem.Lambda(x)).max() * many) + np.abs(problem.b(x)).max() * many
     lower, upper = (np.zeros(1), np.ones(1)) if box is None else box.bounds
     widths = (upper - lower)[np.isfinite(upper - lower)]
@@ -185,7 +186,7 @@ def _followed(
     start, exit_, time = x.copy(), x.copy(), np.zeros(n)
     reward, log_ratio = np.zeros(n), np.zeros(n)
     alive = np.flatnonzero(~box.exited(x))
-    x = inside(box, x)[alive]
+    x = box.inside(x)[alive]
     control = problem.until(1.0, initial_law=law)  # whose steps are those of `paths.likelihood`
     passed = 0.0
     for _ in range(_MOST_STEPS):
@@ -199,7 +200,7 @@ def _followed(
             ahead = euler_step(control, 0.0, h, x, pi, np.sqrt(h) * rng.standard_normal(x.shape))
             new = in_range(ahead.x, passed + h)
         variance = h * np.einsum("nii->ni", problem.Lambda(x))
-        new = inside(box, stop_at_faces(box, variance, x, new, rng))
+        new = box.inside(stop_at_faces(box, variance, x, new, rng))
         out = box.exited(new)
         share = np.where(out, 0.5, 1.0)
         reward[alive] += problem.r(x) * h * share

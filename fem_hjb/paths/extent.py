@@ -10,7 +10,8 @@ from scipy.special import ndtr, ndtri
 from fem_hjb.paths.simulate import sample_at, sample_paths
 from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem, require_problem
+from fem_hjb.problems.mesh_domain import MeshDomain
+from fem_hjb.problems.problem import ControlProblem, require_box, require_problem
 from fem_hjb.support.checks import (
     FloatArray,
     Rng,
@@ -133,7 +134,7 @@ def box_of(problem: ControlProblem, found: Sequence[Reach], mass: float) -> Box:
     """The box outside which this mass of each law lies on each side of each axis; faces of a domain stay."""
     corners = np.array([each.bounds(mass) for each in found])
     lower, upper = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
-    domain = problem.domain
+    domain = problem.box
     if domain is None:
         return Box(lower, upper, boundary="natural")
     fixed_lower, fixed_upper = domain.bounds
@@ -199,7 +200,8 @@ def truncation_box(
     DomainError : a parameter is out of range, or n is too small to see the quantile (n * quantile < 1).
     """
     require_problem(problem, "truncation_box")
-    domain = problem.domain
+    require_box(problem, "truncation_box")
+    domain = problem.box
     if domain is not None and not domain.where("natural").any():
         return Truncation(box=domain, excluded_mass=0.0, samples=0)
     if not 0.0 < non_negative_number(quantile, "truncation_box: quantile", DomainError) < 0.5:
@@ -230,6 +232,8 @@ def window(problem: ControlProblem) -> Box:
     Where the law of X_t is not known, simulated paths tell where it has all but a thousandth of its mass on each side.
     """
     require_problem(problem, "window")
+    if isinstance(problem.domain, MeshDomain):
+        return Box(*problem.domain.bounds)
     if problem.domain is not None or problem.marginal is None:
         return truncation_box(problem, quantile=1e-3, margin=0.0, n=4096).box
     laws = [problem.marginal(t) for t in (0.0, problem.horizon / 2, problem.horizon)]

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 from fem_hjb.paths.breaks import around_breaks
 from fem_hjb.paths.steering import Policy, require_policy, steer
 from fem_hjb.paths.stiffness import stable_substeps
-from fem_hjb.problems.box import Box
+from fem_hjb.paths.walls import inside, moved
 from fem_hjb.problems.linear import linear_transition
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, require_problem
 from fem_hjb.support.checks import (
     FloatArray,
@@ -109,23 +110,15 @@ class _Coefficients:
         constant = problem.constant_diffusion
         self.constant = None if constant is None else np.asarray(np.linalg.cholesky(constant), dtype=np.float64)
 
-    def inside(self, x: FloatArray) -> FloatArray:
-        return x if self.problem.domain is None else inside(self.problem.domain, x)
-
     def drift(self, t: float, x: FloatArray) -> FloatArray:
-        x = self.inside(x)
+        x = inside(self.problem, x)
         b = self.problem.b(t, x)
         if self.policy is None:
             return b
         return b + steer(self.policy, t, x)
 
     def factor(self, t: float, x: FloatArray) -> FloatArray:
-        return noise_factor(self.problem, t, self.inside(x))
-
-
-def inside(domain: Box, x: FloatArray) -> FloatArray:
-    """States folded back at reflecting faces, and moved to the absorbing faces that they are behind."""
-    return domain.absorb(domain.mirror(x))
+        return noise_factor(self.problem, t, inside(self.problem, x))
 
 
 def _apply(factor: FloatArray, noise: FloatArray) -> FloatArray:
@@ -138,6 +131,8 @@ def _exact_coefficients(problem: ControlProblem, policy: Policy | None) -> tuple
         return None
     (A, a), Lambda = problem.drift.coefficients, problem.constant_diffusion
     coupled = (Lambda - np.diag(np.diag(Lambda))).any()
+    if isinstance(problem.domain, MeshDomain):
+        return None
     if problem.domain is not None and (A.any() or a.any() or coupled or problem.domain.absorbing):
         return None  # folding a path back at the faces is exact only for independent Brownian coordinates
     return problem.drift, Lambda
@@ -218,25 +213,6 @@ def in_range(x: FloatArray, t: float) -> FloatArray:
     return x
 
 
-def stop_at_faces(
-    domain: Box, variance: FloatArray, before: FloatArray, after: FloatArray, rng: np.random.Generator
-) -> FloatArray:
-    """The states `after` a step (n, d), those which left through an absorbing face in it moved onto that face.
-
-    A Brownian bridge of this variance (n, d) from a distance p to a distance q of a face has met it with probability
-    exp(-2 p q / variance), and certainly if q <= 0. Given that it has, its end lies on either side of the face with
-    equal chances, so that moving it onto the face is unbiased.
-    """
-    lower, upper = domain.bounds
-    chances = []
-    for face, absorbs in zip((lower, upper), domain.where("absorbing"), strict=True):
-        rate = 2.0 * (before - face) * (after - face) / variance  # infinite for a face at infinity
-        chances.append(np.where(absorbs, np.exp(-np.maximum(rate, 0.0)), 0.0))
-    low, high = (rng.random(chance.shape) < chance for chance in chances)
-    low &= ~high | (chances[0] >= chances[1])  # both ends of an interval met: take the likelier one
-    return np.where(low, lower, np.where(high, upper, after))
-
-
 def sample_paths(
     problem: ControlProblem,
     *,
@@ -270,6 +246,10 @@ def sample_paths(
     face, of weak order 1 in the step otherwise (Gobet, Stoch. Proc. Appl. 87 (2000) 167-197), where looking at the ends
     alone would be of order 1/2.
 
+    In a `MeshDomain` a step is followed to the facets it meets, mirrored at one that reflects, again and again, and
+    stopped at one that absorbs; in between by the chance of a bridge to the nearest absorbing facet: of weak order 1,
+    also of reflected Brownian motion.
+
     Raises
     ------
     MeasureError : n, steps, substeps or rng make no sense, or the paths do not fit into memory.
@@ -292,8 +272,8 @@ def sample_paths(
     exact = _exact_coefficients(problem, policy) if scheme in ("auto", "exact") else None
     if scheme == "exact" and exact is None:
         raise ProblemError(
-            "scheme 'exact' needs drift=LinearDrift(A, a), a constant diffusion, no policy, and in a domain no drift, "
-            "a diagonal diffusion and no absorbing face; take scheme='weak2' or 'auto'"
+            "scheme 'exact' needs drift=LinearDrift(A, a), a constant diffusion, no policy, no MeshDomain, and in a box"
+            " no drift, a diagonal diffusion and no absorbing face; take scheme='weak2' or 'auto'"
         )
     times = np.linspace(0.0, problem.horizon, steps + 1)
     lengths = np.full(steps, problem.horizon / steps)
@@ -329,7 +309,7 @@ def sample_at(
     between = np.linspace(0.0, T, steps + 1)
     gaps = np.abs(between[:, None] - wanted).min(axis=1)
     first = problem.initial_law.sample(_SEEN, np.random.default_rng(0))
-    breaks = around_breaks(problem, first if problem.domain is None else inside(problem.domain, first))
+    breaks = around_breaks(problem, inside(problem, first))
     grid = np.unique(np.concatenate([[0.0], wanted, between[gaps > 1e-9 * T], breaks]))
     exact = _exact_coefficients(problem, policy)
     stepper = _Stepper(problem, policy, exact, "weak2" if exact is None else "exact")
@@ -408,19 +388,12 @@ def _simulate(
 ) -> None:
     """Fill out (m, K+1, d) with m paths; one step for each interval between times."""
 
-    domain = problem.domain
-    state = problem.initial_law.sample(out.shape[0], rng)
-    state = state if domain is None else inside(domain, state)
+    state = inside(problem, problem.initial_law.sample(out.shape[0], rng))
     out[:, 0] = state
     for k, step in enumerate(every):
         short = (times[k + 1] - times[k]) / substeps
         for j in range(substeps):
             start = float(times[k] + j * short)
             new = in_range(step(start, state, rng), start + short)
-            if domain is not None and domain.absorbing:
-                variance = short * np.einsum("nii->ni", problem.Lambda(start, state))
-                new = inside(domain, stop_at_faces(domain, variance, state, new, rng))
-                state = np.where(domain.exited(state)[:, None], state, new)
-            else:
-                state = new if domain is None else domain.mirror(new)
+            state = moved(problem, start, short, state, new, rng)
         out[:, k + 1] = state

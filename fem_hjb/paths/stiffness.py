@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from fem_hjb.paths.walls import folded
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 
 _PILOT = 64  # points at which the steepness of the drift is looked at
@@ -15,17 +17,20 @@ def stable_substeps(problem: ControlProblem, h: float) -> int:
     """
     rng = np.random.default_rng(0)
     x = problem.initial_law.sample(_PILOT, rng)
-    x = x if problem.domain is None else problem.domain.mirror(x)
+    x = folded(problem, x)
     spread = np.sqrt(np.diagonal(problem.Lambda(0.0, x), axis1=1, axis2=2).mean(axis=0) * h)
     x = x + spread * rng.standard_normal(x.shape)
-    x = x if problem.domain is None else problem.domain.mirror(x)
+    x = folded(problem, x)
     steepest = 0.0
     for t in (0.0, 0.5 * problem.horizon, problem.horizon):
         base = problem.b(t, x)
         for k in range(problem.dim):
+            step = np.full(len(x), 1e-3 * spread[k])
+            if isinstance(problem.domain, MeshDomain):  # backwards where that leaves it
+                step[~problem.domain.contains(x + step[:, None] * np.eye(problem.dim)[k])] *= -1.0
             moved = x.copy()
-            moved[:, k] += 1e-3 * spread[k]
-            change = (problem.b(t, moved) - base) / (1e-3 * spread[k])
+            moved[:, k] += step
+            change = (problem.b(t, moved) - base) / step[:, None]
             steepest = max(steepest, float(-change[:, k].min()))
     return min(max(int(np.ceil(2.0 * steepest * h)), 1), _MOST_SUBSTEPS)
 

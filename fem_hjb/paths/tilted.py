@@ -70,7 +70,7 @@ def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> Ti
     ------
     InfiniteValueError : p_T is known, and p_T exp(y / alpha) grows without bound, so that E exp(y / alpha) = infinity.
     """
-    domain = problem.domain
+    domain = problem.box
     if domain is not None and domain.bounded:
         return None
     ends = sample.x[-1]

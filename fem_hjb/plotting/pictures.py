@@ -1,6 +1,7 @@
 """Pictures of solutions and comparisons: functions that draw on `ax` (a new figure if None) and return the artists."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.paths.extent import checked_box, window
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.solutions.comparison import COLUMNS, Comparison
 from fem_hjb.solutions.solution import ProductSolution, Solution
@@ -76,6 +78,17 @@ def policy_at(of: ValueFunction, problem: ControlProblem, t: float, x: FloatArra
         return call("policy(t, x)", own, (t, x), ComparisonError, passes=FemHjbError)
     slope = call("gradient(t, x)", of.gradient, (t, x), ComparisonError, passes=FemHjbError)
     return problem.policy_from_gradient(t, x, slope)
+
+
+def in_domain(problem: ControlProblem, x: FloatArray, function: Callable[[FloatArray], FloatArray]) -> FloatArray:
+    """function(x) (n, ...) at points x (n, d), nan outside a domain that is a mesh, where it is not asked."""
+    if not isinstance(problem.domain, MeshDomain):
+        return function(x)
+    known = problem.domain.contains(x)
+    found = function(x[known])
+    result = np.full((len(x), *found.shape[1:]), np.nan)
+    result[known] = found
+    return result
 
 
 def one_time(t: float, problem: ControlProblem) -> float:
@@ -143,7 +156,7 @@ def _arrows(ax: Axes, of: ValueFunction, problem: ControlProblem, t: float, box:
     lower, upper = box.bounds
     inset = 0.04 * (upper - lower)
     first, second, points = plane_points(Box(lower + inset, upper - inset), problem, _ARROWS)
-    arrows = policy_at(of, problem, t, points)
+    arrows = in_domain(problem, points, lambda x: policy_at(of, problem, t, x))
     lengths = np.linalg.norm(arrows[:, :2], axis=-1)
     longest = 2.0 * np.nanquantile(lengths, 0.9) if np.isfinite(lengths).any() else np.inf
     arrows = arrows * np.minimum(1.0, longest / np.maximum(lengths, np.finfo(np.float64).tiny))[:, None]
@@ -206,9 +219,10 @@ def solution(
         return _curve(ax, x[:, 0], y, label, style or {**STYLES[0], "marker": None})
     first, second, points = plane_points(region, problem, _MAP_POINTS)
     if quantity == "value":
-        z, name = value_at(of, t, points), _LABEL["value"]
+        z, name = in_domain(problem, points, lambda x: value_at(of, t, x)), _LABEL["value"]
     else:
-        z, name = np.linalg.norm(policy_at(of, problem, t, points), axis=-1), r"$|\pi_t(x)|$"
+        pi = in_domain(problem, points, lambda x: policy_at(of, problem, t, x))
+        z, name = np.linalg.norm(pi, axis=-1), r"$|\pi_t(x)|$"
     low, high = (None, None) if limits is None else limits
     artists = coloured_map(ax, (first, second), z, name + slice_note(problem), vmin=low, vmax=high)
     return artists + _arrows(ax, of, problem, t, region)
@@ -350,12 +364,16 @@ def _report_maps(
     """Panels in two dimensions and more; returns their titles."""
     first, second, points = plane_points(region, problem, _MAP_POINTS)
     best = next(iter(found.values()))
-    value, policy = value_at(best, t, points), np.linalg.norm(policy_at(best, problem, t, points), axis=-1)
+    value = in_domain(problem, points, lambda x: value_at(best, t, x))
+    policy = np.linalg.norm(in_domain(problem, points, lambda x: policy_at(best, problem, t, x)), axis=-1)
     for ax, quantity, seen in ((axes[0], "value", value), (axes[1], "policy", policy)):
         limits = float(np.nanmin(seen)), float(np.nanmax(seen))
         solution(found["learned"], t, quantity=quantity, problem=problem, box=region, limits=limits, ax=ax)
     shape = (first.size, second.size)
-    values = {name: np.ma.masked_invalid(value_at(of, t, points)).reshape(shape).T for name, of in found.items()}
+    values = {}
+    for name, of in found.items():
+        seen = in_domain(problem, points, partial(value_at, of, t))
+        values[name] = np.ma.masked_invalid(seen).reshape(shape).T
     truth = next(iter(values.values()))
     levels = np.linspace(truth.min(), truth.max(), 9)[1:-1]
     keys = []

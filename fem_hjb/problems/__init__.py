@@ -15,6 +15,7 @@ from fem_hjb.problems.kernels import KernelDensity
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uniform
 from fem_hjb.problems.linear import linear_marginal, linear_transition
 from fem_hjb.problems.manufactured import manufactured
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.mixtures import MixtureDiffusion, TiltedKernels, TiltedMixture, from_points
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.problems.rewards import LogSumExpReward
@@ -34,6 +35,7 @@ __all__ = [
     "LinearDrift",
     "LinearQuadratic",
     "LogSumExpReward",
+    "MeshDomain",
     "MixtureDiffusion",
     "PointMass",
     "Product",

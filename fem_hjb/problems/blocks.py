@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.kernels import KernelDensity
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass, Uniform
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.probing import instants, scattered
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
@@ -34,7 +35,7 @@ _RELATIVE = 1e-11  # change that counts as rounding
 def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
     """The groups of coordinates, in order; one group of all of them if nothing falls apart."""
     d = problem.dim
-    if d == 1 or (problem.domain is not None and problem.domain.absorbing):
+    if d == 1 or isinstance(problem.domain, MeshDomain) or (problem.domain is not None and problem.domain.absorbing):
         return [tuple(range(d))]
     if not isinstance(problem.initial_law, _SPLITTABLE):
         return [tuple(range(d))]
@@ -65,7 +66,7 @@ def restrict(problem: ControlProblem, block: Sequence[int], count: int) -> Contr
     constant = problem.constant_diffusion
     marginal = problem.marginal
     known = marginal if marginal is not None and isinstance(marginal(0.5 * problem.horizon), _SPLITTABLE) else None
-    domain = problem.domain
+    domain = problem.box
     return ControlProblem(
         dim=len(index),
         horizon=problem.horizon,
@@ -137,7 +138,7 @@ def alike(one: ControlProblem, other: ControlProblem) -> bool:
     """Whether two groups have the same problem: the same coefficients and rewards at random points, to rounding."""
     if one.dim != other.dim:
         return False
-    boxes = [np.zeros(0) if p.domain is None else np.stack(p.domain.bounds) for p in (one, other)]
+    boxes = [np.zeros(0) if p.box is None else np.stack(p.box.bounds) for p in (one, other)]
     if not np.array_equal(boxes[0], boxes[1]):
         return False
     x = scattered(one, _PROBES, 0)

@@ -89,6 +89,12 @@ class Box(Plain):
         return bool(self.where("absorbing").any())
 
     @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        lower, upper = self.bounds
+        return f"the box {lower.tolist()} to {upper.tolist()}"
+
+    @property
     def bounded(self) -> bool:
         """Whether every face is finite."""
         return bool(np.isfinite(self.bounds).all())
@@ -106,6 +112,10 @@ class Box(Plain):
         one_of(word, "Box: face", FACES, DomainError)
         words = np.asarray(self.faces).T
         return np.asarray(words == word)
+
+    def has(self, word: str) -> bool:
+        """Whether any face is of this kind."""
+        return bool(self.where(word).any())
 
     def contains(self, x: ArrayLike) -> BoolArray:
         """Whether each point (..., d) lies in the closed box, shape (...)."""
@@ -138,6 +148,19 @@ class Box(Plain):
         once = np.maximum(points, np.where(at_lower, 2.0 * low - points, -np.inf))  # leaves points inside to the bit
         once = np.minimum(once, np.where(at_upper, 2.0 * high - once, np.inf))
         return np.where(both, folded, once)
+
+    def inside(self, x: ArrayLike) -> FloatArray:
+        """Points folded back at reflecting faces, and moved to the absorbing faces that they are behind."""
+        return self.absorb(self.mirror(x))
+
+    def on_absorbing(self, x: FloatArray) -> list[FloatArray]:
+        """Points (n, d), moved to each absorbing face."""
+        found: list[FloatArray] = []
+        for side, axis in np.argwhere(self.where("absorbing")).tolist():
+            face = np.array(x)
+            face[:, axis] = self.bounds[side][axis]
+            found.append(face)
+        return found
 
 
 def _corner(value: ArrayLike, name: str, far: float) -> FloatArray:

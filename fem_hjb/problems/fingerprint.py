@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.probing import instants, scattered
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
@@ -24,7 +25,8 @@ def fingerprint(problem: ControlProblem) -> Fingerprint:
     """Points x (n, d), and drift (k, n, d), diffusion (k, n, d, d), running and terminal reward (k, n), (n,) there.
 
     With them the mean and covariance of the initial law, the corners (2, d) of the domain, codes of its faces, and
-    exit rewards (k, f, n) on f absorbing faces. The diffusion is (1, 1, d, d) where it is constant. ProblemError if a
+    exit rewards (k, f, n) on f absorbing faces; of a domain that is a mesh the sizes and centres of the parts of its
+    boundary instead of codes, whatever its cells. The diffusion is (1, 1, d, d) where it is constant. ProblemError if a
     callable fails where the process starts.
     """
     for reach in _REACHES[:-1]:
@@ -63,23 +65,15 @@ def _values(problem: ControlProblem, x: FloatArray) -> Fingerprint:
     domain = problem.domain
     if domain is not None:
         values["corners of the domain"] = np.stack(domain.bounds)
-        values["faces of the domain"] = domain.where("reflecting") + 2.0 * domain.where("absorbing")
+        if isinstance(domain, MeshDomain):
+            values["boundary of the domain"] = domain.measures
+        else:
+            values["faces of the domain"] = domain.where("reflecting") + 2.0 * domain.where("absorbing")
         if domain.absorbing:
             values["exit_reward"] = np.stack(
-                [[problem.exit_reward(t, face) for face in _faces(problem, x)] for t in times]
+                [[problem.exit_reward(t, face) for face in domain.on_absorbing(x)] for t in times]
             )
     return values
-
-
-def _faces(problem: ControlProblem, x: FloatArray) -> list[FloatArray]:
-    """The points moved to each absorbing face, (n, d) each."""
-    moved = []
-    if problem.domain is not None:
-        for side, axis in np.argwhere(problem.domain.where("absorbing")):
-            face = x.copy()
-            face[:, axis] = problem.domain.bounds[side][axis]
-            moved.append(face)
-    return moved
 
 
 def _scales(problem: ControlProblem, stored: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
@@ -95,6 +89,7 @@ def _scales(problem: ControlProblem, stored: Mapping[str, FloatArray]) -> Mappin
         "covariance of the initial law": spread[:, None] * spread,
         "corners of the domain": spread,
         "faces of the domain": np.ones(problem.dim),
+        "boundary of the domain": np.maximum(np.abs(stored.get("boundary of the domain", np.zeros(1))).max(), 1e-300),
         **{name: _size(stored[name], unit) for name, unit in rates.items() if name in stored},
     }
     return {name: scale for name, scale in scales.items() if name in stored}

@@ -10,8 +10,9 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.problems.box import Box
+from fem_hjb.problems.box import FACES, Box
 from fem_hjb.problems.laws import Law, MarginalLaw
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, Diffusion, Drift, checked_call
 from fem_hjb.support.checks import FloatArray, as_points, positive_number
 from fem_hjb.support.errors import ProblemError
@@ -86,7 +87,7 @@ def manufactured(
     temperature: float,
     horizon: float,
     initial_law: Law,
-    domain: Box | None = None,
+    domain: Box | MeshDomain | None = None,
     marginal: MarginalLaw | None = None,
     name: str = "manufactured",
 ) -> ControlProblem:
@@ -135,7 +136,7 @@ def manufactured(
     chosen = ChosenValue(
         dim=initial_law.dim, horizon=horizon, v=value, v_t=time_derivative, slope=gradient, curvature=hessian
     )
-    if isinstance(domain, Box) and domain.absorbing:
+    if isinstance(domain, Box | MeshDomain) and domain.absorbing:
         if domain.exit_reward is not None:
             raise ProblemError("the domain of a manufactured problem pays the value on absorbing faces: no exit_reward")
         domain = replace(domain, exit_reward=chosen.value)
@@ -165,11 +166,13 @@ def _check_derivatives(process: ControlProblem, chosen: ChosenValue) -> None:
     size = np.sqrt(np.diag(process.initial_law.covariance) + T * noise)
     x = x + 0.5 * size * rng.standard_normal(x.shape)
     step = _STEP * size
-    if process.domain is not None:
+    if isinstance(process.domain, MeshDomain):
+        x, step = _away(process.domain, process.domain.inside(x), step)
+    elif process.domain is not None:
         lower, upper = process.domain.bounds
         step = np.minimum(step, (upper - lower) / 100.0)
         x = np.clip(process.domain.mirror(x), lower + 5.0 * step, upper - 5.0 * step)
-    t = T * (0.05 + 0.9 * rng.random(_POINTS))
+    t = T * (0.05 + 0.9 * rng.random(len(x)))
     dt = _STEP * T
     largest = float(np.abs(chosen.value(t, x)).max())
 
@@ -194,6 +197,13 @@ def _check_derivatives(process: ControlProblem, chosen: ChosenValue) -> None:
         _check_reflecting(process.domain, chosen, t, x)
 
 
+def _away(domain: MeshDomain, x: FloatArray, step: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Those of the points that are so far from the boundary that steps along axes do not come to it, and the steps."""
+    far = np.min([domain.distance(word, x) for word in FACES], axis=0)
+    step = np.minimum(step, far.max() / 20.0)
+    return x[far >= 5.0 * step.max()], step
+
+
 def _difference(function: Callable[[float], FloatArray]) -> FloatArray:
     """f'(0) by a central difference of fourth order."""
     return np.asarray((function(-2.0) - 8.0 * function(-1.0) + 8.0 * function(1.0) - function(2.0)) / 12.0)
@@ -214,7 +224,10 @@ def _compare(
         )
 
 
-def _check_reflecting(domain: Box, chosen: ChosenValue, t: FloatArray, x: FloatArray) -> None:
+def _check_reflecting(domain: Box | MeshDomain, chosen: ChosenValue, t: FloatArray, x: FloatArray) -> None:
+    if isinstance(domain, MeshDomain):
+        _check_facets(domain, chosen, t, x)
+        return
     for side, axis in np.argwhere(domain.where("reflecting")):
         face = x.copy()
         face[:, axis] = domain.bounds[side][axis]
@@ -225,4 +238,18 @@ def _check_reflecting(domain: Box, chosen: ChosenValue, t: FloatArray, x: FloatA
             raise ProblemError(
                 f"the value must have no slope across a reflecting face, but its gradient along axis {axis} is"
                 f" {slope[i, axis]:.3g} at t={t[i]:.6g}, x={face[i].tolist()}"
+            )
+
+
+def _check_facets(domain: MeshDomain, chosen: ChosenValue, t: FloatArray, x: FloatArray) -> None:
+    at, normal = domain.normals("reflecting")
+    for when in t[:3].tolist():
+        slope = chosen.gradient(when, at)
+        across = np.abs((slope * normal).sum(axis=1))
+        largest = max(float(np.abs(chosen.gradient(when, x)).max()), float(np.abs(slope).max(initial=0.0)))
+        if across.max(initial=0.0) > 1e-8 * largest:
+            i = int(across.argmax())
+            raise ProblemError(
+                f"the value must have no slope across a reflecting facet, but it is {across[i]:.3g} along its normal at"
+                f" t={when:.6g}, x={at[i].tolist()}"
             )

@@ -37,8 +37,8 @@ def scattered(problem: ControlProblem, count: int, seed: int, reach: float = 1.0
     rng = np.random.default_rng(seed + 2)
     x, domain = problem.initial_law.sample(count, np.random.default_rng(seed)), problem.domain
     spread = np.sqrt(np.diag(problem.initial_law.covariance))
-    Lambda = problem.Lambda(0.0, x if domain is None else domain.absorb(domain.mirror(x)))
+    Lambda = problem.Lambda(0.0, x if domain is None else domain.inside(x))
     wide = np.sqrt(np.diagonal(Lambda, axis1=1, axis2=2).mean(axis=0) * problem.horizon)
     far = reach * _FAR * rng.random((count, 1))
     x = x + far * rng.normal(size=x.shape) * np.maximum(spread, wide)
-    return x if domain is None else domain.absorb(domain.mirror(x))
+    return x if domain is None else domain.inside(x)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
+import skfem
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import (
     LARGEST,
@@ -118,8 +120,8 @@ class ControlProblem(Plain):
     d_t f + <b, grad f> + 1/2 Tr(Lambda Hess f) + (r/alpha) f = 0, f_T = exp(y / alpha)   (arXiv 2509.02528;
     with the penalty written 1/(2 alpha) a' Lambda^{-1} a instead, as some papers do, alpha becomes 1/alpha).
 
-    Where the process lives in a `domain` it is reflected at the box's reflecting faces, and stopped at the time tau at
-    which it first meets an absorbing one. With g the box's exit reward, J(pi) is then
+    Where the process lives in a `domain` it is reflected at its reflecting faces, and stopped at the time tau at
+    which it first meets an absorbing one. With g the domain's exit reward, J(pi) is then
 
         E[ g(tau, X_tau) 1{tau < T} + y(X_T) 1{tau >= T} + int_0^{min(tau, T)} r_t(X_t) dt ] - alpha KL(P^pi || P),
 
@@ -135,7 +137,7 @@ class ControlProblem(Plain):
     terminal_reward : y, a callable x -> (...).
     initial_law : p_0, a law of dimension d.
     running_reward : r, a callable (t, x) -> (...); None means 0.
-    domain : a `Box` only when the process itself is reflected or stopped at its faces.
+    domain : a `Box` or `MeshDomain`, only when the process itself is reflected or stopped at its faces.
     exact : None, or something with value(t, x) and gradient(t, x), the closed form.
     marginal : None, or t -> law of X_t in closed form.
     name : used in tables and messages.
@@ -156,7 +158,7 @@ class ControlProblem(Plain):
     terminal_reward: TerminalReward
     initial_law: Law
     running_reward: RunningReward | None = None
-    domain: Box | None = None
+    domain: Box | MeshDomain | None = None
     exact: ValueFunction | None = None
     marginal: MarginalLaw | None = None
     name: str = "user problem"
@@ -184,8 +186,11 @@ class ControlProblem(Plain):
         if self.initial_law.dim != self.dim:
             raise ProblemError(f"initial_law has dimension {self.initial_law.dim}, the problem has dim={self.dim}")
         if self.domain is not None:
-            if not isinstance(self.domain, Box):
-                raise ProblemError(f"domain must be a Box or None, got {type(self.domain).__name__}")
+            if not isinstance(self.domain, Box | MeshDomain):
+                mesh = "; of a mesh, MeshDomain(mesh)" if isinstance(self.domain, skfem.Mesh) else ""
+                raise ProblemError(
+                    f"domain must be a Box, a MeshDomain or None, got {type(self.domain).__name__}{mesh}"
+                )
             if self.domain.dim != self.dim:
                 raise ProblemError(f"domain has dimension {self.domain.dim}, the problem has dim={self.dim}")
         if not callable(self.diffusion):
@@ -230,9 +235,7 @@ class ControlProblem(Plain):
             if self._constant is None:
                 check_elliptic(checked_twice("diffusion(t, x)", self.Lambda, t, x, lambda: 0.0), x, "diffusion(t, x)")
             if self.domain is not None:
-                for side, axis in np.argwhere(self.domain.where("absorbing")):
-                    on_face = x.copy()
-                    on_face[:, axis] = self.domain.bounds[side][axis]
+                for on_face in self.domain.on_absorbing(x):
                     checked_twice("exit_reward(t, x)", self.exit_reward, t, on_face, lambda: alpha)
         checked_twice("terminal_reward(x)", lambda _, points: self.y(points), 0.0, x, lambda: alpha)
         if self.marginal is not None:
@@ -249,18 +252,24 @@ class ControlProblem(Plain):
             )
         return (x if self.domain is None else self._inside(x, self.domain))[:5]
 
-    def _inside(self, x: FloatArray, domain: Box) -> FloatArray:
+    def _inside(self, x: FloatArray, domain: Box | MeshDomain) -> FloatArray:
         """Samples of the initial law, those outside moved to where the process starts; refuse more than 5 per cent."""
         stopped = domain.exited(x)
         outside = ~domain.contains(x) | stopped
         if outside.mean() > 0.05:
-            lower, upper = domain.bounds
             there = f" ({stopped.mean():.0%} on or behind its absorbing faces)" if stopped.any() else ""
+            start = "Uniform(domain)" if isinstance(domain, Box) else "PointMass(x0)"
             raise ProblemError(
-                f"{outside.mean():.0%} of the initial law lies outside the domain{there}, the box {lower.tolist()} to"
-                f" {upper.tolist()}; start the process inside, for instance from Uniform(domain)"
+                f"{outside.mean():.0%} of the initial law lies outside the domain{there}, {domain.place}; start the"
+                f" process inside, for instance from {start}"
             )
-        return domain.absorb(domain.mirror(x))
+        return domain.inside(x)
+
+    @property
+    def box(self) -> Box | None:
+        """The domain, None if there is none. ProblemError if it is a mesh: what asks for this is for boxes only."""
+        require_box(self, "this")
+        return self.domain if isinstance(self.domain, Box) else None
 
     def b(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """The drift b_t(x), shape (..., d), checked for shape and finiteness."""
@@ -323,6 +332,15 @@ def check_marginal(marginal: Any, problem: ControlProblem, error: type[FemHjbErr
 def require_problem(problem: object, asker: str) -> None:
     """ProblemError, which says who asked, unless it is a ControlProblem."""
     require(problem, ControlProblem, asker, ProblemError)
+
+
+def require_box(problem: ControlProblem, asker: str) -> None:
+    """ProblemError, which says who asked, if the domain of the problem is a mesh."""
+    if isinstance(problem.domain, MeshDomain):
+        raise ProblemError(
+            f"{asker} is for boxes, but the domain of {problem.name!r} is {problem.domain.place}; solve_on_mesh and"
+            " refine_on_mesh solve such a problem, sample_paths, compare, certify, objectives and fit take it"
+        )
 
 
 def checked_call(

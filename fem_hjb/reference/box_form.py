@@ -22,7 +22,7 @@ def given_box(problem: ControlProblem, box: Box) -> Box:
     """The user's box, with the faces of problem.domain where it has some."""
     checked_box(problem, box)
     check_faces(problem, box, ~truncated(problem))
-    domain = problem.domain
+    domain = problem.box
     samples = problem.initial_law.sample(4096, np.random.default_rng(0))
     outside = 1.0 - float(box.contains(samples).mean())
     if outside > _UNCOVERED:

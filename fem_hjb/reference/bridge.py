@@ -27,7 +27,7 @@ import scipy.linalg
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, PointMass
-from fem_hjb.problems.problem import ControlProblem, require_problem
+from fem_hjb.problems.problem import ControlProblem, require_box, require_problem
 from fem_hjb.reference import fokker_planck
 from fem_hjb.reference.ground_state import at_rest, refuse_absorbing, require_still, worded
 from fem_hjb.reference.mesh_solve import solve_on_mesh
@@ -90,6 +90,7 @@ def schroedinger_bridge(
         or time was over.
     """
     require_problem(problem, "schroedinger_bridge")
+    require_box(problem, "schroedinger_bridge")
     require(target, Law, "schroedinger_bridge: target=", ProblemError)
     rtol, most = checked_rtol(rtol), positive_integer(max_iterations, "max_iterations", ConvergenceError)
     seconds = checked_seconds(max_seconds)
@@ -288,14 +289,14 @@ def _region(problem: ControlProblem, target: Law, box: Box | None) -> Box:
         if box.dim != problem.dim or not box.bounded:
             raise DomainError(f"box must be a bounded Box of dimension {problem.dim}, got {box}")
         return worded(problem, np.stack(box.bounds))
-    if problem.domain is not None and problem.domain.bounded:
-        return problem.domain
+    if problem.box is not None and problem.box.bounded:
+        return problem.box
     seen: Callable[[Law], FloatArray] = lambda law: law.sample(_SAMPLES, np.random.default_rng(5))  # noqa: E731
     x = np.concatenate([seen(problem.initial_law), seen(target)])
     free = np.stack(truncation_box(problem, margin=0.0).box.bounds)
     low, high = np.minimum(x.min(axis=0), free[0]), np.maximum(x.max(axis=0), free[1])
     bounds = np.stack([low - _WIDER * (high - low), high + _WIDER * (high - low)])
-    if problem.domain is not None:
-        finite = np.isfinite(np.stack(problem.domain.bounds))
-        bounds = np.where(finite, np.stack(problem.domain.bounds), bounds)
+    if problem.box is not None:
+        finite = np.isfinite(np.stack(problem.box.bounds))
+        bounds = np.where(finite, np.stack(problem.box.bounds), bounds)
     return worded(problem, bounds)

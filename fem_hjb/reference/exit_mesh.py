@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
+from fem_hjb.problems.cells import DIMENSION, check_cells, mesh_kind
 from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, differences
@@ -22,7 +23,6 @@ from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
 from fem_hjb.spaces.basis import element_named
 from fem_hjb.spaces.mesh import MeshBasis
-from fem_hjb.spaces.meshes import DIMENSION, check_cells, mesh_kind
 from fem_hjb.support.checks import FloatArray, IntArray, finite_number, flag, require
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
 from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_progress, checked_seconds, until

@@ -3,6 +3,7 @@
 import numpy as np
 
 from fem_hjb.problems.box import BoolArray, Box
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.support.checks import FloatArray
@@ -13,29 +14,29 @@ _ON = 1e-9  # of the width of a basis: nodes this near to a face lie on it
 
 def truncated(problem: ControlProblem) -> BoolArray:
     """(2, d): the lower and upper faces at which a box ends but the process does not."""
-    if problem.domain is None:
+    if problem.box is None:
         return np.ones((2, problem.dim), dtype=np.bool_)
-    return problem.domain.where("natural")
+    return problem.box.where("natural")
 
 
 def endless(problem: ControlProblem) -> BoolArray:
     """(2, d): those of the truncated faces that lie at infinity, so that a box may put them anywhere."""
-    if problem.domain is None:
+    if problem.box is None:
         return truncated(problem)
-    return ~np.isfinite(np.asarray(problem.domain.bounds))
+    return ~np.isfinite(np.asarray(problem.box.bounds))
 
 
 def faces_of_domain(problem: ControlProblem, bounds: FloatArray) -> BoolArray:
     """(2, d): which faces of a box with these bounds (2, d) are finite ones of the domain."""
-    if problem.domain is None:
+    if problem.box is None:
         return np.zeros(bounds.shape, dtype=np.bool_)
-    gaps = np.abs(bounds - np.stack(problem.domain.bounds))
+    gaps = np.abs(bounds - np.stack(problem.box.bounds))
     return np.asarray(gaps <= _ON * (bounds[1] - bounds[0]))
 
 
 def check_faces(problem: ControlProblem, box: Box, kept: BoolArray) -> None:
     """DomainError unless a box has those faces (2, d) of problem.domain that are to be kept."""
-    domain = problem.domain
+    domain = problem.box
     if domain is None:
         return
     own, needed = np.stack(box.bounds), np.stack(domain.bounds)
@@ -53,6 +54,8 @@ def absorbed_nodes(problem: ControlProblem, basis: SpatialBasis) -> BoolArray:
     """(n,): which nodes lie on absorbing faces."""
     mask = np.zeros(len(basis.nodes), dtype=np.bool_)
     domain = problem.domain
+    if isinstance(domain, MeshDomain):
+        return domain.on("absorbing", basis.nodes)
     if domain is not None:
         for side, axis in np.argwhere(domain.where("absorbing")):
             mask |= on_face(basis, axis, domain.bounds[side][axis])
@@ -61,20 +64,16 @@ def absorbed_nodes(problem: ControlProblem, basis: SpatialBasis) -> BoolArray:
 
 def moved_to_faces(problem: ControlProblem, x: FloatArray) -> list[FloatArray]:
     """Points (n, d), moved to each absorbing face."""
-    found: list[FloatArray] = []
-    domain = problem.domain
-    if domain is not None:
-        for side, axis in np.argwhere(domain.where("absorbing")).tolist():
-            face = x.copy()
-            face[:, axis] = domain.bounds[side][axis]
-            found.append(face)
-    return found
+    return [] if problem.domain is None else problem.domain.on_absorbing(x)
 
 
 def check_reflection(problem: ControlProblem, basis: SpatialBasis) -> None:
     """The natural condition <Lambda grad f, n> = 0 is reflection along n only where Lambda n is parallel to n."""
     domain = problem.domain
     if domain is None or problem.dim == 1:
+        return
+    if isinstance(domain, MeshDomain):
+        _check_along_normals(problem, domain)
         return
     for side, axis in np.argwhere(domain.where("reflecting")).tolist():
         here = basis.nodes[on_face(basis, axis, domain.bounds[side][axis])]
@@ -88,6 +87,24 @@ def check_reflection(problem: ControlProblem, basis: SpatialBasis) -> None:
                 )
 
 
+def _check_along_normals(problem: ControlProblem, domain: MeshDomain) -> None:
+    """The same on the reflecting facets of a mesh, at their centres."""
+    if not domain.has("reflecting"):
+        return
+    x, normal = domain.normals("reflecting")
+    for t in (0.0, 0.5 * problem.horizon, problem.horizon):
+        pushed = np.einsum("nij,nj->ni", problem.Lambda(t, x), normal)
+        along = (pushed * normal).sum(axis=1)
+        aside = np.linalg.norm(pushed - along[:, None] * normal, axis=1)
+        if (aside > 1e-10 * along).any():
+            worst = int(np.argmax(aside / along))
+            raise DomainError(
+                "reflection along the normal n of a facet needs Lambda n parallel to n there, as multiples of the unit"
+                f" matrix are: at x={x[worst].tolist()}, t={t:g} it is not, and the weak form reflects along Lambda n"
+                " instead; change the coordinates, or let the process be stopped there"
+            )
+
+
 def face_values(basis: SpatialBasis, rows: FloatArray) -> FloatArray:
     """The largest |p| on each face (2, d) relative to the maximum of its time, of values (k, n) at the nodes."""
     sizes = np.abs(rows).max(axis=1)
@@ -97,3 +114,12 @@ def face_values(basis: SpatialBasis, rows: FloatArray) -> FloatArray:
             on = on_face(basis, k, corner[k])
             result[side, k] = (np.abs(rows[:, on]).max(axis=1, initial=0.0) / sizes).max()
     return result
+
+
+def truncated_values(problem: ControlProblem, basis: SpatialBasis, rows: FloatArray) -> float:
+    """The largest |p| on faces at which a basis ends and the process does not, relative to the maximum of its time."""
+    if isinstance(problem.domain, MeshDomain):
+        on = problem.domain.on("natural", basis.nodes)
+        return float((np.abs(rows[:, on]).max(axis=1, initial=0.0) / np.abs(rows).max(axis=1)).max())
+    cut = endless(problem) | ~faces_of_domain(problem, np.stack(basis.box.bounds))
+    return float(face_values(basis, rows)[cut].max(initial=0.0))

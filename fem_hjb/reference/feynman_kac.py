@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge
-from fem_hjb.problems.problem import ControlProblem, checked_call, require_problem
+from fem_hjb.problems.problem import ControlProblem, checked_call, require_box, require_problem
 from fem_hjb.reference.box_tolerance import solve_payoff
 from fem_hjb.reference.tolerance import checked_rtol
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
@@ -110,6 +110,7 @@ def feynman_kac(
     EllipticityError : Lambda is not positive definite somewhere in the box.
     """
     require_problem(problem, "feynman_kac")
+    require_box(problem, "feynman_kac")
     rtol, seed = checked_rtol(rtol), as_seed(rng)
     watch = until(checked_progress(progress), checked_seconds(max_seconds))
     if max_dofs is not None:

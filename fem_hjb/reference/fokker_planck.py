@@ -35,8 +35,9 @@ from fem_hjb.paths.extent import checked_box
 from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law, MarginalLaw, PointMass
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.faces import check_faces, check_reflection, endless, face_values, faces_of_domain
+from fem_hjb.reference.faces import check_faces, check_reflection, endless, truncated_values
 from fem_hjb.reference.fokker_planck_mesh import on_mesh
 from fem_hjb.reference.fokker_planck_panels import Forward
 from fem_hjb.reference.fokker_planck_start import Begin, March, accuracy_of, begin_of, breaks_of, steered
@@ -145,7 +146,8 @@ def solve(
     policy : pi, a callable (t, x (n, d)) -> (n, d), t a number: the law of the controlled process. It must be defined
         on all of the box: with the policy of a `Solution` give the box of that solution.
     basis : spectral elements. Or
-    mesh, element : a scikit-fem mesh or the path of a mesh file, and a continuous element. Or neither, then
+    mesh, element : a scikit-fem mesh or the path of a mesh file, and a continuous element; by default the mesh of a
+        `MeshDomain`. Or neither, then
     box : boxes that follow the law are cut into spectral elements, which are made smaller until they resolve the
         density to rtol. None is larger than this one, by default problem.domain or R^d; where the law is within it, the
         density at truncated faces stays below 1e-3 rtol.
@@ -206,6 +208,12 @@ def solve_watched(
     heard = steered(problem, policy, tell)
     # The laws before the first density are kept, and call the drift when nobody watches any more.
     bare = steered(problem, policy) if isinstance(problem.initial_law, PointMass) else heard
+    if isinstance(problem.domain, MeshDomain):
+        if not set(given) <= {"mesh"}:
+            raise DomainError(
+                f"the domain of {problem.name!r} is a mesh, on which densities are; leave out {given[0]}="
+            )
+        mesh = problem.domain.mesh if mesh is None else mesh
     if mesh is not None:
         on = spatial_basis(as_mesh(mesh, problem), element)
         check_continuous(on)
@@ -233,8 +241,8 @@ def _walls(problem: ControlProblem, box: Box | None) -> FloatArray:
     if box is not None:
         check_faces(problem, checked_box(problem, box), ~endless(problem))
         return np.stack(box.bounds)
-    if problem.domain is not None:
-        return np.stack(problem.domain.bounds)
+    if problem.box is not None:
+        return np.stack(problem.box.bounds)
     return np.array([[-np.inf], [np.inf]]) * np.ones(problem.dim)
 
 
@@ -259,8 +267,7 @@ def _solution(
             where = f"t={space.time.nodes[k]:.4g}, x={basis.nodes[rows[k].argmin()].tolist()}"
         low.append(float(relative[k]))
         negative, nodes = negative + int((rows < 0).sum()), nodes + rows.size
-        cut = endless(problem) | ~faces_of_domain(problem, np.stack(basis.box.bounds))
-        face = max(face, float(face_values(basis, rows)[cut].max(initial=0.0)))
+        face = max(face, truncated_values(problem, basis, rows))
         if isinstance(basis, SpectralBasis):
             values = (rows / sizes[:, None]).reshape(-1, *basis.shape)
             for k, line in enumerate(basis.lines):

@@ -157,7 +157,7 @@ class Forward:
 
     def _held(self, lines: Sequence[SpectralLine]) -> Any:
         """(2, d): the absorbing faces of the domain that the grid has."""
-        domain = self.problem.domain
+        domain = self.problem.box
         own = faces_of_domain(self.problem, np.array([line.bounds for line in lines]).T)
         return own & (domain.where("absorbing") if domain is not None else False)
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import DIMENSION, check_cells, mesh_kind
 from fem_hjb.problems.exit import ExitProblem
-from fem_hjb.problems.problem import ControlProblem, require_problem
+from fem_hjb.problems.problem import ControlProblem, require_box, require_problem
 from fem_hjb.reference.exit_equation import differences
 from fem_hjb.reference.faces import check_faces, faces_of_domain
 from fem_hjb.reference.ground_equation import Ground, GroundEquation
@@ -31,7 +32,6 @@ from fem_hjb.solutions.ground import GroundState
 from fem_hjb.solutions.steady import SteadyFunction
 from fem_hjb.spaces.basis import SpatialBasis, element_named
 from fem_hjb.spaces.mesh import MeshBasis
-from fem_hjb.spaces.meshes import DIMENSION, check_cells, mesh_kind
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray, flag, positive_integer, require
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
@@ -101,6 +101,7 @@ def ground_state(
         back), or none was found within max_seconds.
     """
     require_problem(problem, "ground_state")
+    require_box(problem, "ground_state")
     rtol, seconds = checked_rtol(rtol), checked_seconds(max_seconds)
     watch, started = until(checked_progress(progress), seconds), time.perf_counter()
     most = MAX_DOFS.get(problem.dim, 1) if max_dofs is None else positive_integer(max_dofs, "max_dofs", SpaceError)
@@ -162,6 +163,7 @@ def ground_state_on_mesh(
     Raises as `ground_state`, and DomainError or SpaceError for a mesh or an element that do not fit.
     """
     require_problem(problem, "ground_state_on_mesh")
+    require_box(problem, "ground_state_on_mesh, whose mesh is the domain,")
     seconds, refine = checked_seconds(max_seconds), flag(estimate, "estimate", ConvergenceError)
     watch, started = until(checked_progress(progress), seconds), time.perf_counter()
     kind = mesh_kind(mesh)
@@ -289,11 +291,11 @@ def _region(problem: ControlProblem, rest: ExitProblem, box: Box | None, rtol: f
         require(box, Box, "ground_state: box=", DomainError)
         if box.dim != problem.dim or not box.bounded:
             raise DomainError(f"box must be a bounded Box of dimension {problem.dim}, got {box}")
-        if problem.domain is not None:
-            check_faces(problem, box, problem.domain.where("reflecting"))
+        if problem.box is not None:
+            check_faces(problem, box, problem.box.where("reflecting"))
         return worded(problem, np.stack(box.bounds))
-    if problem.domain is not None and problem.domain.bounded:
-        return problem.domain
+    if problem.box is not None and problem.box.bounded:
+        return problem.box
     bounds = np.stack(truncation_box(problem).box.bounds)
     cells, degree = _PROBE[problem.dim]
     before = np.full((2, problem.dim), np.inf)
@@ -319,8 +321,8 @@ def _region(problem: ControlProblem, rest: ExitProblem, box: Box | None, rtol: f
 def worded(problem: ControlProblem, bounds: FloatArray) -> Box:
     """A box with these bounds (2, d), reflecting where the domain is and natural elsewhere."""
     kept = faces_of_domain(problem, bounds)
-    if problem.domain is not None:
-        kept = kept & problem.domain.where("reflecting")
+    if problem.box is not None:
+        kept = kept & problem.box.where("reflecting")
     words = [tuple("reflecting" if kept[side, axis] else "natural" for side in (0, 1)) for axis in range(problem.dim)]
     return Box(bounds[0], bounds[1], boundary=[(low, high) for low, high in words])
 

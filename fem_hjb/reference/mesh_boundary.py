@@ -34,7 +34,7 @@ def check_boundary(problem: ControlProblem, basis: SpatialBasis, boundary: Any) 
             " slopes too; use boundary='natural', or a continuous element such as 'P2' or 'Q2'"
         )
     domain = problem.domain
-    if domain is not None and callable(boundary) and not domain.where("natural").all():
+    if domain is not None and callable(boundary) and (domain.absorbing or domain.has("reflecting")):
         raise DomainError(
             "the process is reflected or stopped at faces of problem.domain, which says what holds there;"
             " use boundary='natural'"

@@ -24,7 +24,9 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from fem_hjb.paths.extent import checked_box, truncation_box
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import mesh_kind
 from fem_hjb.problems.laws import PointMass
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_backward import solve_on_basis
 from fem_hjb.reference.mesh_boundary import Boundary, check_boundary
@@ -36,7 +38,7 @@ from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import element_named
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.spaces.mesh_files import AnyMesh, as_mesh
-from fem_hjb.spaces.meshes import box_mesh, check_mesh, mesh_kind
+from fem_hjb.spaces.meshes import box_mesh, check_mesh
 from fem_hjb.support.checks import FloatArray, IntArray, Rng, as_seed, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.progress import (
@@ -89,8 +91,9 @@ def refine_on_mesh(
     Parameters
     ----------
     rtol : from 1e-10 to 0.1, what the estimated errors of value and policy, see `ErrorEstimate`, shall both be below.
-    mesh : the first mesh, of scikit-fem or the path of a file. Otherwise `box`, by default problem.domain or one that
-        paths hardly ever leave, is cut into `cells` per axis, by default 32, 16, 6 in one, two, three dimensions.
+    mesh : the first mesh, of scikit-fem or the path of a file, by default that of a `MeshDomain`. Otherwise `box`, by
+        default problem.domain or one that paths hardly ever leave, is cut into `cells` per axis, by default 32, 16, 6
+        in one, two, three dimensions.
     element : "P1" to "P4" (tetrahedra: "P1", "P2"), "P2" if not given.
     max_dofs : no mesh with more unknowns is solved on; the estimates take up to 8 times as many.
     boundary : as in `solve_on_mesh`.
@@ -344,6 +347,8 @@ def _first(
     row = element_named("P2" if element is None else element)
     if not set(row.kinds) & set(SIMPLICES) or row.smoothness:
         raise SpaceError(f"refinement in places needs one of the elements 'P1' to 'P4', got {row.name!r}")
+    if isinstance(problem.domain, MeshDomain):
+        mesh = problem.domain.mesh if mesh is None else mesh
     if mesh is not None:
         if cells is not None or box is not None:
             raise DomainError("give mesh, or cells and box, not both")

@@ -10,6 +10,8 @@ from typing import Any
 
 from fem_hjb.paths.extent import checked_box, truncation_box
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import mesh_kind
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.mesh_backward import solve_on_basis
 from fem_hjb.reference.mesh_boundary import Boundary, check_boundary
@@ -20,7 +22,7 @@ from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import ELEMENTS, SpatialBasis, element_named
 from fem_hjb.spaces.mesh_files import AnyMesh, as_mesh
-from fem_hjb.spaces.meshes import box_mesh, mesh_kind
+from fem_hjb.spaces.meshes import box_mesh
 from fem_hjb.spaces.space import spatial_basis
 from fem_hjb.stepping.adaptive import rtol_in_range
 from fem_hjb.support.checks import Rng, as_seed, positive_integer
@@ -60,7 +62,8 @@ def solve_on_mesh(
 
     Parameters
     ----------
-    mesh : a scikit-fem mesh, or the path of a mesh file. Otherwise a box is cut into cells:
+    mesh : a scikit-fem mesh, or the path of a mesh file; of a problem whose domain is a `MeshDomain` the mesh of that,
+        if none is given, or a refinement of it. Otherwise a box is cut into cells:
     box : a `Box`; by default problem.domain, cut where it is infinite, or one that paths hardly ever leave.
     cells : per axis of the box, one number or one for each; default 128, 64, 16 in one, two, three dimensions.
     element : a name in `ELEMENTS`, "P2" if not given on lines, triangles and tetrahedra, "Q2" on other meshes. Not a
@@ -182,10 +185,13 @@ def _basis(
         raise DomainError(
             f"meshes go up to dimension 3, the problem has dim={problem.dim}; learn its value from paths instead"
         )
+    if isinstance(problem.domain, MeshDomain):
+        mesh = problem.domain.mesh if mesh is None else mesh
     if mesh is not None:
         given = [name for name, value in (("cells", cells), ("box", box)) if value is not None]
         if given:
-            raise DomainError(f"give mesh, or cells and box, not both: got mesh and {' and '.join(given)}")
+            own = " (that of the domain)" if isinstance(problem.domain, MeshDomain) else ""
+            raise DomainError(f"give mesh, or cells and box, not both: got mesh{own} and {' and '.join(given)}")
         if element is not None:
             element_named(element)
         loaded = as_mesh(mesh, problem)

@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_tolerance import solve_to_tolerance
-from fem_hjb.reference.faces import truncated
 from fem_hjb.solutions.compare import overall_of
 from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.solutions.norms import law_points
@@ -26,7 +26,7 @@ _SHARE = 0.1  # of the tolerance, to which the spectral solution is made
 
 def ends_early(problem: ControlProblem) -> bool:
     """Whether a mesh has faces at which it ends and the process does not."""
-    return bool(truncated(problem).any())
+    return problem.domain is None or problem.domain.has("natural")
 
 
 def unended(problem: ControlProblem, rtol: float, progress: Progress = unheard, seed: int = 0) -> Solution | None:
@@ -36,7 +36,11 @@ def unended(problem: ControlProblem, rtol: float, progress: Progress = unheard, 
     Raises InfiniteValueError if the value is infinite, which no mesh would show.
     """
     domain = problem.domain
-    free = problem if domain is None else replace(problem, domain=_without_natural_faces(domain))
+    if isinstance(domain, MeshDomain) and (domain.absorbing or domain.has("reflecting")):
+        return None  # no box is beyond its natural facets
+    free = problem
+    if domain is not None:
+        free = replace(problem, domain=_without_natural_faces(domain) if isinstance(domain, Box) else None)
     try:
         return solve_to_tolerance(free, _SHARE * rtol, None, None, None, progress, seed)
     except InfiniteValueError:

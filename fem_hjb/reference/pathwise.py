@@ -111,7 +111,7 @@ class _Walk:
         """W - v_0(X_0) / alpha, (2, n): with long steps and with short ones; nan where the policy is not known."""
         problem, alpha, d = self.problem, self.problem.temperature, self.problem.dim
         x = problem.initial_law.sample(self.count, self.rng)
-        x = x if problem.domain is None else problem.domain.mirror(x)
+        x = x if problem.box is None else problem.box.mirror(x)
         start = self.solution.value(0.0, x, outside="nan", nonpositive="nan") / alpha
         self.size = float(np.nanmax(np.abs(start), initial=1e-300))
         found, places = np.tile(-start, (2, 1)), np.stack([x, x])
@@ -145,5 +145,5 @@ class _Walk:
         ahead = euler_step(problem, t, lengths, x, pi, noise.reshape(-1, d))
         self.energy += float(h[-1] * ahead.effort[-self.count :].mean())
         found += (problem.r(t, x) * lengths / problem.temperature - ahead.log_ratio).reshape(found.shape)
-        new = ahead.x if problem.domain is None else problem.domain.mirror(ahead.x)
+        new = ahead.x if problem.box is None else problem.box.mirror(ahead.x)
         places[:] = new.reshape(places.shape)

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from fem_hjb.problems.blocks import alike, independent_blocks, restrict
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, require_box
 from fem_hjb.reference.box_tolerance import solve_to_tolerance
 from fem_hjb.reference.pathwise import along_paths
 from fem_hjb.reference.residual import residual_checks
@@ -104,6 +104,7 @@ def solve(
     if form is not None:
         one_of(form, "form", ("linear", "value"), ConvergenceError)
     started = time.perf_counter()
+    require_box(problem, "solve")
     blocks = [tuple(range(problem.dim))] if box is not None else independent_blocks(problem)
     largest = max(map(len, blocks))
     if largest > 3:

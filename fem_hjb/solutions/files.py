@@ -13,6 +13,7 @@ import numpy as np
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.stored import PATHS_KIND
 from fem_hjb.problems.blocks import restrict
+from fem_hjb.problems.cells import KINDS
 from fem_hjb.problems.fingerprint import differences, fingerprint
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
 from fem_hjb.problems.problem import ControlProblem, require_problem
@@ -21,7 +22,6 @@ from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.basis import SpatialBasis
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.mesh import MeshBasis
-from fem_hjb.spaces.meshes import KINDS
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine

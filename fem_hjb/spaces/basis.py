@@ -14,8 +14,8 @@ import skfem
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import DIMENSION
 from fem_hjb.spaces.axes import tensor_points
-from fem_hjb.spaces.meshes import DIMENSION
 from fem_hjb.support.checks import FloatArray, IntArray, real_array
 from fem_hjb.support.errors import SpaceError
 from fem_hjb.support.objects import Plain, brief, short_repr

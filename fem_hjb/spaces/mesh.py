@@ -13,7 +13,9 @@ from scipy.special import roots_jacobi
 from skfem.quadrature import get_quadrature
 
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import DIMENSION, KINDS, mesh_kind
 from fem_hjb.problems.laws import tensor_rule
+from fem_hjb.problems.locate import CellLocator
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.basis import (
     ELEMENTS,
@@ -27,8 +29,6 @@ from fem_hjb.spaces.basis import (
     nodal_values,
 )
 from fem_hjb.spaces.line import unit_gauss
-from fem_hjb.spaces.locate import CellLocator
-from fem_hjb.spaces.meshes import DIMENSION, KINDS, mesh_kind
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError, DomainError, SpaceError
 

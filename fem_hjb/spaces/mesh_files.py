@@ -4,7 +4,6 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -14,23 +13,18 @@ from xml.etree.ElementTree import ParseError
 import meshio
 import numpy as np
 import skfem
+from skfem.io import json
 
+from fem_hjb.problems.cells import DIMENSION, KINDS, SAME_POINT, check_cells, mesh_kind
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.spaces.meshes import DIMENSION, KINDS, SAME_POINT, check_cells, check_mesh
-from fem_hjb.support.checks import IntArray, positive_integer
+from fem_hjb.spaces.mesh_cells import FACETS, FROM_MESHIO, top_cells
+from fem_hjb.spaces.mesh_names import with_names
+from fem_hjb.spaces.meshes import check_mesh
+from fem_hjb.support.checks import FloatArray, IntArray, flag, positive_integer
 from fem_hjb.support.errors import DomainError
 from fem_hjb.support.files import as_path
 
 AnyMesh = skfem.Mesh | str | os.PathLike[str]  # a mesh, or the path of a file with one
-
-# meshio's names, and its vertices (VTK's order) in scikit-fem's order.
-FROM_MESHIO = {
-    "line": ("line", [0, 1]),
-    "triangle": ("tri", [0, 1, 2]),
-    "quad": ("quad", [0, 1, 2, 3]),
-    "tetra": ("tet", [0, 1, 2, 3]),
-    "hexahedron": ("hex", [6, 2, 5, 7, 1, 3, 4, 0]),
-}
 
 _UNREADABLE = (  # what meshio's readers are seen to raise on files that are not what they should be
     *(
@@ -57,48 +51,99 @@ def as_mesh(mesh: Any, problem: ControlProblem) -> skfem.Mesh:
     return mesh
 
 
-def load_mesh(path: str | os.PathLike[str], dim: int) -> skfem.Mesh:
-    """The mesh of dimension `dim` in any file that meshio reads (gmsh .msh, VTK .vtu or .vtk, Abaqus .inp, ...).
+def load_mesh(
+    path: str | os.PathLike[str], dim: int | None = None, *, simplices: bool = False, straight: bool = False
+) -> skfem.Mesh:
+    """The mesh in any file that meshio reads (gmsh .msh, VTK .vtu or .vtk, Abaqus .inp, ...), or skfem.io.json writes.
 
-    Lines (dim 1), triangles or quadrilaterals (dim 2), tetrahedra or hexahedra (dim 3), one kind per file; cells of
-    lower dimension, which mesh generators write for boundaries, are left out, and vertices that only they use with
-    them. Coordinates beyond `dim` must be constant and are dropped. Cells may be numbered clockwise or anticlockwise:
-    what is refused is a cell that is degenerate, twisted, or folded over its neighbour.
+    Lines in one dimension, triangles or quadrilaterals in two, tetrahedra or hexahedra in three, one kind per file.
+    Cells of lower dimension, which mesh generators write for boundaries, are left out, and vertices that only they use
+    with them. Coordinates beyond the dimension must be constant and are dropped. Cells may be numbered clockwise or
+    anticlockwise: what is refused is a cell that is degenerate, twisted, or folded over its neighbour.
+
+    Parts of the boundary that have names in the file are `mesh.boundaries`, name -> facets, and parts of the domain
+    `mesh.subdomains`, name -> cells, as in scikit-fem: physical groups of gmsh, cell sets of meshio, references of
+    Medit, and what scikit-fem saves. A group with a number and no name is called by its number, "7". Where a file gives
+    a cell several groups, or lists a set in several sections, meshio may read but one of them: look at what came.
+
+    Parameters
+    ----------
+    dim : the dimension of the mesh; by default the highest of the cells in the file.
+    simplices : cut each quadrilateral into two triangles along its shorter diagonal, and so make one kind of a file
+        that has both.
+    straight : take cells of second order (triangle6, tetra10, quad8, ...) by their corners alone. Where their edges are
+        straight anyway this is done without asking; where they are curved it moves the boundary.
 
     Raises
     ------
-    DomainError : there is no such file, meshio cannot read it, or what it holds is not such a mesh.
+    DomainError : there is no such file, meshio cannot read it, or what it holds is not such a mesh; a name is given to
+        what is no facet of a cell.
     """
     file = as_path(path, DomainError)
-    positive_integer(dim, "dim", DomainError)
+    wanted = None if dim is None else positive_integer(dim, "dim", DomainError)
+    simplices = flag(simplices, "load_mesh: simplices", DomainError)
+    straight = flag(straight, "load_mesh: straight", DomainError)
     if not file.is_file():
         raise DomainError(f"cannot read a mesh from {file}: there is no such file")
-    raw = _read(file)
-    kind, cells = _top_cells(raw.cells, dim, f"the mesh file {file}")
+    where = f"the mesh file {file}"
+    raw = _of_json(file) if file.suffix.lower() == ".json" else _read(file)
+    kind, cells, parents = top_cells(raw, wanted, simplices, straight, where)
+    used, t = np.unique(cells, return_inverse=True)
     points = np.asarray(raw.points, dtype=np.float64)
+    _check_vertices(raw, points, cells, where)
+    x, d = points[used], DIMENSION[kind]
+    spread = np.ptp(x, axis=0)
+    if x.shape[1] < d or (spread[d:] > SAME_POINT * spread.max()).any():
+        raise DomainError(
+            f"{where} holds a mesh of {kind} cells whose vertices have coordinates of ranges "
+            f"{spread.tolist()}; a mesh for dim={d} must vary in the first {d} of them only"
+        )
+    p, t = np.ascontiguousarray(x[:, :d].T), np.ascontiguousarray(t.reshape(cells.shape).T)
+    check_cells(p, t, kind, where)
+    return with_names(KINDS[kind](p, t), raw, used, parents, where)
+
+
+def _check_vertices(raw: meshio.Mesh, points: FloatArray, cells: IntArray, where: str) -> None:
+    """DomainError for cells of vertices that do not exist, and for vertices of no cell."""
     if cells.min() < 0 or cells.max() >= len(points):
         raise DomainError(
-            f"the mesh file {file} is damaged: its cells refer to vertices {cells.min()} to {cells.max()}, it has "
-            f"{len(points)}"
+            f"{where} is damaged: its cells refer to vertices {cells.min()} to {cells.max()}, it has {len(points)}"
         )
-    named = np.unique(np.concatenate([np.ravel(block.data) for block in raw.cells]))
-    if named.size < len(points):
-        first = np.setdiff1d(np.arange(len(points)), named)[0]
+    every = np.unique(np.concatenate([np.ravel(block.data) for block in raw.cells]))
+    if every.size < len(points):
+        first = np.setdiff1d(np.arange(len(points)), every)[0]
         raise DomainError(
-            f"the mesh file {file} has {len(points) - named.size} vertices that belong to no cell of any kind, the "
+            f"{where} has {len(points) - every.size} vertices that belong to no cell of any kind, the "
             f"first is number {first}; remove them, or find the cells that are missing"
         )
-    used, t = np.unique(cells, return_inverse=True)
-    x = points[used]
-    spread = np.ptp(x, axis=0)
-    if x.shape[1] < dim or (spread[dim:] > SAME_POINT * spread.max()).any():
+
+
+def _of_json(file: Path) -> meshio.Mesh:
+    """A mesh that scikit-fem has saved as JSON, its facets with names as cells of one dimension less."""
+    try:
+        mesh = json.from_file(file)
+        names = [mesh.boundaries or {}, mesh.subdomains or {}]
+        held = [{name: np.asarray(part, dtype=np.int64) for name, part in parts.items()} for parts in names]
+        facets = mesh.facets.T
+        where = {name: np.unique(facets[part], axis=0) for name, part in held[0].items()}
+        inside = {name: np.isin(np.arange(mesh.t.shape[1]), part) for name, part in held[1].items()}
+    except (*_UNREADABLE, NotImplementedError) as cause:
         raise DomainError(
-            f"the mesh file {file} holds a mesh of {kind} cells whose vertices have coordinates of ranges "
-            f"{spread.tolist()}; a mesh for dim={dim} must vary in the first {dim} of them only"
-        )
-    p, t = np.ascontiguousarray(x[:, :dim].T), np.ascontiguousarray(t.reshape(cells.shape).T)
-    check_cells(p, t, kind, f"the mesh file {file}")
-    return KINDS[kind](p, t)
+            f"cannot read a mesh from {file}: it is not JSON as skfem.io.json writes it"
+            f" ({type(cause).__name__}: {cause})"
+        ) from cause
+    kind = mesh_kind(mesh)
+    top, order = next((name, order) for name, (of, order) in FROM_MESHIO.items() if of == kind)
+    theirs = np.argsort(order)
+    blocks = [(top, mesh.t.T[:, theirs])]
+    blocks += [(FACETS[kind], part) for part in where.values()]
+    sets = {name: [np.flatnonzero(inside[name]) if name in inside else None] for name in {*where, *inside}}
+    for name in where:
+        for other, parts in sets.items():
+            parts.append(np.arange(len(where[name])) if other == name else None)
+    result = meshio.Mesh(mesh.p.T, blocks)
+    result.cell_sets = sets
+    return result
 
 
 def _read(file: Path) -> meshio.Mesh:
@@ -117,31 +162,3 @@ def _read(file: Path) -> meshio.Mesh:
     if "not closed" in said.getvalue():
         raise DomainError(f"cannot read a mesh from {file}: it is cut off ({' '.join(said.getvalue().split())})")
     return raw
-
-
-def _top_cells(blocks: Sequence[meshio.CellBlock], dim: int, where: str) -> tuple[str, IntArray]:
-    """The kind and the cells (nc, nl), in scikit-fem's order of vertices, of dimension `dim` in meshio's blocks."""
-    counts: dict[str, int] = {}
-    for block in blocks:
-        counts[block.type] = counts.get(block.type, 0) + len(block.data)
-    found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no cells"
-    top = max((block.dim for block in blocks if len(block.data)), default=0)
-    expected = " or ".join(name for name, (kind, _) in FROM_MESHIO.items() if DIMENSION[kind] == dim)
-    if not expected:
-        raise DomainError(f"meshes go up to dimension 3, got dim={dim!r}")
-    if top != dim:
-        raise DomainError(f"{where} holds {found}, a mesh of dimension {top}; dim={dim} needs cells of kind {expected}")
-    names = sorted({block.type for block in blocks if block.dim == dim and len(block.data)})
-    if len(names) > 1:
-        raise DomainError(
-            f"{where} mixes kinds of cells, it holds {found}; expected only {expected}, one kind in a file"
-        )
-    if names[0] not in FROM_MESHIO:
-        raise DomainError(
-            f"{where} holds {found}; expected straight-edged cells of kind {expected}: mesh the domain again at order 1"
-        )
-    kind, order = FROM_MESHIO[names[0]]
-    data = [np.asarray(block.data, dtype=np.int64) for block in blocks if block.type == names[0] and len(block.data)]
-    if any(cells.ndim != 2 or cells.shape[1] != len(order) for cells in data):
-        raise DomainError(f"{where} is damaged: a {names[0]} has {len(order)} vertices, got {[c.shape for c in data]}")
-    return kind, np.concatenate(data)[:, order]

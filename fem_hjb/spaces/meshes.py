@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import skfem
 from numpy.typing import ArrayLike
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
-from fem_hjb.problems.box import Box
+from fem_hjb.problems.box import FACES, Box
+from fem_hjb.problems.cells import DIMENSION, KINDS, mesh_kind, sound_mesh
+from fem_hjb.problems.locate import REFERENCE_CORNERS, corner_jacobians
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.spaces.locate import REFERENCE_CORNERS, CellLocator, corner_jacobians
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, IntArray, array_length, one_of, require
 from fem_hjb.support.errors import DomainError
@@ -23,25 +21,6 @@ from fem_hjb.support.memory import require_room
 
 Grading = Callable[[FloatArray], ArrayLike]
 
-KINDS = {
-    "line": skfem.MeshLine1,
-    "tri": skfem.MeshTri1,
-    "quad": skfem.MeshQuad1,
-    "tet": skfem.MeshTet1,
-    "hex": skfem.MeshHex1,
-}
-DIMENSION = {kind: int(corners.shape[1]) for kind, corners in REFERENCE_CORNERS.items()}
-
-# Corners of a cell's facets, in scikit-fem's order of the cell's vertices, going round the facet.
-_FACETS = {
-    "line": [[0], [1]],
-    "tri": [[0, 1], [1, 2], [2, 0]],
-    "quad": [[0, 1], [1, 2], [2, 3], [3, 0]],
-    "tet": [[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]],
-    "hex": [[7, 5, 3, 6], [4, 1, 0, 2], [7, 4, 2, 6], [5, 1, 0, 3], [7, 4, 1, 5], [6, 2, 0, 3]],
-}
-_FLAT = 1e-10  # of the product of the edges at a corner: a smaller volume there makes a cell degenerate
-SAME_POINT = 1e-12  # of the mesh's diameter
 _UNCOVERED = 0.01  # the fraction of the initial law that a mesh may leave out
 _COVERAGE_SAMPLES = 4096
 
@@ -116,49 +95,24 @@ def _graded(cells: int, grading: Grading | None, axis: int) -> FloatArray:
     return graded
 
 
-def mesh_kind(mesh: Any) -> str:
-    """ "line", "tri", "quad", "tet" or "hex" for a scikit-fem mesh of straight-edged cells, else DomainError."""
-    for kind, cls in KINDS.items():
-        if type(mesh) is cls:
-            return kind
-    expected = ", ".join(cls.__name__ for cls in KINDS.values())
-    if isinstance(mesh, skfem.Mesh):
-        raise DomainError(
-            f"meshes must have straight-edged cells of one kind ({expected}), got {type(mesh).__name__}; take its "
-            "vertices and cells only, for example MeshTri1(mesh.p[:, :n], mesh.t), or mesh the domain again at order 1"
-        )
-    raise DomainError(f"expected a scikit-fem mesh ({expected}) or the path of a mesh file, got {type(mesh).__name__}")
-
-
 def check_mesh(mesh: skfem.Mesh, problem: ControlProblem) -> None:
     """Nothing if the problem can be solved on this scikit-fem mesh, else a DomainError that says why not.
 
     Checked are the kind and dimension of the cells; vertices that belong to no cell, or coincide; cells that are
     degenerate, twisted, folded over a neighbour or overlapping, and pieces that do not hang together; that no more than
     1 per cent of the initial law (of 4096 samples; nothing of a point mass) lies outside; and, for a process with a
-    domain, that the mesh fills this box (cut anywhere where it is infinite).
+    domain, that the mesh fills this box (cut anywhere where it is infinite) or covers what the domain's own mesh does.
     """
     kind = mesh_kind(mesh)
     if DIMENSION[kind] != problem.dim:
         raise DomainError(
             f"the mesh ({type(mesh).__name__}) is of dimension {DIMENSION[kind]}, the problem has dim={problem.dim}"
         )
-    p, t = np.asarray(mesh.p, dtype=np.float64), np.asarray(mesh.t, dtype=np.int64)
-    unused = np.setdiff1d(np.arange(p.shape[1]), t)
-    if unused.size:
-        raise DomainError(
-            f"{unused.size} vertices of the mesh belong to no cell, the first is number {unused[0]}; remove them with "
-            "mesh.remove_unused_nodes()"
-        )
-    boundary = check_cells(p, t, kind, "the mesh")
-    locator = CellLocator(p, t, kind)
-    centroids = p[:, t].mean(axis=1).T
-    hidden = np.flatnonzero(locator(centroids)[0] != np.arange(t.shape[1]))
-    if hidden.size:
-        raise DomainError(
-            f"{hidden.size} cells of the mesh overlap others, the first is {hidden[0]}; mesh the domain again"
-        )
-    if problem.domain is not None:
+    p = np.asarray(mesh.p, dtype=np.float64)
+    boundary, locator = sound_mesh(mesh, "the mesh")
+    if isinstance(problem.domain, MeshDomain):
+        _check_covers(mesh, boundary, problem.domain)
+    elif problem.domain is not None:
         _check_fills(p, boundary, problem.domain)
     samples = problem.initial_law.sample(_COVERAGE_SAMPLES, np.random.default_rng(0))
     outside = float((locator(samples)[0] < 0).mean())
@@ -186,81 +140,29 @@ def _check_fills(p: FloatArray, boundary: IntArray, domain: Box) -> None:
         )
 
 
-def check_cells(p: FloatArray, t: IntArray, kind: str, where: str) -> IntArray:
-    """The vertices (k, nf) of the boundary facets; DomainError unless the cells tile a connected domain."""
-    x = p.T[t]  # (nl, nc, d)
-    if not np.isfinite(x).all():
-        raise DomainError(f"{where} has vertices that are not finite")
-    jacobians = corner_jacobians(p, t, kind)
-    volume = np.linalg.det(jacobians)
-    flat = (abs(volume) <= _FLAT * np.linalg.norm(jacobians, axis=-2).prod(axis=-1)).any(axis=0)
-    _refuse(flat, where, "are degenerate (their volume is 0 to rounding)")
-    _refuse((volume > 0).any(axis=0) & (volume < 0).any(axis=0), where, "are twisted or not convex")
-    diameter = float(np.linalg.norm(np.ptp(p, axis=1)))
-    twins = cKDTree(p.T).query_pairs(SAME_POINT * diameter, output_type="ndarray")
-    if len(twins):
+def _check_covers(mesh: skfem.Mesh, boundary: IntArray, domain: MeshDomain) -> None:
+    """A mesh as large as the domain's, whose boundary facets lie in that one's boundary, covers the same."""
+    if mesh is domain.mesh:
+        return
+    p = np.asarray(mesh.p, dtype=np.float64)
+    corners = p.T[boundary]
+    points = np.concatenate([*corners, corners.mean(axis=0)])
+    near = np.min([domain.distance(word, points) for word in FACES], axis=0)
+    sizes = [_volume(of) for of in (mesh, domain.mesh)]
+    off = near > 1e-8 * domain.diameter
+    if off.any() or abs(sizes[0] - sizes[1]) > 1e-8 * sizes[1]:
         raise DomainError(
-            f"{where} has {len(twins)} pairs of vertices at the same place, the first are {twins[0].tolist()}, so that "
-            "cells touch without sharing vertices; merge them (in gmsh: removeDuplicateNodes)"
+            f"the process lives in {domain.place}, so the mesh must cover the same, but its volume is {sizes[0]:.6g}"
+            f" and not {sizes[1]:.6g}, and {int(off.sum())} points of its boundary lie elsewhere; leave out mesh=, or"
+            " refine the domain's own mesh"
         )
-    return _check_facets(p, t, kind, where)
 
 
-def _check_facets(p: FloatArray, t: IntArray, kind: str, where: str) -> IntArray:
-    """The vertices (k, nf) of the boundary facets; DomainError unless the others join two cells, one on either side.
-
-    Unlike the sign of the Jacobian, the sides do not depend on the order in which a cell lists its vertices, which mesh
-    generators are free to choose and scikit-fem sorts.
-    """
-    facets = np.array(_FACETS[kind]).T
-    n_facets, n_cells = facets.shape[1], t.shape[1]
-    corner = t[facets].reshape(len(facets), -1)  # facet j of cell c is number j * n_cells + c
-    key = np.sort(corner, axis=0)
-    order = np.lexsort(key)
-    new = np.concatenate([[True], (np.diff(key[:, order], axis=1) != 0).any(axis=0)])
-    start = np.flatnonzero(new)
-    count = np.diff(start, append=order.size)
-    owner = np.tile(np.arange(n_cells), n_facets)
-    if count.max() > 2:
-        some = owner[order[start[count.argmax()] + np.arange(3)]]
-        raise DomainError(f"{where} has cells that overlap: a facet is shared by cells {some.tolist()} and maybe more")
-    one, two = order[start[count == 2]], order[start[count == 2] + 1]
-    middle, normal = _facet_geometry(p.T[corner[:, one]])
-    centroid = p.T[t].mean(axis=0)
-    sides = [((centroid[owner[side]] - middle) * normal).sum(axis=-1) for side in (one, two)]
-    folded = sides[0] * sides[1] >= 0
-    if folded.any():
-        first = int(np.argmax(folded))
-        raise DomainError(
-            f"{where} has {int(folded.sum())} pairs of cells that lie on the same side of the facet they share, the "
-            f"first are {[int(owner[one[first]]), int(owner[two[first]])]}: one of the two is inverted; mesh the "
-            "domain again"
-        )
-    links = coo_array((np.ones(one.size), (owner[one], owner[two])), shape=(n_cells, n_cells))
-    pieces, piece = connected_components(links, directed=False)
-    if pieces > 1:
-        raise DomainError(
-            f"{where} falls into {pieces} pieces that share no facets, of {np.bincount(piece)[:5].tolist()} cells"
-            f"{' and so on' if pieces > 5 else ''}; the domain must be connected"
-        )
-    boundary: IntArray = corner[:, order[start[count == 1]]]
-    return boundary
-
-
-def _facet_geometry(x: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Centres and normals, each (m, d), of facets with corners x (k, m, d) in going round."""
-    corners, m, d = x.shape
-    if d == 1:
-        normal = np.ones((m, 1))
-    elif d == 2:
-        normal = (x[1] - x[0])[:, ::-1] * [1.0, -1.0]
-    else:
-        normal = np.cross(x[2] - x[0], x[3] - x[1]) if corners == 4 else np.cross(x[1] - x[0], x[2] - x[0])
-    return x.mean(axis=0), normal
-
-
-def _refuse(bad: np.ndarray[Any, np.dtype[np.bool_]], where: str, why: str) -> None:
-    if bad.any():
-        raise DomainError(
-            f"{where} has {int(bad.sum())} of {bad.size} cells that {why}, the first is {int(np.argmax(bad))}"
-        )
+def _volume(mesh: skfem.Mesh) -> float:
+    """The volume of the cells, by two Gauss points per axis where Jacobians vary, which is exact."""
+    jacobians, d = corner_jacobians(np.asarray(mesh.p), np.asarray(mesh.t), mesh_kind(mesh)), mesh.p.shape[0]
+    if len(jacobians) == 1:
+        return float(np.abs(np.linalg.det(jacobians)).sum()) / math.factorial(d)
+    at = REFERENCE_CORNERS[mesh_kind(mesh)][:, None] == REFERENCE_CORNERS[mesh_kind(mesh)]
+    weights = np.where(at, (1 + 3**-0.5) / 2, (1 - 3**-0.5) / 2).prod(axis=2)  # Jacobians are interpolated from corners
+    return float(np.abs(np.linalg.det(np.einsum("qi,icjk->qcjk", weights, jacobians))).mean(axis=0).sum())

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fem_hjb.paths.extent import checked_box, truncation_box
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.spaces.basis import ELEMENTS, CellRule, Element, SpatialBasis, Tables, element_named
 from fem_hjb.spaces.line import LineBasis, time_kind
@@ -157,7 +158,7 @@ class Space:
 
     Parameters
     ----------
-    problem : gives dimension, horizon and, unless `box` or `mesh` does, the domain.
+    problem : gives dimension, horizon and, unless `box` or `mesh` does, the domain, or the mesh of a `MeshDomain`.
     cells : per axis of the box, one number or a tuple; 16 if not given.
     time_cells : equal cells on [0, T].
     time_degree : 1, 2 or 3; with time_smooth 2, 3 or 4.
@@ -197,9 +198,11 @@ class Space:
         count = array_length(time_cells, "time_cells", SpaceError)
         time = LineBasis.uniform(problem.horizon, count, time_kind(time_degree, time_smooth))
         excluded = None
+        if mesh is None and isinstance(problem.domain, MeshDomain):
+            mesh = problem.domain.mesh
         if mesh is not None:
             if box is not None or cells is not None:
-                raise SpaceError("give either mesh= or box= and cells=, not both")
+                raise SpaceError("give either mesh=, which a MeshDomain has already, or box= and cells=, not both")
             mesh = as_mesh(mesh, problem)
         else:
             counts = 16 if cells is None else cells
@@ -211,7 +214,7 @@ class Space:
                 box = truncation.box
                 excluded = truncation.excluded_mass if truncation.samples else None
             checked_box(problem, box)
-            domain = problem.domain
+            domain = problem.box
             if domain is not None and domain.bounded and not np.array_equal(box.bounds, domain.bounds):
                 raise DomainError(
                     f"the process of {problem.name!r} is reflected in its own box, with corners"
@@ -219,7 +222,7 @@ class Space:
                     f" {np.asarray(box.bounds).tolist()}; leave out box="
                 )
             mesh = box_mesh(box, counts, kind)
-        flat = problem.domain is not None and bool(problem.domain.where("reflecting").all())
+        flat = isinstance(problem.domain, Box) and bool(problem.domain.where("reflecting").all())
         self._set(time, spatial_basis(mesh, row.name, flat=flat), excluded)
 
     @classmethod

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse.linalg import splu
 
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import mesh_kind
 from fem_hjb.problems.laws import tensor_rule
 from fem_hjb.spaces.axes import solve_axes, tensor_points
 from fem_hjb.spaces.basis import (
@@ -23,7 +24,6 @@ from fem_hjb.spaces.basis import (
     nodal_values,
 )
 from fem_hjb.spaces.line import LineBasis, row_products, unit_gauss
-from fem_hjb.spaces.meshes import mesh_kind
 from fem_hjb.support.checks import FloatArray, IntArray, flag, one_of
 from fem_hjb.support.errors import SpaceError
 from fem_hjb.support.memory import require_room

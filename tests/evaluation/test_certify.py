@@ -356,7 +356,7 @@ REFUSED: dict[str, tuple[type[Exception], Callable[..., Any]]] = {
         lambda k: certify(LINE, None, **k | {"x0": [0.0, 1.0]}),
     ),
     "x0 must be finite": (DomainError, lambda k: certify(LINE, None, **k | {"x0": [np.nan]})),
-    r"x0 must lie inside the domain, \[0.0\] to \[1.0\].* got \[1.5\]": (
+    r"x0 must lie inside the domain, the box \[0.0\] to \[1.0\].* got \[1.5\]": (
         DomainError,
         lambda k: certify(UPPER, None, **k | {"x0": [1.5]}),
     ),

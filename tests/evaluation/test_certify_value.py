@@ -8,10 +8,11 @@ import pytest
 from scipy.special import ndtr
 
 import fem_hjb as fh
-from fem_hjb.evaluation import residual_score, weighted_walk
+from fem_hjb.evaluation import residual_score
 from fem_hjb.evaluation.certify import certify
 from fem_hjb.evaluation.residual_score import Residual
 from fem_hjb.experiments.trial import fitted_slope
+from fem_hjb.paths import walls
 from fem_hjb.problems.manufactured import manufactured
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import DomainError, MeasureError, ProblemError
@@ -305,8 +306,8 @@ def test_bridges_stop_brownian_motion_exactly_and_ends_alone_by_order_a_half(
         domain=fh.Box([0.0], [np.inf], boundary=[("absorbing", "natural")]),
     )
     if not bridge:
-        whole = weighted_walk.stop_at_faces
-        monkeypatch.setattr(weighted_walk, "stop_at_faces", lambda domain, var, *a: whole(domain, 1e-12 * var, *a))
+        whole = walls.stop_at_faces
+        monkeypatch.setattr(walls, "stop_at_faces", lambda domain, var, *a: whole(domain, 1e-12 * var, *a))
     steps = [4, 16, 64, 256]
     found = [certify(problem, None, n=40_000, steps=count, rng=2).chain for count in steps]
     rewards = [bounds.reward for bounds in found if bounds is not None]

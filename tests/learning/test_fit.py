@@ -333,10 +333,10 @@ TWO = fh.zoo.get("lq", dim=2)
             "leave the set empty",
             lambda: learn(terminal="interpolated", constraint=fh.Bounds(0.5, 0.6)),
         ),
-        (MeasureError, "space must be one of 'auto', got 'best'", lambda: fh.fit(LQ, PATHS, "best")),
+        (MeasureError, "space must be one of 'auto', 'dictionary', got 'best'", lambda: fh.fit(LQ, PATHS, "best")),
         (
             MeasureError,
-            r"cross-validation \(space='auto'\) needs trajectories.*got Measure",
+            r"space='auto' needs trajectories.*got Measure",
             lambda: fh.fit(LQ, fh.law_measure(LQ, SPACE), "auto"),
         ),
         (

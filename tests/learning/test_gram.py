@@ -12,6 +12,7 @@ from fem_hjb.learning.gram import cell_sums, gram_sums, pair_sums
 from fem_hjb.learning.moments import legendre_table, tensor_axes, tensor_sums
 from fem_hjb.learning.samples import Located, operator_rows
 from fem_hjb.learning.scatter import Scatter
+from fem_hjb.learning.simplices import on_simplices, simplex_sums
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.spaces.features import HermiteCross, RandomFourier
@@ -19,7 +20,7 @@ from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.meshes import box_mesh
 from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.spaces.tensor import HermiteBasis, SplineBasis
-from fem_hjb.support.errors import MeasureError
+from fem_hjb.support.errors import MeasureError, SpaceError
 
 TOLERANCE = 1e-12
 
@@ -65,11 +66,14 @@ MESHES = {
     "P3 on triangles": lambda: mesh_space("tri", "P3", 3),
     "Q2 on squares": lambda: mesh_space("quad", "Q2", 3, "P3"),
     "P1 on tetrahedra": lambda: mesh_space("tet", "P1", 2),
+    "P2 on tetrahedra": lambda: mesh_space("tet", "P2", 1),
 }
 DICTIONARIES = {
     "waves, 2-D": lambda: dictionary_space(lambda law: RandomFourier(law, 9, scale=1.0, rng=0)),
     "polynomials, 2-D": lambda: dictionary_space(lambda law: HermiteCross(law, 3)),
 }
+SIMPLICES = [name for name in MESHES if name != "Q2 on squares"]
+ENGINE = {**dict.fromkeys(TENSOR, tensor_sums), **dict.fromkeys(SIMPLICES, simplex_sums)}
 SPACES = TENSOR | MESHES | DICTIONARIES
 SMALL = ["hermite x P2, 1-D", "flat B3 x P2, 1-D", "B3 x B3, 2-D", "P3 on triangles"]
 
@@ -174,7 +178,7 @@ def summed(engine, space, t, x, weights, products, loads=()):
 def test_sums_are_products_of_design_matrices(name):
     space = SPACES[name]()
     t, x, weights, products, loads = random_case(space, 300 if space.local_size < 100 else 120)
-    engines = [tensor_sums, cell_sums] if name in TENSOR else [cell_sums]
+    engines = [ENGINE[name], cell_sums] if name in ENGINE else [cell_sums]
     chosen = summed(gram_sums, space, t, x, weights, products, loads)
     assert type(chosen) is type(summed(engines[0], space, t, x, weights, products, loads))
     for engine in engines:
@@ -199,12 +203,12 @@ def test_rows_of_an_operator_at_points(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("engine", [tensor_sums, cell_sums])
+@pytest.mark.parametrize("engine", [tensor_sums, simplex_sums, cell_sums])
 def test_each_coefficient_of_an_operator_matters_for_tests_and_for_trials(name, engine):
     """One at a time, against an operator with all of them; constant coefficients like equal ones at all points."""
     space = SPACES[name]()
-    if engine is tensor_sums and name in MESHES:
-        with pytest.raises(MeasureError, match="is no tensor product of piecewise polynomials"):
+    if engine not in (ENGINE[name], cell_sums):
+        with pytest.raises(MeasureError, match=r"no tensor product of|no Lagrange elements on simplices"):
             engine(space, None, None, None)
         return
     m, rng = 80, np.random.default_rng(2)
@@ -253,8 +257,7 @@ def test_zeros_in_constant_coefficients_change_nothing(name):
 
 
 ENGINES = [
-    *((name, engine) for name in SMALL if name in TENSOR for engine in (tensor_sums, cell_sums)),
-    (SMALL[-1], cell_sums),
+    *((name, engine) for name in SMALL for engine in (ENGINE[name], cell_sums)),
 ]
 
 
@@ -332,6 +335,15 @@ def test_which_spaces_are_tensor_products():
         assert (axes is not None) == (name in TENSOR)
         if axes is not None:
             assert axes == (space.time, *space.spatial.axes)
+        assert on_simplices(space) == (name in SIMPLICES)
+
+
+def test_second_derivatives_of_lagrange_elements_are_refused():
+    space = SPACES["P3 on triangles"]()
+    t, x = points(space, 10, np.random.default_rng(0))
+    curved = Operator(hessian=np.eye(2))
+    with pytest.raises(SpaceError, match="only continuous: they have no second derivatives"):
+        summed(gram_sums, space, t, x, np.ones(10), [[(VALUE, curved)]]).matrices(Scatter(space))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from tests.support.manufactured import polynomial
 
 LQ = fh.zoo.get("lq", dim=1)
 PLANAR = fh.zoo.get("lq", dim=2)
+SUMMED = [name for name in ESTIMATORS if name != "doob"]  # whose penalty is to be chosen before anything is summed
 MATRICES = ("form", "mass", "energy")
 
 
@@ -54,7 +55,7 @@ def uneven(paths):
 
 @pytest.mark.parametrize("element", ["hermite", "P2"])
 @pytest.mark.parametrize("times", ["even", "uneven"])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", SUMMED)
 def test_the_system_does_not_depend_on_the_chunks(estimator, element, times, monkeypatch):
     """Of paths in memory, of a measure of them, and of a source; samples outside are dropped and counted once."""
     row = ESTIMATORS[estimator]
@@ -75,7 +76,7 @@ def test_the_system_does_not_depend_on_the_chunks(estimator, element, times, mon
         same(assemble(LQ, data, space, **given), whole)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", SUMMED)
 def test_nor_where_the_diffusion_varies_and_a_chunk_is_one_sample(estimator):
     law = fh.Gaussian([0.0], 0.5)
     problem = polynomial(varying=True, marginal=lambda t: law)
@@ -101,7 +102,7 @@ def test_samples_in_another_order_are_the_same_samples(monkeypatch):
 
 
 @pytest.mark.parametrize("times", [None, np.linspace(0.0, 1.0, 11), np.linspace(0.0, 1.0, 11) ** 2])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", SUMMED)
 def test_a_law_in_pieces_gives_the_same_system(estimator, times, monkeypatch):
     """Equal steps differ in their last bits; a piece may lie within one of them; all pieces share the ends."""
     wide = Space(LQ, cells=8, time_cells=2, box=box(4.5))
@@ -142,7 +143,7 @@ def test_dropped_samples_are_counted_by_hand(estimator):
     assert assemble(LQ, paths, Space(LQ, cells=3, time_cells=1, box=box(6.0))).dropped == 0
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", SUMMED)
 def test_workers_give_the_same_bits(estimator):
     space = Space(LQ, cells=5, time_cells=3, box=box(4.5))
     source = simulated_source(LQ, n=100, steps=8, rng=3, chunk=9)
@@ -305,7 +306,8 @@ def test_without_a_running_reward_the_rate_vanishes():
     zero = dataclasses.replace(LQ, running_reward=lambda t, x: 0.0 * x[..., 0], exact=None)
     space = Space(LQ, cells=4, time_cells=2, box=box(4.5))
     paths = fh.sample_paths(LQ, n=30, steps=8, rng=0)
-    for estimator, row in ESTIMATORS.items():
+    for estimator in SUMMED:
+        row = ESTIMATORS[estimator]
         given = {"estimator": estimator, "delta": 0.2 if row.weighted else 0.0}
         same(assemble(none, paths, space, **given), assemble(zero, paths, space, **given), 1e-13)
 
@@ -389,7 +391,7 @@ SMALL = Space(LQ, cells=2, time_cells=1, box=box(0.2))
         ),
         (
             DomainError,
-            "reflected at all faces of a box, but the domain of .*; solve such a problem with `solve`",
+            "reflected at all faces of a box or mesh, but the domain of .*; solve such a problem with `solve`",
             {"problem": dataclasses.replace(LQ, domain=fh.Box([-4.5], [4.5], boundary="absorbing"))},
         ),
     ],

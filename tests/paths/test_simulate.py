@@ -10,6 +10,7 @@ from scipy.linalg import expm
 from scipy.stats import norm
 
 import fem_hjb.paths.simulate as sde
+from fem_hjb.paths import walls
 from fem_hjb.paths.simulate import Paths, sample_at, sample_paths
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, PointMass, Uniform
@@ -239,8 +240,8 @@ HALF_LINE = Box([0.0], [np.inf], [("absorbing", "natural")])
 
 def without_bridge(monkeypatch):
     """The broken method: only the ends of the steps are looked at."""
-    whole = sde.stop_at_faces
-    monkeypatch.setattr(sde, "stop_at_faces", lambda domain, variance, *rest: whole(domain, 1e-12 * variance, *rest))
+    whole = walls.stop_at_faces
+    monkeypatch.setattr(walls, "stop_at_faces", lambda domain, variance, *rest: whole(domain, 1e-12 * variance, *rest))
 
 
 def brownian(x0, domain, drift=0.0, **changes):

@@ -190,7 +190,7 @@ BAD = {
     "diffusion-callable-shape": ({"diffusion": lambda t, x: x}, r"diffusion\(t, x\) returned shape \(5, 2\)"),
     "law-array": ({"initial_law": np.zeros(2)}, "initial_law must be a law such as Gaussian, got ndarray"),
     "law-dim": ({"initial_law": Gaussian([0.0], 1.0)}, "initial_law has dimension 1, the problem has dim=2"),
-    "domain-type": ({"domain": (0, 1)}, "domain must be a Box or None, got tuple"),
+    "domain-type": ({"domain": (0, 1)}, "domain must be a Box, a MeshDomain or None, got tuple"),
     "domain-dim": ({"domain": Box([0.0], [1.0])}, "domain has dimension 1, the problem has dim=2"),
     "exact-type": ({"exact": lambda t, x: x}, r"exact must have methods value\(t, x\) and gradient\(t, x\)"),
     "marginal-type": ({"marginal": Gaussian([0.0, 0.0], 1.0)}, "marginal must be a callable or None, got Gaussian"),

@@ -68,7 +68,7 @@ def states(problem, n=7):
     x = problem.initial_law.sample(n, np.random.default_rng(0))
     if isinstance(problem.initial_law, PointMass):
         x = x + 0.3 * np.random.default_rng(1).normal(size=x.shape)
-    return x if problem.domain is None else problem.domain.absorb(problem.domain.mirror(x))
+    return x if problem.domain is None else problem.domain.inside(x)
 
 
 def everything(problem):
@@ -77,7 +77,8 @@ def everything(problem):
     found = {"b": problem.b(t, x), "Lambda": problem.Lambda(t, x), "r": problem.r(t, x), "y": problem.y(x)}
     found |= {"exit": problem.exit_reward(t, x), "start": problem.initial_law.sample(5, np.random.default_rng(2))}
     if problem.exact is not None:
-        found |= {name: getattr(problem.exact, name)(t, x) for name in ("value", "gradient", "policy")}
+        known = [name for name in ("value", "gradient", "policy") if hasattr(problem.exact, name)]
+        found |= {name: getattr(problem.exact, name)(t, x) for name in known}
     if problem.marginal is not None:
         law = problem.marginal(0.5 * problem.horizon)
         found |= {"density": law.logpdf(x), "score": law.score(x)}

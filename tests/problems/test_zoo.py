@@ -45,7 +45,9 @@ PROBLEMS |= {
     "reflected-running": zoo.get("reflected", 2, running=0.7, lower=[-1.0, 0.0], upper=[1.0, 0.6], Lambda=[1.0, 0.1]),
 }
 JUMPS = ("digital-option", "down-and-out-call", "double-slit")  # in tests/problems/test_zoo_settings.py
-EXACT = {name: problem for name, problem in PROBLEMS.items() if problem.exact is not None and problem.name not in JUMPS}
+ON_MESHES = ("annulus", "plate", "lshape")  # in tests/problems/test_zoo_domains.py
+ELSEWHERE = (*JUMPS, *ON_MESHES)
+EXACT = {name: of for name, of in PROBLEMS.items() if of.exact is not None and of.name not in ELSEWHERE}
 SIMULATED = {  # the other data sets have the process of two-moons
     name: problem for name, problem in EXACT.items() if problem.name not in FEW or problem.name == "two-moons"
 }
@@ -60,7 +62,7 @@ def points(problem, n, rng):
     x = problem.initial_law.sample(n, rng)
     if isinstance(problem.initial_law, PointMass):
         x = x + 0.5 * rng.standard_normal(x.shape)
-    if problem.domain is None:
+    if problem.domain is None or problem.name in ON_MESHES:
         return x
     lower, upper = problem.domain.bounds
     return np.clip(x, lower + 0.02, upper - 0.02)

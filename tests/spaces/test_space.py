@@ -8,10 +8,11 @@ import pytest
 import skfem
 
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import DIMENSION
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.spaces.line import LINE_KINDS
-from fem_hjb.spaces.meshes import DIMENSION, box_mesh
+from fem_hjb.spaces.meshes import box_mesh
 from fem_hjb.spaces.space import ELEMENTS, HermiteBasis, LineBasis, MeshBasis, Space, SplineBasis, spatial_basis
 from fem_hjb.spaces.tensor import TensorBasis
 from fem_hjb.support.errors import DomainError, ProblemError, SpaceError

@@ -8,6 +8,7 @@ import pytest
 import skfem
 
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cells import DIMENSION
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.spaces import (
     ELEMENTS,
@@ -24,7 +25,6 @@ from fem_hjb.spaces import (
     box_mesh,
     spatial_basis,
 )
-from fem_hjb.spaces.meshes import DIMENSION
 
 DIMS = (1, 2, 3)
 

@@ -13,6 +13,7 @@ problem of the user's own is entered in the same way from outside, see `register
 from fem_hjb.problems.zoo import (  # noqa: F401
     linear_quadratic,
     log_cost,
+    meshed,
     metastable,
     mixtures,
     options,

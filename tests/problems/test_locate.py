@@ -8,11 +8,12 @@ import pytest
 import skfem
 from scipy.spatial import Delaunay
 
+from fem_hjb.problems import locate
 from fem_hjb.problems.box import Box
-from fem_hjb.spaces import locate
-from fem_hjb.spaces.locate import REFERENCE_CORNERS, CellLocator, corner_jacobians
+from fem_hjb.problems.cells import DIMENSION, KINDS, mesh_kind
+from fem_hjb.problems.locate import REFERENCE_CORNERS, CellLocator, corner_jacobians
 from fem_hjb.spaces.mesh_files import load_mesh
-from fem_hjb.spaces.meshes import DIMENSION, KINDS, box_mesh, mesh_kind
+from fem_hjb.spaces.meshes import box_mesh
 from fem_hjb.support.errors import DomainError
 
 MESHES = Path(__file__).parents[2] / "meshes"

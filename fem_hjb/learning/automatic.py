@@ -1,0 +1,189 @@
+"""The choice of a class by what it is for: the error of the policy, as paths that follow it tell.
+
+Candidates are learned from all the data, as asked for, sets included, one after the other; `witness` estimates the
+error of each policy with the same noise, and the least estimate is taken, where one of a system that is in doubt counts
+half as much again. Ladders of cells are climbed until two steps
+in a row are no better than the best so far: there it is the data that is missing. Where nothing is to be simulated the
+choice is that of `cross_validate`, by held-out residuals and labels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, final
+
+import numpy as np
+
+from fem_hjb.learning.folds import FOLDS, as_source
+from fem_hjb.learning.measures import Measure
+from fem_hjb.learning.recipe import Recipe
+from fem_hjb.learning.selection import Candidate, automatic_candidates, validated
+from fem_hjb.learning.smoothing import is_dictionary
+from fem_hjb.learning.system import Data, System
+from fem_hjb.learning.witness import witness
+from fem_hjb.paths.simulate import Paths
+from fem_hjb.paths.sources import PathSource
+from fem_hjb.problems.laws import Gaussian
+from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.solutions.solution import Solution
+from fem_hjb.spaces.dictionary import Dictionary, Envelope, Union
+from fem_hjb.spaces.features import HermiteCross
+from fem_hjb.spaces.line import LineBasis
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
+from fem_hjb.support.progress import OutOfTimeError, Progress, part_of
+
+AUTO, DICTIONARY = "auto", "dictionary"
+_CELLS = 3  # coordinates up to which there are cells
+_PATIENCE = 2  # classes in a row that are no better, after which no larger ones are tried
+_DOUBT = 1.5  # times the error: what is gained must outweigh a status that is not "ok"
+_TIMES = (2, 4)  # cells in time of dictionaries
+_DEGREES = (2, 3)  # of polynomials
+_PILOT = 1 << 16  # samples from which the law of a dictionary and its envelope are taken
+_RIDGE = 1e-6  # of the fit of the envelope, in mean squares of its functions
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Choice:
+    """A class, a row for each that was tried, and the status: "ok", or that time was over before all were.
+
+    learned : the solution in it and its system, where it was chosen by them.
+    """
+
+    space: Space
+    tried: tuple[dict[str, Any], ...]
+    status: str = "ok"
+    learned: tuple[Solution, System] | None = None
+
+
+def chosen(
+    recipe: Recipe,
+    data: Data,
+    asked: str,
+    follow: bool,
+    accept: float,
+    seed: int,
+    tell: Progress,
+    seconds: Callable[[], float | None],
+) -> Choice:
+    """The class for a recipe. asked : "auto" or "dictionary".  follow : whether paths may be simulated.
+
+    seconds : () -> those that are left, or None.
+    """
+    problem = recipe.problem
+    if isinstance(data, Measure):
+        raise MeasureError(f"space={asked!r} needs trajectories, Paths or a PathSource, got Measure: give a Space")
+    if asked == DICTIONARY or problem.dim > _CELLS:
+        candidates = [
+            Candidate(space=space, smoothing=recipe.smoothing, ridge=recipe.ridge)
+            for space in dictionaries(problem, data)
+        ]
+    else:
+        candidates = automatic_candidates(problem, data.n, smoothing=recipe.smoothing, ridge=recipe.ridge)
+    if not follow:
+        found = validated(problem, data, candidates, recipe.estimator, None, FOLDS, recipe.delta, recipe.terminal, tell)
+        return Choice(space=found.best.space, tried=found.table)
+    patience = len(candidates) if is_dictionary(candidates[0].space) else _PATIENCE
+    return _followed(recipe, data, [one.space for one in candidates], patience, accept, seed, tell, seconds)
+
+
+def _followed(
+    recipe: Recipe,
+    data: Data,
+    spaces: Sequence[Space],
+    patience: int,
+    accept: float,
+    seed: int,
+    tell: Progress,
+    seconds: Any,
+) -> Choice:
+    rows: list[dict[str, Any]] = []
+    best, behind, status, kept = -1, 0, "ok", None
+    for k, space in enumerate(spaces):
+        started = time.perf_counter()
+        told = part_of(tell, k / len(spaces), (k + 1) / len(spaces))
+        row = {**_described(space), "policy": np.inf, "value": np.inf, "status": "ok"}
+        try:
+            learned = recipe.learned(space, data, part_of(told, 0.0, 0.7), seconds())
+            found = witness(learned[0], accept, seed, partial(told, 0.7))
+            row |= {"policy": found.policy, "value": found.value, "status": learned[0].status}
+        except OutOfTimeError:
+            if best < 0:
+                raise
+            status = f"max_seconds were over: chosen among the first {k} of {len(spaces)} classes"
+            break
+        except FemHjbError as cause:  # too large for the data, say; the others may do
+            row["status"] = str(cause)
+        rows.append({**row, "seconds": time.perf_counter() - started})
+        if row["policy"] < np.inf and (best < 0 or _rank(row) < _rank(rows[best])):
+            best, behind, kept = k, 0, learned
+        else:
+            behind += 1
+        if best >= 0 and behind >= patience:
+            break
+    if best < 0:
+        raise ConvergenceError(f"none of {len(rows)} classes could be learned in; the last one: {rows[-1]['status']}")
+    table = tuple({**row, "chosen": k == best} for k, row in enumerate(rows))
+    return Choice(space=spaces[best], tried=table, status=status, learned=kept)
+
+
+def _rank(row: dict[str, Any]) -> float:
+    """The error of the policy, that of a doubtful system counting for more."""
+    return float(row["policy"]) * (1.0 if row["status"] == "ok" else _DOUBT)
+
+
+def _described(space: Space) -> dict[str, Any]:
+    return {
+        "element": space.spatial.element,
+        "dofs": space.n_dofs,
+        "cells": space.spatial.n_cells,
+        "time_cells": space.time.n_cells,
+    }
+
+
+def dictionaries(problem: ControlProblem, data: Paths | PathSource) -> list[Space]:
+    """Polynomials on a hyperbolic cross times the exponential of the best quadratic for y/alpha, of degree 2 and 3; the
+    same and as many times the root of it; and without it; all times quadratics in time.
+
+    Under the Gaussian of the mean and covariance of samples of all times. Those with no more unknowns than there are
+    trajectories.
+    """
+    pilot = as_source(data, _PILOT).chunk(0)
+    x = pilot.x.reshape(-1, problem.dim)
+    covariance = np.atleast_2d(np.cov(x, rowvar=False))
+    law = Gaussian(x.mean(axis=0), covariance + 1e-9 * np.trace(covariance) * np.eye(problem.dim))
+    Q, q = envelope(problem, pilot.x[:, -1], law)
+    found: list[Dictionary] = []
+    for degree in _DEGREES:
+        plain = HermiteCross(law, degree)
+        whole, root = Envelope(plain, Q, q), Envelope(plain, 0.5 * Q, 0.5 * q)
+        found += [whole, Union(whole, root), plain]
+    lines = [LineBasis.uniform(problem.horizon, cells, "P2") for cells in _TIMES]
+    spaces = [Space.product(line, features) for line in lines for features in found]
+    return [space for space in spaces if space.n_dofs <= data.n] or spaces[:1]
+
+
+def envelope(problem: ControlProblem, ends: FloatArray, law: Gaussian) -> tuple[FloatArray, FloatArray]:
+    """Q (d, d), q (d,) of -x'Qx/2 + q'x, the best quadratic for y/alpha at these ends, up to a constant; Q is at least
+    -C^{-1}/4, C the covariance, so that its exponential does not outgrow the law."""
+    root = np.linalg.cholesky(law.covariance)
+    z = np.linalg.solve(root, (ends - law.expectation).T).T
+    d = problem.dim
+    i, j = np.triu_indices(d)
+    design = np.concatenate([np.ones((len(z), 1)), z, z[:, i] * z[:, j]], axis=1)
+    gram = design.T @ design / len(z)
+    gram += _RIDGE * np.diag(np.diagonal(gram))
+    fitted = np.linalg.solve(gram, design.T @ (problem.y(ends) / problem.temperature) / len(z))
+    curved = np.zeros((d, d))
+    curved[i, j] = fitted[1 + d :]
+    values, vectors = np.linalg.eigh(-(curved + curved.T))
+    Qz = vectors @ np.diag(np.maximum(values, -0.25)) @ vectors.T
+    inverse = np.linalg.inv(root)
+    Q = inverse.T @ Qz @ inverse
+    Q = 0.5 * (Q + Q.T)
+    return Q, inverse.T @ fitted[1 : 1 + d] + Q @ law.expectation
