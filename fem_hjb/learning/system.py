@@ -105,6 +105,16 @@ def all_of_them(done: int, count: int) -> bool:
     return False
 
 
+def _check_domain(problem: ControlProblem) -> None:
+    domain = problem.domain
+    if domain is not None and (domain.absorbing or domain.has("natural")):
+        where, call = (domain.place, "solve_on_mesh") if isinstance(domain, MeshDomain) else (domain, "solve")
+        raise DomainError(
+            f"fit is for processes on R^d or reflected at all faces of a box or mesh, but the domain of"
+            f" {problem.name!r} is {where}; solve such a problem with `{call}`"
+        )
+
+
 def assemble_until(
     problem: ControlProblem,
     data: Data,
@@ -132,13 +142,7 @@ def assemble_until(
         )
     if executor is not None:
         require(executor, Executor, "executor=", MeasureError)
-    if problem.domain is not None and (problem.domain.absorbing or problem.domain.has("natural")):
-        on_mesh = isinstance(problem.domain, MeshDomain)
-        where, call = (problem.domain.place, "solve_on_mesh") if on_mesh else (problem.domain, "solve")
-        raise DomainError(
-            f"fit is for processes on R^d or reflected at all faces of a box or mesh, but the domain of"
-            f" {problem.name!r} is {where}; solve such a problem with `{call}`"
-        )
+    _check_domain(problem)
     if constants is None:
         constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
     setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)
