@@ -22,7 +22,7 @@ from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, Settled, differences
 from fem_hjb.reference.faces import on_face
 from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check, temperature_check
-from fem_hjb.reference.steady_ladder import MAX_DOFS, Climbed, Kept, climb_beyond
+from fem_hjb.reference.steady_ladder import MAX_DOFS, Climbed, Kept, climb_beyond, nearest_values
 from fem_hjb.reference.tolerance import checked_rtol, judged
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
 from fem_hjb.spaces.spectral import SpectralBasis
@@ -104,7 +104,7 @@ def solve_exit(
         equation = ExitEquation(problem, basis, _fixed(box, basis), watch)
         start = None
         if kept is not None:
-            start = Settled(kept.function.value(basis.nodes), kept.found.noise, kept.found.form, 0)
+            start = Settled(nearest_values(kept.function, basis.nodes), kept.found.noise, kept.found.form, 0)
         found = equation.settle(start)
         return _Kept(SteadyFunction(basis, found.v), found)
 

@@ -24,7 +24,7 @@ from fem_hjb.reference.exit_equation import differences
 from fem_hjb.reference.faces import check_faces, faces_of_domain
 from fem_hjb.reference.ground_equation import Ground, GroundEquation
 from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check, temperature_check
-from fem_hjb.reference.steady_ladder import MAX_DOFS, climb_beyond, rule_of
+from fem_hjb.reference.steady_ladder import MAX_DOFS, climb_beyond, nearest_values, rule_of
 from fem_hjb.reference.tolerance import checked_rtol, judged
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import combine
@@ -221,8 +221,8 @@ def _attempt(rest: ExitProblem, watch: Progress, basis: SpectralBasis, kept: _Ke
 
 
 def _moved(kept: _Kept, basis: SpatialBasis) -> Ground:
-    """What was found on another basis, at the nodes of this one."""
-    return replace(kept.found, w=kept.function.value(basis.nodes))
+    """What was found on another basis, at the nodes of this one, or at the point of its box nearest to them."""
+    return replace(kept.found, w=nearest_values(kept.function, basis.nodes))
 
 
 def _distance(

@@ -213,7 +213,13 @@ def _truncation(
         high = grid[-1] + beyond if natural[1, axis] else np.empty(0)
         grids.append(np.concatenate([low, grid, high]))
     longer = SpectralBasis([SpectralLine(grid, rung.degree) for grid in grids])
-    return distance(rule_of(rung.kept.function.basis, box), rung.kept, attempt(longer, None))
+    return distance(rule_of(rung.kept.function.basis, box), rung.kept, attempt(longer, rung.kept))
+
+
+def nearest_values(function: SteadyFunction, x: FloatArray) -> FloatArray:
+    """Values at points (n, d), those beyond the grid moved to it: something to begin with on a longer one."""
+    bounds = function.basis.box.bounds
+    return function.value(np.clip(x, *bounds))
 
 
 def rule_of(basis: Any, box: Box) -> Rule:
