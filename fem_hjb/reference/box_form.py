@@ -13,6 +13,7 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError
 
 _SHALLOW = 3.0  # |log u| up to which the linear form is used on a bounded domain, where it is all separable
+_FAINT = 1e-5  # temperatures: where rewards differ by less from place to place, grad u is lost in the rounding of u
 _HELD = 30.0  # temperatures: what log u may range over where the linear form is to be used for a rough reward
 _HIGHEST = 25.0  # temperatures, by which u on faces may exceed u inside, or rounding is all that is left there
 _UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
@@ -63,7 +64,7 @@ def choose_form(
     if quadratic is not None and leaves(problem, box, times):
         best = 0  # values are taken to be flat at such faces, which what a quadratic leaves of them nearly is
     above, below = spreads[best]
-    fits = not ends_early and max(below, above) <= _SHALLOW
+    fits = not ends_early and max(below, above) <= _SHALLOW and _steering(problem, x, times) > _FAINT
     name = "a quadratic" if isinstance(candidates[best], QuadraticGauge) else "constants"
     why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
     if absorbing and form == "value":
@@ -80,6 +81,12 @@ def choose_form(
     fits |= rough and problem.dim == 1 and above + below <= _HELD
     linear = form == "linear" or absorbing or (form is None and fits)
     return candidates[best], linear, why
+
+
+def _steering(problem: ControlProblem, x: FloatArray, times: FloatArray) -> float:
+    """By how many temperatures rewards differ from place to place."""
+    rates = [float(np.ptp(problem.r(t, x))) for t in times.tolist()]
+    return (float(np.ptp(problem.y(x))) + problem.horizon * max(rates)) / problem.temperature
 
 
 def _bonus(problem: ControlProblem, background: Gauge | QuadraticGauge, x: FloatArray, times: FloatArray) -> float:

@@ -25,6 +25,7 @@ from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run, settled
 from fem_hjb.reference.box_running import method_of, sources_of, table_on
+from fem_hjb.reference.box_sizes import FAINTEST
 from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.stepping.adaptive import Step, replay
@@ -276,7 +277,8 @@ class Judge:
         lost = self._lost(gaps)
         width = float((np.ptp(np.stack(self.equation.box.bounds), axis=0) / self.equation.metric).max())
         if self.equation.payoff is None:
-            floor = _NOTHING * self.equation.problem.temperature * np.array([1.0, 1.0 / width])
+            flat = FAINTEST if self.equation.linear else _NOTHING
+            floor = self.equation.problem.temperature * np.array([_NOTHING, flat / width])
         else:
             floor = float(self.sizes[..., 0].max()) * np.array([_NOTHING, _FLAT / width])
         value, policy = (self._norms(gaps) / np.maximum(self.sizes, floor)).max(axis=(0, 1)).tolist()

@@ -6,6 +6,7 @@ from fem_hjb.reference.box_faces import exit_rewards
 from fem_hjb.reference.box_panel import Equation
 
 NOTHING = 1e-12  # temperatures: a value below is none
+FAINTEST = 1e-7  # temperatures, over the width of the box: the same of a gradient in the linear form
 _FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign below is none
 _POINTS = 128  # at which rewards are looked at
 
@@ -27,6 +28,6 @@ def least_sizes(equation: Equation, guess: float, width: float, rng: np.random.G
         rewards = rewards + T * np.mean([problem.r(f * T, x) for f in (0.1, 0.5, 0.9)], axis=0)
     rewards = np.concatenate([rewards, *exit_rewards(equation, x)])
     spread = max(guess * float(np.ptp(rewards)), NOTHING * problem.temperature)
-    if equation.linear:
-        return np.finfo(float).tiny, -np.expm1(-spread / problem.temperature) / width
+    if equation.linear:  # whose gradient has the rounding of u
+        return np.finfo(float).tiny, max(-np.expm1(-spread / problem.temperature), FAINTEST) / width
     return NOTHING * problem.temperature, spread / width

@@ -11,7 +11,7 @@ from scipy.special import erf, erfc
 
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.laws import Gaussian
+from fem_hjb.problems.laws import Gaussian, Uniform
 from fem_hjb.problems.manufactured import manufactured
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, by_field, lobatto
@@ -501,3 +501,57 @@ def test_errors_count_relative_to_a_u_that_decays() -> None:
     found = search.run(lambda _: None)
     assert found.run.panels[-1].states[-2].min() < 1e-4
     assert max(found.parts["time"]) < 2e-5
+
+
+SQUARE = Box([0.0, 0.0], [1.0, 1.0])
+STRAIGHT = {
+    "Brownian": {},
+    "drift": {"drift": lambda t, x: np.sin(3 * x)},
+    "coupled": {"drift": lambda t, x: np.sin(3 * x[..., ::-1]), "dim": 2, "domain": SQUARE},
+    "nothing": {"terminal_reward": lambda x: 0 * x[..., 0]},
+    "a rate": {"running_reward": lambda t, x: -2.0 + 0 * x[..., 0]},
+    "absorbing": {
+        "domain": Box([0.0], [1.0], boundary="absorbing", exit_reward=lambda t, x: 5.0 + 0 * x[..., 0]),
+        "drift": lambda t, x: np.sin(3 * x),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", STRAIGHT)
+def test_where_there_is_nothing_to_steer_the_value_is_known_and_the_policy_is_none(kind: str) -> None:
+    """u is 1 and its gradient rounding: relative to that no step is short enough."""
+    changes: dict[str, Any] = {"dim": 1, "domain": Box([0.0], [1.0])} | STRAIGHT[kind]
+    problem = ControlProblem(
+        horizon=1.0,
+        temperature=1.0,
+        diffusion=1.0,
+        initial_law=Uniform(Box(*changes["domain"].bounds)),
+        **({"drift": lambda t, x: 0 * x, "terminal_reward": lambda x: 5.0 + 0 * x[..., 0]} | changes),
+    )
+    solution = solve(problem, rtol=1e-3)
+    assert solution.status == "ok"
+    x = np.random.default_rng(0).uniform(0.05, 0.95, (50, problem.dim))
+    paid = {"nothing": 0.0, "a rate": 3.0}.get(kind, 5.0)
+    np.testing.assert_allclose(solution.value(0.0, x), paid, atol=1e-9)
+    np.testing.assert_allclose(solution.policy(0.0, x), 0.0, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-9])
+def test_small_rewards_have_a_policy_as_accurate_as_large_ones(size: float) -> None:
+    """Reflected Brownian motion, y = alpha log(1 + size cos pi x): f = 1 + size exp(-pi^2 (T - t) / 2) cos pi x."""
+    problem = ControlProblem(
+        dim=1,
+        horizon=0.2,
+        temperature=2.0,
+        drift=lambda t, x: 0 * x,
+        diffusion=1.0,
+        terminal_reward=lambda x: 2.0 * np.log1p(size * np.cos(np.pi * x[..., 0])),
+        initial_law=Uniform(Box([0.0], [1.0])),
+        domain=Box([0.0], [1.0]),
+    )
+    solution = solve(problem, rtol=1e-4)
+    x = np.linspace(0.0, 1.0, 21)[:, None]
+    decayed = size * np.exp(-0.5 * np.pi**2 * 0.2)
+    exact = -np.pi * decayed * np.sin(np.pi * x) / (1.0 + decayed * np.cos(np.pi * x))
+    assert solution.status == "ok"
+    assert np.abs(solution.policy(0.0, x) - exact).max() < 1e-3 * np.abs(exact).max()
