@@ -503,6 +503,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "constants": GAUGE,
             },
         ),
+        "learning.choose_penalty": (
+            fh.learning.choose_penalty,
+            {"problem": LQ, "data": PATHS, "space": LINE, "smoothing": None, "ridge": 0.0, "terminal": "penalty"}
+            | {"outside": "drop"},
+        ),
         "learning.cross_validate": (
             fh.learning.cross_validate,
             {
@@ -518,6 +523,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
                 "max_seconds": None,
             },
         ),
+        "learning.doob": (fh.learning.doob, {"gradient_penalty": 0.1}),
         "learning.empirical_measure": (fh.learning.empirical_measure, {"problem": LQ, "paths": PATHS, "n": 10}),
         "learning.register_estimator": (
             fh.learning.register_estimator,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fem_hjb as fh
-from fem_hjb.learning import selection
+from fem_hjb.learning import folds
 from fem_hjb.reference import mesh_refine, mesh_truncation
 from fem_hjb.solutions.norms import law_points
 from fem_hjb.support import progress as watching
@@ -360,7 +360,7 @@ def test_folds_of_many_samples_are_summed_up_in_chunks(
 ) -> None:
     """Each chunk is a sign of life."""
     needed = length_of(choose, ticks)
-    monkeypatch.setattr(selection, "_SAMPLES", 40 * PATHS.steps)  # 40 paths, of 240 in a fold
+    monkeypatch.setattr(folds, "_SAMPLES", 40 * PATHS.steps)  # 40 paths, of 240 in a fold
     chunked = length_of(choose, ticks)
     assert chunked - needed >= (240 // 40 - 1) * 5 * 2 * len(CANDIDATES)  # five folds, two criteria
 

@@ -130,7 +130,7 @@ def test_a_class_that_is_too_small_and_paths_that_are_too_few_are_told_apart():
 
 def test_terminal_values_that_are_not_met_are_the_reason():
     problem = fh.zoo.get("double-well", dim=1)
-    solution = learned(problem, terminal="penalty")
+    solution = learned(problem, terminal="penalty", rng=2)
     assert "limited by the terminal values: take terminal='interpolated'" in solution.status
     coarse = learned(
         fh.zoo.get("mixture-diffusion", dim=1),
