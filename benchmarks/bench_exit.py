@@ -1,6 +1,6 @@
 """How reliable the error bars of `solve_exit` are: random exit problems in one and two dimensions, solved twice.
 
-    python benchmarks/bench_exit.py [COUNT]
+    python benchmarks/bench_exit.py [COUNT] [--quick]
 
 Drift x A + c sin(w x), diffusion that depends on the state, running reward -lambda (1 + sin(3 x_1)^2), exit reward
 q cos(sum x), temperatures 0.05, 0.3 and 1, and faces that absorb or reflect at random on [-1, 1]^d. The reference is
@@ -8,7 +8,7 @@ the same solver a hundred (d = 2) or ten thousand times tighter. Told are how ma
 true error is beyond its estimate, the largest ratio of the two, and the longest time.
 """
 
-import sys
+import argparse
 import time
 import warnings
 
@@ -58,7 +58,11 @@ def compared(of: fh.ExitProblem) -> tuple[bool, float, float]:
 
 def main() -> None:
     warnings.simplefilter("ignore", fh.ToleranceWarning)
-    count, rng = int(sys.argv[1]) if len(sys.argv) > 1 else 60, np.random.default_rng(0)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("count", type=int, nargs="?", default=60, help="problems, two thirds of them in one dimension")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: three problems")
+    given = parser.parse_args()
+    count, rng = 3 if given.quick else given.count, np.random.default_rng(0)
     for d, share in ((1, count * 2 // 3), (2, count - count * 2 // 3)):
         rows = np.array([compared(problem(rng, d)) for _ in range(share)], dtype=np.float64)
         ok, ratio, seconds = rows.T
