@@ -80,8 +80,11 @@ class _Boxes:
         return _Boxes(self.cells, self.begin, self.width, values @ _rule(q, d)[1], self.scale, axis)
 
 
-def averages(grid: Grid, g: Function) -> FloatArray:
-    """(*shape), of a function of points (n, d) that may have jumps and kinks."""
+def averages(grid: Grid, g: Function, deeper: int = 0) -> FloatArray:
+    """(*shape), of a function of points (n, d) that may have jumps and kinks.
+
+    deeper : by how many halvings more boxes end; what that changes is how right averages are.
+    """
     d, q = grid.dim, grid.lines[0].degree + 1
     result = np.zeros(grid.size)
     cells = np.stack([k.ravel() for k in np.indices([line.n_cells for line in grid.lines])], axis=-1)
@@ -89,7 +92,7 @@ def averages(grid: Grid, g: Function) -> FloatArray:
     boxes = _Boxes(cells, np.zeros(cells.shape), 1.0, *nothing)
     values = _values(grid, boxes, _rule(q, d)[0], g)
     boxes = _Boxes(cells, boxes.begin, 1.0, nothing[0], np.abs(values).max(axis=1), nothing[2]).seen(values, q)
-    for level in range(_DEEPEST[d]):
+    for level in range(_DEEPEST[d] + deeper):
         if not len(boxes):
             break
         q = q if level == 0 else _POINTS[min(level - 1, len(_POINTS) - 1)]

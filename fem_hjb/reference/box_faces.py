@@ -52,7 +52,7 @@ def begun(equation: Equation, grid: Grid, s: float, before: tuple[Grid, FloatArr
     if before is not None:
         u = transfer(before[1], before[0], grid)
     elif equation.averaged:
-        u = averages(grid, equation.at_end)
+        u = averages(grid, equation.at_end, equation.deeper)
     else:
         u = equation.at_end(grid.nodes).reshape(grid.shape)
     if equation.absorbing.any():

@@ -8,7 +8,7 @@ among the points of a tensor grid, on which functions are cheap to evaluate.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import islice
 from typing import final
@@ -76,6 +76,8 @@ def followed(
     anew : whether the coefficients are others than those of the run.
     """
     equation = run.equation
+    if less and equation.averaged:  # or what averages are wrong by would be the same in all runs
+        equation = replace(equation, deeper=-1 if less > 0 else 1)
     before: tuple[Grid, FloatArray] | None = None
     layer, ended = run.layer if run.smoothed is not None else 0.0, None
     if run.smoothed is not None:

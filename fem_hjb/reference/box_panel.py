@@ -113,6 +113,7 @@ class Equation:
     levels : between which w at T is as given if the value form is tamed; beyond them no path should end.
     payoff : what u is at T in the linear form, of any sign; None: exp((y - v0) / alpha), and its logarithm is wanted.
     averaged : whether u begins with averages over elements, not with values at nodes.
+    deeper : by how many halvings more these averages are taken.
     rough : whether the running reward jumps in space, and is averaged, too.
     """
 
@@ -127,6 +128,7 @@ class Equation:
     levels: tuple[float, float] | None = None
     payoff: Payoff | None = None
     averaged: bool = False
+    deeper: int = 0
     rough: bool = False
 
     @property

@@ -11,7 +11,7 @@ from scipy.stats import ncx2
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Uniform
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.reference import box_faces
+from fem_hjb.reference import box_averages, box_faces
 from fem_hjb.reference.box_grading import evened
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.reference.feynman_kac import feynman_kac
@@ -116,11 +116,24 @@ def test_jumps_are_met_and_the_error_is_known(name: str) -> None:
 
 def test_values_at_nodes_are_of_the_first_order_and_seen_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, truth, Lambda, latest, rtol = POSED["a half plane"]
-    monkeypatch.setattr(box_faces, "averages", lambda grid, g: g(grid.nodes).reshape(grid.shape))
+    monkeypatch.setattr(box_faces, "averages", lambda grid, g, deeper: g(grid.nodes).reshape(grid.shape))
     search = _Search(problem, rtol, None, None, None, 0)
     found = search.run(lambda _: None)
     assert found.error > rtol
     assert errors(search.solution(found), truth, Lambda, latest)[1] > 2 * rtol
+
+
+def test_what_averages_are_wrong_by_is_part_of_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that all begin with the same averages do not tell; here these are rough, as boxes are halved once only."""
+    problem, truth, Lambda, _, rtol = POSED["a half plane"]
+    monkeypatch.setitem(box_averages._DEEPEST, 2, 1)
+    search = _Search(problem, rtol, None, None, None, 0)
+    found = search.run(lambda _: None)
+    told, layer = found.parts["space"][0], found.run.layer
+    assert errors(search.solution(found), truth, Lambda, 1.001 * layer)[0] < told
+    whole = box_averages.averages
+    monkeypatch.setattr(box_faces, "averages", lambda grid, g, deeper: whole(grid, g))
+    assert told > 3 * _Search(problem, rtol, None, None, None, 0).run(lambda _: None).parts["space"][0]
 
 
 def test_a_jump_in_the_linear_form() -> None:
