@@ -1,9 +1,10 @@
 r"""How wrong a run is: its plan followed again with one thing changed, and the differences under two laws.
 
-Followed again are: steps twice as long (whose error is about 16 times that of the run's own steps), and with these
-longer steps, which cost half as much, elements of fewer degrees and a wider box. What the runs differ by at draws of
-X_t, uncontrolled and optimally controlled, relative to the largest norms over time, is the error. Draws are shared out
-among the points of a tensor grid, on which functions are cheap to evaluate.
+Followed again are: steps twice as long (whose error is about 16 times that of the run's own steps, or less where
+functions are not smooth, which steps four times as long tell), and with these longer steps, which cost half as much,
+elements of fewer degrees and a wider box. What the runs differ by at draws of X_t, uncontrolled and optimally
+controlled, relative to the largest norms over time, is the error. Draws are shared out among the points of a tensor
+grid, on which functions are cheap to evaluate.
 """
 
 import math
@@ -36,9 +37,10 @@ from fem_hjb.support.progress import Progress
 LESS = {1: 2, 2: 2, 3: 1}  # degrees
 WIDER = 0.06  # of the width, by which a box is enlarged on each side
 _ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
+_TELLING, _LONGER = 0.05, 1.2  # of the largest change; times as much that steps which have become longer change
 _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
 _NEAR_T = (0.0, 0.0003, 0.001, 0.003, 0.015, 0.04)  # of the time to go
-_MOST_TIMES = {1: 96, 2: 40, 3: 24}
+_MOST_TIMES = {1: 48, 2: 40, 3: 24}
 _RICHER, _LEAST_SHARE = 1.5, 0.2  # times what more degrees change; of what fewer degrees tell
 _RICHER_ALONE = 3.0  # times what more degrees change, where fewer tell nothing as they fail
 _DOUBT = 1.3  # of what these degrees are worth
@@ -210,8 +212,7 @@ class Judge:
         if some.size > most:
             some = some[np.linspace(0, some.size - 1, most).astype(int)]
         narrow = bool(run.layer) or self.equation.rough  # there are fronts or kinks
-        if narrow:
-            some = np.append(some, between(run.panels, most - some.size))
+        some = np.append(some, between(run.panels, most - some.size))
         times = np.unique(np.concatenate([T * np.array(_NEAR_T), some, [T]]))
         if run.layer:
             times = np.append(min(run.layer * (1 + _AFTER), T), times[times > run.layer * (1 + _AFTER)])
@@ -275,16 +276,23 @@ class Judge:
         """
         if one.failed or other.failed:
             return math.inf, math.inf
-        gaps = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(one.rows, other.rows, strict=True)]
-        lost = self._lost(gaps)
+        lost = self._lost(self._gaps(one, other))
+        value, policy = self._changes(one, other).max(axis=0).tolist()
+        return math.hypot(value, lost), math.hypot(policy, lost)
+
+    @staticmethod
+    def _gaps(one: Seen, other: Seen) -> Rows:
+        return [(a[0] - b[0], a[1] - b[1]) for a, b in zip(one.rows, other.rows, strict=True)]
+
+    def _changes(self, one: Seen, other: Seen) -> FloatArray:
+        """(k, 2): the relative differences of value and policy at each time."""
         width = float((np.ptp(np.stack(self.equation.box.bounds), axis=0) / self.equation.metric).max())
         if self.equation.payoff is None:
             flat = FAINTEST if self.equation.linear else _NOTHING
             floor = self.equation.problem.temperature * np.array([_NOTHING, flat / width])
         else:
             floor = float(self.sizes[..., 0].max()) * np.array([_NOTHING, _FLAT / width])
-        value, policy = (self._norms(gaps) / np.maximum(self.sizes, floor)).max(axis=(0, 1)).tolist()
-        return math.hypot(value, lost), math.hypot(policy, lost)
+        return np.asarray((self._norms(self._gaps(one, other)) / np.maximum(self.sizes, floor)).max(axis=1))
 
     def _lost(self, rows: Rows) -> float:
         """The root of the most mass, over times and laws, where one of two runs has no logarithm: all wrong."""
@@ -303,12 +311,15 @@ class Judge:
         less = LESS[self.equation.problem.dim]
         follow = partial(followed, self.run, coefficients, tell=self.tell)
         other = self.seen(follow(steps))
-        gain = 1.0 / _ORDER_GAIN
-        base = other
+        base, gain = other, (1.0 / _ORDER_GAIN, 1.0 / _ORDER_GAIN)
         if other.failed:  # steps as they are are the longest that are stable: see what shorter ones change
-            other, steps, base, gain = self.seen(follow(cut(2))), cut(1), self.own, _FROM_SHORTER
-        value, policy = self.difference(self.own, other)
-        found: Parts = {"time": (gain * value + self.run.misfit, gain * policy + self.run.misfit)}
+            other, steps, base = self.seen(follow(cut(2))), cut(1), self.own
+            gain = _FROM_SHORTER, _FROM_SHORTER
+        changed = self.difference(self.own, other)
+        if base is not self.own and max(changed) > enough["time"]:
+            gain = self._gained(other, self.seen(follow(lambda lengths: steps(np.array(steps(lengths))))))
+        value, policy = (a * b + self.run.misfit for a, b in zip(gain, changed, strict=True))
+        found: Parts = {"time": (value, policy)}
         found["space"] = self._space(base, self.seen(follow(steps, less=less)))
         if max(found["space"]) > enough["space"] and base is not self.own:
             again = self._space(self.own, self.seen(follow(cut(1), less=less)))
@@ -334,6 +345,21 @@ class Judge:
             if tamed:
                 coefficients.spent(slower)
         return found
+
+    def _gained(self, longer: Seen, longest: Seen) -> tuple[float, float]:
+        """What steps are wrong by, in parts of what steps twice as long change: 1 / (2^p - 1), if steps four times as
+        long change 2^p + 1 times as much, as they do at half of the times where that tells anything. Where functions
+        are not smooth, p is less than 4; and not everywhere is there a step to be joined to one.
+        """
+        found = [1.0 / _ORDER_GAIN, 1.0 / _ORDER_GAIN]
+        if not longest.failed:
+            for k, (two, four) in enumerate(
+                zip(self._changes(self.own, longer).T, self._changes(self.own, longest).T, strict=True)
+            ):
+                seen_both = (two > _TELLING * two.max()) & (four > _LONGER * two)
+                if seen_both.any():
+                    found[k] = 1.0 / float(np.clip(np.median(four[seen_both] / two[seen_both]) - 2.0, 1.0, _ORDER_GAIN))
+        return found[0], found[1]
 
     def _at_first(self, base: Seen, richer: Iterator[PanelRun]) -> tuple[float, float]:
         """What more degrees change before a tenth of the work is done: next to T functions are steepest, panels short,

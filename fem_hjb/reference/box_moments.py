@@ -26,9 +26,14 @@ def looked_at(panel: PanelRun, absorbing: bool) -> FloatArray:
 
 
 def between(panels: Sequence[PanelRun], most: int) -> FloatArray:
-    """The middles of so many steps, spread evenly: what moves from cell to cell is least resolved now and then."""
+    """The middles of so many steps, spread over steps and over time alike: what moves from cell to cell is least
+    resolved now and then, and rewards that change while they have kinks show it in the middle of long panels.
+    """
+    ends = panels[-1].ends[-1]
     middles = np.concatenate([0.5 * (panel.ends[1:] + panel.ends[:-1]) for panel in panels])
-    return np.asarray(middles[np.linspace(0, middles.size - 1, min(max(most, 0), middles.size)).astype(int)])
+    order = np.linspace(0.0, 1.0, middles.size) + middles / ends
+    asked = np.linspace(order[0], order[-1], min(max(most, 0), middles.size))
+    return np.asarray(middles[np.unique(np.searchsorted(order, asked))])
 
 
 def at_edges(panels: Sequence[PanelRun], s: float) -> list[FloatArray]:

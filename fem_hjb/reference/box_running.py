@@ -124,6 +124,9 @@ class SourcedPanel:
     def slope(self, u: FloatArray, left: FloatArray) -> FloatArray:
         return self._inner.slope(u - self.p, left)
 
+    def eased(self, h: float, u0: FloatArray, u1: FloatArray, slope: FloatArray) -> FloatArray:
+        return self._inner.eased(h, u0, u1, slope)  # p leaves no trace in differences
+
     def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         z, k5, wrong = self._inner.step(s, h, u - self.p, k1)
         return z + self.p, k5, wrong

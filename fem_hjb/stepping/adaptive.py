@@ -74,6 +74,9 @@ class Panel(Protocol):
     def slope(self, u: FloatArray, left: FloatArray) -> FloatArray:
         """u', from u and k there."""
 
+    def eased(self, h: float, u0: FloatArray, u1: FloatArray, slope: FloatArray) -> FloatArray:
+        """u' at an end of a step, without what is faster than the step follows, for the cubic."""
+
     def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """u and k at s + h, and an estimate of order 4 of the local error."""
 
@@ -194,10 +197,12 @@ def adaptive(
 ) -> Iterator[Step]:
     """The accepted steps from u and k: estimates stay below rtol, what a cubic misses in between below rtol_dense.
 
-    Raises ConvergenceError if the step shrinks to nothing. One of a method only makes the step shorter.
+    That is the cubic through slopes as they are, as these show what is stiff and not in balance; those of the steps are
+    eased. Raises ConvergenceError if the step shrinks to nothing. One of a method only makes the step shorter.
     """
     slope = panel.slope(u, k)
     before: Step | None = None
+    shown: Step | None = None
     cause: ConvergenceError | None = None
     for _ in range(_MAX_STEPS):
         s, h = control.propose()
@@ -222,13 +227,20 @@ def adaptive(
             control.reject(error)
             continue
         panel.counts["steps"] += 1
-        yield step
+        shown = _eased(panel, step, shown)
+        yield shown
         if control.accept(error):
             return
         u, slope, k, before, cause = step.u1, step.slope1, k1, step, None
     raise ConvergenceError(
         f"{_MAX_STEPS} steps with rtol={rtol:g} came no further than s={s:.6g}; raise rtol"
     ) from cause
+
+
+def _eased(panel: Panel, step: Step, before: Step | None) -> Step:
+    """The step with slopes that its length follows: the first as the one before it has left it."""
+    first = panel.eased(step.h, step.u0, step.u1, step.slope0) if before is None else before.slope1
+    return Step(step.s, step.h, step.u0, first, step.u1, panel.eased(step.h, step.u0, step.u1, step.slope1))
 
 
 def _missed(panel: Panel, before: Step | None, step: Step, k1: FloatArray, k5: FloatArray) -> float:
@@ -259,12 +271,13 @@ def march(
 def replay(panel: Panel, u: FloatArray, s0: float, lengths: Sequence[float] | FloatArray) -> Iterator[Step]:
     """Steps of given lengths, whatever their errors are."""
     k = panel.first(s0, u)
-    slope = panel.slope(u, k)
+    slope, shown = panel.slope(u, k), None
     starts = s0 + np.cumsum(np.array([0.0, *lengths[:-1]], dtype=np.longdouble))  # many steps end where they should
     for s, h in zip(starts.astype(float).tolist(), lengths, strict=True):
         with np.errstate(over="ignore", invalid="ignore"):
             u1, k, _ = panel.step(s, h, u, k)
             step = Step(s, h, u, slope, u1, panel.slope(u1, k))
         panel.counts["steps"] += 1
-        yield step
+        shown = _eased(panel, step, shown)
+        yield shown
         u, slope = step.u1, step.slope1

@@ -186,6 +186,10 @@ class Stages:
     def slope(self, f: FloatArray, left: FloatArray) -> FloatArray:
         return left
 
+    def eased(self, h: float, u0: FloatArray, u1: FloatArray, slope: FloatArray) -> FloatArray:
+        """The slope as it is: what is stiff has settled at the end of a step."""
+        return slope
+
     def step(self, t: float, h: float, f: FloatArray, slope: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """f and f' at t + h, and the error estimate (n,)."""
         self.kept = False

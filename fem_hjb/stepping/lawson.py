@@ -30,6 +30,7 @@ from fem_hjb.stepping.adaptive import Size, Step
 from fem_hjb.support.checks import FloatArray
 
 _OCTAVE = 10**9  # lengths of steps are known to so many parts of a doubling, so that rounding does not matter
+_FLAT = 8  # the order to which slopes are left as they are where steps follow them
 
 Remainder = Callable[[float, FloatArray], FloatArray]
 
@@ -59,11 +60,27 @@ class LawsonPanel:
         self._norm = max(float(np.abs(S).sum(axis=1).max()) for S in separable)
         self._dense: dict[int, list[FloatArray]] = {}
         self._halves: dict[int, list[AxisMatrix]] = {}
+        self._slow: dict[int, list[AxisMatrix]] = {}
         self.counts = {"steps": 0, "rejected": 0, "evaluations": 0, "exponentials": 0}
 
     def slope(self, u: FloatArray, left: FloatArray) -> FloatArray:
         """S u + N."""
         return combined((1.0, apply_sum(self._axes, u)), (1.0, left))
+
+    def eased(self, h: float, u0: FloatArray, u1: FloatArray, slope: FloatArray) -> FloatArray:
+        """A slope at an end of a step from u0 to u1 without what h does not follow: there it is (u1 - u0) / h."""
+        straight = combined((1.0 / h, u1), (-1.0 / h, u0))
+        gap = combined((1.0, slope), (-1.0, straight))
+        return combined((1.0, straight), (1.0, apply_all(self._followed(h), gap)))
+
+    def _followed(self, h: float) -> list[AxisMatrix]:
+        """1 - (1 - exp(h/2 S_k))^8: 1 to the eighth order of h S_k, 0 where that is large."""
+        key = _key(h)
+        if key not in self._slow:
+            self._half(h)
+            fast = [np.linalg.matrix_power(np.eye(len(E)) - E, _FLAT) for E in self._dense[key]]
+            self._slow[key] = [in_blocks(np.eye(len(part)) - part) for part in fast]
+        return self._slow[key]
 
     def first(self, s: float, u: FloatArray) -> FloatArray:
         """N(s, u)."""
@@ -93,6 +110,7 @@ class LawsonPanel:
         longest = max(self._halves)
         self._halves = {longest: self._halves[longest]}
         self._dense = {longest: self._dense[longest]}
+        self._slow = {}
 
     def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """u at s + h, k_5, and h/10 (k_4 - k_5)."""

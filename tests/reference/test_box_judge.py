@@ -78,7 +78,9 @@ def truth(run: Run) -> FloatArray:
 
 
 def judged(run: Run, of: Case) -> dict[str, tuple[float, float]]:
-    return Judge(run, of.sample, of.controlled).parts(of.coefficients, {"space": math.inf, "truncation": math.inf})
+    return Judge(run, of.sample, of.controlled).parts(
+        of.coefficients, {"space": math.inf, "time": math.inf, "truncation": math.inf}
+    )
 
 
 # Steps

@@ -88,8 +88,9 @@ def test_values_at_nodes_do_not_know_where_it_jumps(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(box_running, "averages", lambda grid, g: g(grid.nodes).reshape(grid.shape))
     search = _Search(posed(), RTOL, None, None, None, 0)
     found = search.run(lambda _: None)
-    assert found.error > RTOL  # and it is seen
-    assert errors(search.solution(found))[1] > 0.5 * RTOL  # a twentieth of it by averages
+    _, policy = errors(search.solution(found))
+    assert policy > 0.4 * RTOL  # a tenth of it by averages
+    assert found.error > 0.5 * policy  # and it is seen
 
 
 @pytest.mark.parametrize(
@@ -139,3 +140,31 @@ def test_a_jump_in_two_dimensions_is_a_source() -> None:
     found = [evaluate(run, 1.0, x)[1] for run in runs]
     gap, size = (np.sqrt((part**2).sum(axis=1).mean()) for part in (found[0] - found[1], found[1]))
     assert gap < 0.02 * size
+
+
+def test_a_kink_whose_strength_changes_is_right_between_steps_too() -> None:
+    """Few steps are enough at their ends; in the middle of long panels it was wrong by 2.7e-3 where 9e-4 was told."""
+    T, b, size = 2.0874, 0.37760, 0.14379
+    problem = ControlProblem(
+        dim=1,
+        horizon=T,
+        temperature=0.31522,
+        drift=lambda t, x: b + 0.0 * x,
+        diffusion=lambda t, x: (0.67536 * (1 + 0.6 * np.sin(5 * np.asarray(t) / T)) + 0.0 * x[..., 0])[..., None, None],
+        terminal_reward=lambda x: 2.7592 * size * np.exp(-((x[..., 0] - 0.47242) ** 2) / 0.02),
+        running_reward=lambda t, x: -1.4328 * size / T * np.maximum(x[..., 0] - 0.7772, 0.0) * (1 + np.sin(4 * t / T)),
+        initial_law=Gaussian([0.23804], 0.28541),
+    )
+    found, better = (solve(problem, rtol=rtol, verify=False) for rtol in (1e-3, 5e-5))
+    gaps, sizes = [], []
+    for t in np.linspace(0.0, 0.9999 * T, 120):
+        spread = np.sqrt(0.28541 + 0.67536 * (t + 0.6 * T / 5 * (1 - np.cos(5 * t / T))))
+        x = 0.23804 + b * t + np.linspace(-3.0, 3.0, 301) * spread
+        weights = np.exp(-0.5 * ((x - 0.23804 - b * t) / spread) ** 2)
+        one, other = (each.policy(float(t), x[:, None])[:, 0] for each in (found, better))
+        root = (0.67536 * (1 + 0.6 * np.sin(5 * t / T))) ** 0.5
+        gaps.append(np.average((one - other) ** 2, weights=weights) ** 0.5 / root)
+        sizes.append(np.average(other**2, weights=weights) ** 0.5 / root)
+    estimate: Any = found.error_estimate
+    assert found.status == "ok"
+    assert max(gaps) / max(sizes) < min(2 * estimate.policy, 1e-3)

@@ -30,6 +30,9 @@ class Known:
     def slope(self, u: FloatArray, left: FloatArray) -> FloatArray:
         return left
 
+    def eased(self, h: float, u0: FloatArray, u1: FloatArray, slope: FloatArray) -> FloatArray:
+        return slope
+
     def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         self.tried.append((s, h))
         error = self.error(s, h)
