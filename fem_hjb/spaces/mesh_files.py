@@ -15,11 +15,12 @@ import numpy as np
 import skfem
 from skfem.io import json
 
-from fem_hjb.problems.cells import DIMENSION, KINDS, SAME_POINT, check_cells, mesh_kind
+from fem_hjb.problems.cells import DIMENSION, KINDS, SAME_POINT, check_cells, check_curved, mesh_kind
+from fem_hjb.problems.locate import REFERENCE_CORNERS
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.mesh_cells import FACETS, FROM_MESHIO, top_cells
 from fem_hjb.spaces.mesh_names import with_names
-from fem_hjb.spaces.meshes import check_mesh
+from fem_hjb.spaces.meshes import check_mesh, curved_mesh
 from fem_hjb.support.checks import FloatArray, IntArray, flag, positive_integer
 from fem_hjb.support.errors import DomainError
 from fem_hjb.support.files import as_path
@@ -72,7 +73,8 @@ def load_mesh(
     simplices : cut each quadrilateral into two triangles along its shorter diagonal, and so make one kind of a file
         that has both.
     straight : take cells of second order (triangle6, tetra10, quad8, ...) by their corners alone. Where their edges are
-        straight anyway this is done without asking; where they are curved it moves the boundary.
+        straight anyway this is done without asking; where they are curved it moves the boundary. Without it curved
+        triangles and tetrahedra are kept, a `MeshTri2` or `MeshTet2` of scikit-fem, and other curved cells refused.
 
     Raises
     ------
@@ -88,19 +90,24 @@ def load_mesh(
     where = f"the mesh file {file}"
     raw = _of_json(file) if file.suffix.lower() == ".json" else _read(file)
     kind, cells, parents = top_cells(raw, wanted, simplices, straight, where)
-    used, t = np.unique(cells, return_inverse=True)
+    corners = cells[:, : len(REFERENCE_CORNERS[kind])]
+    used, t = np.unique(corners, return_inverse=True)
     points = np.asarray(raw.points, dtype=np.float64)
     _check_vertices(raw, points, cells, where)
-    x, d = points[used], DIMENSION[kind]
+    x, d = points[np.unique(cells)], DIMENSION[kind]
     spread = np.ptp(x, axis=0)
     if x.shape[1] < d or (spread[d:] > SAME_POINT * spread.max()).any():
         raise DomainError(
             f"{where} holds a mesh of {kind} cells whose vertices have coordinates of ranges "
             f"{spread.tolist()}; a mesh for dim={d} must vary in the first {d} of them only"
         )
-    p, t = np.ascontiguousarray(x[:, :d].T), np.ascontiguousarray(t.reshape(cells.shape).T)
+    p, t = np.ascontiguousarray(points[used, :d].T), np.ascontiguousarray(t.reshape(corners.shape).T)
     check_cells(p, t, kind, where)
-    return with_names(KINDS[kind](p, t), raw, used, parents, where)
+    if corners.shape == cells.shape:
+        return with_names(KINDS[kind](p, t), raw, used, parents, where)
+    mesh = curved_mesh(kind, p, t, points[cells.T, :d], where)
+    check_curved(mesh, where)
+    return with_names(mesh, raw, used, parents, where)
 
 
 def _check_vertices(raw: meshio.Mesh, points: FloatArray, cells: IntArray, where: str) -> None:
