@@ -50,9 +50,8 @@ def mesh_kind(mesh: Any, *, curved: bool = False) -> str:
     expected = ", ".join(cls.__name__ for cls in KINDS.values())
     if is_curved(mesh):
         raise DomainError(
-            "curved cells are for solve_on_mesh, solve_exit_on_mesh, exit_expectation_on_mesh, ground_state_on_mesh and"
-            f" what evaluates solutions; here meshes must have straight-edged cells ({expected}), got"
-            f" {type(mesh).__name__}; take the corners: load_mesh(path, straight=True), or"
+            f"curved cells are not taken here: meshes must have straight-edged cells of one kind ({expected}), got"
+            f" {type(mesh).__name__}; take the corners, load_mesh(path, straight=True), or"
             f" {type(mesh).__name__[:-1]}1(mesh.p[:, :mesh.nvertices], mesh.t)"
         )
     expected += ", or of second order " + ", ".join(cls.__name__ for cls in CURVED.values()) if curved else ""

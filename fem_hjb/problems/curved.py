@@ -26,8 +26,9 @@ _REFERENCE = {"tri": skfem.MeshTri1, "tet": skfem.MeshTet1}
 _LEVELS = 4  # how often a cell is cut into 2^d until its Jacobian is seen to have one sign
 _FLAT = 1e-8  # of the largest Jacobian determinant in a cell: a smaller one is none
 _NEWTON = 25
-_REACH = 0.05  # beyond the unit cube, that Newton's iterates may go
+_REACH = 0.1  # beyond the unit cube, that Newton's iterates may go
 _MILD = 0.45  # theta of `CurvedCells`, up to which Newton's method is sure to converge
+_SINGLE = 0.95  # likewise, up to which no two points have one image
 
 
 def functions(xi: FloatArray, kind: str) -> FloatArray:
@@ -112,11 +113,12 @@ def _lattice(kind: str, level: int) -> tuple[FloatArray, FloatArray]:
 class CurvedCells:
     """The inverse of x = x_0 + L xi + xi' B xi, by Newton's method with iterates kept in the box around the cell.
 
-    Let J be the Jacobian in the middle of the cell, the box reach at most w from there, and theta = w |J^{-1} 2 B|, in
-    the maximum norm. Jacobians in the box are J (1 + E) with |E| <= theta, so that for theta < 1 no two points of it
-    have one image. A step of Newton's method makes the distance to the preimage at most theta / (1 - theta) times as
-    large, as the box is less than 2 w wide, and to move the iterate back into the box does not spoil it: for
-    theta < 1/2 what is there is found. Other cells are tried from several starts.
+    Jacobians are J (1 + E) with J that in the middle of the cell. Where |E| <= theta < 1 in a convex set, no two points
+    of it have one image: a solution found near the cell but not in it is the only one. In the box and in the maximum
+    norm theta = w |J^{-1} 2 B|, with w how far it reaches from the middle; a step of Newton's method makes the distance
+    to the preimage at most theta / (1 - theta) times as large, as the box is less than 2 w wide, and to move the
+    iterate back into it does not spoil that: for theta < 1/2 what is there is found. All else is tried from several
+    starts.
     """
 
     def __init__(self, nodes: FloatArray, kind: str, tolerance: float) -> None:
@@ -140,6 +142,9 @@ class CurvedCells:
         middle = np.linalg.inv(linear + 2.0 * np.einsum("cijk,j->cik", bent, centre))
         change = np.abs(2.0 * np.einsum("cil,cljk->cijk", middle, bent)).sum(axis=(2, 3)).max(axis=1)
         self.mild = (1.0 + _REACH - centre[0]) * change <= _MILD
+        tips = at[: d + 1] + _REACH * (d + 1) * (at[: d + 1] - centre)  # of the simplex that is larger by the reach
+        errors = 2.0 * np.einsum("cil,cljk,vj->vcik", middle, bent, tips - centre, optimize=True)
+        self.single = np.linalg.norm(errors, axis=(2, 3)).max(axis=0) <= _SINGLE
         self.starts = np.vstack([centre, 0.75 * at + 0.25 * centre])
 
     def invert(self, cell: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -150,20 +155,21 @@ class CurvedCells:
         straight = np.einsum("imp,mp->ip", self.gradients.take(cell, axis=2), offset)
         near = (straight >= self.lower.take(cell, axis=1)) & (straight <= self.upper.take(cell, axis=1))
         rows = np.flatnonzero(near.all(axis=0))
-        for start in self.starts:
+        for start in (None, *self.starts):
             if not rows.size:
                 break
-            found, deep = self._newton(cell[rows], x[:, rows], start)
+            first = straight[1:, rows] if start is None else np.repeat(start[:, None], rows.size, axis=1)
+            found, deep = self._newton(cell[rows], offset[:, rows], np.clip(first, -_REACH, 1.0 + _REACH))
             better = deep > depth[rows]
             xi[:, rows[better]], depth[rows[better]] = found[:, better], deep[better]
-            rows = rows[(depth[rows] < -self.tolerance) & ~self.mild[cell[rows]]]
+            close = np.minimum(found.min(axis=0), 1.0 - found.sum(axis=0)) >= -_REACH
+            sure = self.mild[cell[rows]] | (self.single[cell[rows]] & close & np.isfinite(deep))
+            rows = rows[(depth[rows] < -self.tolerance) & ~sure]
         return xi, depth
 
-    def _newton(self, cell: IntArray, x: FloatArray, start: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """The same from one start (d,) in all cells."""
+    def _newton(self, cell: IntArray, target: FloatArray, xi: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The same of x - x_0, from a start xi (d, m), which is changed."""
         linear, bent = self.linear.take(cell, axis=-1), self.bent.take(cell, axis=-1)
-        target = x - self.origin.take(cell, axis=1)
-        xi = np.repeat(start[:, None], cell.size, axis=1)
         moving = np.arange(cell.size)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for _ in range(_NEWTON):
@@ -188,6 +194,11 @@ def cramer(jacobian: FloatArray, right: FloatArray) -> FloatArray:
     if right.shape[0] == 2:
         (a, b), (c, e) = jacobian
         return np.asarray(np.stack([e * right[0] - b * right[1], a * right[1] - c * right[0]]) / (a * e - b * c))
-    u, v, w = np.moveaxis(jacobian, 1, 0)
-    vw, wu, uv = (np.cross(p, q, axis=0) for p, q in ((v, w), (w, u), (u, v)))
-    return np.asarray(np.stack([(n * right).sum(axis=0) for n in (vw, wu, uv)]) / (u * vw).sum(axis=0))
+    (a, b, c), (e, f, g), (h, i, j) = jacobian
+    minors = [
+        (f * j - g * i, c * i - b * j, b * g - c * f),
+        (g * h - e * j, a * j - c * h, c * e - a * g),
+        (e * i - f * h, b * h - a * i, a * f - b * e),
+    ]
+    volume = a * minors[0][0] + b * minors[1][0] + c * minors[2][0]
+    return np.asarray(np.stack([(m * right[0] + n * right[1] + q * right[2]) / volume for m, n, q in minors]))

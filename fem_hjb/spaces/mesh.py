@@ -178,11 +178,11 @@ class MeshBasis(SpatialBasis):
         self.vertex_functions = frozen(corners(self._functions.nodes, 0)[0])
         second = nodes_of(mesh)
         self._points = self.vertices[self.cell_vertices] if second is None else second.swapaxes(0, 1)
+        self._hull = self._points if second is None else control_points(second, kind).swapaxes(0, 1)
         nodes = np.empty((self.n_dofs, self.dim))
         nodes[self.cell_dofs] = self._place(self._functions.nodes)
         self.nodes = frozen(nodes)
-        around = self.vertices if second is None else control_points(second, kind).reshape(-1, self.dim)
-        self.box = Box(around.min(axis=0), around.max(axis=0))
+        self.box = Box(self._hull.min(axis=(0, 1)), self._hull.max(axis=(0, 1)))
 
     def _place(self, xi: FloatArray) -> FloatArray:
         """Points (n_cells, q, d) in space of reference points (q, d)."""
@@ -269,6 +269,9 @@ class MeshBasis(SpatialBasis):
         if (found < 0).any():
             raise DomainError(f"{int((found < 0).sum())} of {len(found)} facets are none of the mesh")
         return np.asarray(self._dofs.get_facet_dofs(found).flatten(), dtype=np.int64)
+
+    def cell_bounds(self) -> tuple[FloatArray, FloatArray]:
+        return self._hull.min(axis=1), self._hull.max(axis=1)
 
     def reflecting_dofs(self) -> IntArray:
         return np.empty(0, dtype=np.int64)

@@ -80,7 +80,7 @@ def top_cells(
     if "quad" in taken and simplices:
         taken["triangle"] = taken.get("triangle", [])
         for i, cells in taken.pop("quad"):
-            halves = _halved(np.asarray(raw.points, dtype=np.float64), cells, where)
+            halves = _halved(np.asarray(raw.points, dtype=np.float64), cells)
             taken["triangle"] += [(i, half) for half in halves]
     ((name, parts),) = taken.items()
     kind, order = FROM_MESHIO[name] if name in FROM_MESHIO else (OF_SECOND_ORDER[name], slice(None))
@@ -113,17 +113,19 @@ def _bend(raw: meshio.Mesh, block: meshio.CellBlock, where: str) -> float:
     if cells.ndim != 2 or cells.shape[1] < count or (not edges and cells.shape[1] != corners):
         raise DomainError(f"{where} is damaged: a {block.type} has {count} vertices, got {cells.shape}")
     points = np.asarray(raw.points, dtype=np.float64)
-    if not edges or cells.min() < 0 or cells.max() >= len(points):  # which is looked at again, and told, later
+    if cells.min() < 0 or cells.max() >= len(points):
+        raise DomainError(
+            f"{where} is damaged: its cells refer to vertices {cells.min()} to {cells.max()}, it has {len(points)}"
+        )
+    if not edges:
         return 0.0
     ends = [points[cells[:, list(edge)]] for edge in edges]
     bend = max(float(np.linalg.norm(e[:, 2] - e[:, :2].mean(axis=1), axis=-1).max()) for e in ends)
     return bend if bend > SAME_POINT * float(np.linalg.norm(np.ptp(points, axis=0))) else 0.0
 
 
-def _halved(points: FloatArray, quads: IntArray, where: str) -> tuple[IntArray, IntArray]:
+def _halved(points: FloatArray, quads: IntArray) -> tuple[IntArray, IntArray]:
     """Two triangles (n, 3) each of quadrilaterals (n, 4), cut along the shorter diagonal."""
-    if quads.min() < 0 or quads.max() >= len(points):
-        raise DomainError(f"{where} is damaged: its cells refer to vertices that it does not have")
     x = points[quads]
     other = np.linalg.norm(x[:, 1] - x[:, 3], axis=1) < np.linalg.norm(x[:, 0] - x[:, 2], axis=1)
     turned = np.where(other[:, None], np.roll(quads, -1, axis=1), quads)

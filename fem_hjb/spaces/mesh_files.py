@@ -21,7 +21,7 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.mesh_cells import FACETS, FROM_MESHIO, top_cells
 from fem_hjb.spaces.mesh_names import with_names
 from fem_hjb.spaces.meshes import check_mesh, curved_mesh
-from fem_hjb.support.checks import FloatArray, IntArray, flag, positive_integer
+from fem_hjb.support.checks import flag, positive_integer
 from fem_hjb.support.errors import DomainError
 from fem_hjb.support.files import as_path
 
@@ -93,7 +93,7 @@ def load_mesh(
     corners = cells[:, : len(REFERENCE_CORNERS[kind])]
     used, t = np.unique(corners, return_inverse=True)
     points = np.asarray(raw.points, dtype=np.float64)
-    _check_vertices(raw, points, cells, where)
+    _check_used(raw, len(points), where)
     x, d = points[np.unique(cells)], DIMENSION[kind]
     spread = np.ptp(x, axis=0)
     if x.shape[1] < d or (spread[d:] > SAME_POINT * spread.max()).any():
@@ -110,17 +110,13 @@ def load_mesh(
     return with_names(mesh, raw, used, parents, where)
 
 
-def _check_vertices(raw: meshio.Mesh, points: FloatArray, cells: IntArray, where: str) -> None:
-    """DomainError for cells of vertices that do not exist, and for vertices of no cell."""
-    if cells.min() < 0 or cells.max() >= len(points):
-        raise DomainError(
-            f"{where} is damaged: its cells refer to vertices {cells.min()} to {cells.max()}, it has {len(points)}"
-        )
+def _check_used(raw: meshio.Mesh, count: int, where: str) -> None:
+    """DomainError for vertices of no cell."""
     every = np.unique(np.concatenate([np.ravel(block.data) for block in raw.cells]))
-    if every.size < len(points):
-        first = np.setdiff1d(np.arange(len(points)), every)[0]
+    if every.size < count:
+        first = np.setdiff1d(np.arange(count), every)[0]
         raise DomainError(
-            f"{where} has {len(points) - every.size} vertices that belong to no cell of any kind, the "
+            f"{where} has {count - every.size} vertices that belong to no cell of any kind, the "
             f"first is number {first}; remove them, or find the cells that are missing"
         )
 

@@ -109,8 +109,8 @@ def check_mesh(mesh: skfem.Mesh, problem: ControlProblem) -> None:
     """Nothing if the problem can be solved on this scikit-fem mesh, else a DomainError that says why not.
 
     Checked are the kind and dimension of the cells; vertices that belong to no cell, or coincide; cells that are
-    degenerate, twisted, folded over a neighbour or overlapping, or so curved that the map from the reference cell is not
-    one to one; pieces that do not hang together; that no more than 1 per cent of the initial law (of 4096 samples;
+    degenerate, twisted, folded over a neighbour or overlapping, or so curved that the map from the reference cell is
+    not one to one; pieces that do not hang together; that no more than 1 per cent of the initial law (of 4096 samples;
     nothing of a point mass) lies outside; and, for a process with a domain, that the mesh fills this box (cut anywhere
     where it is infinite) or covers what the domain's own mesh does.
     """
@@ -194,8 +194,7 @@ def curved_mesh(kind: str, p: FloatArray, t: IntArray, nodes: FloatArray, where:
     if apart.any():
         raise DomainError(
             f"{where} has {int(apart.sum())} edges of cells whose node is not that of the neighbour, the first is of"
-            f" cell {int(np.argmax(apart.any(axis=0)))}; merge nodes at the same place (in gmsh: removeDuplicateNodes), and"
-            " mesh the domain again"
+            f" cell {int(np.argmax(apart.any(axis=0)))}; merge nodes at the same place (in gmsh: removeDuplicateNodes)"
         )
     return CURVED[kind](np.ascontiguousarray(points.T), straight.t)
 
