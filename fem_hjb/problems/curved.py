@@ -26,6 +26,7 @@ _REFERENCE = {"tri": skfem.MeshTri1, "tet": skfem.MeshTet1}
 _LEVELS = 4  # how often a cell is cut into 2^d until its Jacobian is seen to have one sign
 _FLAT = 1e-8  # of the largest Jacobian determinant in a cell: a smaller one is none
 _NEWTON = 25
+_TOGETHER = 4096  # points for which all starts are tried at once
 _REACH = 0.1  # beyond the unit cube, that Newton's iterates may go
 _MILD = 0.45  # theta of `CurvedCells`, up to which Newton's method is sure to converge
 _SINGLE = 0.95  # likewise, up to which no two points have one image
@@ -155,20 +156,23 @@ class CurvedCells:
         straight = np.einsum("imp,mp->ip", self.gradients.take(cell, axis=2), offset)
         near = (straight >= self.lower.take(cell, axis=1)) & (straight <= self.upper.take(cell, axis=1))
         rows = np.flatnonzero(near.all(axis=0))
-        for start in (None, *self.starts):
-            if not rows.size:
-                break
-            first = straight[1:, rows] if start is None else np.repeat(start[:, None], rows.size, axis=1)
-            found, deep = self._newton(cell[rows], offset[:, rows], np.clip(first, -_REACH, 1.0 + _REACH))
-            better = deep > depth[rows]
-            xi[:, rows[better]], depth[rows[better]] = found[:, better], deep[better]
-            close = np.minimum(found.min(axis=0), 1.0 - found.sum(axis=0)) >= -_REACH
-            sure = self.mild[cell[rows]] | (self.single[cell[rows]] & close & np.isfinite(deep))
-            rows = rows[(depth[rows] < -self.tolerance) & ~sure]
+        found, deep = self._newton(cell[rows], offset[:, rows], straight[1:, rows])
+        xi[:, rows], depth[rows] = found, deep
+        close = np.minimum(found.min(axis=0), 1.0 - found.sum(axis=0)) >= -_REACH
+        sure = self.mild[cell[rows]] | (self.single[cell[rows]] & close & np.isfinite(deep))
+        rows, count = rows[(deep < -self.tolerance) & ~sure], len(self.starts)
+        for k in range(0, rows.size, _TOGETHER):
+            part = rows[k : k + _TOGETHER]
+            starts = np.repeat(self.starts.T, part.size, axis=1)
+            found, deep = self._newton(np.tile(cell[part], count), np.tile(offset[:, part], count), starts)
+            best = deep.reshape(count, -1).argmax(axis=0) * part.size + np.arange(part.size)
+            better = deep[best] > depth[part]
+            xi[:, part[better]], depth[part[better]] = found[:, best[better]], deep[best[better]]
         return xi, depth
 
     def _newton(self, cell: IntArray, target: FloatArray, xi: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """The same of x - x_0, from a start xi (d, m), which is changed."""
+        """The same of x - x_0, from a start xi (d, m), or where the box is nearest to it."""
+        xi = np.clip(xi, -_REACH, 1.0 + _REACH)
         linear, bent = self.linear.take(cell, axis=-1), self.bent.take(cell, axis=-1)
         moving = np.arange(cell.size)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -64,7 +64,7 @@ def top_cells(
     if strange:
         raise DomainError(
             f"{where} holds {found}; expected straight-edged cells of kind {expected}: mesh the domain again, with them"
-            " and at order 1"
+            " and at order 1, or triangles and tetrahedra at order 2"
         )
     if taken.keys() & OF_SECOND_ORDER.keys() and len(taken) > 1:
         raise DomainError(

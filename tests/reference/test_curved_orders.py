@@ -177,6 +177,12 @@ def test_the_heat_equation_in_a_disc(end, shape):
     assert slope(0.5 ** np.array(sizes), errors) == pytest.approx(order, abs=BAND)
 
 
+def turned(mesh):
+    """By an eleventh of a radian: no node is where the disc is farthest along an axis."""
+    turn = np.array([[np.cos(1 / 11), -np.sin(1 / 11)], [np.sin(1 / 11), np.cos(1 / 11)]])
+    return skfem.MeshTri2(turn @ mesh.p, mesh.t)
+
+
 def test_a_density_in_a_disc():
     """Reflected Brownian motion from a Gaussian: E J_0(z |X_T|) = exp(-z^2 (T + s^2) / 2); the mass stays."""
     zero = ZEROS["reflected"]
@@ -191,7 +197,9 @@ def test_a_density_in_a_disc():
     )
     off = {}
     for shape, (form, _) in SHAPES.items():
-        law = fh.fokker_planck.solve(problem, mesh=form(skfem.MeshTri2.init_circle(3)), rtol=1e-5).law(0.2)
+        solved = fh.fokker_planck.solve(problem, mesh=form(turned(skfem.MeshTri2.init_circle(3))), rtol=1e-5)
+        law = solved.law(0.2)
+        assert solved.stats["face"] > 0.2  # of all of the rim, though none of it is on the box around it
         rule = law.basis.quadrature(8)
         mass = rule.weights * rule.det * (law.values[law.basis.cell_dofs] @ rule.phi)
         off[shape] = (mass * j0(zero * np.linalg.norm(rule.x, axis=-1))).sum() / np.exp(-(zero**2) * 0.22 / 2) - 1
