@@ -75,8 +75,20 @@ def vertices_of(mesh: skfem.Mesh) -> FloatArray:
 
 
 def nodes_of(mesh: skfem.Mesh) -> FloatArray | None:
-    """The nodes (k, nc, d) of cells of second order, see `problems.curved`; None if cells are straight."""
-    return np.asarray(mesh.p.T[mesh.dofs.element_dofs], dtype=np.float64) if is_curved(mesh) else None
+    """The nodes (k, nc, d) of cells of second order, see `problems.curved`; None if cells are straight.
+
+    DomainError if there are too few or too many of them.
+    """
+    if not is_curved(mesh):
+        return None
+    count, name = int(mesh.dofs.N), type(mesh).__name__
+    if mesh.p.shape[1] != count:
+        raise DomainError(
+            f"a {name} of these cells must have {count} nodes, one at each corner and one on each edge, got"
+            f" {mesh.p.shape[1]}; make it from meshio's cells of second order with load_mesh, or from a straight mesh"
+            f" with {name}.from_mesh"
+        )
+    return np.asarray(mesh.p.T[mesh.dofs.element_dofs], dtype=np.float64)
 
 
 def closures(mesh: skfem.Mesh, facets: IntArray) -> FloatArray:
@@ -151,23 +163,15 @@ def _probes(mesh: skfem.Mesh) -> tuple[FloatArray, FloatArray]:
 def tiled(mesh: skfem.Mesh, where: str) -> IntArray:
     """The vertices (k, nf) of the boundary facets; DomainError unless the cells tile a connected domain, and those of
     second order are one to one with their reference cells."""
-    kind = mesh_kind(mesh, curved=True)
+    kind, nodes = mesh_kind(mesh, curved=True), nodes_of(mesh)
     boundary = check_cells(vertices_of(mesh), np.asarray(mesh.t, dtype=np.int64), kind, where)
-    if is_curved(mesh):
-        check_curved(mesh, where)
+    if nodes is not None:
+        check_curved(nodes, kind, where)
     return boundary
 
 
-def check_curved(mesh: skfem.Mesh, where: str) -> None:
-    """DomainError unless a mesh of second order has all its nodes, and no cell is folded by its curved edges."""
-    count, kind = int(mesh.dofs.N), mesh_kind(mesh, curved=True)
-    if mesh.p.shape[1] != count:
-        raise DomainError(
-            f"{where} ({type(mesh).__name__}) must have {count} nodes, one at each corner and one on each edge, got"
-            f" {mesh.p.shape[1]}; make it from meshio's cells of second order with load_mesh, or from a straight mesh"
-            f" with {type(mesh).__name__}.from_mesh"
-        )
-    nodes = np.asarray(nodes_of(mesh))
+def check_curved(nodes: FloatArray, kind: str, where: str) -> None:
+    """DomainError if nodes (k, nc, d) of cells of second order are not finite, or a cell is folded by its edges."""
     if not np.isfinite(nodes).all():
         raise DomainError(f"{where} has nodes on edges that are not finite")
     _refuse(

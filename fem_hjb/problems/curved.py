@@ -24,6 +24,7 @@ EDGES: dict[str, list[tuple[int, int]]] = {
 }
 _REFERENCE = {"tri": skfem.MeshTri1, "tet": skfem.MeshTet1}
 _LEVELS = 4  # how often a cell is cut into 2^d until its Jacobian is seen to have one sign
+_CHUNK_POINTS = 1 << 17  # at which Jacobians are held at once
 _FLAT = 1e-8  # of the largest Jacobian determinant in a cell: a smaller one is none
 _NEWTON = 25
 _TOGETHER = 4096  # points for which all starts are tried at once
@@ -83,14 +84,15 @@ def one_to_one(nodes: FloatArray, kind: str) -> np.ndarray[tuple[int], np.dtype[
     sound, open_ = np.zeros(len(sign), dtype=np.bool_), np.arange(len(sign))
     for level in range(_LEVELS):
         points, to_bernstein = _lattice(kind, level)
-        slopes = linear[open_, None] + 2.0 * np.einsum("cijk,qj->cqik", bent[open_], points, optimize=True)
-        det = np.linalg.det(slopes) * sign[open_, None]
-        parts = det.reshape(len(open_), -1, len(to_bernstein)) @ to_bernstein.T
-        least = _FLAT * np.abs(det).max(axis=1)
-        sound[open_] = (parts > least[:, None, None]).all(axis=(1, 2))
-        open_ = open_[~sound[open_] & (det > least[:, None]).all(axis=1)]
-        if not open_.size:
-            break
+        step, undecided = max(1, _CHUNK_POINTS // len(points)), [open_[:0]]
+        for some in (open_[k : k + step] for k in range(0, open_.size, step)):
+            slopes = linear[some, None] + 2.0 * np.einsum("cijk,qj->cqik", bent[some], points, optimize=True)
+            det = np.linalg.det(slopes) * sign[some, None]
+            parts = det.reshape(len(some), -1, len(to_bernstein)) @ to_bernstein.T
+            least = _FLAT * np.abs(det).max(axis=1)
+            sound[some] = (parts > least[:, None, None]).all(axis=(1, 2))
+            undecided.append(some[~sound[some] & (det > least[:, None]).all(axis=1)])
+        open_ = np.concatenate(undecided)
     return sound
 
 

@@ -17,7 +17,6 @@ from fem_hjb.problems.cells import (
     DIMENSION,
     KINDS,
     check_curved,
-    is_curved,
     locator_of,
     mesh_kind,
     nodes_of,
@@ -147,15 +146,16 @@ class MeshBasis(SpatialBasis):
     """
 
     def __init__(self, mesh: Any, element: str) -> None:
-        kind, row, curved = mesh_kind(mesh, curved=True), element_named(element), is_curved(mesh)
+        kind, row = mesh_kind(mesh, curved=True), element_named(element)
         if kind not in row.kinds or row.smoothness:
             allowed = ", ".join(repr(e.name) for e in ELEMENTS.values() if kind in e.kinds and not e.smoothness)
             raise SpaceError(
                 f"element {row.name!r} is not defined on a mesh of {kind} cells; use one of {allowed}"
                 + (", or give cells= and box= for a C1 class on a box" if row.smoothness else "")
             )
-        if curved:
-            check_curved(mesh, "the mesh")
+        second = nodes_of(mesh)
+        if second is not None:
+            check_curved(second, kind, "the mesh")
         loose = vertices_of(mesh).shape[1] - np.unique(mesh.t).size
         if loose:
             raise SpaceError(
@@ -163,9 +163,10 @@ class MeshBasis(SpatialBasis):
             )
         if kind == "tri" and (np.diff(mesh.t, axis=0) < 0).any():
             mesh = type(mesh)(mesh.p, np.sort(mesh.t, axis=0))  # edge dofs are ordered from low to high vertex
+            second = nodes_of(mesh)
         numbering, self._functions = _reference_element(kind, row)
         _, corners = _reference_element(kind, ELEMENTS[_VERTEX_ELEMENT[kind]])
-        _, self._geometry = _reference_element(kind, ELEMENTS["P2"]) if curved else (None, corners)
+        _, self._geometry = (None, corners) if second is None else _reference_element(kind, ELEMENTS["P2"])
         self._dofs = dofs = skfem.Dofs(mesh, numbering)
         self.mesh = mesh
         self.kind, self.element, self.degree, self.smoothness = kind, row.name, row.degree, 0
@@ -176,7 +177,6 @@ class MeshBasis(SpatialBasis):
         self.n_cells, self.local_size = self.cell_dofs.shape
         self.n_dofs = int(dofs.N)
         self.vertex_functions = frozen(corners(self._functions.nodes, 0)[0])
-        second = nodes_of(mesh)
         self._points = self.vertices[self.cell_vertices] if second is None else second.swapaxes(0, 1)
         self._hull = self._points if second is None else control_points(second, kind).swapaxes(0, 1)
         nodes = np.empty((self.n_dofs, self.dim))

@@ -105,9 +105,9 @@ def load_mesh(
     check_cells(p, t, kind, where)
     if corners.shape == cells.shape:
         return with_names(KINDS[kind](p, t), raw, used, parents, where)
-    mesh = curved_mesh(kind, p, t, points[cells.T, :d], where)
-    check_curved(mesh, where)
-    return with_names(mesh, raw, used, parents, where)
+    nodes = points[cells.T, :d]
+    check_curved(nodes, kind, where)
+    return with_names(curved_mesh(kind, p, t, nodes, where), raw, used, parents, where)
 
 
 def _check_used(raw: meshio.Mesh, count: int, where: str) -> None:
