@@ -24,10 +24,11 @@ from fem_hjb.interop.grids import (
     metadata,
     require_grid,
 )
+from fem_hjb.problems.cells import is_curved
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.spaces.mesh import MeshBasis
-from fem_hjb.spaces.mesh_cells import FROM_MESHIO
+from fem_hjb.spaces.mesh_cells import FROM_MESHIO, OF_SECOND_ORDER
 from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.spaces.tensor import TensorBasis
@@ -72,6 +73,9 @@ def own_piece(of: AnySolution, t: float) -> Piece:
     """
     if isinstance(of, Solution) and isinstance(of.space.spatial, MeshBasis):
         basis = of.space.spatial
+        if is_curved(basis.mesh):
+            name = next(name for name, kind in OF_SECOND_ORDER.items() if kind == basis.kind)
+            return Piece(np.asarray(basis.mesh.p).T, name, np.asarray(basis.mesh.dofs.element_dofs, dtype=np.int64).T)
         name, order = next((name, order) for name, (kind, order) in FROM_MESHIO.items() if kind == basis.kind)
         return Piece(basis.vertices, name, basis.cell_vertices[:, np.argsort(order)])
     axes = _own_axes(of, t)

@@ -137,7 +137,7 @@ def _mesh_slopes(basis: MeshBasis, axis: int) -> sp.csr_matrix:
     if not basis.affine:
         raise SpaceError(
             "Monotone needs cells that are affine images of the reference cell, where slopes are polynomials; got a"
-            f" mesh of {basis.kind} cells that are not; use simplices, or parallelepipeds"
+            f" mesh of {basis.kind} cells that are not; use straight simplices, or parallelepipeds"
         )
     degrees = [basis.degree] * basis.dim
     along = np.abs(basis.quadrature(0).inverse[:, 0, :, axis]).max(axis=0)

@@ -241,9 +241,9 @@ class _Walk:
         return self.gauge.value(t, x, f) / problem.temperature, R, self.gauge.gradient(t, x, f, slope)
 
     def _beyond(self, t: float, x: FloatArray) -> FloatArray:
-        """The gradient at the nearest points of the box; no steering where f <= 0."""
+        """The gradient at the nearest points of the box; no steering where f <= 0, or that is beyond a mesh."""
         inside = np.clip(x, *self.space.spatial.box.bounds)
-        return np.nan_to_num(self.solution.gradient(t, inside, nonpositive="nan"))
+        return np.nan_to_num(self.solution.gradient(t, inside, outside="nan", nonpositive="nan"))
 
     def told(self) -> Witness:
         """Out of the two chains."""

@@ -5,6 +5,7 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fem_hjb.problems.curved import CurvedCells, control_points, cramer
 from fem_hjb.support.checks import FloatArray, IntArray, one_of
 from fem_hjb.support.errors import DomainError
 
@@ -165,7 +166,7 @@ class _MultilinearCells:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for _ in range(_NEWTON):
                 value, jacobian = self._map(coefficient.take(moving, axis=-1), s[:, moving])
-                new = np.clip(s[:, moving] + _solve(jacobian, target[:, moving] - value), -_REACH, _REACH)
+                new = np.clip(s[:, moving] + cramer(jacobian, target[:, moving] - value), -_REACH, _REACH)
                 change = np.abs(new - s[:, moving]).max(axis=0)
                 s[:, moving] = new
                 moving = moving[change > 1e-13]  # a NaN, from a singular Jacobian, stops here too
@@ -184,16 +185,6 @@ def _height(inverse: FloatArray, simplex: bool) -> FloatArray:
     return np.asarray(1.0 / np.linalg.norm(rows, axis=-1).max(axis=-1))
 
 
-def _solve(jacobian: FloatArray, right: FloatArray) -> FloatArray:
-    """Cramer's rule for many small systems, jacobian (d, d, m) and right (d, m), d = 2 or 3; inf or nan if singular."""
-    if right.shape[0] == 2:
-        (a, b), (c, e) = jacobian
-        return np.asarray(np.stack([e * right[0] - b * right[1], a * right[1] - c * right[0]]) / (a * e - b * c))
-    u, v, w = np.moveaxis(jacobian, 1, 0)
-    vw, wu, uv = (np.cross(p, q, axis=0) for p, q in ((v, w), (w, u), (u, v)))
-    return np.asarray(np.stack([(n * right).sum(axis=0) for n in (vw, wu, uv)]) / (u * vw).sum(axis=0))
-
-
 @final
 class CellLocator:
     """Finds the cells of points in a line, triangle, quadrilateral, tetrahedral or hexahedral mesh.
@@ -206,6 +197,7 @@ class CellLocator:
     Parameters
     ----------
     p : vertices, (d, nv);  t : cells, (nl, nc), in scikit-fem's order;  kind : "line", "tri", "quad", "tet" or "hex".
+    nodes : (k, nc, d), of curved triangles and tetrahedra of second order: those at the corners, and on the edges.
 
     >>> square = CellLocator([[0, 1, 0, 1], [0, 0, 1, 1]], [[0, 1], [1, 2], [2, 3]], "tri")
     >>> cells, xi = square([[0.25, 0.5], [2.0, 0.0], [0.75, 0.75]])
@@ -217,7 +209,7 @@ class CellLocator:
     DomainError : arrays of a wrong shape, vertex numbers out of range, or a cell of no volume (with its index).
     """
 
-    def __init__(self, p: ArrayLike, t: ArrayLike, kind: str) -> None:
+    def __init__(self, p: ArrayLike, t: ArrayLike, kind: str, nodes: FloatArray | None = None) -> None:
         one_of(kind, "CellLocator: kind", tuple(REFERENCE_CORNERS), DomainError)
         vertices, cells = np.asarray(p, dtype=np.float64), np.asarray(t, dtype=np.int64)
         corners, d = REFERENCE_CORNERS[kind].shape
@@ -241,14 +233,17 @@ class CellLocator:
             raise DomainError(
                 f"CellLocator: {int(flat.sum())} cells have no volume, the first is {int(np.argmax(flat))}; remove them"
             )
-        lower, upper = x.min(axis=0).T, x.max(axis=0).T  # (d, nc)
+        around = x if nodes is None else control_points(nodes, kind)
+        lower, upper = around.min(axis=0).T, around.max(axis=0).T  # (d, nc)
         self._low, self._high = lower.min(axis=1), upper.max(axis=1)
         rounding = 64 * np.finfo(np.float64).eps * np.abs(x).max()
         self._tolerance = float(_TOLERANCE * np.linalg.norm(self._high - self._low) + rounding)
         size = np.abs(jacobians).max(axis=(0, 2, 3))
         twisted = np.abs(jacobians - jacobians[:1]).max(axis=(0, 2, 3)) > 1e-13 * size
-        self._cells: _AffineCells | _MultilinearCells
-        if twisted.any():
+        self._cells: _AffineCells | _MultilinearCells | CurvedCells
+        if nodes is not None:
+            self._cells = CurvedCells(nodes, kind, self._tolerance)
+        elif twisted.any():
             self._cells = _MultilinearCells(x, jacobians, kind, self._tolerance)
         else:
             origin = x[int(np.argmin(REFERENCE_CORNERS[kind].sum(axis=1)))].T

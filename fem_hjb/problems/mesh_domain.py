@@ -48,7 +48,7 @@ class MeshDomain(Plain):
       otherwise.
 
     What a reward or coefficient depends on must be known in all of the domain. Paths in it are of weak order 1 in the
-    step, see `sample_paths`. Curved edges are none here: what is solved, and sampled, is the polygon or polyhedron.
+    step, see `sample_paths`. Curved edges are refused here: what is solved, and sampled, is a polygon or polyhedron.
 
     Raises `DomainError` for a mesh that is none or not sound (see `solve_on_mesh`), names and words that are not known,
     boundary facets with no word or with two, hexahedra with bent boundary faces, and an exit reward that is not

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
-from fem_hjb.problems.cells import DIMENSION, check_cells, mesh_kind
+from fem_hjb.problems.cells import DIMENSION, closures, mesh_kind, tiled, vertices_of
 from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, differences
@@ -23,6 +23,7 @@ from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
 from fem_hjb.spaces.basis import element_named
 from fem_hjb.spaces.mesh import MeshBasis
+from fem_hjb.spaces.meshes import refined_mesh
 from fem_hjb.support.checks import FloatArray, IntArray, finite_number, flag, require
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
 from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_progress, checked_seconds, until
@@ -47,12 +48,12 @@ def solve_exit_on_mesh(
 
     Parameters
     ----------
-    mesh : a scikit-fem mesh.
+    mesh : a scikit-fem mesh; of triangles and tetrahedra of second order (MeshTri2, MeshTet2) edges are curved.
     element : "P1" to "P4", "Q1", "Q2"; "P2" if not given on lines, triangles and tetrahedra, "Q2" on other meshes.
     absorbing : the tags, keys of `mesh.boundaries`, at which the process is stopped; "all": its whole boundary, unless
         it is a tag. Elsewhere it is reflected along Lambda n, which is the normal where Lambda is a number.
     estimate : whether to solve on the mesh refined once, too, which says how large the error is; it takes four or eight
-        times as long. What edges cut off from a round domain is not seen by it.
+        times as long. What edges cut off from a round domain is not seen by it, nor is how far curved ones are from it.
     progress : called with the fraction of the work done, as far as that is known.
     max_seconds : when they are over before the error is known, the solution comes back with an infinite estimate, and a
         status that says so.
@@ -171,8 +172,8 @@ def _equation(
     who: str,
     max_seconds: float | None,
 ) -> ExitEquation:
-    name = element_named(element).name if element is not None else "P2" if mesh_kind(mesh) in _SIMPLICES else "Q2"
-    basis = MeshBasis(mesh, name)
+    usual = "P2" if mesh_kind(mesh, curved=True) in _SIMPLICES else "Q2"
+    basis = MeshBasis(mesh, usual if element is None else element_named(element).name)
     fixed = np.unique(np.concatenate([basis.facet_dofs(facets) for facets in tags.values()]))
     try:
         return ExitEquation(problem, basis, fixed, watch)
@@ -193,10 +194,10 @@ def _late(who: str, problem: ExitProblem, max_seconds: float | None) -> Exceptio
 
 def _tags(mesh: Any, absorbing: Any, problem: ExitProblem) -> dict[str, IntArray]:
     """Tag -> vertices (k, nf) of its facets, or a DomainError that lists the tags there are."""
-    kind = mesh_kind(mesh)
+    kind = mesh_kind(mesh, curved=True)
     if DIMENSION[kind] != problem.dim:
         raise DomainError(f"the mesh is of dimension {DIMENSION[kind]}, the problem has dim={problem.dim}")
-    check_cells(np.asarray(mesh.p, dtype=np.float64), np.asarray(mesh.t, dtype=np.int64), kind, "the mesh")
+    tiled(mesh, "the mesh")
     known = dict(mesh.boundaries or {})
     facets = np.asarray(mesh.facets, dtype=np.int64)
     if isinstance(absorbing, str) and absorbing == "all" and "all" not in known:
@@ -223,20 +224,19 @@ def _tags(mesh: Any, absorbing: Any, problem: ExitProblem) -> dict[str, IntArray
 def _on_finer(mesh: Any, fine: Any, tags: Mapping[str, IntArray]) -> dict[str, IntArray]:
     """The facets of tags on the mesh refined once: those whose vertices all lie in the closure of one facet."""
     facets = np.asarray(fine.facets, dtype=np.int64)[:, fine.boundary_facets()]
-    tree, p = cKDTree(fine.p.T), np.asarray(mesh.p)
+    corners = vertices_of(fine)
+    tree, p = cKDTree(corners.T), np.asarray(mesh.p)
     width = float(np.ptp(p, axis=1).max())
     found = {}
     for tag, coarse in tags.items():
-        corners = p[:, coarse]  # (d, k, nf)
         k = len(coarse)
-        points = [corners[:, i] for i in range(k)]
-        points += [0.5 * (corners[:, i] + corners[:, j]) for i in range(k) for j in range(i)]
-        points.append(corners.mean(axis=1))
-        closure = np.stack(points, axis=1)  # (d, m, nf)
+        closure = closures(mesh, coarse)  # (d, m, nf)
+        if k == 4:
+            closure = np.concatenate([closure, p[:, coarse].mean(axis=1, keepdims=True)], axis=1)
         gaps, vertices = tree.query(closure.reshape(len(p), -1).T)
         parents = np.tile(np.arange(coarse.shape[1]), closure.shape[1])
         near = gaps <= 1e-9 * width
-        shape = fine.p.shape[1], coarse.shape[1]
+        shape = corners.shape[1], coarse.shape[1]
         inside = sp.csr_matrix((np.ones(near.sum()), (vertices[near], parents[near])), shape=shape)
         inside.data[:] = 1.0
         rows = np.tile(np.arange(facets.shape[1]), k)
@@ -266,8 +266,7 @@ def _judged(
         return replace(solution, error_estimate=unknown, status="the error was not estimated (estimate=False)")
     watch(0.2)
     try:
-        fine_mesh = type(mesh)(mesh.p, mesh.t).refined(1)
-        fine = MeshBasis(fine_mesh, basis.element)
+        fine = MeshBasis(refined_mesh(mesh), basis.element)
         parts = _on_finer(mesh, fine.mesh, tags)
         fixed = np.unique(np.concatenate([fine.facet_dofs(facets) for facets in parts.values()]))
         better = SteadyFunction(fine, finer(ExitEquation(problem, fine, fixed, watch)))

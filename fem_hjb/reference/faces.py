@@ -6,7 +6,8 @@ from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.basis import SpatialBasis
-from fem_hjb.support.checks import FloatArray
+from fem_hjb.spaces.mesh import MeshBasis
+from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import DomainError
 
 _ON = 1e-9  # of the width of a basis: nodes this near to a face lie on it
@@ -118,8 +119,12 @@ def face_values(basis: SpatialBasis, rows: FloatArray) -> FloatArray:
 
 def truncated_values(problem: ControlProblem, basis: SpatialBasis, rows: FloatArray) -> float:
     """The largest |p| on faces at which a basis ends and the process does not, relative to the maximum of its time."""
+    on: BoolArray | IntArray | None = None
     if isinstance(problem.domain, MeshDomain):
         on = problem.domain.on("natural", basis.nodes)
+    elif problem.domain is None and isinstance(basis, MeshBasis):
+        on = basis.boundary_dofs()
+    if on is not None:
         return float((np.abs(rows[:, on]).max(axis=1, initial=0.0) / np.abs(rows).max(axis=1)).max())
     cut = endless(problem) | ~faces_of_domain(problem, np.stack(basis.box.bounds))
     return float(face_values(basis, rows)[cut].max(initial=0.0))

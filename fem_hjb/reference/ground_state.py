@@ -17,7 +17,7 @@ import numpy as np
 
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.cells import DIMENSION, check_cells, mesh_kind
+from fem_hjb.problems.cells import DIMENSION, mesh_kind, tiled
 from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.problem import ControlProblem, require_box, require_problem
 from fem_hjb.reference.exit_equation import differences
@@ -32,6 +32,7 @@ from fem_hjb.solutions.ground import GroundState
 from fem_hjb.solutions.steady import SteadyFunction
 from fem_hjb.spaces.basis import SpatialBasis, element_named
 from fem_hjb.spaces.mesh import MeshBasis
+from fem_hjb.spaces.meshes import refined_mesh
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray, flag, positive_integer, require
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
@@ -166,10 +167,10 @@ def ground_state_on_mesh(
     require_box(problem, "ground_state_on_mesh, whose mesh is the domain,")
     seconds, refine = checked_seconds(max_seconds), flag(estimate, "estimate", ConvergenceError)
     watch, started = until(checked_progress(progress), seconds), time.perf_counter()
-    kind = mesh_kind(mesh)
+    kind = mesh_kind(mesh, curved=True)
     if DIMENSION[kind] != problem.dim:
         raise DomainError(f"the mesh is of dimension {DIMENSION[kind]}, the problem has dim={problem.dim}")
-    check_cells(np.asarray(mesh.p, dtype=np.float64), np.asarray(mesh.t, dtype=np.int64), kind, "the mesh")
+    tiled(mesh, "the mesh")
     refuse_absorbing(problem)
     name = element_named(element).name if element is not None else "P2" if kind in ("line", "tri", "tet") else "Q2"
     basis = MeshBasis(mesh, name)
@@ -182,7 +183,7 @@ def ground_state_on_mesh(
         errors, off, better = (math.inf, math.inf), (math.inf, math.inf), ground
         kept = _Kept(SteadyFunction(basis, ground.w), SteadyFunction(basis, ground.density), ground)
         if refine:
-            fine = MeshBasis(type(mesh)(mesh.p, mesh.t).refined(1), name)
+            fine = MeshBasis(refined_mesh(mesh), name)
             finer = GroundEquation(rest, fine, watch)
             better = finer.settle()
             off = abs(finer.gap(better) - gap), abs(better.average - ground.average)

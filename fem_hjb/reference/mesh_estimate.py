@@ -11,6 +11,7 @@ from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import ELEMENTS, SpatialBasis
 from fem_hjb.spaces.mesh import MeshBasis
+from fem_hjb.spaces.meshes import refined_mesh
 from fem_hjb.spaces.tensor import HermiteBasis
 from fem_hjb.stepping.adaptive import ORDER
 from fem_hjb.support.checks import FloatArray, positive_integer
@@ -104,7 +105,7 @@ def _comparable(basis: SpatialBasis, max_dofs: int) -> tuple[SpatialBasis, tuple
         if p + 1 in others and (growth * basis.n_dofs <= max_dofs):
             return MeshBasis(basis.mesh, others[p + 1]), (1.0, 1.0)
         if 2**basis.dim * basis.n_dofs <= max_dofs:
-            return MeshBasis(basis.mesh.refined(1), basis.element), _pair(refined)
+            return MeshBasis(refined_mesh(basis.mesh), basis.element), _pair(refined)
         if p - 1 in others:
             share = min(1.0, 4 * basis.n_cells ** (-1 / basis.dim)) if p == 2 else 1.0
             return MeshBasis(basis.mesh, others[p - 1]), (share, share)

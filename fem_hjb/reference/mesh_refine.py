@@ -352,7 +352,9 @@ def _first(
     if mesh is not None:
         if cells is not None or box is not None:
             raise DomainError("give mesh, or cells and box, not both")
-        return as_mesh(mesh, problem), row.name
+        start = as_mesh(mesh, problem)
+        mesh_kind(start)  # which refuses curved cells
+        return start, row.name
     kind = row.kind_in(problem.dim)
     chosen = truncation_box(problem, rng=seed).box if box is None else checked_box(problem, box)
     counts = START_CELLS[problem.dim] if cells is None else cells

@@ -63,7 +63,8 @@ def solve_on_mesh(
     Parameters
     ----------
     mesh : a scikit-fem mesh, or the path of a mesh file; of a problem whose domain is a `MeshDomain` the mesh of that,
-        if none is given, or a refinement of it. Otherwise a box is cut into cells:
+        if none is given, or a refinement of it. Triangles and tetrahedra may be of second order, with curved edges.
+        Otherwise a box is cut into cells:
     box : a `Box`; by default problem.domain, cut where it is infinite, or one that paths hardly ever leave.
     cells : per axis of the box, one number or one for each; default 128, 64, 16 in one, two, three dimensions.
     element : a name in `ELEMENTS`, "P2" if not given on lines, triangles and tetrahedra, "Q2" on other meshes. Not a
@@ -195,7 +196,7 @@ def _basis(
         if element is not None:
             element_named(element)
         loaded = as_mesh(mesh, problem)
-        usual = "P2" if mesh_kind(loaded) in ELEMENTS["P2"].kinds else "Q2"
+        usual = "P2" if mesh_kind(loaded, curved=True) in ELEMENTS["P2"].kinds else "Q2"
         return spatial_basis(loaded, usual if element is None else element), None
     row = element_named("P2" if element is None else element)
     kind, counts = row.kind_in(problem.dim), DEFAULT_CELLS[problem.dim] if cells is None else cells

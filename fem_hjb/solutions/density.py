@@ -86,8 +86,8 @@ class DensityLaw(Law):
         uniformly in this box; should p exceed a bound somewhere, it is raised and all draws begin anew.
         """
         count = checked_draws(n, rng, 8 * self.dim)  # four times as many are proposed
-        corners = self.basis.nodes[self.basis.cell_dofs]
-        lower, width = corners.min(axis=1), np.ptp(corners, axis=1)
+        lower, upper = self.basis.cell_bounds()
+        width = upper - lower
         rule = self.basis.quadrature(2 * self.basis.degree)
         local = self._p[self.basis.cell_dofs]
         bound = np.maximum(np.maximum((local @ rule.phi).max(axis=1), local.max(axis=1)), 0.0) * 1.5**self.dim

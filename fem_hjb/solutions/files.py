@@ -13,7 +13,7 @@ import numpy as np
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.stored import PATHS_KIND
 from fem_hjb.problems.blocks import restrict
-from fem_hjb.problems.cells import KINDS
+from fem_hjb.problems.cells import CURVED, KINDS, is_curved
 from fem_hjb.problems.fingerprint import differences, fingerprint
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
 from fem_hjb.problems.problem import ControlProblem, require_problem
@@ -32,6 +32,7 @@ from fem_hjb.support.errors import FemHjbError, OutputError, SpaceError
 
 _SOLUTION = "fem_hjb solution 1"
 _QUADRATIC = ("centre", "P", "p", "c")
+_CURVED = "2"  # ends the kind of cells of second order
 _POINT = "problem_"  # begins the names of what the problem says at points
 
 
@@ -245,7 +246,8 @@ def _basis_arrays(basis: SpatialBasis) -> dict[str, Any]:
         grids = {f"grid_{k}": line.grid for k, line in enumerate(basis.lines)}
         return {**grids, "degrees": np.array([line.degree for line in basis.lines])}
     if isinstance(basis, MeshBasis):
-        return {"mesh_points": basis.mesh.p, "mesh_cells": basis.mesh.t, "mesh_kind": np.array(basis.kind)}
+        kind = basis.kind + _CURVED * is_curved(basis.mesh)
+        return {"mesh_points": basis.mesh.p, "mesh_cells": basis.mesh.t, "mesh_kind": np.array(kind)}
     raise OutputError(f"a solution on a {type(basis).__name__} cannot be written; use a mesh or a box")
 
 
@@ -258,8 +260,8 @@ def _basis(arrays: Mapping[str, Any], element: str) -> SpatialBasis:
         return SpectralBasis([SpectralLine(grid, p) for grid, p in zip(grids, degrees.tolist(), strict=True)])
     if "mesh_kind" not in arrays:
         return spatial_basis(grids, element, flat=bool(arrays.get("flat", False)))
-    mesh = KINDS[str(arrays["mesh_kind"])](arrays["mesh_points"], arrays["mesh_cells"])
-    return MeshBasis(mesh, element)
+    meshes = KINDS | {kind + _CURVED: cls for kind, cls in CURVED.items()}
+    return MeshBasis(meshes[str(arrays["mesh_kind"])](arrays["mesh_points"], arrays["mesh_cells"]), element)
 
 
 def _plain(value: Any) -> Any:

@@ -267,6 +267,11 @@ class SpatialBasis(Plain, ABC):
     def boundary_dofs(self) -> IntArray:
         """The coefficients that determine a function on the boundary (for Dirichlet conditions)."""
 
+    def cell_bounds(self) -> tuple[FloatArray, FloatArray]:
+        """The corners, each (n_cells, d), of boxes around the cells."""
+        nodes = self.nodes[self.cell_dofs]
+        return nodes.min(axis=1), nodes.max(axis=1)
+
     @abstractmethod
     def reflecting_dofs(self) -> IntArray:
         """The coefficients that vanish when the normal derivative does on a box: normal slopes; none if continuous."""

@@ -13,7 +13,16 @@ from scipy.special import roots_jacobi
 from skfem.quadrature import get_quadrature
 
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.cells import DIMENSION, KINDS, mesh_kind
+from fem_hjb.problems.cells import (
+    DIMENSION,
+    KINDS,
+    check_curved,
+    locator_of,
+    mesh_kind,
+    nodes_of,
+    vertices_of,
+)
+from fem_hjb.problems.curved import control_points
 from fem_hjb.problems.laws import tensor_rule
 from fem_hjb.problems.locate import CellLocator
 from fem_hjb.spaces.axes import tensor_points
@@ -127,57 +136,67 @@ def _reference_element(kind: str, element: Element) -> tuple[Any, _Reference]:
 
 @final
 class MeshBasis(SpatialBasis):
-    """Continuous Lagrange elements P1..P4, Q1, Q2 on a scikit-fem mesh with straight edges, affine cells or not.
+    """Continuous Lagrange elements P1..P4, Q1, Q2 on a scikit-fem mesh, affine cells or not, or of second order.
 
     The coefficients are the values at `nodes`. Further: vertices (nv, d), cell_vertices (n_cells, k) and
     vertex_functions (l, k), the (multi-)linear functions of the k vertices of a cell at its l nodes.
+
+    On curved triangles and tetrahedra (MeshTri2, MeshTet2) functions are the same in reference coordinates, and the map
+    from these is of degree 2 whatever the degree of the element (isoparametric for P2).
     """
 
     def __init__(self, mesh: Any, element: str) -> None:
-        kind, row = mesh_kind(mesh), element_named(element)
+        kind, row = mesh_kind(mesh, curved=True), element_named(element)
         if kind not in row.kinds or row.smoothness:
             allowed = ", ".join(repr(e.name) for e in ELEMENTS.values() if kind in e.kinds and not e.smoothness)
             raise SpaceError(
                 f"element {row.name!r} is not defined on a mesh of {kind} cells; use one of {allowed}"
                 + (", or give cells= and box= for a C1 class on a box" if row.smoothness else "")
             )
-        loose = mesh.p.shape[1] - np.unique(mesh.t).size
+        second = nodes_of(mesh)
+        if second is not None:
+            check_curved(second, kind, "the mesh")
+        loose = vertices_of(mesh).shape[1] - np.unique(mesh.t).size
         if loose:
             raise SpaceError(
                 f"{loose} vertices of the mesh belong to no cell; remove them with mesh.remove_unused_nodes()"
             )
         if kind == "tri" and (np.diff(mesh.t, axis=0) < 0).any():
-            mesh = skfem.MeshTri(mesh.p, np.sort(mesh.t, axis=0))  # edge dofs are ordered from low to high vertex
+            mesh = type(mesh)(mesh.p, np.sort(mesh.t, axis=0))  # edge dofs are ordered from low to high vertex
+            second = nodes_of(mesh)
         numbering, self._functions = _reference_element(kind, row)
-        _, self._geometry = _reference_element(kind, ELEMENTS[_VERTEX_ELEMENT[kind]])
+        _, corners = _reference_element(kind, ELEMENTS[_VERTEX_ELEMENT[kind]])
+        _, self._geometry = (None, corners) if second is None else _reference_element(kind, ELEMENTS["P2"])
         self._dofs = dofs = skfem.Dofs(mesh, numbering)
         self.mesh = mesh
         self.kind, self.element, self.degree, self.smoothness = kind, row.name, row.degree, 0
         self.dim = DIMENSION[kind]
-        self.vertices = frozen(mesh.p.T)
+        self.vertices = frozen(vertices_of(mesh).T)
         self.cell_vertices = frozen(mesh.t.T, np.int64)
         self.cell_dofs = frozen(dofs.element_dofs.T, np.int64)
         self.n_cells, self.local_size = self.cell_dofs.shape
         self.n_dofs = int(dofs.N)
-        self.vertex_functions = frozen(self._geometry(self._functions.nodes, 0)[0])
+        self.vertex_functions = frozen(corners(self._functions.nodes, 0)[0])
+        self._points = self.vertices[self.cell_vertices] if second is None else second.swapaxes(0, 1)
+        self._hull = self._points if second is None else control_points(second, kind).swapaxes(0, 1)
         nodes = np.empty((self.n_dofs, self.dim))
         nodes[self.cell_dofs] = self._place(self._functions.nodes)
         self.nodes = frozen(nodes)
-        self.box = Box(self.vertices.min(axis=0), self.vertices.max(axis=0))
+        self.box = Box(self._hull.min(axis=(0, 1)), self._hull.max(axis=(0, 1)))
 
     def _place(self, xi: FloatArray) -> FloatArray:
         """Points (n_cells, q, d) in space of reference points (q, d)."""
-        return np.asarray(np.einsum("qk,ckd->cqd", self._geometry(xi, 0)[0], self.vertices[self.cell_vertices]))
+        return np.asarray(np.einsum("qk,ckd->cqd", self._geometry(xi, 0)[0], self._points))
 
     def _jacobian(self, xi: FloatArray) -> FloatArray:
         """dx_l / dxi_k at reference points (q, d) of every cell, (n_cells, q, l, k)."""
         derivatives = np.stack(self._geometry(xi, 1)[1], axis=-1)
-        return np.asarray(np.einsum("qkj,ckd->cqdj", derivatives, self.vertices[self.cell_vertices], optimize=True))
+        return np.asarray(np.einsum("qkj,ckd->cqdj", derivatives, self._points, optimize=True))
 
     @cached_property
     def affine(self) -> bool:
-        """Whether every cell is an affine image of the reference cell."""
-        if self.kind in ("line", "tri", "tet"):
+        """Whether every cell is an affine image of the reference cell, as simplices with straight edges are."""
+        if len(self._geometry.nodes) == self.dim + 1:
             return True
         corners = self._jacobian(self._geometry.nodes)
         return bool(np.abs(corners - corners[:, :1]).max() <= _AFFINE_TOLERANCE * np.abs(corners).max())
@@ -189,7 +208,7 @@ class MeshBasis(SpatialBasis):
 
     @cached_property
     def _locator(self) -> CellLocator:
-        return CellLocator(self.mesh.p, self.mesh.t, self.kind)
+        return locator_of(self.mesh)
 
     def locate(self, x: FloatArray) -> tuple[IntArray, FloatArray]:
         if len(x) == 0:
@@ -206,7 +225,7 @@ class MeshBasis(SpatialBasis):
             inverse = self._inverse[cells]
         else:
             slopes = np.stack(self._geometry(xi, 1)[1], axis=-1)
-            inverse = np.linalg.inv(np.einsum("nkj,nkd->ndj", slopes, self.vertices[self.cell_vertices[cells]]))
+            inverse = np.linalg.inv(np.einsum("nkj,nkd->ndj", slopes, self._points[cells]))
         gradients = np.zeros((*values.shape, self.dim))
         for axis, derivative in enumerate(derivatives):
             gradients += derivative[:, :, None] * inverse[:, axis, None, :]
@@ -250,6 +269,9 @@ class MeshBasis(SpatialBasis):
         if (found < 0).any():
             raise DomainError(f"{int((found < 0).sum())} of {len(found)} facets are none of the mesh")
         return np.asarray(self._dofs.get_facet_dofs(found).flatten(), dtype=np.int64)
+
+    def cell_bounds(self) -> tuple[FloatArray, FloatArray]:
+        return self._hull.min(axis=1), self._hull.max(axis=1)
 
     def reflecting_dofs(self) -> IntArray:
         return np.empty(0, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The cells of highest dimension in a mesh file: of one kind, straight-edged, or made so when that is asked for."""
+"""The cells of highest dimension in a mesh file: of one kind and order, or made straight when that is asked for."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ FROM_MESHIO = {
     "hexahedron": ("hex", [6, 2, 5, 7, 1, 3, 4, 0]),
 }
 FACETS = {"line": "vertex", "tri": "line", "quad": "line", "tet": "triangle", "hex": "quad"}  # of which meshio calls so
+OF_SECOND_ORDER = {"triangle6": "tri", "tetra10": "tet"}  # those that are kept where they are curved
 _QUAD_EDGES = [(0, 1, 4), (1, 2, 5), (2, 3, 6), (3, 0, 7)]
 # Cells of second order: their kind without curvature, and (end, end, vertex between) for each edge.
 _SECOND_ORDER = {
@@ -36,7 +37,9 @@ def top_cells(
 ) -> tuple[str, IntArray, Parents]:
     """The kind and the cells (nc, nl), in scikit-fem's order of vertices, of the highest dimension in a file.
 
-    And for these cells in turn: which block of the file they are from, and which cells (n,) of it.
+    Curved triangles and tetrahedra have all their nodes, more than nl, corners first and then those on
+    `problems.curved.EDGES`. And for these cells in turn: which block of the file they are from, and which cells (n,)
+    of it.
     """
     blocks = [(i, block) for i, block in enumerate(raw.cells) if len(block.data)]
     counts: dict[str, int] = {}
@@ -52,15 +55,22 @@ def top_cells(
         asked = "a mesh" if dim is None else f"dim={dim}"
         raise DomainError(f"{where} holds {found}, a mesh of dimension {top}; {asked} needs cells of kind {expected}")
     taken: dict[str, list[tuple[int, IntArray]]] = {}
-    for i, block in blocks:
-        if block.dim == top:
-            name, cells = _corners(raw, block, straight, where)
-            taken.setdefault(name, []).append((i, cells))
-    strange = sorted(taken.keys() - FROM_MESHIO.keys())
+    bends = {i: _bend(raw, block, where) for i, block in blocks if block.dim == top}
+    curved = {raw.cells[i].type for i, bend in bends.items() if bend and not straight}
+    for i in bends:
+        name, cells = _taken(raw.cells[i], curved, max(bends.values()), where)
+        taken.setdefault(name, []).append((i, cells))
+    strange = sorted(taken.keys() - FROM_MESHIO.keys() - OF_SECOND_ORDER.keys())
     if strange:
         raise DomainError(
             f"{where} holds {found}; expected straight-edged cells of kind {expected}: mesh the domain again, with them"
-            " and at order 1"
+            " and at order 1, or triangles and tetrahedra at order 2"
+        )
+    if taken.keys() & OF_SECOND_ORDER.keys() and len(taken) > 1:
+        raise DomainError(
+            f"{where} mixes orders or kinds of cells, it holds {found}, of which those of second order are curved;"
+            " expected one kind in a file, all of the same order: mesh the domain again, or take corners alone with"
+            " straight=True"
         )
     if len(taken) > 1 and not (simplices and top == 2):
         asked = "; simplices=True cuts quadrilaterals into triangles" if top == 2 else ""
@@ -70,43 +80,52 @@ def top_cells(
     if "quad" in taken and simplices:
         taken["triangle"] = taken.get("triangle", [])
         for i, cells in taken.pop("quad"):
-            halves = _halved(np.asarray(raw.points, dtype=np.float64), cells, where)
+            halves = _halved(np.asarray(raw.points, dtype=np.float64), cells)
             taken["triangle"] += [(i, half) for half in halves]
     ((name, parts),) = taken.items()
-    kind, order = FROM_MESHIO[name]
+    kind, order = FROM_MESHIO[name] if name in FROM_MESHIO else (OF_SECOND_ORDER[name], slice(None))
     parents = [(i, np.arange(len(cells))) for i, cells in parts]
     return kind, np.concatenate([cells for _, cells in parts])[:, order], parents
 
 
-def _corners(raw: meshio.Mesh, block: meshio.CellBlock, straight: bool, where: str) -> tuple[str, IntArray]:
-    """meshio's name of the cells of a block without curvature, and their corners (n, k)."""
+def _taken(block: meshio.CellBlock, curved: set[str], bend: float, where: str) -> tuple[str, IntArray]:
+    """meshio's name of the cells of a block, and their nodes (n, k): of those that are straight the corners."""
+    cells = np.asarray(block.data, dtype=np.int64)
+    name = _SECOND_ORDER.get(block.type, (block.type, []))[0]
+    if block.type in curved and block.type in OF_SECOND_ORDER:
+        return block.type, cells
+    if block.type in curved:
+        raise DomainError(
+            f"{where} has {len(cells)} {block.type} cells with curved edges, up to {bend:.3g} from straight ones; of"
+            f" curved cells {' and '.join(OF_SECOND_ORDER)} are taken: mesh the domain again, with these or at order 1"
+            " (and finer), or take corners alone with straight=True, which moves the boundary by as much"
+        )
+    return name, cells[:, : len(FROM_MESHIO[name][1])] if name in FROM_MESHIO else cells
+
+
+def _bend(raw: meshio.Mesh, block: meshio.CellBlock, where: str) -> float:
+    """How far the nodes on edges are from the middle of their ends, at most; 0 if that is rounding. DomainError for
+    cells with too few nodes, or some that do not exist."""
     cells = np.asarray(block.data, dtype=np.int64)
     name, edges = _SECOND_ORDER.get(block.type, (block.type, []))
-    count = max((v for edge in edges for v in edge), default=-1) + 1
     corners = len(FROM_MESHIO[name][1]) if name in FROM_MESHIO else cells.shape[-1]
-    if cells.ndim != 2 or cells.shape[1] < max(count, corners) or (not edges and cells.shape[1] != corners):
-        raise DomainError(f"{where} is damaged: a {block.type} has {max(count, corners)} vertices, got {cells.shape}")
+    count = max(corners, 1 + max((v for edge in edges for v in edge), default=-1))
+    if cells.ndim != 2 or cells.shape[1] < count or (not edges and cells.shape[1] != corners):
+        raise DomainError(f"{where} is damaged: a {block.type} has {count} vertices, got {cells.shape}")
     points = np.asarray(raw.points, dtype=np.float64)
-    if edges and not straight and cells.min() >= 0 and cells.max() < len(points):
-        bend = max(_bend(points[cells[:, list(edge)]]) for edge in edges)
-        if bend > SAME_POINT * float(np.linalg.norm(np.ptp(points, axis=0))):
-            raise DomainError(
-                f"{where} has {len(cells)} {block.type} cells with curved edges, up to {bend:.3g} from straight ones;"
-                " mesh the domain again at order 1 (and finer), or take their corners alone with straight=True, which"
-                " moves the boundary by as much"
-            )
-    return name, cells[:, :corners]
+    if cells.min() < 0 or cells.max() >= len(points):
+        raise DomainError(
+            f"{where} is damaged: its cells refer to vertices {cells.min()} to {cells.max()}, it has {len(points)}"
+        )
+    if not edges:
+        return 0.0
+    ends = [points[cells[:, list(edge)]] for edge in edges]
+    bend = max(float(np.linalg.norm(e[:, 2] - e[:, :2].mean(axis=1), axis=-1).max()) for e in ends)
+    return bend if bend > SAME_POINT * float(np.linalg.norm(np.ptp(points, axis=0))) else 0.0
 
 
-def _bend(ends: FloatArray) -> float:
-    """How far the third of three points (n, 3, d) is from the middle of the other two, at most."""
-    return float(np.linalg.norm(ends[:, 2] - ends[:, :2].mean(axis=1), axis=-1).max())
-
-
-def _halved(points: FloatArray, quads: IntArray, where: str) -> tuple[IntArray, IntArray]:
+def _halved(points: FloatArray, quads: IntArray) -> tuple[IntArray, IntArray]:
     """Two triangles (n, 3) each of quadrilaterals (n, 4), cut along the shorter diagonal."""
-    if quads.min() < 0 or quads.max() >= len(points):
-        raise DomainError(f"{where} is damaged: its cells refer to vertices that it does not have")
     x = points[quads]
     other = np.linalg.norm(x[:, 1] - x[:, 3], axis=1) < np.linalg.norm(x[:, 0] - x[:, 2], axis=1)
     turned = np.where(other[:, None], np.roll(quads, -1, axis=1), quads)

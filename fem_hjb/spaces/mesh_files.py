@@ -15,12 +15,13 @@ import numpy as np
 import skfem
 from skfem.io import json
 
-from fem_hjb.problems.cells import DIMENSION, KINDS, SAME_POINT, check_cells, mesh_kind
+from fem_hjb.problems.cells import DIMENSION, KINDS, SAME_POINT, check_cells, check_curved, mesh_kind
+from fem_hjb.problems.locate import REFERENCE_CORNERS
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.spaces.mesh_cells import FACETS, FROM_MESHIO, top_cells
 from fem_hjb.spaces.mesh_names import with_names
-from fem_hjb.spaces.meshes import check_mesh
-from fem_hjb.support.checks import FloatArray, IntArray, flag, positive_integer
+from fem_hjb.spaces.meshes import check_mesh, curved_mesh
+from fem_hjb.support.checks import flag, positive_integer
 from fem_hjb.support.errors import DomainError
 from fem_hjb.support.files import as_path
 
@@ -72,7 +73,8 @@ def load_mesh(
     simplices : cut each quadrilateral into two triangles along its shorter diagonal, and so make one kind of a file
         that has both.
     straight : take cells of second order (triangle6, tetra10, quad8, ...) by their corners alone. Where their edges are
-        straight anyway this is done without asking; where they are curved it moves the boundary.
+        straight anyway this is done without asking; where they are curved it moves the boundary. Without it curved
+        triangles and tetrahedra are kept, a `MeshTri2` or `MeshTet2` of scikit-fem, and other curved cells refused.
 
     Raises
     ------
@@ -88,32 +90,33 @@ def load_mesh(
     where = f"the mesh file {file}"
     raw = _of_json(file) if file.suffix.lower() == ".json" else _read(file)
     kind, cells, parents = top_cells(raw, wanted, simplices, straight, where)
-    used, t = np.unique(cells, return_inverse=True)
+    corners = cells[:, : len(REFERENCE_CORNERS[kind])]
+    used, t = np.unique(corners, return_inverse=True)
     points = np.asarray(raw.points, dtype=np.float64)
-    _check_vertices(raw, points, cells, where)
-    x, d = points[used], DIMENSION[kind]
+    _check_used(raw, len(points), where)
+    x, d = points[np.unique(cells)], DIMENSION[kind]
     spread = np.ptp(x, axis=0)
     if x.shape[1] < d or (spread[d:] > SAME_POINT * spread.max()).any():
         raise DomainError(
             f"{where} holds a mesh of {kind} cells whose vertices have coordinates of ranges "
             f"{spread.tolist()}; a mesh for dim={d} must vary in the first {d} of them only"
         )
-    p, t = np.ascontiguousarray(x[:, :d].T), np.ascontiguousarray(t.reshape(cells.shape).T)
+    p, t = np.ascontiguousarray(points[used, :d].T), np.ascontiguousarray(t.reshape(corners.shape).T)
     check_cells(p, t, kind, where)
-    return with_names(KINDS[kind](p, t), raw, used, parents, where)
+    if corners.shape == cells.shape:
+        return with_names(KINDS[kind](p, t), raw, used, parents, where)
+    nodes = points[cells.T, :d]
+    check_curved(nodes, kind, where)
+    return with_names(curved_mesh(kind, p, t, nodes, where), raw, used, parents, where)
 
 
-def _check_vertices(raw: meshio.Mesh, points: FloatArray, cells: IntArray, where: str) -> None:
-    """DomainError for cells of vertices that do not exist, and for vertices of no cell."""
-    if cells.min() < 0 or cells.max() >= len(points):
-        raise DomainError(
-            f"{where} is damaged: its cells refer to vertices {cells.min()} to {cells.max()}, it has {len(points)}"
-        )
+def _check_used(raw: meshio.Mesh, count: int, where: str) -> None:
+    """DomainError for vertices of no cell."""
     every = np.unique(np.concatenate([np.ravel(block.data) for block in raw.cells]))
-    if every.size < len(points):
-        first = np.setdiff1d(np.arange(len(points)), every)[0]
+    if every.size < count:
+        first = np.setdiff1d(np.arange(count), every)[0]
         raise DomainError(
-            f"{where} has {len(points) - every.size} vertices that belong to no cell of any kind, the "
+            f"{where} has {count - every.size} vertices that belong to no cell of any kind, the "
             f"first is number {first}; remove them, or find the cells that are missing"
         )
 

@@ -27,6 +27,8 @@ _THEIR_ORDER = {
     "quad": ("quad", [0, 1, 2, 3]),
     "tetra": ("tet", [0, 1, 2, 3]),
     "hexahedron": ("hex", [0, 4, 3, 1, 7, 5, 2, 6]),
+    "triangle6": ("tri", [0, 1, 2]),
+    "tetra10": ("tet", [0, 1, 2, 3]),
 }
 
 
@@ -66,7 +68,7 @@ def with_names(
     used (nv,) : the numbers of the mesh's vertices in the file, in order.
     parents : for the mesh's cells in turn, which block of the file they are from, and which cells (n,) of it.
     """
-    dim = mesh.p.shape[0]
+    dim = mesh.dim()
     subdomains: dict[str, IntArray] = {}
     for name, parts in named_cells(raw, dim).items():
         held = [np.isin(cells, parts[block]) for block, cells in parents]

@@ -1,4 +1,4 @@
-"""Meshes of straight-edged cells: their kinds, structured ones of boxes, and whether one fits a problem."""
+"""Meshes: structured ones of boxes, ones refined once, curved ones of nodes, and whether one fits a problem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import skfem
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import FACES, Box
-from fem_hjb.problems.cells import DIMENSION, KINDS, mesh_kind, sound_mesh
+from fem_hjb.problems.cells import (
+    CURVED,
+    DIMENSION,
+    KINDS,
+    closures,
+    is_curved,
+    mesh_kind,
+    nodes_of,
+    sound_mesh,
+)
+from fem_hjb.problems.curved import EDGES, functions, reference_nodes
 from fem_hjb.problems.locate import REFERENCE_CORNERS, corner_jacobians
 from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
@@ -99,40 +109,40 @@ def check_mesh(mesh: skfem.Mesh, problem: ControlProblem) -> None:
     """Nothing if the problem can be solved on this scikit-fem mesh, else a DomainError that says why not.
 
     Checked are the kind and dimension of the cells; vertices that belong to no cell, or coincide; cells that are
-    degenerate, twisted, folded over a neighbour or overlapping, and pieces that do not hang together; that no more than
-    1 per cent of the initial law (of 4096 samples; nothing of a point mass) lies outside; and, for a process with a
-    domain, that the mesh fills this box (cut anywhere where it is infinite) or covers what the domain's own mesh does.
+    degenerate, twisted, folded over a neighbour or overlapping, or so curved that the map from the reference cell is
+    not one to one; pieces that do not hang together; that no more than 1 per cent of the initial law (of 4096 samples;
+    nothing of a point mass) lies outside; and, for a process with a domain, that the mesh fills this box (cut anywhere
+    where it is infinite) or covers what the domain's own mesh does.
     """
-    kind = mesh_kind(mesh)
+    kind = mesh_kind(mesh, curved=True)
     if DIMENSION[kind] != problem.dim:
         raise DomainError(
             f"the mesh ({type(mesh).__name__}) is of dimension {DIMENSION[kind]}, the problem has dim={problem.dim}"
         )
-    p = np.asarray(mesh.p, dtype=np.float64)
     boundary, locator = sound_mesh(mesh, "the mesh")
     if isinstance(problem.domain, MeshDomain):
         _check_covers(mesh, boundary, problem.domain)
     elif problem.domain is not None:
-        _check_fills(p, boundary, problem.domain)
+        _check_fills(closures(mesh, boundary), problem.domain)
     samples = problem.initial_law.sample(_COVERAGE_SAMPLES, np.random.default_rng(0))
     outside = float((locator(samples)[0] < 0).mean())
     if outside > _UNCOVERED:
         raise DomainError(
             f"the mesh leaves out {outside:.1%} of the initial law of {problem.name!r}, at most {_UNCOVERED:.0%} is "
-            f"allowed: its cells lie in the box {p.min(axis=1)} to {p.max(axis=1)}, samples of the law in "
+            f"allowed: its cells lie in the box {mesh.p.min(axis=1)} to {mesh.p.max(axis=1)}, samples of the law in "
             f"{samples.min(axis=0)} to {samples.max(axis=0)}; take a larger mesh, or a problem that starts inside it"
         )
 
 
-def _check_fills(p: FloatArray, boundary: IntArray, domain: Box) -> None:
-    """A mesh whose boundary facets (vertices (k, nf)) all lie in the box's faces (or, where they are infinite, in the
-    faces of the mesh's own bounding box) fills it.
+def _check_fills(boundary: FloatArray, domain: Box) -> None:
+    """A mesh whose boundary facets (points (d, m, nf) that determine them) all lie in the box's faces (or, where they
+    are infinite, in the faces of the mesh's own bounding box) fills it.
     """
-    ends = p.min(axis=1), p.max(axis=1)
+    ends = boundary.min(axis=(1, 2)), boundary.max(axis=(1, 2))
     cut = [np.where(np.isfinite(own), own, end) for own, end in zip(domain.bounds, ends, strict=True)]
     lower, upper = (bound[:, None, None] for bound in cut)
     slack = 1e-8 * (upper - lower)
-    on_face = np.concatenate([abs(p[:, boundary] - bound) <= slack for bound in (lower, upper)]).all(axis=1).any(axis=0)
+    on_face = np.concatenate([abs(boundary - bound) <= slack for bound in (lower, upper)]).all(axis=1).any(axis=0)
     if not on_face.all():
         raise DomainError(
             f"the process lives in {domain}, so the mesh must fill that box, but {int((~on_face).sum())} of its"
@@ -144,6 +154,11 @@ def _check_covers(mesh: skfem.Mesh, boundary: IntArray, domain: MeshDomain) -> N
     """A mesh as large as the domain's, whose boundary facets lie in that one's boundary, covers the same."""
     if mesh is domain.mesh:
         return
+    if is_curved(mesh):
+        raise DomainError(
+            f"the process lives in {domain.place}, whose edges are straight, but the mesh ({type(mesh).__name__}) has"
+            " curved cells; leave out mesh=, or refine the domain's own mesh"
+        )
     p = np.asarray(mesh.p, dtype=np.float64)
     corners = p.T[boundary]
     points = np.concatenate([*corners, corners.mean(axis=0)])
@@ -156,6 +171,50 @@ def _check_covers(mesh: skfem.Mesh, boundary: IntArray, domain: MeshDomain) -> N
             f" and not {sizes[1]:.6g}, and {int(off.sum())} points of its boundary lie elsewhere; leave out mesh=, or"
             " refine the domain's own mesh"
         )
+
+
+def curved_mesh(kind: str, p: FloatArray, t: IntArray, nodes: FloatArray, where: str) -> skfem.Mesh:
+    """The mesh of second order of cells with these corners, p (d, nv) and t (d + 1, nc), and nodes (k, nc, d).
+
+    DomainError where two cells have different nodes on the edge that they share.
+    """
+    straight = KINDS[kind](p, np.sort(t, axis=0), sort_t=False)
+    order = np.argsort(t, axis=0)
+    place = {frozenset(ends): k for k, ends in enumerate(EDGES[kind])}
+    table = np.zeros((len(t),) * 2, dtype=np.int64)
+    for ends, k in place.items():
+        i, j = sorted(ends)
+        table[i, j] = table[j, i] = k + len(t)
+    turned = [nodes[table[order[i], order[j]], np.arange(t.shape[1])] for i, j in EDGES[kind]]
+    dofs = np.asarray(skfem.Dofs(straight, CURVED[kind].elem()).element_dofs)
+    points = np.zeros((int(dofs.max()) + 1, len(p)))
+    points[: p.shape[1]] = p.T
+    points[dofs[len(t) :]] = turned
+    apart = np.abs(points[dofs[len(t) :]] - turned).max(axis=2) > 1e-9 * float(np.ptp(p, axis=1).max())
+    if apart.any():
+        raise DomainError(
+            f"{where} has {int(apart.sum())} edges of cells whose node is not that of the neighbour, the first is of"
+            f" cell {int(np.argmax(apart.any(axis=0)))}; merge nodes at the same place (in gmsh: removeDuplicateNodes)"
+        )
+    return CURVED[kind](np.ascontiguousarray(points.T), straight.t)
+
+
+def refined_mesh(mesh: skfem.Mesh) -> skfem.Mesh:
+    """The mesh with each cell cut into 2^d; the parts of curved ones are where their maps put them, and the domain is
+    the same."""
+    if not is_curved(mesh):
+        return type(mesh)(mesh.p, mesh.t).refined(1)
+    kind = mesh_kind(mesh, curved=True)
+    nodes, at = np.asarray(nodes_of(mesh)), reference_nodes(kind)
+    parts = KINDS[kind].init_refdom().refined(1)
+    corners = np.asarray(parts.p).T[parts.t]  # (d + 1, parts, d), each of them a node of the cell
+    which = np.linalg.norm(corners[:, :, None] - at, axis=3).argmin(axis=2)
+    ends = np.array(EDGES[kind]).T
+    inner = np.concatenate([corners, 0.5 * (corners[ends[0]] + corners[ends[1]])])
+    values = functions(inner.reshape(-1, inner.shape[2]), kind)
+    placed = np.einsum("qk,kcd->qcd", values, nodes).reshape(len(inner), -1, len(mesh.p))
+    t = np.asarray(mesh.dofs.element_dofs, dtype=np.int64)[which].reshape(len(corners), -1)
+    return curved_mesh(kind, np.asarray(mesh.p), t, placed, "the mesh refined once")
 
 
 def _volume(mesh: skfem.Mesh) -> float:

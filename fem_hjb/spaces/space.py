@@ -59,8 +59,8 @@ def spatial_basis(mesh_or_grids: Any, element: str, *, flat: bool = False) -> Sp
 
     flat : of B-splines, those with vanishing normal slope at all faces (see `SplineBasis`); it says nothing on others.
 
-    Raises SpaceError if the element is unknown, or not defined on these cells; DomainError for a mesh that is not of
-    straight-edged cells.
+    Raises SpaceError if the element is unknown, or not defined on these cells; DomainError for a mesh of other cells,
+    or curved ones that are folded or lack nodes.
     """
     row = element_named(element)
     if isinstance(mesh_or_grids, skfem.Mesh):

@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import skfem
 
 from fem_hjb.learning import samples, scatter
 from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Integrands, Operator, residual
@@ -43,6 +44,14 @@ def mesh_space(kind, element, cells, time="P2"):
     return Space.product(LineBasis(graded(3), time), spatial_basis(mesh, element))
 
 
+def bent_space(time):
+    """Triangles whose edges are curved, but at the faces of the square."""
+    mesh = skfem.MeshTri2.from_mesh(box_mesh(Box([-1.0, -1.0], [2.0, 2.0]), 3, "tri"))
+    inner = np.setdiff1d(np.arange(mesh.p.shape[1]), mesh.dofs.get_facet_dofs(mesh.boundary_facets()).flatten())
+    mesh.doflocs[:, inner] += np.random.default_rng(3).uniform(-0.08, 0.08, (2, inner.size))
+    return Space.product(LineBasis(graded(3), time), spatial_basis(mesh, "P2"))
+
+
 def dictionary_space(make):
     return Space.product(LineBasis(graded(3), "B2"), make(Gaussian([0.2, -0.1], 0.6)))
 
@@ -67,12 +76,13 @@ MESHES = {
     "Q2 on squares": lambda: mesh_space("quad", "Q2", 3, "P3"),
     "P1 on tetrahedra": lambda: mesh_space("tet", "P1", 2),
     "P2 on tetrahedra": lambda: mesh_space("tet", "P2", 1),
+    "P2 on curved triangles": lambda: bent_space("P2"),
 }
 DICTIONARIES = {
     "waves, 2-D": lambda: dictionary_space(lambda law: RandomFourier(law, 9, scale=1.0, rng=0)),
     "polynomials, 2-D": lambda: dictionary_space(lambda law: HermiteCross(law, 3)),
 }
-SIMPLICES = [name for name in MESHES if name != "Q2 on squares"]
+SIMPLICES = [name for name in MESHES if name not in ("Q2 on squares", "P2 on curved triangles")]
 ENGINE = {**dict.fromkeys(TENSOR, tensor_sums), **dict.fromkeys(SIMPLICES, simplex_sums)}
 SPACES = TENSOR | MESHES | DICTIONARIES
 SMALL = ["hermite x P2, 1-D", "flat B3 x P2, 1-D", "B3 x B3, 2-D", "P3 on triangles"]

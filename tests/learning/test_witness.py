@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import skfem
 
 import fem_hjb as fh
 from fem_hjb.learning.witness import INSIDE, POLICY, VALUE, witness
@@ -118,6 +119,24 @@ def test_a_box_that_is_left_is_the_reason():
     assert policy / FACTOR <= solution.error_estimate.policy <= FACTOR * policy
     assert not {check.name: check.passed for check in solution.checks}[INSIDE]
     assert "limited by the box" in solution.status
+
+
+def test_paths_may_leave_a_round_mesh_for_the_corners_of_its_box():
+    """There is no policy there, and nothing to steer by."""
+    problem = fh.ControlProblem(
+        dim=2,
+        horizon=0.2,
+        temperature=0.5,
+        drift=lambda t, x: 0 * x,
+        diffusion=1.0,
+        terminal_reward=lambda x: -((x - 0.3) ** 2).sum(-1) / 2,
+        initial_law=fh.Gaussian([0.0, 0.0], 0.02),
+    )
+    space = fh.Space(problem, mesh=skfem.MeshTri.init_circle(1), element="P2", time_cells=1)
+    paths = fh.sample_paths(problem, n=500, steps=16, rng=0)
+    solution = fh.fit(problem, paths, space, estimator="corrected", outside="drop")
+    assert solution.stats["outside"] == "drop"
+    assert 0.01 < solution.error_estimate.value < 0.3
 
 
 def test_a_class_that_is_too_small_and_paths_that_are_too_few_are_told_apart():

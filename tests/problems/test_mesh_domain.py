@@ -252,7 +252,10 @@ def within():
 
 REFUSED = {
     "list": (lambda: MeshDomain([1, 2]), "expected a scikit-fem mesh"),
-    "curved": (lambda: MeshDomain(skfem.MeshTri2()), "straight-edged cells of one kind .*, got MeshTri2"),
+    "curved": (
+        lambda: MeshDomain(skfem.MeshTri2()),
+        "curved cells are not taken here: .*got MeshTri2; .*straight=True",
+    ),
     "path": (lambda: MeshDomain("plate.msh"), "expected a scikit-fem mesh .*, got str"),
     "word": (lambda: MeshDomain(square(), "sticky"), "MeshDomain: boundary must be .*'reflecting'.* got 'sticky'"),
     "word of a name": (

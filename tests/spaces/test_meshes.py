@@ -472,7 +472,8 @@ SQUARE = box_mesh(Box([-4.0, -4.0], [4.0, 4.0]), 6, "tri")
 @pytest.mark.parametrize(
     ("mesh", "problem", "message"),
     [
-        (skfem.MeshTri2.init_circle(2), ou(2), "straight-edged cells of one kind .*, got MeshTri2; .* order 1"),
+        (skfem.MeshQuad2(), ou(2), "straight-edged cells of one kind .*, got MeshQuad2; .* order 1"),
+        (skfem.MeshTri2.init_circle(1), ou(3), "of dimension 2, the problem has dim=3"),
         (skfem.MeshWedge1(), ou(3), "straight-edged cells of one kind .*, got MeshWedge1"),
         ([1, 2], ou(2), "expected a scikit-fem mesh .* or the path of a mesh file, got list"),
         (SQUARE, ou(3), r"the mesh \(MeshTri1\) is of dimension 2, the problem has dim=3"),

@@ -538,7 +538,7 @@ def test_a_mesh_of_ones_own():
             r"'hermite' is smooth on boxes only, got a mesh of 2 tri cells",
             lambda: spatial_basis(skfem.MeshTri(), "hermite"),
         ),
-        (DomainError, r"straight-edged.*got MeshTri2", lambda: spatial_basis(skfem.MeshTri2.init_circle(1), "P2")),
+        (DomainError, r"straight-edged.*got MeshQuad2", lambda: spatial_basis(skfem.MeshQuad2(), "Q2")),
         (SpaceError, r"'P2' needs a scikit-fem mesh, got list", lambda: spatial_basis([[0.0, 1.0]], "P2")),
         (SpaceError, r"one grid per axis, got int", lambda: spatial_basis(3, "hermite")),
         (SpaceError, r"1, 2 or 3 axes, got 4", lambda: HermiteBasis([[0.0, 1.0]] * 4)),
