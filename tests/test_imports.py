@@ -23,7 +23,9 @@ ORDER = {
         "space panels"
     ),
     "stepping": "adaptive lawson esdirk implicit",
-    "solutions": "density estimate checks norms solution steady ground bridge comparison compare files",
+    "solutions": (
+        "density estimate checks norms solution steady ground bridge comparison compare packing packing_steady files"
+    ),
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
         "box_asked box_speed box_coefficients box_taming box_panel box_adjoint box_averages box_grading box_layer "

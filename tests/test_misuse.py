@@ -151,7 +151,7 @@ def builder(dim: int, *, size: float = 1.0) -> fh.ControlProblem:
     return LQ
 
 
-FILES = ("solution.npz", "paths.npz", "plain.npz")
+FILES = ("solution.npz", "paths.npz", "plain.npz", "exit.npz", "ground.npz", "bridge.npz")
 
 
 def write_files(folder: Path) -> None:
@@ -159,6 +159,8 @@ def write_files(folder: Path) -> None:
     fh.save_solution(folder / FILES[0], SOLUTION)
     fh.solutions.save_paths(folder / FILES[1], PATHS)
     fh.paths.write_paths(folder / FILES[2], fh.paths.array_source(PATHS))
+    for name, found in zip(FILES[3:], (GONE, GROUND, BRIDGE), strict=True):
+        fh.save_solution(folder / name, found)
 
 
 def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
@@ -166,7 +168,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
     process = {"drift": fh.LinearDrift([[-1.0]], [0.0]), "diffusion": 1.0}
     problem = {"dim": 1, "horizon": 1.0, "temperature": 1.0, "drift": b, "diffusion": 1.0, "terminal_reward": y}
     x, t = np.array([[0.1], [0.2]]), 0.5
-    solution_file, path_file, plain = (folder / name for name in FILES)
+    solution_file, path_file, plain, *more_files = (folder / name for name in FILES)
     source = fh.paths.array_source(PATHS, chunk=16)
     where = {"t": t, "x": x}
     estimate = fh.solutions.ErrorEstimate(value=0.1, policy=0.1, space=0.1, time=0.1, truncation=0.1)
@@ -321,7 +323,13 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.load_mesh,
             {"path": MESHES / "annulus.msh", "dim": 2, "simplices": False, "straight": False},
         ),
-        "load_solution": (fh.load_solution, {"path": solution_file, "problem": LQ, "check": True}),
+        "load_solution": (fh.load_solution, {"path": solution_file, "problem": LQ, "target": None, "check": True}),
+        "load_solution of an exit": (fh.load_solution, {"path": more_files[0], "problem": LEAVING, "target": None}),
+        "load_solution of a ground state": (fh.load_solution, {"path": more_files[1], "problem": WALLED}),
+        "load_solution of a bridge": (
+            fh.load_solution,
+            {"path": more_files[2], "problem": WALLED, "target": fh.Uniform(DOMAIN), "check": True},
+        ),
         "objectives": (
             fh.objectives,
             {
@@ -355,6 +363,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             {"problem": LQ, "rtol": 0.1, "cells": 8, "box": fh.Box([-4.0], [4.0]), "boundary": "natural"},
         ),
         "save_solution": (fh.save_solution, {"path": folder / "a.npz", "solution": SOLUTION}),
+        "save_solution of a bridge": (fh.save_solution, {"path": folder / "a.npz", "solution": BRIDGE}),
         "solve": (
             fh.solve,
             {"problem": QUICK, "rtol": 1e-1, "form": "linear", "box": None, "max_dofs": 500, "rng": 0, "progress": None}

@@ -239,7 +239,7 @@ def _expectation(
         method="linear equation on spectral elements",
         status="; ".join(climbed.unmet) or "ok",
         checks=(equation_check(problem, box, function, rtol, partial(_called, source or _none)),),
-        stats=climbed.rung.figures,
+        stats=climbed.rung.figures | {"quantity": who.replace("_", " ")},
     )
     spent = {"seconds": time.perf_counter() - started}
     return judged(found, climbed.estimate, rtol, f"{who}({problem.name!r})", spent)

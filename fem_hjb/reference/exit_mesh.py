@@ -150,7 +150,7 @@ def exit_expectation_on_mesh(
         function=SteadyFunction(equation.basis, found(equation, tags)),
         method="linear equation on a mesh",
         status="ok",
-        stats=_stats(equation.basis, started),
+        stats=_stats(equation.basis, started) | {"quantity": "exit expectation"},
     )
     finer_tags: dict[str, IntArray] = {}
 
