@@ -120,7 +120,12 @@ def steady(x: Any) -> Any:
     return -x
 
 
+def leftward(x: Any) -> Any:
+    return -np.ones_like(x)
+
+
 LEAVING = fh.ExitProblem(dim=1, temperature=1.0, drift=steady, diffusion=1.0, domain=BOX)
+LEAVING_MESH = fh.ExitProblem(dim=1, temperature=1.0, drift=leftward, diffusion=1.0, domain=MESH_DOMAIN)
 LEFT = fh.stationary.sample_exit(LEAVING, [0.5], n=8, rng=0, step=0.1)
 GROUND = fh.ground_state(WALLED, rtol=1e-2)
 BRIDGE = fh.schroedinger_bridge(WALLED, fh.Uniform(DOMAIN), rtol=1e-2)
@@ -440,6 +445,18 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.stationary.sample_exit,
             {"problem": LEAVING, "start": [0.5], "n": 8, "rng": 0, "step": 0.1, "policy": steady, "max_time": 1.0}
             | {"progress": None, "max_seconds": None},
+        ),
+        "stationary.solve_exit_on_mesh of a domain": (
+            fh.stationary.solve_exit_on_mesh,
+            {"problem": LEAVING_MESH, "mesh": None, "element": "P1", "absorbing": "all", "estimate": False},
+        ),
+        "stationary.exit_expectation_on_mesh of a domain": (
+            fh.stationary.exit_expectation_on_mesh,
+            {"problem": LEAVING_MESH, "mesh": None, "h": {"left": 1.0}, "source": y, "estimate": False},
+        ),
+        "stationary.sample_exit in a mesh": (
+            fh.stationary.sample_exit,
+            {"problem": LEAVING_MESH, "start": [0.5], "n": 8, "rng": 0, "step": 0.5, "policy": None, "max_time": 1.0},
         ),
         "stationary.solve_exit_on_mesh": (
             fh.stationary.solve_exit_on_mesh,

@@ -60,7 +60,7 @@ def steady_fingerprint(
         values["running_reward"] = problem.r(x)[None]
     if problem.domain is not None:
         values["corners of the domain"] = np.stack(problem.domain.bounds)
-        values["faces of the domain"] = _codes(problem.domain)
+        values |= _boundary(problem.domain)
         if rewards:
             values["exit_reward"] = np.stack([[problem.g(face) for face in problem.domain.on_absorbing(x)]])
     elif rewards and ends is not None:
@@ -118,19 +118,18 @@ def _coefficients(problem: ControlProblem, x: FloatArray) -> Fingerprint:
     }
 
 
-def _codes(domain: Box) -> FloatArray:
-    """What each face of a box is."""
-    return np.asarray(domain.where("reflecting") + 2.0 * domain.where("absorbing"))
+def _boundary(domain: Box | MeshDomain) -> Fingerprint:
+    """What the boundary is."""
+    if isinstance(domain, MeshDomain):
+        return {"boundary of the domain": domain.measures}
+    return {"faces of the domain": domain.where("reflecting") + 2.0 * domain.where("absorbing")}
 
 
 def _domain(problem: ControlProblem, x: FloatArray) -> Fingerprint:
     domain, values, times = problem.domain, dict[str, FloatArray](), instants(problem.horizon)
     if domain is not None:
         values["corners of the domain"] = np.stack(domain.bounds)
-        if isinstance(domain, MeshDomain):
-            values["boundary of the domain"] = domain.measures
-        else:
-            values["faces of the domain"] = _codes(domain)
+        values |= _boundary(domain)
         if domain.absorbing:
             values["exit_reward"] = np.stack(
                 [[problem.exit_reward(t, face) for face in domain.on_absorbing(x)] for t in times]
@@ -150,8 +149,7 @@ def _scales(problem: ControlProblem, stored: Mapping[str, FloatArray]) -> Finger
         "mean of the initial law": spread,
         "covariance of the initial law": spread[:, None] * spread,
         "corners of the domain": spread,
-        "faces of the domain": np.ones(problem.dim),
-        "boundary of the domain": np.maximum(np.abs(stored.get("boundary of the domain", np.zeros(1))).max(), 1e-300),
+        **_boundary_scales(stored),
         **{name: _size(stored[name], unit) for name, unit in rates.items() if name in stored},
     }
     return {name: scale for name, scale in scales.items() if name in stored}
@@ -165,13 +163,18 @@ def _steady_scales(problem: ExitProblem | ControlProblem, stored: Mapping[str, F
         "drift": np.maximum(np.abs(stored["drift"]).max(axis=(0, 1)), noise**2 / spread),
         "diffusion": noise[:, None] * noise,
         "corners of the domain": spread,
-        "faces of the domain": np.ones(problem.dim),
+        **_boundary_scales(stored),
     }
     alpha = problem.temperature
     for name, unit in (("running_reward", alpha * float((noise**2 / spread**2).max())), ("exit_reward", alpha)):
         if name in stored:
             scales[name] = _size(stored[name], unit)
     return {name: scale for name, scale in scales.items() if name in stored}
+
+
+def _boundary_scales(stored: Mapping[str, FloatArray]) -> Fingerprint:
+    most = np.abs(stored.get("boundary of the domain", np.zeros(1))).max()
+    return {"faces of the domain": np.ones(1), "boundary of the domain": np.maximum(most, 1e-300)}
 
 
 def _size(rewards: FloatArray, unit: float) -> FloatArray:

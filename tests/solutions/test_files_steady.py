@@ -14,6 +14,7 @@ import pytest
 import skfem
 
 import fem_hjb as fh
+from fem_hjb.problems.zoo.meshed import ring_mesh
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.files import OtherProblemWarning, load_solution, save_solution
@@ -35,6 +36,9 @@ LEAVING = fh.ExitProblem(
     name="leaving",
 )
 MESHED = replace(LEAVING, domain=None, exit_reward=lambda x: np.where(x[..., 0] < 0.1, x[..., 1], np.nan))
+RING = ring_mesh(2.0, 3)
+BOTH = {"inner": "absorbing", "outer": "absorbing"}
+ROOM = replace(LEAVING, drift=np.zeros_like, exit_reward=None, domain=fh.MeshDomain(RING, BOTH))
 WARM = fh.ExitProblem(
     dim=1,
     temperature=1.0,
@@ -74,6 +78,10 @@ def boxed() -> ExitSolution:
 def meshed() -> ExitSolution:
     mesh = skfem.MeshTri.init_symmetric().refined(1)
     return by_hand(MESHED, MeshBasis(skfem.MeshTri(2.0 * mesh.p, mesh.t[[1, 2, 0]]), "P2"))
+
+
+def in_a_mesh() -> ExitSolution:
+    return by_hand(ROOM, MeshBasis(RING, "P1"))
 
 
 def ground() -> GroundState:
@@ -174,6 +182,13 @@ OTHERS: dict[str, tuple[Callable[[], Any], Any, str | None]] = {
     "no domain": (boxed, replace(LEAVING, domain=None), "domain"),
     "nan where it was": (meshed, replace(MESHED, drift=lambda x: -x), None),
     "an exit reward on a mesh": (meshed, replace(MESHED, exit_reward=lambda x: x[..., 1]), "exit_reward"),
+    "a domain that is a mesh": (in_a_mesh, replace(ROOM, drift=lambda x: 0 * x), None),
+    "a hole that reflects": (
+        in_a_mesh,
+        replace(ROOM, domain=fh.MeshDomain(RING, BOTH | {"inner": "reflecting"})),
+        "bou",
+    ),
+    "a box for a mesh": (in_a_mesh, replace(ROOM, domain=replace(SQUARE, boundary="absorbing")), "domain"),
     "a horizon": (ground, LONGER, None),
     "a drift that begins later": (
         ground,
