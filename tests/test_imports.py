@@ -46,7 +46,7 @@ ORDER = {
         "certificate certify policy_value"
     ),
     "stationary": "",
-    "plotting": "pictures fields verdicts animation",
+    "plotting": "pictures fields verdicts animation steady",
     "interop": "grids arrays vtk export precision schedules torch jax",
     "atlas": "settings entries collection tables pictures",
     "experiments": (
@@ -58,6 +58,7 @@ ORDER = {
     "cli_output": "",
     "cli_certify": "",
     "cli_export": "",
+    "cli_steady": "",
     "cli_atlas": "",
     "cli_demo": "",
     "cli": "",
@@ -65,8 +66,8 @@ ORDER = {
 # A module that is itself a folder has an order of its own.
 INNER = {
     "problems.zoo": (
-        "registry coefficients linear_quadratic log_cost meshed metastable mixtures options points reflected slits "
-        "targets wells soc_matching"
+        "registry coefficients linear_quadratic log_cost meshed metastable mixtures options points reflected "
+        "slits targets until_exit wells soc_matching"
     )
 }
 APART = ("reference", "learning")  # these two never import each other

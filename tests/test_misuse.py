@@ -715,9 +715,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "problems.zoo.describe": (fh.zoo.describe, {"name": "lq"}),
         "problems.zoo.dims": (fh.zoo.dims, {"name": "lq"}),
         "problems.zoo.get": (fh.zoo.get, {"name": "lq", "dim": 1}),
+        "problems.zoo.get_exit": (fh.zoo.get_exit, {"name": "well-exit", "dim": 1, "beta": 1.0}),
+        "problems.zoo.exit_names": (fh.zoo.exit_names, {}),
         "problems.zoo.names": (fh.zoo.names, {}),
         "problems.zoo.parameters": (fh.zoo.parameters, {"name": "lq"}),
-        "problems.zoo.register": (fh.zoo.register, {"dims": (1, 2), "default_dim": 1}),
+        "problems.zoo.register": (fh.zoo.register, {"dims": (1, 2), "default_dim": 1, "kind": fh.ExitProblem}),
         "problems.zoo.source": (fh.zoo.source, {"name": "lq"}),
         "solutions.Comparison": (fh.solutions.Comparison, {"rows": (ROW,), "points": "a"}),
         "solutions.DensityLaw": (
