@@ -48,7 +48,7 @@ ORDER = {
     "stationary": "",
     "plotting": "pictures fields verdicts animation steady",
     "interop": "grids arrays vtk export precision schedules torch jax",
-    "atlas": "settings entries collection tables pictures",
+    "atlas": "settings entries forever collection tables pictures",
     "experiments": (
         "trial certificates coercivity critical_radius ellipticity harder_than_regression high_dimension iteration "
         "linear_quadratic long_horizon observation_times score_error self_mitigation suboptimality two_dimensions "
