@@ -231,6 +231,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         ),
         "Space on a mesh": (fh.Space, {"problem": LQ, "time_cells": 2, "element": "P2", "mesh": MESH}),
         "Uniform": (fh.Uniform, {"box": DOMAIN}),
+        "Uniform in a mesh": (fh.Uniform, {"box": MESH_DOMAIN}),
         "certify": (
             fh.certify,
             {"problem": LQ, "policy": b, "x0": [0.0], "n": 64, "steps": 2, "rng": 0, "level": 0.9, "starts": None}
@@ -773,6 +774,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "GaussianMixture": MIXTURE,
         "KernelDensity": CLOUD.data,
         "Uniform": fh.Uniform(DOMAIN),
+        "Uniform in a mesh": fh.Uniform(MESH_DOMAIN),
         "PointMass": fh.PointMass([0.0]),
     }
     for name, law in {**laws, "DensityLaw": DENSITY.marginal(0.5)}.items():

@@ -53,6 +53,11 @@ def test_mean_exit_time_of_a_square_with_one_side_open() -> None:
     solved = st.exit_expectation_on_mesh(problem, source=one)
     assert float(solved.value([0.5, 0.3])) == pytest.approx(0.75, abs=1e-8)
     assert solved.status == "ok"
+    anywhere = fh.Uniform(problem.domain)  # type: ignore[arg-type]
+    x, weights = anywhere.quadrature(3)
+    assert float(weights @ solved.value(x)) == pytest.approx(2 / 3, abs=1e-8)
+    few = st.sample_exit(problem, anywhere, n=500, rng=3, step=0.02)
+    assert off(few.time, 2 / 3, bias=0.015) < 4
 
 
 def test_which_circle_of_a_ring_is_met_first() -> None:
