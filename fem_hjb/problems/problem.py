@@ -338,7 +338,8 @@ def require_box(problem: ControlProblem, asker: str) -> None:
     if isinstance(problem.domain, MeshDomain):
         raise ProblemError(
             f"{asker} is for boxes, but the domain of {problem.name!r} is {problem.domain.place}; solve_on_mesh and"
-            " refine_on_mesh solve such a problem, sample_paths, compare, certify, objectives and fit take it"
+            " refine_on_mesh solve such a problem; sample_paths, compare, certify, control_error, objectives and fit"
+            " take it"
         )
 
 
