@@ -47,7 +47,7 @@ ORDER = {
     ),
     "stationary": "",
     "plotting": "pictures fields verdicts animation steady",
-    "interop": "grids arrays vtk export precision schedules torch jax",
+    "interop": "grids arrays vtk steady export precision schedules torch jax",
     "atlas": "settings entries forever collection tables pictures",
     "experiments": (
         "trial certificates coercivity critical_radius ellipticity harder_than_regression high_dimension iteration "

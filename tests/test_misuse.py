@@ -582,6 +582,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             {"problem": LQ, "measure": MEASURE, "space": LINE, "delta": 0.1, "norm": "mass", "exact": LQ.exact},
         ),
         "paths.Paths": (fh.paths.Paths, {"t": [0.0, 1.0], "x": np.zeros((2, 2, 1)), "scheme": "given"}),
+        "export of a ground state": (
+            fh.export,
+            {"solution": GROUND, "path": folder / "g.npz", "axes": [[0.0, 0.5, 1.0]], "times": None, "density": None},
+        ),
         "export": (
             fh.export,
             {"solution": SOLUTION, "path": folder / "d.npz", "axes": [np.linspace(-1.0, 1.0, 3)], "times": [0.0, 0.5]}
