@@ -201,7 +201,7 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
     assert found["learned"]["stats"]["samples"] == 400 * 8
     assert [Path(file).name for file in found["files"]] == ["solution.npz", "comparison.csv", "comparison.png"]
     listed = json.loads(run("zoo", "--json").stdout)
-    assert [entry["name"] for entry in listed] == list(zoo.names())
+    assert [entry["name"] for entry in listed] == [*zoo.names(), *zoo.exit_names()]
     assert {entry["name"]: entry["exact"] for entry in listed}["lq"] is True
     unmet = json.loads(run("solve", "lq", "--cells=8", "--rtol=1e-6", "--json", "--out", str(out)).stdout)
     assert "limited by" in unmet["status"]
