@@ -143,7 +143,7 @@ def ground_state_command(
         return (ground_state_on_mesh if meshed else ground_state)(problem, **how, **more)
 
     folder = Path("results") / problem_name.rpartition(":")[2] if out is None else out
-    found = _written(report, folder, solve, max_seconds, "$w(x)$, and the policy")
+    found = _written(report, folder, solve, max_seconds, "$w(x)$")
     stats, files = found.stats, [folder / name for name in _FILES]
     numbered = {
         "average_reward": (found.average_reward, stats["average_reward_error"]),

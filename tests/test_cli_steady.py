@@ -81,17 +81,15 @@ def test_a_ground_state_is_printed_written_and_drawn(tmp_path: Path) -> None:
         "    initial_law=fh.Gaussian([0.0], 1.0), name='free')\n",
         encoding="utf-8",
     )
-    result = run("ground-state", f"{path}:free", "--rtol=1e-3", out=tmp_path / "out")
+    result = run("ground-state", f"{path}:free", "--quick", out=tmp_path / "out")
     average, gap = (
         [float(part) for part in re.findall(rf"^{name}: (\S+) ± (\S+)$", result.stdout, re.MULTILINE)[0]]
         for name in ("average reward", "gap")
     )
-    assert abs(average[0] + math.sqrt(0.5)) <= max(3 * average[1], 1e-6)
-    assert abs(gap[0] - math.sqrt(2)) <= max(3 * gap[1], 1e-5)
+    assert abs(average[0] + math.sqrt(0.5)) <= 3 * average[1] + 1e-6
+    assert abs(gap[0] - math.sqrt(2)) <= 3 * gap[1] + 1e-5
+    assert max(average[1], gap[1]) < 1e-2
     assert (tmp_path / "out" / "picture.png").is_file()
-    record = json.loads(run("ground-state", f"{path}:free", "--quick", "--json", out=tmp_path / "out").stdout)
-    assert record["average_reward"]["value"] == pytest.approx(-math.sqrt(0.5), abs=1e-2)
-    assert record["gap"]["error"] >= 0
 
 
 def test_a_ground_state_is_no_solution_with_a_horizon(tmp_path: Path) -> None:
@@ -107,8 +105,8 @@ def test_a_ground_state_is_no_solution_with_a_horizon(tmp_path: Path) -> None:
 
 
 def test_what_takes_too_long_says_so(tmp_path: Path) -> None:
-    result = run("exit", "well-exit", "--dim=2", "--rtol=1e-9", "--max-dofs=1600", out=tmp_path)
-    assert "note: solution: more than max_dofs=1600 unknowns would be needed" in result.stderr
+    result = run("exit", "well-exit", "--rtol=1e-9", "--max-dofs=100", out=tmp_path)
+    assert "note: solution: more than max_dofs=100 unknowns would be needed" in result.stderr
 
 
 def _drawn(found: Any) -> list[Any]:

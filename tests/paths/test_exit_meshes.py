@@ -14,7 +14,7 @@ from fem_hjb.problems.zoo.meshed import lshape_mesh, ring_mesh
 from fem_hjb.support.errors import DomainError, ProblemError
 
 st = fh.stationary
-N = 2000
+N = 1000
 
 
 def one(x: np.ndarray) -> np.ndarray:
@@ -49,15 +49,15 @@ def test_mean_exit_time_of_a_square_with_one_side_open() -> None:
     assert paths.left.all()
     np.testing.assert_allclose(paths.exit[:, 0], 0.0, atol=1e-12)
     assert off(paths.time, 0.75, bias=0.015) < 4
-    assert off(paths.time, 1.15 * 0.75, bias=0.015) > 4  # three twentieths would be seen
+    assert off(paths.time, 1.25 * 0.75, bias=0.015) > 4  # a quarter would be seen
     solved = st.exit_expectation_on_mesh(problem, source=one)
     assert float(solved.value([0.5, 0.3])) == pytest.approx(0.75, abs=1e-8)
     assert solved.status == "ok"
     anywhere = fh.Uniform(problem.domain)  # type: ignore[arg-type]
     x, weights = anywhere.quadrature(3)
     assert float(weights @ solved.value(x)) == pytest.approx(2 / 3, abs=1e-8)
-    few = st.sample_exit(problem, anywhere, n=500, rng=3, step=0.02)
-    assert off(few.time, 2 / 3, bias=0.015) < 4
+    few = st.sample_exit(problem, anywhere, n=200, rng=3, step=0.04)
+    assert off(few.time, 2 / 3, bias=0.03) < 4
 
 
 def test_which_circle_of_a_ring_is_met_first() -> None:
@@ -69,12 +69,12 @@ def test_which_circle_of_a_ring_is_met_first() -> None:
     paths = st.sample_exit(problem, start, n=N, rng=1, step=0.01)
     outer = (np.hypot(*paths.exit.T) > 1.5) * 1.0
     assert off(outer, float(found.value(start)), bias=4e-3) < 4
-    assert off(outer, exact + 0.08, bias=4e-3) > 4
+    assert off(outer, exact + 0.1, bias=4e-3) > 4
 
 
 def test_an_l_with_drift_and_a_policy_by_weights_and_by_a_certificate() -> None:
     """Stopped at the re-entrant corner: the weights of the best policy have next to no spread, and v as their mean."""
-    mesh = lshape_mesh(4)
+    mesh = lshape_mesh(3)
     problem = walk(
         mesh,
         {"corner": "absorbing", None: "reflecting"},
@@ -85,16 +85,17 @@ def test_an_l_with_drift_and_a_policy_by_weights_and_by_a_certificate() -> None:
     solution = st.solve_exit_on_mesh(problem, element="P2", estimate=False)
     start = np.array([-0.5, 0.5])
     value = float(solution.value(start))
-    paths = st.sample_exit(problem, start, n=300, rng=2, step=0.02, policy=solution.policy)
+    paths = st.sample_exit(problem, start, n=150, rng=2, step=0.02, policy=solution.policy)
     weights = paths.log_weights(problem)
     assert off(np.exp(weights), math.exp(value), bias=8e-3) < 4
-    free = st.sample_exit(problem, start, n=300, rng=2, step=0.02).log_weights(problem)
+    free = st.sample_exit(problem, start, n=150, rng=2, step=0.02).log_weights(problem)
     assert weights.std() < 0.25 * free.std()
     timed = problem.until(1.0, initial_law=fh.PointMass(start), terminal_reward=solution.value)
     assert isinstance(timed.domain, fh.MeshDomain)
-    found = fh.certify(timed, lambda t, x: solution.policy(x), n=512, steps=48, rng=0)
-    assert found.lower - 2e-3 <= value <= found.upper + 2e-3
-    assert found.upper - found.lower < 0.05
+    found = fh.certify(timed, lambda t, x: solution.policy(x), n=256, steps=24, rng=0)
+    assert found.lower - 4e-3 <= value <= found.upper + 4e-3
+    assert found.upper - found.lower < 0.12
+    assert found.ess > 230  # of 256: weights are nearly alike
 
 
 def test_a_domain_says_what_tags_say() -> None:
