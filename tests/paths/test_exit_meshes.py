@@ -45,10 +45,10 @@ def off(sample: np.ndarray, exact: float, bias: float = 0.0) -> float:
 def test_mean_exit_time_of_a_square_with_one_side_open() -> None:
     """m = 2 x - x^2 solves m''/2 = -1, m(0) = 0, m'(1) = 0."""
     problem = square()
-    paths = st.sample_exit(problem, [0.5, 0.3], n=N, rng=0, step=0.02)
+    paths = st.sample_exit(problem, [0.5, 0.3], n=N, rng=0, step=0.03)
     assert paths.left.all()
     np.testing.assert_allclose(paths.exit[:, 0], 0.0, atol=1e-12)
-    assert off(paths.time, 0.75, bias=0.015) < 4
+    assert off(paths.time, 0.75, bias=0.02) < 4
     assert off(paths.time, 1.25 * 0.75, bias=0.015) > 4  # a quarter would be seen
     solved = st.exit_expectation_on_mesh(problem, source=one)
     assert float(solved.value([0.5, 0.3])) == pytest.approx(0.75, abs=1e-8)
@@ -92,8 +92,8 @@ def test_an_l_with_drift_and_a_policy_by_weights_and_by_a_certificate() -> None:
     assert weights.std() < 0.25 * free.std()
     timed = problem.until(1.0, initial_law=fh.PointMass(start), terminal_reward=solution.value)
     assert isinstance(timed.domain, fh.MeshDomain)
-    found = fh.certify(timed, lambda t, x: solution.policy(x), n=256, steps=24, rng=0)
-    assert found.lower - 4e-3 <= value <= found.upper + 4e-3
+    found = fh.certify(timed, lambda t, x: solution.policy(x), n=256, steps=16, rng=0)
+    assert found.lower - 5e-3 <= value <= found.upper + 5e-3
     assert found.upper - found.lower < 0.12
     assert found.ess > 230  # of 256: weights are nearly alike
 

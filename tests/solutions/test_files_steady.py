@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def in_a_mesh() -> ExitSolution:
     return by_hand(ROOM, MeshBasis(RING, "P1"))
 
 
+@lru_cache
 def ground() -> GroundState:
     return fh.ground_state(FOREVER, rtol=1e-2)
 
@@ -92,6 +94,7 @@ def ground_on_mesh() -> GroundState:
     return fh.stationary.ground_state_on_mesh(FOREVER, fh.spaces.box_mesh(fh.Box([0.0], [1.0]), 6, "line"))
 
 
+@lru_cache
 def bridge() -> Any:
     return fh.schroedinger_bridge(FOREVER, TARGET, rtol=1e-2)
 
@@ -272,7 +275,7 @@ def test_no_byte_that_is_wrong_is_read_as_something_else(make: Callable[[], Any]
     given = LEAVING if make is boxed else FOREVER
     whole, first = path.read_bytes(), load_solution(path, given, **target)  # type: ignore[call-overload]
     read = 0
-    for place in range(0, len(whole), len(whole) // 60):
+    for place in range(0, len(whole), len(whole) // 40):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
             again = load_solution(path, given, **target)  # type: ignore[call-overload]
@@ -280,7 +283,7 @@ def test_no_byte_that_is_wrong_is_read_as_something_else(make: Callable[[], Any]
             continue
         read += 1
         assert str(again) == str(first), place
-    assert read < 20
+    assert read < 14
 
 
 def test_results_made_by_hand_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
