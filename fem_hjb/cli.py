@@ -32,6 +32,7 @@ from fem_hjb.cli_input import (
     problem_named,
     route,
 )
+from fem_hjb.cli_steady import exit_command, ground_state_command
 from fem_hjb.experiments.trial import write_trial
 from fem_hjb.learning.estimators import ESTIMATORS
 from fem_hjb.learning.fit import fit
@@ -397,6 +398,8 @@ def experiment_command(
 
 
 app.command("demo", short_help="One small problem solved, learned, certified and drawn, in seconds.")(demo_command)
+app.command("exit", short_help="Value, mean time or probability of an exit.")(exit_command)
+app.command("ground-state", short_help="What a problem tends to as its horizon grows.")(ground_state_command)
 app.command("certify", short_help="Bounds of the optimal value from the paths of a policy.")(certify_command)
 app.command("export", short_help="Write a solution for other programs: .npz, .h5, .nc, .vtu, .pvd.")(export_command)
 app.command("atlas", short_help="Settings of the literature, solved, verified and certified.")(atlas_command)
@@ -406,12 +409,12 @@ app.command("atlas", short_help="Settings of the literature, solved, verified an
 def zoo_command(json: Json = False, debug: Debug = False) -> None:
     """List the problems that come with the package."""
     if json:
-        output.print_json([_entry(name) for name in zoo.names()])
+        output.print_json([_entry(name) for name in (*zoo.names(), *zoo.exit_names())])
         return
     rows = []
-    for entry in map(_entry, zoo.names()):
+    for entry in map(_entry, (*zoo.names(), *zoo.exit_names())):
         dims = "any" if entry["dims"] is None else ", ".join(map(str, entry["dims"]))
-        what = f"{entry['what']}\n--param {', '.join(entry['parameters'])}"
+        what = f"{'Exit: ' if entry['exit'] else ''}{entry['what']}\n--param {', '.join(entry['parameters'])}"
         rows.append((entry["name"], dims, "yes" if entry["exact"] else "no", what))
     output.print_listing(("name", "dim", "exact", "what it is, and its parameters"), rows)
 
@@ -421,7 +424,8 @@ def _entry(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "dims": zoo.dims(name),
-        "exact": zoo.get(name).exact is not None,
+        "exact": name in zoo.names() and zoo.get(name).exact is not None,
+        "exit": name in zoo.exit_names(),
         "what": zoo.describe(name),
         "parameters": zoo.parameters(name),
     }

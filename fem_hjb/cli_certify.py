@@ -20,10 +20,10 @@ from fem_hjb.cli_input import (
     loaded,
     numbers,
     problem_named,
+    solution_in,
 )
 from fem_hjb.evaluation.certify import certify
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.solutions.files import load_solution
 from fem_hjb.support.errors import ProblemError
 
 _PATHS, _QUICK_PATHS = (8192, 128), (1024, 32)  # trajectories, and their steps
@@ -88,7 +88,7 @@ def _named(problem: ControlProblem, name: str) -> Any:
             raise ProblemError(f"{problem.name!r} has no exact solution; give PATH.py:NAME or SOLUTION.npz")
         return problem.exact
     if name.endswith(".npz"):
-        return load_solution(name, problem)
+        return solution_in(name, problem)
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py"):
         raise OptionError(f"POLICY must be {_KINDS} or zero, got {name!r}")

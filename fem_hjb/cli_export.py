@@ -19,12 +19,12 @@ from fem_hjb.cli_input import (
     Quiet,
     numbers,
     problem_named,
+    solution_in,
 )
 from fem_hjb.interop.export import check_path, export
 from fem_hjb.reference.solve import solve
 from fem_hjb.reference.tolerance import checked_rtol
 from fem_hjb.solutions.estimate import ToleranceWarning
-from fem_hjb.solutions.files import load_solution
 
 _RTOL = 1e-4
 
@@ -65,7 +65,7 @@ def export_command(
         raise OptionError("give --rtol or --solution, not both: a solution that is read is not solved again")
     found: Any
     if solution is not None:
-        found = load_solution(solution, problem)
+        found = solution_in(solution, problem)
     else:
         tolerance = _RTOL if rtol is None else checked_rtol(rtol, "--rtol")
         with report.stage("solution") as stage, warnings.catch_warnings():

@@ -7,12 +7,15 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 
 import typer
 
 from fem_hjb.problems import zoo
+from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.solutions.files import load_solution
+from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.errors import FemHjbError, ProblemError
 
 # Arguments of the package that are options of the command; errors name them as they are typed.
@@ -116,7 +119,16 @@ def numbers(text: str, option: str) -> list[float]:
         raise OptionError(f"{option} must be numbers separated by commas, such as 0.5,1, got {text!r}") from cause
 
 
-def problem_named(name: str, dim: int | None, given: Sequence[str] | None) -> ControlProblem:
+@overload
+def problem_named(name: str, dim: int | None, given: Sequence[str] | None) -> ControlProblem: ...
+@overload
+def problem_named(name: str, dim: int | None, given: Sequence[str] | None, kind: type[ExitProblem]) -> ExitProblem: ...
+def problem_named(
+    name: str,
+    dim: int | None,
+    given: Sequence[str] | None,
+    kind: type[ControlProblem | ExitProblem] = ControlProblem,
+) -> ControlProblem | ExitProblem:
     """A problem of the zoo, or PATH.py:NAME, a problem or a function that makes one, with these parameters."""
     parameters = pairs(given, "--param")
     if dim is not None and parameters.get("dim", dim) != dim:
@@ -125,17 +137,28 @@ def problem_named(name: str, dim: int | None, given: Sequence[str] | None) -> Co
     if name.endswith(".py"):
         raise ProblemError(f"{name} names a file but no problem in it; give {name}:NAME")
     if not path.endswith(".py"):
-        return zoo.get(name, **{"dim": dim, **parameters})
+        return (zoo.get if kind is ControlProblem else zoo.get_exit)(name, **{"dim": dim, **parameters})
     made = loaded(Path(path), attribute)
-    if not isinstance(made, ControlProblem) and callable(made):
+    if not isinstance(made, kind) and callable(made):
         made = _built(name, made, dim, parameters)
     elif parameters:
         raise ProblemError(f"{name} is not a function, so it takes no --param")
-    if not isinstance(made, ControlProblem):
-        raise ProblemError(f"{name} must be a ControlProblem or a function that returns one, got {type(made).__name__}")
+    if not isinstance(made, kind):
+        article = "a" if kind is ControlProblem else "an"
+        raise ProblemError(
+            f"{name} must be {article} {kind.__name__} or a function that returns one, got {type(made).__name__}"
+        )
     if dim not in (None, made.dim):
         raise ProblemError(f"{name} has dimension {made.dim}, but --dim is {dim}")
     return made
+
+
+def solution_in(path: str | Path, problem: ControlProblem) -> Solution | ProductSolution:
+    """A solution with a horizon in a file that the command or `save_solution` wrote."""
+    found = load_solution(path, problem)
+    if not isinstance(found, Solution | ProductSolution):
+        raise OptionError(f"{path} holds a {type(found).__name__}, which has no horizon; give what fem-hjb solve wrote")
+    return found
 
 
 def _built(name: str, build: Callable[..., Any], dim: int | None, parameters: dict[str, Any]) -> Any:

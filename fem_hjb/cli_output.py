@@ -18,8 +18,13 @@ from rich.table import Table
 
 from fem_hjb.experiments.trial import Trial, summary
 from fem_hjb.solutions.comparison import COLUMNS, Comparison
+from fem_hjb.solutions.files import Savable
+from fem_hjb.solutions.ground import GroundState
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.solutions.steady import ExitExpectation, ExitSolution
 from fem_hjb.support.progress import LOGGER
+
+Judged = Solution | ProductSolution | ExitSolution | ExitExpectation | GroundState
 
 _ROWS = 40  # of the table of an experiment that are printed
 
@@ -90,7 +95,7 @@ class Report:
         taken = time.perf_counter() - start
         self._work.print(f"{name:<18}{taken:7.2f} s  {'; '.join(stage.notes)}", highlight=False, markup=False)
 
-    def warn(self, name: str, solution: Solution | ProductSolution) -> None:
+    def warn(self, name: str, solution: Savable) -> None:
         """Tell a status that is not "ok"."""
         if solution.status != "ok":
             note = f"note: {name}: {solution.status}"
@@ -141,7 +146,7 @@ def describe_fit(solution: Solution) -> str:
     return ", ".join(notes)
 
 
-def outline(solution: Solution | ProductSolution) -> dict[str, Any]:
+def outline(solution: Judged) -> dict[str, Any]:
     """Status, estimated error, checks and stats, for JSON."""
     estimate = solution.error_estimate
     return {
@@ -158,7 +163,7 @@ def overall(comparison: Comparison) -> dict[str, Any]:
     return {name: {column: getattr(row, column) for column in COLUMNS} for name, row in rows.items()}
 
 
-def print_stats(solution: Solution | ProductSolution) -> None:
+def print_stats(solution: Judged) -> None:
     table = Table(show_header=False)
     if solution.error_estimate is not None:
         table.add_row("estimated error", str(solution.error_estimate))

@@ -201,7 +201,7 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
     assert found["learned"]["stats"]["samples"] == 400 * 8
     assert [Path(file).name for file in found["files"]] == ["solution.npz", "comparison.csv", "comparison.png"]
     listed = json.loads(run("zoo", "--json").stdout)
-    assert [entry["name"] for entry in listed] == list(zoo.names())
+    assert [entry["name"] for entry in listed] == [*zoo.names(), *zoo.exit_names()]
     assert {entry["name"]: entry["exact"] for entry in listed}["lq"] is True
     unmet = json.loads(run("solve", "lq", "--cells=8", "--rtol=1e-6", "--json", "--out", str(out)).stdout)
     assert "limited by" in unmet["status"]
@@ -324,7 +324,7 @@ def test_the_zoo_lists_every_problem_with_its_description() -> None:
     result = run("zoo")
     assert result.exit_code == 0
     text = " ".join(result.stdout.split())
-    for name in zoo.names():
+    for name in (*zoo.names(), *zoo.exit_names()):
         assert name in text
         assert zoo.describe(name).split()[0] in text
 
@@ -336,6 +336,8 @@ def test_the_zoo_lists_every_problem_with_its_description() -> None:
         ["--help"],
         ["compare", "--help"],
         ["solve", "--help"],
+        ["exit", "--help"],
+        ["ground-state", "--help"],
         ["certify", "--help"],
         ["export", "--help"],
         ["atlas", "--help"],
@@ -452,6 +454,48 @@ BAD_INPUT = {
     ),
     "export at no times": (["export", "lq", "a.npz", "--times=now"], "--times must be numbers separated by commas"),
     "export late": (["export", "lq", "a.npz", "--rtol=1e-2", "--times=9"], r"--times must lie in \[0, 1\]"),
+    "an exit of a problem with a horizon": (["exit", "lq"], "'lq' has a horizon: get"),
+    "a horizon of an exit": (["solve", "well-exit"], "'well-exit' has no horizon but an exit: get_exit"),
+    "an exit of no kind": (
+        ["exit", "well-exit", "--of=policy"],
+        "--of must be one of 'value', 'mean-exit",
+    ),
+    "a committor of nothing": (["exit", "well-exit", "--of=committor"], "--of committor needs --into, and nothing"),
+    "a value of faces": (
+        ["exit", "well-exit", "--into=0:upper"],
+        "needs --into, and nothing else takes",
+    ),
+    "faces of no kind": (["exit", "well-exit", "--of=committor", "--into=up"], "--into must be faces such as 0:upper"),
+    "faces that do not absorb": (["exit", "well-exit", "--of=committor", "--into=0:lower"], "into must name absorbing"),
+    "names that there are not": (["exit", "ring-exit", "--of=committor", "--into=rim"], "'inner', 'outer', got 'rim'"),
+    "a tolerance of a mesh": (
+        ["exit", "ring-exit", "--rtol=1e-3"],
+        "--rtol is for a domain that is a box",
+    ),
+    "an element of a box": (
+        ["exit", "well-exit", "--element=P2"],
+        "--element is for a domain that is a mesh",
+    ),
+    "an element that there is not": (["exit", "ring-exit", "--element=P9"], "--element must be one of"),
+    "a point outside": (["exit", "well-exit", "--at=2"], r"--at must lie in the domain, .*, got \[2.0\]"),
+    "a point of two dimensions": (["exit", "well-exit", "--at=0,0"], r"--at must have shape \(1,\)"),
+    "a point of words": (["exit", "well-exit", "--at=here"], "--at must be numbers separated by commas"),
+    "a tolerance beyond": (["exit", "well-exit", "--rtol=1"], "--rtol must be a number from 1e-10"),
+    "too few unknowns of an exit": (["exit", "well-exit", "--max-dofs=0"], "--max-dofs.*greater than or equal to 1"),
+    "no time to leave": (["exit", "well-exit", "--max-seconds=1e-5"], "no solution within --max-seconds 1e-05"),
+    "no exit in a file": (
+        ["exit", "MINE:problem"],
+        "must be an ExitProblem .*, got Control",
+    ),
+    "no exit that is known": (
+        ["exit", "ring-exits"],
+        "no problem called 'ring-exits'; did you mean 'ring-exit'",
+    ),
+    "a drift in time": (["ground-state", "mixture-diffusion"], r"drift\(t, x\) depends on time"),
+    "faces that stop": (["ground-state", "hitting-time"], "is stopped at absorbing faces, and has no stationary law"),
+    "a ground state in four dimensions": (["ground-state", "lq", "--dim=4"], "boxes go up to dimension 3"),
+    "no time for ever": (["ground-state", "lq", "--max-seconds=1e-5"], "no solution within --max-seconds 1e-05"),
+    "a parameter of no exit": (["exit", "well-exit", "--param=x0=1"], "has no parameter 'x0'; it accepts temperature"),
     "no policy": (["certify", "lq"], "(?i)missing .*POLICY"),
     "policy of no kind": (["certify", "lq", "best"], "POLICY must be PATH.py:NAME .* or zero, got 'best'"),
     "policy of no file": (["certify", "lq", "none.py:policy"], "there is no file none.py"),

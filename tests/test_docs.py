@@ -213,8 +213,8 @@ def test_docstrings_become_markup_that_says_the_same(monkeypatch: pytest.MonkeyP
 
 def test_the_page_of_the_command_has_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
     page = tool("_ext/command.py", monkeypatch).command_page()
-    for name in ("compare", "solve", "demo", "certify", "export", "atlas", "experiment", "zoo"):
+    for name in ("compare", "solve", "exit", "ground-state", "demo", "certify", "export", "atlas", "experiment", "zoo"):
         assert f"## fem-hjb {name}\n" in page
     assert "`--rtol <float>`" in page
     zoo = tool("_ext/command.py", monkeypatch).zoo_page()
-    assert [name for name in fh.zoo.names() if f"## {name}\n" not in zoo] == []
+    assert [name for name in (*fh.zoo.names(), *fh.zoo.exit_names()) if f"## {name}\n" not in zoo] == []

@@ -12,8 +12,8 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box curved locate cells facets mesh_domain laws kernels problem exit probing fingerprint blocks "
-        "rewards closed_form linear manufactured gauge mixtures tilted_density zoo"
+        "divergence box curved locate cells cell_measure facets mesh_domain laws kernels problem exit probing "
+        "fingerprint blocks rewards closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
     "paths": (
         "steering breaks walls stiffness simulate likelihood exit_paths tree_sum extent tails tilted sources stored"
@@ -23,7 +23,9 @@ ORDER = {
         "space panels"
     ),
     "stepping": "adaptive lawson esdirk implicit",
-    "solutions": "density estimate checks norms solution steady ground bridge comparison compare files",
+    "solutions": (
+        "density estimate checks norms solution steady ground bridge comparison compare packing packing_steady files"
+    ),
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
         "box_asked box_speed box_coefficients box_taming box_panel box_adjoint box_averages box_grading box_layer "
@@ -44,9 +46,9 @@ ORDER = {
         "certificate certify policy_value"
     ),
     "stationary": "",
-    "plotting": "pictures fields verdicts animation",
-    "interop": "grids arrays vtk export precision schedules torch jax",
-    "atlas": "settings entries collection tables pictures",
+    "plotting": "pictures fields verdicts animation steady",
+    "interop": "grids arrays vtk steady export precision schedules torch jax",
+    "atlas": "settings entries forever collection tables pictures",
     "experiments": (
         "trial certificates coercivity critical_radius ellipticity harder_than_regression high_dimension iteration "
         "linear_quadratic long_horizon observation_times score_error self_mitigation suboptimality two_dimensions "
@@ -56,6 +58,7 @@ ORDER = {
     "cli_output": "",
     "cli_certify": "",
     "cli_export": "",
+    "cli_steady": "",
     "cli_atlas": "",
     "cli_demo": "",
     "cli": "",
@@ -63,8 +66,8 @@ ORDER = {
 # A module that is itself a folder has an order of its own.
 INNER = {
     "problems.zoo": (
-        "registry coefficients linear_quadratic log_cost meshed metastable mixtures options points reflected slits "
-        "targets wells soc_matching"
+        "registry coefficients linear_quadratic log_cost meshed metastable mixtures options points reflected "
+        "slits targets until_exit wells soc_matching"
     )
 }
 APART = ("reference", "learning")  # these two never import each other

@@ -120,7 +120,12 @@ def steady(x: Any) -> Any:
     return -x
 
 
+def leftward(x: Any) -> Any:
+    return -np.ones_like(x)
+
+
 LEAVING = fh.ExitProblem(dim=1, temperature=1.0, drift=steady, diffusion=1.0, domain=BOX)
+LEAVING_MESH = fh.ExitProblem(dim=1, temperature=1.0, drift=leftward, diffusion=1.0, domain=MESH_DOMAIN)
 LEFT = fh.stationary.sample_exit(LEAVING, [0.5], n=8, rng=0, step=0.1)
 GROUND = fh.ground_state(WALLED, rtol=1e-2)
 BRIDGE = fh.schroedinger_bridge(WALLED, fh.Uniform(DOMAIN), rtol=1e-2)
@@ -151,7 +156,7 @@ def builder(dim: int, *, size: float = 1.0) -> fh.ControlProblem:
     return LQ
 
 
-FILES = ("solution.npz", "paths.npz", "plain.npz")
+FILES = ("solution.npz", "paths.npz", "plain.npz", "exit.npz", "ground.npz", "bridge.npz")
 
 
 def write_files(folder: Path) -> None:
@@ -159,6 +164,8 @@ def write_files(folder: Path) -> None:
     fh.save_solution(folder / FILES[0], SOLUTION)
     fh.solutions.save_paths(folder / FILES[1], PATHS)
     fh.paths.write_paths(folder / FILES[2], fh.paths.array_source(PATHS))
+    for name, found in zip(FILES[3:], (GONE, GROUND, BRIDGE), strict=True):
+        fh.save_solution(folder / name, found)
 
 
 def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
@@ -166,7 +173,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
     process = {"drift": fh.LinearDrift([[-1.0]], [0.0]), "diffusion": 1.0}
     problem = {"dim": 1, "horizon": 1.0, "temperature": 1.0, "drift": b, "diffusion": 1.0, "terminal_reward": y}
     x, t = np.array([[0.1], [0.2]]), 0.5
-    solution_file, path_file, plain = (folder / name for name in FILES)
+    solution_file, path_file, plain, *more_files = (folder / name for name in FILES)
     source = fh.paths.array_source(PATHS, chunk=16)
     where = {"t": t, "x": x}
     estimate = fh.solutions.ErrorEstimate(value=0.1, policy=0.1, space=0.1, time=0.1, truncation=0.1)
@@ -224,6 +231,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         ),
         "Space on a mesh": (fh.Space, {"problem": LQ, "time_cells": 2, "element": "P2", "mesh": MESH}),
         "Uniform": (fh.Uniform, {"box": DOMAIN}),
+        "Uniform in a mesh": (fh.Uniform, {"box": MESH_DOMAIN}),
         "certify": (
             fh.certify,
             {"problem": LQ, "policy": b, "x0": [0.0], "n": 64, "steps": 2, "rng": 0, "level": 0.9, "starts": None}
@@ -321,7 +329,13 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.load_mesh,
             {"path": MESHES / "annulus.msh", "dim": 2, "simplices": False, "straight": False},
         ),
-        "load_solution": (fh.load_solution, {"path": solution_file, "problem": LQ, "check": True}),
+        "load_solution": (fh.load_solution, {"path": solution_file, "problem": LQ, "target": None, "check": True}),
+        "load_solution of an exit": (fh.load_solution, {"path": more_files[0], "problem": LEAVING, "target": None}),
+        "load_solution of a ground state": (fh.load_solution, {"path": more_files[1], "problem": WALLED}),
+        "load_solution of a bridge": (
+            fh.load_solution,
+            {"path": more_files[2], "problem": WALLED, "target": fh.Uniform(DOMAIN), "check": True},
+        ),
         "objectives": (
             fh.objectives,
             {
@@ -355,6 +369,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             {"problem": LQ, "rtol": 0.1, "cells": 8, "box": fh.Box([-4.0], [4.0]), "boundary": "natural"},
         ),
         "save_solution": (fh.save_solution, {"path": folder / "a.npz", "solution": SOLUTION}),
+        "save_solution of a bridge": (fh.save_solution, {"path": folder / "a.npz", "solution": BRIDGE}),
         "solve": (
             fh.solve,
             {"problem": QUICK, "rtol": 1e-1, "form": "linear", "box": None, "max_dofs": 500, "rng": 0, "progress": None}
@@ -431,6 +446,18 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.stationary.sample_exit,
             {"problem": LEAVING, "start": [0.5], "n": 8, "rng": 0, "step": 0.1, "policy": steady, "max_time": 1.0}
             | {"progress": None, "max_seconds": None},
+        ),
+        "stationary.solve_exit_on_mesh of a domain": (
+            fh.stationary.solve_exit_on_mesh,
+            {"problem": LEAVING_MESH, "mesh": None, "element": "P1", "absorbing": "all", "estimate": False},
+        ),
+        "stationary.exit_expectation_on_mesh of a domain": (
+            fh.stationary.exit_expectation_on_mesh,
+            {"problem": LEAVING_MESH, "mesh": None, "h": {"left": 1.0}, "source": y, "estimate": False},
+        ),
+        "stationary.sample_exit in a mesh": (
+            fh.stationary.sample_exit,
+            {"problem": LEAVING_MESH, "start": [0.5], "n": 8, "rng": 0, "step": 0.5, "policy": None, "max_time": 1.0},
         ),
         "stationary.solve_exit_on_mesh": (
             fh.stationary.solve_exit_on_mesh,
@@ -555,6 +582,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             {"problem": LQ, "measure": MEASURE, "space": LINE, "delta": 0.1, "norm": "mass", "exact": LQ.exact},
         ),
         "paths.Paths": (fh.paths.Paths, {"t": [0.0, 1.0], "x": np.zeros((2, 2, 1)), "scheme": "given"}),
+        "export of a ground state": (
+            fh.export,
+            {"solution": GROUND, "path": folder / "g.npz", "axes": [[0.0, 0.5, 1.0]], "times": None, "density": None},
+        ),
         "export": (
             fh.export,
             {"solution": SOLUTION, "path": folder / "d.npz", "axes": [np.linspace(-1.0, 1.0, 3)], "times": [0.0, 0.5]}
@@ -689,9 +720,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "problems.zoo.describe": (fh.zoo.describe, {"name": "lq"}),
         "problems.zoo.dims": (fh.zoo.dims, {"name": "lq"}),
         "problems.zoo.get": (fh.zoo.get, {"name": "lq", "dim": 1}),
+        "problems.zoo.get_exit": (fh.zoo.get_exit, {"name": "well-exit", "dim": 1, "beta": 1.0}),
+        "problems.zoo.exit_names": (fh.zoo.exit_names, {}),
         "problems.zoo.names": (fh.zoo.names, {}),
         "problems.zoo.parameters": (fh.zoo.parameters, {"name": "lq"}),
-        "problems.zoo.register": (fh.zoo.register, {"dims": (1, 2), "default_dim": 1}),
+        "problems.zoo.register": (fh.zoo.register, {"dims": (1, 2), "default_dim": 1, "kind": fh.ExitProblem}),
         "problems.zoo.source": (fh.zoo.source, {"name": "lq"}),
         "solutions.Comparison": (fh.solutions.Comparison, {"rows": (ROW,), "points": "a"}),
         "solutions.DensityLaw": (
@@ -745,6 +778,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "GaussianMixture": MIXTURE,
         "KernelDensity": CLOUD.data,
         "Uniform": fh.Uniform(DOMAIN),
+        "Uniform in a mesh": fh.Uniform(MESH_DOMAIN),
         "PointMass": fh.PointMass([0.0]),
     }
     for name, law in {**laws, "DensityLaw": DENSITY.marginal(0.5)}.items():

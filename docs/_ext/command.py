@@ -18,6 +18,7 @@ ZOO = """# The zoo
 
 Problems by name: `fh.zoo.get("lq", dim=2, temperature=0.5)`, or `fem-hjb solve lq --dim 2 --param temperature=0.5`.
 Where the value is known, `problem.exact` is it, and the tests check it against the equation and by simulation.
+Exit problems, the last ones, are those of `fh.zoo.get_exit` and `fem-hjb exit`.
 [CONTRIBUTING](../../CONTRIBUTING.md) says how to add one of yours.
 
 """
@@ -53,7 +54,7 @@ def zoo_page() -> str:
     from fem_hjb.problems.zoo.registry import _REGISTRY
 
     parts = [ZOO]
-    for name in sorted(zoo.names()):
+    for name in [*sorted(zoo.names()), *sorted(zoo.exit_names())]:
         where = zoo.dims(name)
         title, _, rest = (inspect.getdoc(_REGISTRY[name].build) or "").partition("\n")
         given = ", ".join(f"{key}={value!r}" for key, value in zoo.parameters(name).items())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fem_hjb.atlas.entries import Record, asked, make, versions
+from fem_hjb.atlas.forever import make_forever
 from fem_hjb.atlas.settings import Setting, names
 from fem_hjb.support.errors import OutputError
 from fem_hjb.support.files import as_path, atomic_file
@@ -92,10 +93,13 @@ def collect(
 
 
 def _made(setting: Setting, place: Path, seconds: float | None, stage: Callable[[Setting], Any] | None) -> Record:
-    tell: Progress = unheard
     if stage is None:
-        return make(setting, place, tell, seconds)
+        return _record(setting, place, unheard, seconds)
     with stage(setting) as shown:
-        record = make(setting, place, shown.progress, seconds)
+        record = _record(setting, place, shown.progress, seconds)
         shown.note(record["error"] or record["status"])
     return record
+
+
+def _record(setting: Setting, place: Path, tell: Progress, seconds: float | None) -> Record:
+    return make_forever(setting, tell, seconds) if setting.forever else make(setting, place, tell, seconds)

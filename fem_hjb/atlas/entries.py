@@ -13,7 +13,7 @@ import platform
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -61,11 +61,11 @@ def make(setting: Setting, folder: Path, tell: Progress, seconds: float | None =
         problem = setting.make()
         record: Record = described(setting, problem)
     except Exception as cause:  # whatever it is, the other entries are to be made
-        return described(setting, None) | {"error": _told(cause), "status": "no problem"}
+        return described(setting, None) | {"error": told_of(cause), "status": "no problem"}
     try:
-        reference, taken = _timed(lambda: _reference(setting, problem, limit, part_of(tell, 0.0, _PARTS[0])))
+        reference, taken = timed(lambda: _reference(setting, problem, limit, part_of(tell, 0.0, _PARTS[0])))
     except Exception as cause:  # whatever it is, the other entries are to be made
-        return record | {"error": _told(cause), "status": "no solution"}
+        return record | {"error": told_of(cause), "status": "no solution"}
     record["seconds"] = {"reference": taken}
     record |= _of_reference(setting, reference)
     certified = _Paths(setting, problem, reference, limit)
@@ -75,9 +75,9 @@ def make(setting: Setting, folder: Path, tell: Progress, seconds: float | None =
         ("files", lambda: _files(setting, reference, folder)),
     ):
         try:
-            record[name], record["seconds"][name] = _timed(work)
+            record[name], record["seconds"][name] = timed(work)
         except Exception as cause:  # the parts that are done are kept
-            record[name] = {"error": _told(cause)}
+            record[name] = {"error": told_of(cause)}
     record |= _value(setting, problem, reference, record)
     tell(1.0)
     return record
@@ -106,6 +106,7 @@ def asked(setting: Setting) -> Record:
     """What an entry must have been made with, not to be made again."""
     kept = ("rtol", "seconds", "box", "paths", "steps", "fine")
     found = {name: getattr(setting, name) for name in kept} | {"given": dict(setting.parameters)}
+    found |= {"forever": True} if setting.forever else {}
     return dict(plain(found))
 
 
@@ -136,14 +137,14 @@ def plain(given: Any) -> Any:
     return given if given is None or isinstance(given, str | int) else repr(given)
 
 
-def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     """What comes out, and the CPU seconds of this process."""
     started = time.process_time()
     found = work()
     return found, round(time.process_time() - started, 2)
 
 
-def _told(cause: Exception) -> str:
+def told_of(cause: Exception) -> str:
     """One line; what is no error of ours says where it was raised."""
     text = " ".join(str(cause).split())
     if isinstance(cause, FemHjbError):
@@ -153,7 +154,7 @@ def _told(cause: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Any:
+def quiet() -> Iterator[None]:
     """Tolerances that are not met are told by the status, not by warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ToleranceWarning)
@@ -165,7 +166,7 @@ def _reference(setting: Setting, problem: ControlProblem, seconds: float, tell: 
         if problem.exact is None:
             raise FemHjbError(f"{setting.name} has neither a tolerance nor a closed form")
         return problem.exact
-    with _quiet():
+    with quiet():
         return solve(problem, rtol=setting.rtol, max_seconds=seconds, progress=tell, **setting.solve_options())
 
 
@@ -217,12 +218,12 @@ class _Paths:
             except DomainError:
                 return self._from_laws(None, part_of(tell, 0.4, 0.8))
         except (DomainError, ConvergenceError) as cause:
-            return self._from_paths(part_of(tell, 0.8, 1.0)) | {"without_laws": _told(cause)}
+            return self._from_paths(part_of(tell, 0.8, 1.0)) | {"without_laws": told_of(cause)}
 
     def _from_laws(self, reference: Any, tell: Progress) -> Record:
         policy = self.reference if self.setting.rtol is not None else self.reference.policy
         how: dict[str, Any] = {"n": self.setting.paths, "steps": self.setting.steps, "rng": 0, "progress": tell}
-        with _quiet():
+        with quiet():
             found = objectives(
                 self.problem, policy, reference, max_seconds=min(self.seconds, _LAWS), rtol=_LAW_RTOL, **how
             )

@@ -36,6 +36,8 @@ class Setting:
     seconds : the most that each of its parts may take: solve, objectives, certify.
     box : the corners of the box it is solved on; None: chosen by `solve`.
     paths, steps : of the Euler chain, whose J the literature gives.  fine : the steps of the certificate.
+    forever : whether it is what the problem tends to as its horizon grows, by `ground_state`; horizon and terminal
+        reward then play no role, but for what a closed form says of long horizons.
     known : the value at the start where that is known without a closed form.
     note : what a reader must know of how it was done.
     """
@@ -50,6 +52,7 @@ class Setting:
     paths: int = 8192
     steps: int = 200
     fine: int = 400
+    forever: bool = False
     known: float | None = None
     published: Published | None = None
     note: str = ""
@@ -68,6 +71,10 @@ class Setting:
         few: dict[str, Any] = {"paths": _QUICK_PATHS, "steps": _QUICK_STEPS, "fine": 2 * _QUICK_STEPS}
         return replace(self, rtol=loose, seconds=min(self.seconds, _QUICK_SECONDS), **few)
 
+
+DRAWN = ((-0.5853, 0.0), (0.0, -1.4356)), ((5.2384, 0.4181), (0.4181, 7.2859))  # A, and Q = 2 P
+_CALM: dict[str, Any] = {"Lambda": 1.0, "Q": 2.0, "horizon": 40.0}
+_DEEP = ((5.0,) * 3 + (1.0,) * 7, (5.0,) * 3 + (3.0,) * 7)  # of ten wells three are deep
 
 DEEP_BSDE = Published(
     figure=4.5901,
@@ -135,6 +142,32 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="hjb-log-2d", problem="hjb-log", dim=2, rtol=1e-5),
     Setting(name="hjb-log-3d", problem="hjb-log", dim=3, rtol=1e-3),
     Setting(name="hjb-log-100d", problem="hjb-log", dim=100, rtol=None, published=DEEP_BSDE),
+    Setting(name="forever-isotropic", problem="lq", dim=20, parameters={**_CALM, "A": -1.0}, rtol=1e-5, forever=True),
+    Setting(
+        name="forever-repulsive",
+        problem="lq",
+        dim=20,
+        parameters={**_CALM, "A": 1.0, "cov": 1.0},
+        rtol=1e-5,
+        forever=True,
+    ),
+    Setting(
+        name="forever-anisotropic",
+        problem="lq",
+        dim=2,
+        parameters={**_CALM, "A": DRAWN[0], "Q": DRAWN[1]},
+        rtol=1e-4,
+        forever=True,
+        note="drawn here: the paper's numbers come from torch's generator",
+    ),
+    Setting(
+        name="forever-double-well",
+        problem="double-well",
+        dim=10,
+        parameters={"kappa": _DEEP[0], "mu": _DEEP[1], "nu": 0.0},
+        rtol=1e-5,
+        forever=True,
+    ),
     Setting(name="digital-option", problem="digital-option", rtol=1e-4),
     Setting(name="down-and-out-call", problem="down-and-out-call", rtol=1e-4),
 )

@@ -24,6 +24,7 @@ HEAD = (
     "without",
     "CPU s",
 )
+FOREVER_HEAD = ("entry", "d", "average reward", "error bar", "gap", "error bar", "asked", "estimate", "checks", "CPU s")
 _KNOWN_HEAD = ("entry", "how it is known", "value there", "off by", "error bar")
 _SOURCE_HEAD = ("entry", "problem", "what it is", "source")
 
@@ -64,6 +65,15 @@ Near the edges of a box, where hardly a path goes, nothing is right to the toler
 - *without*: J without control.
 - *CPU s*: seconds of the reference, and of everything, on one core of a shared machine.
 
+## For ever
+
+What a problem tends to as its horizon grows, by `ground_state`: the average reward, the price of steering taken off,
+and the spectral gap, at whose rate it and the law under the stationary policy are approached. The settings are those of
+Claeys, Goldman, Shen and He, arXiv 2603.23173, with cost -r. Independent coordinates are solved one by one. Error bars
+are what these numbers change by with elements of one degree less; *estimate* is of value and policy, as above.
+
+{forever}
+
 ## What is not as it should be, and what is to be known
 
 {notes}
@@ -72,9 +82,10 @@ Near the edges of a box, where hardly a path goes, nothing is right to the toler
 
 {known}
 
-*Off by* is the root mean square of the difference over the law of the start. Costs that papers give as means over
-paths of some hundred Euler steps differ from -*value* by what *Euler chain* shows, and policies that were tabulated by
-first-order differences by what [soc_benchmarks.md](soc_benchmarks.md) measures.
+*Off by* is the root mean square of the difference over the law of the start, for ever the difference of average
+rewards. Costs that papers give as means over paths of some hundred Euler steps differ from -*value* by what *Euler
+chain* shows, and policies that were tabulated by first-order differences by what
+[soc_benchmarks.md](soc_benchmarks.md) measures.
 
 ## What the entries are
 
@@ -100,12 +111,14 @@ LEFT_OUT = """- Walls inside of the domain. Kappen's double slit is posed as wha
 
 def page(records: Sequence[Record], picture: str = "images/atlas.png") -> str:
     """The whole page, Markdown; picture : where its picture is, seen from the page."""
-    paths, fine = (sorted({record["asked"][name] for record in records}) for name in ("paths", "fine"))
+    followed = [record["asked"] for record in records if not _forever(record)]
+    paths, fine = (sorted({asked[name] for asked in followed}) for name in ("paths", "fine"))
     return TEXT.format(
         picture=picture,
         paths=" or ".join(map(str, paths)) or "no",
         fine=" to ".join(map(str, fine[:: max(len(fine) - 1, 1)])) or "no",
-        main=table(HEAD, map(row, records)),
+        main=table(HEAD, [row(record) for record in records if not _forever(record)]),
+        forever=table(FOREVER_HEAD, [_forever_row(record) for record in records if _forever(record)]),
         notes="\n".join(map(_note, filter(notes_of, records))) or "Nothing.",
         known=table(_KNOWN_HEAD, [line for record in records for line in _known(record)]),
         sources=table(_SOURCE_HEAD, map(_source, records)),
@@ -140,6 +153,19 @@ def row(record: Record) -> tuple[str, ...]:
         _objective(record, "uncontrolled"),
         f"{record['seconds']['reference']:.1f}, {sum(record['seconds'].values()):.1f}",
     )
+
+
+def _forever(record: Record) -> bool:
+    return bool(record["asked"].get("forever"))
+
+
+def _forever_row(record: Record) -> tuple[str, ...]:
+    """An entry in the table of long horizons."""
+    name, dim, value, bar, asked, estimate, checks, *_, seconds = row(record)
+    if record["error"] is not None:
+        return name, dim, value, bar, _NONE, _NONE, asked, estimate, checks, seconds
+    gap = in_digits(record["gap"], record["gap_error"]), _short(record["gap_error"])
+    return name, dim, value, bar, *gap, asked, estimate, checks, f"{record['seconds']['reference']:.1f}"
 
 
 def notes_of(record: Record) -> list[str]:

@@ -36,17 +36,19 @@ from fem_hjb.evaluation.controlled_law import (
     tell_of_layer,
 )
 from fem_hjb.evaluation.expectation import Expectation, time_rule
+from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.stepping.adaptive import rtol_in_range
-from fem_hjb.support.checks import FloatArray, Rng, frozen_array, one_of, positive_integer
+from fem_hjb.support.checks import FloatArray, Rng, frozen_array, one_of, positive_integer, spawn_generators
 from fem_hjb.support.errors import ConvergenceError, DomainError, MeasureError
 from fem_hjb.support.objects import Plain
 from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, part_of, until
 
+_SHARES = 0.0, 0.66, 1.0  # of progress: of paths with short steps, and with long ones
 _LAW = 0.7  # share of progress: of the law, the rest is the expectations
 
 
@@ -56,7 +58,7 @@ class ControlError(Plain):
     """The squared error of a control, averaged over a law of paths and over time; see the module.
 
     value : (1/T) int_0^T profile dt;  standard_error : 0 unless it was sampled;  how : in words.
-    times (k,), weights (k,) : a Gauss rule for (1/T) int_0^T dt;  profile (k,) : E |u_t - u*_t|^2 at these times.
+    times (k,), weights (k,) : a rule for (1/T) int_0^T dt;  profile (k,) : E |u_t - u*_t|^2 at these times.
     """
 
     value: float
@@ -93,13 +95,16 @@ def control_error(
     the integrand is quadratic in x it follows from mean and covariance, in any dimension. Otherwise n points are drawn
     from the law at every time, and the result has a standard error.
 
+    Where the domain is a mesh, n paths of 4 times `times` Euler steps are followed, and n of half as many. What steps
+    do is of order 1 and extrapolated from both; the standard error is that of the result, without what is left of it.
+
     Parameters
     ----------
     policy : pi, a callable (t, x (n, d)) -> (n, d), t a number: sigma u for a control u. Or a solution, for its policy.
     reference : what has the optimal policy: `solve(problem)`, or problem.exact. Solutions are continued outside their
         boxes by the policy of the nearest point, where the law may have next to no mass, see DomainError.
     under : "optimal", the law of the process under the reference's policy, or "policy", under the policy itself.
-    times : the number of Gauss points in time.
+    times : the number of Gauss points in time; on a mesh half of the intervals of a trapezoidal rule.
     rtol : the tolerance of densities in time, see `fokker_planck.solve`; on the box of the reference, where it has one.
         It is relative to the largest density, and averages are wrong by less: for networks of two layers as drift and
         policy, smooth ones and such with kinks, in one and two dimensions, 1e-4 left the relative error below 2e-5, and
@@ -162,10 +167,7 @@ def _averaged(
     steering, told = best if under == "optimal" else policy, part_of(tell, 0.0, _LAW)
     flow = controlled_law(problem, steering, blocks, reference, rtol, told)
     if flow is None and isinstance(problem.domain, MeshDomain):
-        raise DomainError(
-            f"the domain of {problem.name!r} is a mesh, on which the {under} law is not solved for to a tolerance;"
-            " compare says how far a policy is from another, certify and objectives what it earns"
-        )
+        return _along_paths(problem, problem.domain, steering, (policy, best), times, n, rng, tell)
     if flow is None:
         raise DomainError(
             f"{max(map(len, blocks))} coordinates of {problem.name!r} hang together under the {under} law, which is not"
@@ -181,6 +183,51 @@ def _averaged(
         value=float(weights @ profile),
         standard_error=float(np.sqrt(weights**2 @ variances)),
         how=f"{mean.how}; {flow.how}",
+        times=nodes,
+        weights=weights,
+        profile=profile,
+    )
+
+
+def _along_paths(
+    problem: ControlProblem,
+    domain: MeshDomain,
+    steering: Policy,
+    pair: tuple[Policy, Policy],
+    times: int,
+    n: int,
+    rng: Rng,
+    tell: Progress,
+) -> ControlError:
+    """The average along paths that are reflected and stopped, at two lengths of steps, extrapolated to none."""
+    nodes = np.linspace(0.0, problem.horizon, 2 * times + 1)
+    weights = np.full(nodes.size, 0.5 / times)
+    weights[[0, -1]] *= 0.5
+    profiles, integrals = [], []
+    fine, coarse = spawn_generators(rng, 2)
+    for k, (count, generator) in enumerate(((4 * times, fine), (2 * times, coarse))):
+        told = part_of(tell, _SHARES[k], _SHARES[k + 1])
+
+        def steered(t: float, x: FloatArray, told: Progress = told) -> FloatArray:
+            told(t / problem.horizon)
+            return steer(steering, t, x)
+
+        paths = sample_paths(problem, n=n, steps=count, rng=generator, scheme="euler", policy=steered, substeps=1)
+        squares = np.zeros((n, nodes.size))
+        for j, t in enumerate(nodes.tolist()):
+            x = paths.x[:, j * (count // (2 * times))]
+            alive = np.flatnonzero(~domain.exited(x))
+            off = steer(pair[0], t, x[alive]) - steer(pair[1], t, x[alive])
+            squares[alive, j] = problem.temperature * policy_squares(problem, t, x[alive], off)
+            told(1.0)
+        profiles.append(squares.mean(axis=0))
+        integrals.append(squares @ weights)
+    errors = [integral.std(ddof=1) / np.sqrt(n) if n > 1 else np.inf for integral in integrals]
+    profile = 2.0 * profiles[0] - profiles[1]
+    return ControlError(
+        value=float(weights @ profile),
+        standard_error=float(np.hypot(2.0 * errors[0], errors[1])),
+        how=f"{n} paths of {4 * times} and {n} of {2 * times} Euler steps in the mesh, extrapolated",
         times=nodes,
         weights=weights,
         profile=profile,

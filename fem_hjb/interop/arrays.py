@@ -35,19 +35,21 @@ def write_hdf5(part: Path, grids: Grids) -> None:
     were made (`track_order`), which netCDF-4 asks for.
     """
     told = grids.meta["arrays"]
-    components = np.arange(1, grids.fields["control"].shape[-1] + 1)
+    scales = dict(grids.coordinates)
+    if "control" in grids.fields:
+        scales["component"] = np.arange(1.0, grids.fields["control"].shape[-1] + 1.0)
     with hdf5().File(part, "w", track_order=True) as file:
         file.attrs["title"] = f"solution of {grids.meta['problem']!r} by {grids.meta['method']}"
         file.attrs["source"] = grids.meta["created_by"]
         file.attrs["meta"] = json.dumps(grids.meta)
-        for name, axis in {**grids.coordinates, "component": components}.items():
+        for name, axis in scales.items():
             scale = file.create_dataset(name, data=axis)
             scale.make_scale(name)
             _describe(scale, told.get(name, {"description": "component of control", "unit": "1"}))
         for name, array in grids.fields.items():
             field = file.create_dataset(name, data=array, compression="gzip", shuffle=True, fillvalue=np.nan)
             _describe(field, told[name])
-            for k, along in enumerate([*grids.coordinates, "component"][: array.ndim]):
+            for k, along in enumerate(list(scales)[: array.ndim]):
                 field.dims[k].attach_scale(file[along])
 
 

@@ -18,6 +18,7 @@ from fem_hjb.interop.grids import (
     checked_times,
     sampled,
 )
+from fem_hjb.interop.steady import SteadyResult, export_steady
 from fem_hjb.interop.vtk import write_pvd, write_vtu
 from fem_hjb.support.archives import FilePath
 from fem_hjb.support.errors import OutputError
@@ -42,7 +43,7 @@ def check_path(path: FilePath) -> Path:
 
 
 def export(
-    solution: AnySolution,
+    solution: AnySolution | SteadyResult,
     path: FilePath,
     *,
     axes: Sequence[ArrayLike] | None = None,
@@ -58,6 +59,8 @@ def export(
     p_optimal (k, n1, ..., nd), control (k, n1, ..., nd, d); nan outside the domain of the solution. `meta` is a text of
     JSON: the problem and its fingerprint, error estimate, checks, status, versions, description and unit of each array,
     which densities are left out and why. `docs/files.md` says how other programs open it. Written whole or not at all.
+    Of an `ExitSolution`, `ExitExpectation` or `GroundState` the same without t: value, f and control; value; or value,
+    control and the stationary density p_optimal.
 
     Parameters
     ----------
@@ -77,7 +80,15 @@ def export(
     DomainError : axes or times that do not fit the solution.
     ProblemError : a density of another dimension, or one that fails.
     """
-    of, target = checked_solution(solution), check_path(path)
+    target = check_path(path)
+    if isinstance(solution, SteadyResult):
+        given = {"times": times, "density": density, "optimal_density": optimal_density}
+        timed = [name for name, value in given.items() if value is not None]
+        if timed:
+            raise OutputError(f"a {type(solution).__name__} does not depend on time; leave out {timed[0]}=")
+        export_steady(solution, target, axes)
+        return
+    of = checked_solution(solution)
     when = checked_times(times, of.problem.horizon)
     marginal = as_marginal(of.problem.marginal if density is None else density, "density", of.problem, when)
     sampler = Sampler(

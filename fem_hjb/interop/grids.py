@@ -12,11 +12,12 @@ import scipy
 from numpy.typing import ArrayLike
 
 from fem_hjb.paths.extent import truncation_box
-from fem_hjb.problems.fingerprint import fingerprint
+from fem_hjb.problems.fingerprint import Fingerprint, fingerprint
 from fem_hjb.problems.gauge import UNDERFLOW
 from fem_hjb.problems.laws import Law, MarginalLaw, PointMass
 from fem_hjb.problems.problem import ControlProblem, check_marginal
 from fem_hjb.reference.fokker_planck import DensitySolution
+from fem_hjb.solutions.bridge import Bridge
 from fem_hjb.solutions.density import DensityLaw
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.spaces.axes import tensor_points
@@ -56,8 +57,8 @@ def checked_solution(of: Any) -> AnySolution:
     """A solution of at most three dimensions."""
     if not isinstance(of, Solution | ProductSolution):
         raise OutputError(
-            f"export(solution, path) writes a Solution, as solve, solve_on_mesh and fit return it, got"
-            f" {type(of).__name__}"
+            f"export(solution, path) writes a Solution, as solve, solve_on_mesh and fit return it, an exit or a ground"
+            f" state, got {type(of).__name__}" + ("; give its .solution" if isinstance(of, Bridge) else "")
         )
     if of.problem.dim not in _POINTS:
         raise OutputError(
@@ -108,10 +109,11 @@ def checked_axes(axes: Sequence[ArrayLike] | None, of: AnySolution) -> tuple[Flo
         got = f"{len(axes)} of them" if arrays else type(axes).__name__
         raise DomainError(f"axes must be a list of {dim} arrays, one for each axis of the problem, got {got}")
     box = bounds(of)
-    return tuple(_checked_axis(axis, k, box[:, k].tolist()) for k, axis in enumerate(axes))
+    return tuple(checked_axis(axis, k, box[:, k].tolist()) for k, axis in enumerate(axes))
 
 
-def _checked_axis(axis: ArrayLike, k: int, box: Sequence[float]) -> FloatArray:
+def checked_axis(axis: ArrayLike, k: int, box: Sequence[float]) -> FloatArray:
+    """Increasing coordinates between two ends."""
     points = real_array(axis, f"axes[{k}]", DomainError)
     if points.ndim != 1 or points.size < 2 or not np.isfinite(points).all() or not (np.diff(points) > 0).all():
         raise DomainError(
@@ -231,7 +233,7 @@ def _density(marginal: MarginalLaw, name: str, t: float, x: FloatArray, tilt: Fl
     return np.asarray(np.exp(logs if tilt is None else logs + tilt))
 
 
-def add_f(rows: Sequence[Fields], temperature: float) -> None:
+def with_f(rows: Sequence[Fields], temperature: float) -> None:
     """Put f into the arrays of each time, or log f if f is no double precision number at one of the points."""
     logs = [row["value"] / temperature for row in rows]
     most = max(float(np.abs(entry[np.isfinite(entry)]).max(initial=0.0)) for entry in logs)
@@ -254,7 +256,7 @@ def sampled(sampler: Sampler, times: FloatArray, axes: Sequence[FloatArray]) -> 
     require_grid(times, axes)
     x, shape = tensor_points(list(axes)), (len(times), *map(len, axes))
     rows = [sampler(t, x) for t in times.tolist()]
-    add_f(rows, sampler.of.problem.temperature)
+    with_f(rows, sampler.of.problem.temperature)
     fields = {
         name: np.stack([row[name] for row in rows]).reshape(*shape, *first.shape[1:]) for name, first in rows[0].items()
     }
@@ -269,8 +271,17 @@ def metadata(sampler: Sampler, fields: Sequence[str], without: int) -> dict[str,
     without : how many points of the domain have no value, since f <= 0 there.
     """
     of, problem = sampler.of, sampler.of.problem
-    estimate = of.error_estimate
-    own = version("fem_hjb")
+    return told_of(of, fingerprint(problem), dict(_arrays(problem.dim, fields))) | {
+        "horizon": problem.horizon,
+        "points_without_value": without,
+        "left_out": sampler.left_out,
+        "conventions": _CONVENTIONS,
+    }
+
+
+def told_of(of: Any, points: Fingerprint, arrays: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """What is said of any result: versions, problem, how it was found, and description and unit of each array."""
+    problem, estimate, own = of.problem, of.error_estimate, version("fem_hjb")
     return {
         "kind": "fem_hjb export 1",
         "created_by": f"fem_hjb {own}",
@@ -282,17 +293,13 @@ def metadata(sampler: Sampler, fields: Sequence[str], without: int) -> dict[str,
         },
         "problem": problem.name,
         "dim": problem.dim,
-        "horizon": problem.horizon,
         "temperature": problem.temperature,
-        "fingerprint": {name: _plain(array.tolist()) for name, array in fingerprint(problem).items()},
+        "fingerprint": {name: _plain(array.tolist()) for name, array in points.items()},
         "method": of.method,
         "status": of.status,
         "error_estimate": None if estimate is None else _plain(estimate.as_dict()),
         "checks": [{**_plain(asdict(check)), "passed": check.passed} for check in of.checks],
-        "points_without_value": without,
-        "arrays": {name: {"description": text, "unit": unit} for name, (text, unit) in _arrays(problem.dim, fields)},
-        "left_out": sampler.left_out,
-        "conventions": _CONVENTIONS,
+        "arrays": {name: {"description": text, "unit": unit} for name, (text, unit) in arrays.items()},
     }
 
 

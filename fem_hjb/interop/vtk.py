@@ -17,12 +17,12 @@ from fem_hjb.interop.grids import (
     AnySolution,
     Fields,
     Sampler,
-    add_f,
     checked_axes,
     default_axes,
     inside,
     metadata,
     require_grid,
+    with_f,
 )
 from fem_hjb.problems.cells import is_curved
 from fem_hjb.solutions.solution import Solution
@@ -72,14 +72,18 @@ def own_piece(of: AnySolution, t: float) -> Piece:
     Classes without cells, and products with a factor that is on a mesh, are put on a regular grid.
     """
     if isinstance(of, Solution) and isinstance(of.space.spatial, MeshBasis):
-        basis = of.space.spatial
-        if is_curved(basis.mesh):
-            name = next(name for name, kind in OF_SECOND_ORDER.items() if kind == basis.kind)
-            return Piece(np.asarray(basis.mesh.p).T, name, np.asarray(basis.mesh.dofs.element_dofs, dtype=np.int64).T)
-        name, order = next((name, order) for name, (kind, order) in FROM_MESHIO.items() if kind == basis.kind)
-        return Piece(basis.vertices, name, basis.cell_vertices[:, np.argsort(order)])
+        return cells_of(of.space.spatial)
     axes = _own_axes(of, t)
     return structured(default_axes(of) if axes is None else axes)
+
+
+def cells_of(basis: MeshBasis) -> Piece:
+    """The cells of a mesh, curved ones with the nodes of their edges."""
+    if is_curved(basis.mesh):
+        name = next(name for name, kind in OF_SECOND_ORDER.items() if kind == basis.kind)
+        return Piece(np.asarray(basis.mesh.p).T, name, np.asarray(basis.mesh.dofs.element_dofs, dtype=np.int64).T)
+    name, order = next((name, order) for name, (kind, order) in FROM_MESHIO.items() if kind == basis.kind)
+    return Piece(basis.vertices, name, basis.cell_vertices[:, np.argsort(order)])
 
 
 def _own_axes(of: AnySolution, t: float) -> list[FloatArray] | None:
@@ -105,7 +109,7 @@ def write_vtu(part: Path, sampler: Sampler, times: FloatArray, axes: Any) -> Non
             f"a file *.vtu holds one time, got {len(times)}; give one, such as times=0.0, or a name that ends in .pvd"
         )
     pieces, rows, meta = _sampled(sampler, times, axes)
-    _write(part, pieces[0], rows[0], meta)
+    write_piece(part, pieces[0], rows[0], meta)
 
 
 def write_pvd(part: Path, sampler: Sampler, times: FloatArray, axes: Any, target: Path) -> None:
@@ -114,7 +118,7 @@ def write_pvd(part: Path, sampler: Sampler, times: FloatArray, axes: Any, target
     names = [f"{target.stem}_{k:04d}.vtu" for k in range(len(times))]
     with atomic_folder(target.with_suffix("")) as folder:
         for name, piece, row in zip(names, pieces, rows, strict=True):
-            _write(folder / name, piece, row, meta)
+            write_piece(folder / name, piece, row, meta)
     entries = "\n".join(
         f'    <DataSet timestep="{t!r}" part="0" file={quoteattr(f"{target.stem}/{name}")}/>'
         for t, name in zip(times.tolist(), names, strict=True)
@@ -134,14 +138,14 @@ def _sampled(sampler: Sampler, times: FloatArray, axes: Any) -> tuple[list[Piece
         require_grid(times, given)
         pieces = [structured(given)] * len(times)
     rows = [sampler(t, piece.points) for t, piece in zip(times.tolist(), pieces, strict=True)]
-    add_f(rows, of.problem.temperature)
+    with_f(rows, of.problem.temperature)
     without = sum(
         int((np.isnan(row["value"]) & inside(of, piece.points)).sum()) for row, piece in zip(rows, pieces, strict=True)
     )
     return pieces, rows, metadata(sampler, list(rows[0]), without)
 
 
-def _write(path: Path, piece: Piece, row: Fields, meta: Mapping[str, Any]) -> None:
+def write_piece(path: Path, piece: Piece, row: Fields, meta: Mapping[str, Any]) -> None:
     """Points and vectors have three components in VTK."""
     data = {name: _padded(array) if array.ndim == 2 else array for name, array in row.items()}
     mesh = meshio.Mesh(_padded(piece.points), [(piece.kind, piece.cells)], point_data=data)

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.paths.likelihood import euler_step
 from fem_hjb.paths.simulate import in_range
-from fem_hjb.paths.walls import stop_at_faces
+from fem_hjb.paths.walls import moved
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.laws import Law, PointMass
 from fem_hjb.problems.problem import checked_call
@@ -78,12 +79,12 @@ def sample_exit(
     progress: Progress | None = None,
     max_seconds: float | None = None,
 ) -> ExitPaths:
-    """n paths of dX = (b + pi)(X) dt + Lambda(X)^{1/2} dB from a start until they leave the box of the problem.
+    """n paths of dX = (b + pi)(X) dt + Lambda(X)^{1/2} dB from a start until they leave the domain of the problem.
 
     Steps are those of Euler and Maruyama. A step whose ends are both inside has left in between with the probability of
     a Brownian bridge (as in `sample_paths`), and a path that leaves in a step does so in its middle: weak order 1 in
     the step (E. Gobet, Stoch. Proc. Appl. 87 (2000) 167-197). At reflecting faces steps are mirrored, natural ones
-    let paths pass.
+    let paths pass. In a domain that is a mesh they are reflected and stopped at its facets, as in `sample_paths`.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ def sample_exit(
 
     Raises
     ------
-    DomainError : the problem has no box, or the start is not inside.
+    DomainError : the problem has no domain, or the start is not inside.
     MeasureError : n or rng make no sense.
     ProblemError : the policy is no callable, fails, or returns a wrong shape or numbers that are not finite.
     ConvergenceError : step or max_time is no positive number, paths explode, a million steps were not enough, or time
@@ -104,7 +105,9 @@ def sample_exit(
     """
     require(problem, ExitProblem, "sample_exit", ProblemError)
     if problem.domain is None:
-        raise DomainError("sample_exit needs a problem with domain=Box(...), at whose faces paths are stopped")
+        raise DomainError(
+            "sample_exit needs a problem with domain=Box(...) or MeshDomain(...), at whose boundary paths are stopped"
+        )
     n, h = array_length(n, "n", MeasureError, problem.dim), positive_number(step, "step", ConvergenceError)
     if policy is not None and not callable(policy):
         hint = "; give its method .policy" if hasattr(policy, "policy") else ""
@@ -127,14 +130,14 @@ def sample_exit(
 
 
 def _require_inside(problem: ExitProblem, law: Law) -> None:
-    box = problem.domain
+    domain = problem.domain
     if law.dim != problem.dim:
         raise DomainError(f"start has dimension {law.dim}, the problem has dim={problem.dim}")
-    if isinstance(law, PointMass) and box is not None:
+    if isinstance(law, PointMass) and domain is not None:
         (x,) = law.sample(1, np.random.default_rng(0))
-        outside = ~box.contains(x) & ~_passes(problem, x)
-        if box.exited(x) or outside:
-            raise DomainError(f"start must lie inside the domain, got {x.tolist()} for {box}")
+        outside = not domain.contains(x) and not _passes(problem, x)
+        if domain.exited(x) or outside:
+            raise DomainError(f"start must lie inside the domain, got {x.tolist()} for {domain}")
 
 
 def _require_progress(problem: ExitProblem, law: Law, h: float, end: float) -> None:
@@ -162,8 +165,8 @@ def _require_progress(problem: ExitProblem, law: Law, h: float, end: float) -> N
 def _passes(problem: ExitProblem, x: FloatArray) -> Any:
     """Whether a point lies outside across natural faces only, where the process may go."""
     box = problem.domain
-    if box is None:
-        return True
+    if not isinstance(box, Box):
+        return box is None
     lower, upper = box.bounds
     natural = box.where("natural")
     return (((x >= lower) | natural[0]) & ((x <= upper) | natural[1])).all()
@@ -179,14 +182,14 @@ def _followed(
     end: float,
     watch: Progress,
 ) -> ExitPaths:
-    box = problem.domain
-    if box is None:
-        raise DomainError("paths are stopped at the faces of a Box")
+    domain = problem.domain
+    if domain is None:
+        raise DomainError("paths are stopped at the boundary of a domain")
     x = law.sample(n, rng)
     start, exit_, time = x.copy(), x.copy(), np.zeros(n)
     reward, log_ratio = np.zeros(n), np.zeros(n)
-    alive = np.flatnonzero(~box.exited(x))
-    x = box.inside(x)[alive]
+    alive = np.flatnonzero(~domain.exited(x))
+    x = domain.inside(x)[alive]
     control = problem.until(1.0, initial_law=law)  # whose steps are those of `paths.likelihood`
     passed = 0.0
     for _ in range(_MOST_STEPS):
@@ -199,9 +202,8 @@ def _followed(
         with np.errstate(over="ignore", invalid="ignore"):  # explosions are found and told by in_range
             ahead = euler_step(control, 0.0, h, x, pi, np.sqrt(h) * rng.standard_normal(x.shape))
             new = in_range(ahead.x, passed + h)
-        variance = h * np.einsum("nii->ni", problem.Lambda(x))
-        new = box.inside(stop_at_faces(box, variance, x, new, rng))
-        out = box.exited(new)
+        new = moved(control, 0.0, h, x, new, rng)
+        out = domain.exited(new)
         share = np.where(out, 0.5, 1.0)
         reward[alive] += problem.r(x) * h * share
         log_ratio[alive] += ahead.log_ratio

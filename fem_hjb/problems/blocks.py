@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from fem_hjb.problems.box import BoolArray
+from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.kernels import KernelDensity
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass, Uniform
 from fem_hjb.problems.mesh_domain import MeshDomain
@@ -32,12 +32,17 @@ _PROBES = 256
 _RELATIVE = 1e-11  # change that counts as rounding
 
 
+def _splits(law: Law) -> bool:
+    """Whether the law of some of the coordinates is known."""
+    return isinstance(law, _SPLITTABLE) and not (isinstance(law, Uniform) and isinstance(law.box, MeshDomain))
+
+
 def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
     """The groups of coordinates, in order; one group of all of them if nothing falls apart."""
     d = problem.dim
     if d == 1 or isinstance(problem.domain, MeshDomain) or (problem.domain is not None and problem.domain.absorbing):
         return [tuple(range(d))]
-    if not isinstance(problem.initial_law, _SPLITTABLE):
+    if not _splits(problem.initial_law):
         return [tuple(range(d))]
     x, y = scattered(problem, _PROBES, 0), scattered(problem, _PROBES, 1)
     linked = np.zeros((d, d), dtype=np.bool_)
@@ -65,7 +70,7 @@ def restrict(problem: ControlProblem, block: Sequence[int], count: int) -> Contr
     group = _Group(problem=problem, index=index, share=1.0 - 1.0 / count)
     constant = problem.constant_diffusion
     marginal = problem.marginal
-    known = marginal if marginal is not None and isinstance(marginal(0.5 * problem.horizon), _SPLITTABLE) else None
+    known = marginal if marginal is not None and _splits(marginal(0.5 * problem.horizon)) else None
     domain = problem.box
     return ControlProblem(
         dim=len(index),
@@ -129,7 +134,7 @@ def coordinates(law: Law, index: Sequence[int]) -> Law:
         return KernelDensity(points[:, i], law.bandwidth, weights)
     if isinstance(law, PointMass):
         return PointMass(law.expectation[i])
-    if isinstance(law, Uniform):
+    if isinstance(law, Uniform) and isinstance(law.box, Box):
         return Uniform(law.box.along(i))
     raise ProblemError(f"the law of some coordinates of a {type(law).__name__} is not known in closed form")
 

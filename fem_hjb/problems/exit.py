@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Law
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, check_elliptic, checked_call, checked_twice
 from fem_hjb.support.checks import FloatArray, as_points, number_in_units, positive_integer, spd_array
 from fem_hjb.support.errors import EllipticityError, ProblemError
@@ -52,7 +53,8 @@ class ExitProblem(Plain):
     running_reward : r, a callable x -> (...); None means 0.
     exit_reward : g, a callable x -> (...) for points on absorbing faces; None means 0.
     domain : a `Box` with an absorbing face at least, for `solve_exit`; its "natural" faces are where a solver cuts off.
-        None where a mesh says what the domain is.
+        Or a `MeshDomain`, whose boundary absorbs somewhere and is natural nowhere, for `solve_exit_on_mesh` and paths.
+        None where a mesh that is given later says what the domain is.
     name : used in tables and messages.
 
     Raises
@@ -69,7 +71,7 @@ class ExitProblem(Plain):
     diffusion: ArrayLike | Field
     running_reward: Field | None = None
     exit_reward: Field | None = None
-    domain: Box | None = None
+    domain: Box | MeshDomain | None = None
     name: str = "user problem"
     _constant: FloatArray | None = field(init=False, repr=False, default=None)
 
@@ -104,8 +106,8 @@ class ExitProblem(Plain):
         return short_repr(self, parts)
 
     def _check_domain(self, domain: Any) -> None:
-        if not isinstance(domain, Box):
-            raise ProblemError(f"domain must be a Box or None, got {type(domain).__name__}")
+        if not isinstance(domain, Box | MeshDomain):
+            raise ProblemError(f"domain must be a Box, a MeshDomain or None, got {type(domain).__name__}")
         if domain.dim != self.dim:
             raise ProblemError(f"domain has dimension {domain.dim}, the problem has dim={self.dim}")
         if not domain.absorbing:
@@ -115,24 +117,27 @@ class ExitProblem(Plain):
             )
         if domain.exit_reward is not None:
             raise ProblemError(
-                "the exit reward is the problem's own, exit_reward= a callable x -> (...), not the box's"
+                "the exit reward is the problem's own, exit_reward= a callable x -> (...), not the domain's"
+            )
+        if isinstance(domain, MeshDomain) and domain.has("natural"):
+            raise ProblemError(
+                "the boundary of the mesh of an exit problem absorbs or reflects, got a natural part; extend the mesh"
+                " to where the process hardly ever goes, and let it reflect there"
             )
 
-    def _probe(self, domain: Box) -> None:
-        """Call every callable at a few points of the box."""
+    def _probe(self, domain: Box | MeshDomain) -> None:
+        """Call every callable at a few points of the domain."""
         lower, upper = domain.bounds
         low = np.where(np.isfinite(lower), lower, np.where(np.isfinite(upper), upper - 1.0, -1.0))
         high = np.where(np.isfinite(upper), upper, low + 1.0)
-        x = low + (high - low) * np.random.default_rng(0).random((5, self.dim))
+        x = domain.inside(low + (high - low) * np.random.default_rng(0).random((5, self.dim)))
         checked_twice("drift(x)", lambda _, x: self.b(x), 0.0, x, lambda: 1.0)
         checked_twice("running_reward(x)", lambda _, x: self.r(x), 0.0, x, lambda: self.temperature)
         if self._constant is None:
             check_elliptic(
                 checked_twice("diffusion(x)", lambda _, x: self.Lambda(x), 0.0, x, lambda: 0.0), x, "diffusion(x)"
             )
-        for side, axis in np.argwhere(domain.where("absorbing")):
-            face = x.copy()
-            face[:, axis] = domain.bounds[side][axis]
+        for face in domain.on_absorbing(x):
             checked_twice("exit_reward(x)", lambda _, x: self.g(x), 0.0, face, lambda: self.temperature)
 
     def b(self, x: ArrayLike) -> FloatArray:
@@ -171,7 +176,12 @@ class ExitProblem(Plain):
         return np.asarray(np.einsum("...ij,...j->...i", self.Lambda(x), gradient) / self.temperature)
 
     def until(
-        self, horizon: float, *, initial_law: Law, terminal_reward: Field | None = None, domain: Box | None = None
+        self,
+        horizon: float,
+        *,
+        initial_law: Law,
+        terminal_reward: Field | None = None,
+        domain: Box | MeshDomain | None = None,
     ) -> ControlProblem:
         """The same problem stopped at min(tau, T), as a `ControlProblem` with horizon T.
 
@@ -183,9 +193,12 @@ class ExitProblem(Plain):
         """
         domain = self.domain if domain is None else domain
         if domain is None:
-            raise ProblemError(f"{self.name!r} has no domain, and paths are stopped at the faces of a Box")
-        lower, upper = domain.bounds
+            raise ProblemError(
+                f"{self.name!r} has no domain, and paths are stopped at the faces of a Box or the boundary of a"
+                " MeshDomain"
+            )
         Lambda, r = self.diffusion, self.running_reward
+        paid = None if self.exit_reward is None else lambda t, x: self.g(x)
         return ControlProblem(
             dim=self.dim,
             horizon=horizon,
@@ -195,12 +208,7 @@ class ExitProblem(Plain):
             running_reward=None if r is None else lambda t, x: r(x),
             terminal_reward=_nothing if terminal_reward is None else terminal_reward,
             initial_law=initial_law,
-            domain=Box(
-                lower,
-                upper,
-                boundary=domain.faces,
-                exit_reward=None if self.exit_reward is None else lambda t, x: self.g(x),
-            ),
+            domain=replace(domain, exit_reward=paid),
             name=self.name,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -12,8 +13,12 @@ from numpy.typing import ArrayLike
 from scipy.special import roots_hermitenorm, roots_legendre
 
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cell_measure import cell_rule, drawn_in_cells
+from fem_hjb.problems.cells import mesh_kind
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.support.checks import (
     FloatArray,
+    IntArray,
     array_length,
     as_points,
     frozen_array,
@@ -272,44 +277,81 @@ class PointMass(Law):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Uniform(Law):
-    """The uniform law on a box; stationary for reflected Brownian motion. Outside, logpdf is -inf and the score 0."""
+    """The uniform law on a box, or on the cells of a mesh; stationary for reflected Brownian motion.
 
-    box: Box
+    Outside, logpdf is -inf and the score 0. On a mesh `quadrature(order)` has a rule in each cell, exact for
+    polynomials of total degree < 2 * order.
+    """
+
+    box: Box | MeshDomain
     dim: int = field(init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.box, Box):
-            raise ProblemError(f"Uniform needs a Box, got {type(self.box).__name__}")
-        if not self.box.bounded:
+        if not isinstance(self.box, Box | MeshDomain):
+            raise ProblemError(f"Uniform needs a Box or a MeshDomain, got {type(self.box).__name__}")
+        if isinstance(self.box, Box) and not self.box.bounded:
             raise DomainError(f"Uniform needs a box with finite faces, got {self.box}")
         object.__setattr__(self, "dim", self.box.dim)
+
+    @cached_property
+    def _rule(self) -> tuple[FloatArray, FloatArray]:
+        """Points and weights of a mesh, exact for polynomials of degree 3, of its volume in all."""
+        return cell_rule(*_cells(self.box), 2)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_rule"}
 
     @property
     def expectation(self) -> FloatArray:
         lower, upper = self.box.bounds
-        return (lower + upper) / 2
+        if isinstance(self.box, Box):
+            return (lower + upper) / 2
+        x, weights = self._rule
+        return np.asarray(weights @ x / weights.sum())
 
     @property
     def covariance(self) -> FloatArray:
         lower, upper = self.box.bounds
-        return np.diag((upper - lower) ** 2 / 12)
+        if isinstance(self.box, Box):
+            return np.diag((upper - lower) ** 2 / 12)
+        x, weights = self._rule
+        off = x - self.expectation
+        return np.asarray(np.einsum("n,ni,nj->ij", weights, off, off) / weights.sum())
 
     def sample(self, n: int, rng: np.random.Generator) -> FloatArray:
         n = checked_draws(n, rng, self.dim)
+        if isinstance(self.box, MeshDomain):
+            return drawn_in_cells(*_cells(self.box), n, rng)
         return rng.uniform(*self.box.bounds, size=(n, self.dim))
 
     def logpdf(self, x: ArrayLike) -> FloatArray:
         lower, upper = self.box.bounds
+        if isinstance(self.box, MeshDomain):
+            return np.where(self.box.covers(x), -np.log(self._rule[1].sum()), -np.inf)
         return np.where(self.box.contains(x), -np.log(upper - lower).sum(), -np.inf)
 
     def score(self, x: ArrayLike) -> FloatArray:
         return np.zeros_like(as_points(x, self.dim))
 
     def quadrature(self, order: int) -> tuple[FloatArray, FloatArray]:
+        if isinstance(self.box, MeshDomain):
+            points = gauss_order(order, "order", ProblemError)
+            p, t, kind = _cells(self.box)
+            require_room((t.shape[1] * (points + 1) ** self.dim, self.dim), f"order={points}:", ProblemError)
+            x, w = cell_rule(p, t, kind, points)
+            return x, w / w.sum()
         nodes, weights = roots_legendre(tensor_order(order, self.dim))
         z, wz = tensor_rule(nodes, weights / weights.sum(), self.dim)
         lower, upper = self.box.bounds
         return lower + (upper - lower) * (z + 1) / 2, wz
+
+
+def _cells(domain: Box | MeshDomain) -> tuple[FloatArray, IntArray, str]:
+    """Vertices, cells and their kind."""
+    if isinstance(domain, Box):
+        raise ProblemError("a box has no cells")
+    mesh = domain.mesh
+    return np.asarray(mesh.p), np.asarray(mesh.t, dtype=np.int64), mesh_kind(mesh)
 
 
 MarginalLaw = Callable[[float], Law]

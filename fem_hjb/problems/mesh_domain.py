@@ -136,6 +136,12 @@ class MeshDomain(Plain):
             inside[~inside] = self._piece_words[facet] == NATURAL
         return np.asarray(inside.reshape(points.shape[:-1]))
 
+    def covers(self, x: ArrayLike) -> BoolArray:
+        """Whether each point (..., d) lies in the mesh, shape (...)."""
+        points = as_points(x, self.dim)
+        inside = self._locator(points.reshape(-1, self.dim))[0] >= 0
+        return np.asarray(inside.reshape(points.shape[:-1]))
+
     def exited(self, x: ArrayLike) -> BoolArray:
         """Whether each point (..., d) lies on or behind an absorbing facet, shape (...)."""
         points = as_points(x, self.dim)

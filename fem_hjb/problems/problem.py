@@ -258,10 +258,9 @@ class ControlProblem(Plain):
         outside = ~domain.contains(x) | stopped
         if outside.mean() > 0.05:
             there = f" ({stopped.mean():.0%} on or behind its absorbing faces)" if stopped.any() else ""
-            start = "Uniform(domain)" if isinstance(domain, Box) else "PointMass(x0)"
             raise ProblemError(
                 f"{outside.mean():.0%} of the initial law lies outside the domain{there}, {domain.place}; start the"
-                f" process inside, for instance from {start}"
+                f" process inside, for instance from Uniform(domain)"
             )
         return domain.inside(x)
 
@@ -339,7 +338,8 @@ def require_box(problem: ControlProblem, asker: str) -> None:
     if isinstance(problem.domain, MeshDomain):
         raise ProblemError(
             f"{asker} is for boxes, but the domain of {problem.name!r} is {problem.domain.place}; solve_on_mesh and"
-            " refine_on_mesh solve such a problem, sample_paths, compare, certify, objectives and fit take it"
+            " refine_on_mesh solve such a problem; sample_paths, compare, certify, control_error, objectives and fit"
+            " take it"
         )
 
 

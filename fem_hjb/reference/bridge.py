@@ -35,7 +35,7 @@ from fem_hjb.reference.solve import solve
 from fem_hjb.reference.steady_checks import check_normal_reflection
 from fem_hjb.reference.steady_operators import SteadyOperators
 from fem_hjb.reference.tolerance import checked_rtol
-from fem_hjb.solutions.bridge import Bridge
+from fem_hjb.solutions.bridge import Bridge, Potential
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.solutions.steady import SteadyFunction
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
@@ -133,7 +133,7 @@ def _built(problem: ControlProblem, target: Law, region: Box, rtol: float, most:
     halves = [_Halves(problem, target, region, *grid, watch) for grid in _GRIDS[problem.dim]]
     pairs = [each.iterated(most, 0.1 * rtol, watch) for each in halves]
     found, best = pairs[-1], halves[-1]
-    potentials = [_Potential(SteadyFunction(h.basis, p.y), region) for h, p in zip(halves, pairs, strict=True)]
+    potentials = [Potential(SteadyFunction(h.basis, p.y)) for h, p in zip(halves, pairs, strict=True)]
     off = _apart(problem, potentials[0], potentials[-1], best.basis, best.ends[1])
     posed = replace(problem, terminal_reward=potentials[-1], exact=None)
     told = part_of(watch, 0.3, 0.8)
@@ -168,26 +168,6 @@ def _built(problem: ControlProblem, target: Law, region: Box, rtol: float, most:
         status="; ".join(unmet) or "ok",
         stats={"dofs": best.basis.n_dofs, "iteration_error": found.error, "seconds": time.perf_counter() - started},
     )
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Potential:
-    """y inside a box, and along its slope beyond it."""
-
-    function: SteadyFunction
-    box: Box
-
-    def __call__(self, x: FloatArray) -> FloatArray:
-        points = np.asarray(x, dtype=np.float64)
-        inside = np.clip(points, *self.box.bounds)
-        beyond = points - inside
-        values = self.function.value(inside)
-        out = beyond.any(axis=-1)
-        if out.any():
-            values = values.copy()
-            values[out] += (self.function.gradient(inside[out]) * beyond[out]).sum(axis=-1)
-        return values
 
 
 @final
@@ -267,7 +247,7 @@ class _Halves:
 
 
 def _apart(
-    problem: ControlProblem, first: _Potential, second: _Potential, basis: SpectralBasis, density: FloatArray
+    problem: ControlProblem, first: Potential, second: Potential, basis: SpectralBasis, density: FloatArray
 ) -> float:
     """How far the policies at T are apart, relative, under the target."""
     x, weights = basis.nodes, basis.weights * density

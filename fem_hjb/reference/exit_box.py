@@ -239,7 +239,7 @@ def _expectation(
         method="linear equation on spectral elements",
         status="; ".join(climbed.unmet) or "ok",
         checks=(equation_check(problem, box, function, rtol, partial(_called, source or _none)),),
-        stats=climbed.rung.figures,
+        stats=climbed.rung.figures | {"quantity": who.replace("_", " ")},
     )
     spent = {"seconds": time.perf_counter() - started}
     return judged(found, climbed.estimate, rtol, f"{who}({problem.name!r})", spent)
@@ -260,8 +260,11 @@ def _checked(
     rtol = checked_rtol(rtol)
     told, seconds = checked_progress(progress), checked_seconds(max_seconds)
     box = problem.domain
-    if box is None:
-        raise DomainError(f"{who} needs a problem with domain=Box(...); on a mesh it is solve_exit_on_mesh")
+    if not isinstance(box, Box):
+        raise DomainError(
+            f"{who} needs a problem with domain=Box(...); on a mesh it is solve_exit_on_mesh, or"
+            " exit_expectation_on_mesh"
+        )
     if problem.dim > 3:
         raise DomainError(f"boxes go up to dimension 3, {problem.name!r} has dim={problem.dim}; simulate paths instead")
     if not box.bounded:
@@ -277,7 +280,7 @@ def _checked(
 def _faces(problem: ExitProblem, into: Any) -> list[tuple[int, str]]:
     """Some of the absorbing faces, as a user names them."""
     box = problem.domain
-    known = [] if box is None else faces_of(box)
+    known = faces_of(box) if isinstance(box, Box) else []
     try:
         faces = [(int(axis), str(side)) for axis, side in into]
     except (TypeError, ValueError, OverflowError) as cause:

@@ -15,9 +15,10 @@ from scipy.spatial import cKDTree
 
 from fem_hjb.problems.cells import DIMENSION, closures, mesh_kind, tiled, vertices_of
 from fem_hjb.problems.exit import ExitProblem
+from fem_hjb.problems.mesh_domain import ABSORBING, MeshDomain
 from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, differences
-from fem_hjb.reference.steady_checks import temperature_check
+from fem_hjb.reference.steady_checks import check_normal_reflection, temperature_check
 from fem_hjb.reference.tolerance import judged
 from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
@@ -36,7 +37,7 @@ _SOME = 20_000  # points at which two solutions are compared, at most
 
 def solve_exit_on_mesh(
     problem: ExitProblem,
-    mesh: Any,
+    mesh: Any = None,
     *,
     element: str | None = None,
     absorbing: str | Sequence[str] = "all",
@@ -48,7 +49,8 @@ def solve_exit_on_mesh(
 
     Parameters
     ----------
-    mesh : a scikit-fem mesh; of triangles and tetrahedra of second order (MeshTri2, MeshTet2) edges are curved.
+    mesh : a scikit-fem mesh; of triangles and tetrahedra of second order (MeshTri2, MeshTet2) edges are curved. None
+        where the domain of the problem is a `MeshDomain`, which then says what absorbs.
     element : "P1" to "P4", "Q1", "Q2"; "P2" if not given on lines, triangles and tetrahedra, "Q2" on other meshes.
     absorbing : the tags, keys of `mesh.boundaries`, at which the process is stopped; "all": its whole boundary, unless
         it is a tag. Elsewhere it is reflected along Lambda n, which is the normal where Lambda is a number.
@@ -66,13 +68,15 @@ def solve_exit_on_mesh(
 
     Raises
     ------
-    DomainError : the mesh does not fit the problem, or has no such tag.
+    DomainError : the mesh does not fit the problem, or has no such tag; or Lambda n is not parallel to n on reflecting
+        facets of a `MeshDomain`, in which reflection is normal.
     SpaceError : the mesh has no such element.
     InfiniteValueError, ConvergenceError, EllipticityError, ProblemError : as `solve_exit`.
     """
     require(problem, ExitProblem, "solve_exit_on_mesh", ProblemError)
     watch, started = until(checked_progress(progress), checked_seconds(max_seconds)), time.perf_counter()
-    tags, refine = _tags(mesh, absorbing, problem), flag(estimate, "estimate", ConvergenceError)
+    refine = flag(estimate, "estimate", ConvergenceError)
+    mesh, tags = _tagged(problem, mesh, absorbing, "solve_exit_on_mesh")
     equation = _equation(problem, mesh, element, tags, watch, "solve_exit_on_mesh", max_seconds)
     try:
         found = equation.settle()
@@ -95,7 +99,7 @@ def solve_exit_on_mesh(
 
 def exit_expectation_on_mesh(
     problem: ExitProblem,
-    mesh: Any,
+    mesh: Any = None,
     h: Payoff | None = None,
     *,
     source: Callable[[FloatArray], ArrayLike] | None = None,
@@ -109,7 +113,8 @@ def exit_expectation_on_mesh(
 
     h : a callable x (..., d) -> (...), or a number for each tag, which then absorb: {"inner": 0, "outer": 1} gives the
         probability to leave through "outer" (committor). None: 0.
-    source : s, a callable; 1 gives the mean exit time.  The rest as in `solve_exit_on_mesh` and `exit_expectation`.
+    source : s, a callable; 1 gives the mean exit time.  mesh and the rest as in `solve_exit_on_mesh` and
+        `exit_expectation`.
 
     Raises as these; ProblemError if h and s are both None.
     """
@@ -121,16 +126,11 @@ def exit_expectation_on_mesh(
     if source is not None and not callable(source):
         raise ProblemError(f"source must be a callable x (..., d) -> (...) or None, got {type(source).__name__}")
     watch, started = until(checked_progress(progress), checked_seconds(max_seconds)), time.perf_counter()
+    refine = flag(estimate, "estimate", ConvergenceError)
     if isinstance(h, Mapping):
-        if isinstance(absorbing, str) and absorbing == "all":
-            absorbing = [str(tag) for tag in h]
         h = {str(tag): finite_number(value, f"h at the tag {tag!r}", ProblemError) for tag, value in h.items()}
-        missing = set(h) ^ set([absorbing] if isinstance(absorbing, str) else absorbing)
-        if missing:
-            raise ProblemError(
-                f"h must have a number for each absorbing tag and no other, differs at {sorted(missing)}"
-            )
-    tags, refine = _tags(mesh, absorbing, problem), flag(estimate, "estimate", ConvergenceError)
+        absorbing = _all_named(h, absorbing)
+    mesh, tags = _tagged(problem, mesh, absorbing, "exit_expectation_on_mesh", named=isinstance(h, Mapping))
 
     def found(equation: ExitEquation, facets: Mapping[str, IntArray]) -> FloatArray:
         basis: Any = equation.basis
@@ -151,7 +151,7 @@ def exit_expectation_on_mesh(
         function=SteadyFunction(equation.basis, found(equation, tags)),
         method="linear equation on a mesh",
         status="ok",
-        stats=_stats(equation.basis, started),
+        stats=_stats(equation.basis, started) | {"quantity": "exit expectation"},
     )
     finer_tags: dict[str, IntArray] = {}
 
@@ -161,6 +161,44 @@ def exit_expectation_on_mesh(
         return found(fine, finer_tags)
 
     return _judged(solution, equation, mesh, tags, refine, watch, finer, policies=False)
+
+
+def _all_named(h: Mapping[str, float], absorbing: Any) -> Any:
+    """The absorbing tags, all of which, and no others, have a number."""
+    if isinstance(absorbing, str) and absorbing == "all":
+        return list(h)
+    missing = set(h) ^ set([absorbing] if isinstance(absorbing, str) else absorbing)
+    if missing:
+        raise ProblemError(f"h must have a number for each absorbing tag and no other, differs at {sorted(missing)}")
+    return absorbing
+
+
+def _tagged(
+    problem: ExitProblem, mesh: Any, absorbing: Any, who: str, *, named: bool = False
+) -> tuple[Any, dict[str, IntArray]]:
+    """The mesh, and what of its boundary absorbs, by the caller or by the domain; named : absorbing are names of h."""
+    domain = problem.domain
+    if not isinstance(domain, MeshDomain):
+        if mesh is None:
+            raise DomainError(f"{who} needs a mesh, or a problem whose domain is a MeshDomain")
+        return mesh, _tags(mesh, absorbing, problem)
+    if mesh is not None or not (named or (isinstance(absorbing, str) and absorbing == "all")):
+        raise DomainError(
+            f"the domain of {problem.name!r} is a mesh, and says what absorbs; leave out mesh= and absorbing=, or give"
+            " a problem without a domain"
+        )
+    check_normal_reflection(problem, domain)
+    stops = domain.facets[domain.words == ABSORBING]
+    if not named:
+        return domain.mesh, {"absorbing": np.asarray(domain.mesh.facets, dtype=np.int64)[:, stops]}
+    tags = _tags(domain.mesh, absorbing, problem)
+    numbers = np.concatenate([np.asarray(domain.mesh.boundaries[tag], dtype=np.int64) for tag in tags])
+    if set(numbers.tolist()) != set(stops.tolist()):
+        raise DomainError(
+            f"h must name all that absorbs in the domain of {problem.name!r}, and no more, got {sorted(tags)} for"
+            f" boundary={dict(domain.boundary) if isinstance(domain.boundary, Mapping) else domain.boundary!r}"
+        )
+    return domain.mesh, tags
 
 
 def _equation(

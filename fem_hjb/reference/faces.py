@@ -1,5 +1,8 @@
 """Faces of a domain, of boxes and of meshes: one definition of which ones truncate, reflect or absorb."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from fem_hjb.problems.box import BoolArray, Box
@@ -74,7 +77,8 @@ def check_reflection(problem: ControlProblem, basis: SpatialBasis) -> None:
     if domain is None or problem.dim == 1:
         return
     if isinstance(domain, MeshDomain):
-        _check_along_normals(problem, domain)
+        for t in (0.0, 0.5 * problem.horizon, problem.horizon):
+            check_along_normals(domain, partial(problem.Lambda, t), f", t={t:g}")
         return
     for side, axis in np.argwhere(domain.where("reflecting")).tolist():
         here = basis.nodes[on_face(basis, axis, domain.bounds[side][axis])]
@@ -88,22 +92,21 @@ def check_reflection(problem: ControlProblem, basis: SpatialBasis) -> None:
                 )
 
 
-def _check_along_normals(problem: ControlProblem, domain: MeshDomain) -> None:
+def check_along_normals(domain: MeshDomain, Lambda: Callable[[FloatArray], FloatArray], when: str = "") -> None:
     """The same on the reflecting facets of a mesh, at their centres."""
     if not domain.has("reflecting"):
         return
     x, normal = domain.normals("reflecting")
-    for t in (0.0, 0.5 * problem.horizon, problem.horizon):
-        pushed = np.einsum("nij,nj->ni", problem.Lambda(t, x), normal)
-        along = (pushed * normal).sum(axis=1)
-        aside = np.linalg.norm(pushed - along[:, None] * normal, axis=1)
-        if (aside > 1e-10 * along).any():
-            worst = int(np.argmax(aside / along))
-            raise DomainError(
-                "reflection along the normal n of a facet needs Lambda n parallel to n there, as multiples of the unit"
-                f" matrix are: at x={x[worst].tolist()}, t={t:g} it is not, and the weak form reflects along Lambda n"
-                " instead; change the coordinates, or let the process be stopped there"
-            )
+    pushed = np.einsum("nij,nj->ni", Lambda(x), normal)
+    along = (pushed * normal).sum(axis=1)
+    aside = np.linalg.norm(pushed - along[:, None] * normal, axis=1)
+    if (aside > 1e-10 * along).any():
+        worst = int(np.argmax(aside / along))
+        raise DomainError(
+            "reflection along the normal n of a facet needs Lambda n parallel to n there, as multiples of the unit"
+            f" matrix are: at x={x[worst].tolist()}{when} it is not, and the weak form reflects along Lambda n"
+            " instead; change the coordinates, or let the process be stopped there"
+        )
 
 
 def face_values(basis: SpatialBasis, rows: FloatArray) -> FloatArray:

@@ -19,9 +19,10 @@ from fem_hjb.paths.extent import truncation_box
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.cells import DIMENSION, mesh_kind, tiled
 from fem_hjb.problems.exit import ExitProblem
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, require_box, require_problem
 from fem_hjb.reference.exit_equation import differences
-from fem_hjb.reference.faces import check_faces, faces_of_domain
+from fem_hjb.reference.faces import check_along_normals, check_faces, faces_of_domain
 from fem_hjb.reference.ground_equation import Ground, GroundEquation
 from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check, temperature_check
 from fem_hjb.reference.steady_ladder import MAX_DOFS, climb_beyond, nearest_values, rule_of
@@ -149,7 +150,7 @@ def ground_state(
 
 def ground_state_on_mesh(
     problem: ControlProblem,
-    mesh: Any,
+    mesh: Any = None,
     *,
     element: str | None = None,
     estimate: bool = True,
@@ -159,12 +160,12 @@ def ground_state_on_mesh(
     """The same on a mesh, by continuous elements; at its boundary the process is reflected along Lambda n.
 
     mesh, element, estimate, progress, max_seconds : as in `solve_exit_on_mesh`; its error is the distance from the
-    solution on the mesh refined once.
+    solution on the mesh refined once. mesh=None: that of a `MeshDomain`, whose boundary reflects.
 
     Raises as `ground_state`, and DomainError or SpaceError for a mesh or an element that do not fit.
     """
     require_problem(problem, "ground_state_on_mesh")
-    require_box(problem, "ground_state_on_mesh, whose mesh is the domain,")
+    mesh = _mesh_of(problem, mesh)
     seconds, refine = checked_seconds(max_seconds), flag(estimate, "estimate", ConvergenceError)
     watch, started = until(checked_progress(progress), seconds), time.perf_counter()
     kind = mesh_kind(mesh, curved=True)
@@ -213,6 +214,25 @@ def ground_state_on_mesh(
     if not refine:
         return replace(state, error_estimate=whole)
     return judged(state, whole, 1.0, f"ground_state_on_mesh({problem.name!r})", {})
+
+
+def _mesh_of(problem: ControlProblem, mesh: Any) -> Any:
+    """The mesh that is given, or that of the domain."""
+    domain = problem.domain
+    if not isinstance(domain, MeshDomain):
+        if mesh is None:
+            raise DomainError("ground_state_on_mesh needs a mesh, or a problem whose domain is a MeshDomain")
+        return mesh
+    if mesh is not None:
+        raise DomainError(f"the domain of {problem.name!r} is a mesh already; leave out mesh=")
+    if domain.has("natural"):
+        raise DomainError(
+            "a natural boundary, beyond which the process goes on, has no ground state on the mesh; extend the mesh to"
+            " where the process hardly ever goes, and let it reflect there"
+        )
+    for t in (0.0, problem.horizon):
+        check_along_normals(domain, partial(problem.Lambda, t))
+    return domain.mesh
 
 
 def _attempt(rest: ExitProblem, watch: Progress, basis: SpectralBasis, kept: _Kept | None) -> _Kept:

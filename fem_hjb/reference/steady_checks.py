@@ -9,6 +9,8 @@ import numpy as np
 
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.exit import ExitProblem
+from fem_hjb.problems.mesh_domain import MeshDomain
+from fem_hjb.reference.faces import check_along_normals
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.steady import SteadyFunction
 from fem_hjb.support.checks import FloatArray
@@ -65,8 +67,11 @@ def _quantile(values: FloatArray, weights: FloatArray) -> float:
     return float(values[order][min(int(np.searchsorted(mass, 0.99 * mass[-1])), len(values) - 1)])
 
 
-def check_normal_reflection(problem: ExitProblem, box: Box) -> None:
+def check_normal_reflection(problem: ExitProblem, box: Box | MeshDomain) -> None:
     """The natural condition <Lambda grad u, n> = 0 is reflection along n only where Lambda n is parallel to n."""
+    if isinstance(box, MeshDomain):
+        check_along_normals(box, problem.Lambda)
+        return
     lower, upper = box.bounds
     x = lower + (upper - lower) * np.random.default_rng(1).random((64, problem.dim))
     for side, axis in np.argwhere(box.where("reflecting")).tolist():

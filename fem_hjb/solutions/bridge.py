@@ -7,14 +7,35 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, final
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems.laws import Law
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.solution import Solution
+from fem_hjb.solutions.steady import SteadyFunction
 from fem_hjb.support.checks import FloatArray, non_negative_number, require
 from fem_hjb.support.errors import ProblemError
 from fem_hjb.support.objects import Plain
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Potential(Plain):
+    """y inside the box of a function, and along its slope beyond it."""
+
+    function: SteadyFunction
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        points = np.asarray(x, dtype=np.float64)
+        inside = np.clip(points, *self.function.basis.box.bounds)
+        beyond = points - inside
+        values = self.function.value(inside)
+        out = beyond.any(axis=-1)
+        if out.any():
+            values = values.copy()
+            values[out] += (self.function.gradient(inside[out]) * beyond[out]).sum(axis=-1)
+        return values
 
 
 @final

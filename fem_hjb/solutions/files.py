@@ -1,38 +1,42 @@
-"""Solutions and trajectories in single .npz files: plain arrays and text (no pickle), written whole or not at all.
+"""Results and trajectories in single .npz files: plain arrays and text (no pickle), written whole or not at all.
 
-A solution is read back bit for bit: the same coefficients on the same class. Callables are not stored, so the problem
+A result is read back bit for bit: the same coefficients on the same class. Callables are not stored, so the problem
 is given again when a file is read; what its callables return at a few points must be what it was when it was written.
 """
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final, overload
 
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.stored import PATHS_KIND
-from fem_hjb.problems.blocks import restrict
-from fem_hjb.problems.cells import CURVED, KINDS, is_curved
-from fem_hjb.problems.fingerprint import differences, fingerprint
-from fem_hjb.problems.gauge import Gauge, QuadraticGauge, Unknown, ValueGauge
+from fem_hjb.problems.exit import ExitProblem
+from fem_hjb.problems.fingerprint import Fingerprint, differences, fingerprint, steady_differences
+from fem_hjb.problems.laws import Law
 from fem_hjb.problems.problem import ControlProblem, require_problem
-from fem_hjb.solutions.estimate import ErrorEstimate
+from fem_hjb.solutions.bridge import Bridge
+from fem_hjb.solutions.ground import GroundState
+from fem_hjb.solutions.packing import Arrays, Packed, Text, named, pack, plain, unpack
+from fem_hjb.solutions.packing_steady import (
+    pack_bridge,
+    pack_exit,
+    pack_ground,
+    steady_points,
+    target_differs,
+    unpack_bridge,
+    unpack_exit,
+    unpack_ground,
+)
 from fem_hjb.solutions.solution import ProductSolution, Solution
-from fem_hjb.spaces.basis import SpatialBasis
-from fem_hjb.spaces.line import LineBasis
-from fem_hjb.spaces.mesh import MeshBasis
-from fem_hjb.spaces.panels import PanelSpace
-from fem_hjb.spaces.space import Space, spatial_basis
-from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
-from fem_hjb.spaces.tensor import SplineBasis, TensorBasis
+from fem_hjb.solutions.steady import ExitExpectation, ExitSolution
 from fem_hjb.support.archives import FilePath, read_archive, write_archive
-from fem_hjb.support.checks import require
-from fem_hjb.support.errors import FemHjbError, OutputError, SpaceError
+from fem_hjb.support.checks import flag, require
+from fem_hjb.support.errors import FemHjbError, OutputError
 
-_SOLUTION = "fem_hjb solution 1"
-_QUADRATIC = ("centre", "P", "p", "c")
-_CURVED = "2"  # ends the kind of cells of second order
+Savable = Solution | ProductSolution | GroundState | Bridge | ExitSolution | ExitExpectation
+Problem = ControlProblem | ExitProblem
+
 _POINT = "problem_"  # begins the names of what the problem says at points
 
 
@@ -40,158 +44,184 @@ class OtherProblemWarning(UserWarning):
     """A solution was read for a problem that is not, or not known to be, the one it was written for."""
 
 
-def save_solution(path: FilePath, solution: Solution | ProductSolution) -> None:
-    """Write a solution: class, coefficients, gauge, method, status, stats, and what its problem says at a few points.
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Kind:
+    """How results of some types are written and read.
+
+    what : they are, in words.  of : the type of their problem, of which these `numbers` must be the same.
+    points : what the problem of a result says; differs : (problem, result, stored) -> the names of what is otherwise.
+    """
+
+    what: str
+    types: tuple[type, ...]
+    of: type[Problem]
+    numbers: tuple[str, ...]
+    pack: Callable[[Any], Packed]
+    unpack: Callable[..., Any]
+    points: Callable[[Any], Fingerprint]
+    differs: Callable[[Any, Any, Arrays], list[str]]
+
+
+def _as_posed(problem: ControlProblem, bridge: Bridge, stored: Arrays) -> list[str]:
+    """The potential stands for the terminal reward, which plays no role."""
+    return differences(replace(problem, terminal_reward=bridge.potential, exact=None), stored)
+
+
+_KINDS = {
+    "fem_hjb solution 1": _Kind(
+        what="a solution",
+        types=(Solution, ProductSolution),
+        of=ControlProblem,
+        numbers=("dim", "horizon", "temperature"),
+        pack=pack,
+        unpack=unpack,
+        points=lambda found: fingerprint(found.problem),
+        differs=lambda problem, _, stored: differences(problem, stored),
+    ),
+    "fem_hjb ground state 1": _Kind(
+        what="a ground state",
+        types=(GroundState,),
+        of=ControlProblem,
+        numbers=("dim", "temperature"),
+        pack=pack_ground,
+        unpack=unpack_ground,
+        points=lambda found: steady_points(found.function, found.problem, rewards=True),
+        differs=lambda problem, _, stored: steady_differences(problem, stored),
+    ),
+    "fem_hjb bridge 1": _Kind(
+        what="a bridge",
+        types=(Bridge,),
+        of=ControlProblem,
+        numbers=("dim", "horizon", "temperature"),
+        pack=pack_bridge,
+        unpack=unpack_bridge,
+        points=lambda found: fingerprint(found.problem),
+        differs=_as_posed,
+    ),
+    "fem_hjb exit solution 1": _Kind(
+        what="an exit solution",
+        types=(ExitSolution,),
+        of=ExitProblem,
+        numbers=("dim", "temperature"),
+        pack=pack_exit,
+        unpack=lambda *given: unpack_exit(ExitSolution, *given),
+        points=lambda found: steady_points(found.function, found.problem, rewards=True),
+        differs=lambda problem, _, stored: steady_differences(problem, stored),
+    ),
+    "fem_hjb exit expectation 1": _Kind(
+        what="an expectation until an exit",
+        types=(ExitExpectation,),
+        of=ExitProblem,
+        numbers=("dim",),  # rewards and their temperature play no role
+        pack=pack_exit,
+        unpack=lambda *given: unpack_exit(ExitExpectation, *given),
+        points=lambda found: steady_points(found.function, found.problem, rewards=False),
+        differs=lambda problem, _, stored: steady_differences(problem, stored),
+    ),
+}
+
+
+def save_solution(path: FilePath, solution: Savable) -> None:
+    """Write a result: class, coefficients, gauge, method, status, checks, stats, and what its problem says at points.
+
+    solution : a `Solution` or a product, an `ExitSolution`, `ExitExpectation`, `GroundState` or `Bridge`.
 
     Raises OutputError when the folder is missing or the file cannot be written; an old file then stays as it was.
     """
-    if not isinstance(solution, Solution | ProductSolution):
+    found = [(name, kind) for name, kind in _KINDS.items() if isinstance(solution, kind.types)]
+    if not found:
         raise OutputError(f"save_solution(path, solution) writes solutions, got {type(solution).__name__}")
-    text, arrays = _pack(solution) if isinstance(solution, Solution) else _pack_product(solution)
-    arrays |= {_POINT + name: array for name, array in fingerprint(solution.problem).items()}
-    write_archive(path, _SOLUTION, text, arrays, default=_plain)
+    ((name, kind),) = found
+    text, arrays = kind.pack(solution)
+    text |= {"problem": _numbers(solution.problem, kind), "name": solution.problem.name}
+    arrays |= {_POINT + point: array for point, array in kind.points(solution).items()}
+    write_archive(path, name, text, arrays, default=plain)
 
 
-def load_solution(path: FilePath, problem: ControlProblem, *, check: bool = True) -> Solution | ProductSolution:
-    """Read what `save_solution` wrote.
+@overload
+def load_solution(
+    path: FilePath, problem: ControlProblem, *, target: None = None, check: bool = True
+) -> Solution | ProductSolution | GroundState: ...
+@overload
+def load_solution(path: FilePath, problem: ControlProblem, *, target: Law, check: bool = True) -> Bridge: ...
+@overload
+def load_solution(
+    path: FilePath, problem: ExitProblem, *, target: None = None, check: bool = True
+) -> ExitSolution | ExitExpectation: ...
+def load_solution(path: FilePath, problem: Problem, *, target: Law | None = None, check: bool = True) -> Savable:
+    """Read what `save_solution` wrote, as what it was.
 
     problem : the one it was written for: drift, diffusion, rewards, initial law and domain are compared at the points
-        that are in the file, each to a millionth of its size.
+        that are in the file, each to a millionth of its size. What plays no role is not: for ground states horizon,
+        terminal reward and initial law, for bridges the terminal reward, for expectations until an exit all rewards
+        and the temperature. What such an expectation is of is in its stats as "quantity"; its h and source are not
+        compared.
+    target : of a bridge, the law it leads to, and of nothing else.
     check : False reads the file although they differ, or although it is too old to tell, with an OtherProblemWarning
         that names what differs. Dimension, horizon and temperature must be the same in any case.
 
     Raises OutputError when there is no such file, it is no such file, it is damaged, cut off or changed, or it holds a
     solution of another problem.
     """
-    require_problem(problem, "load_solution")
-    text, arrays = read_archive(path, _SOLUTION)
-    points = {name.removeprefix(_POINT): arrays.pop(name) for name in list(arrays) if name.startswith(_POINT)}
+    if not isinstance(problem, ExitProblem):
+        require_problem(problem, "load_solution")
+    strict = flag(check, "check", OutputError)
+    text, arrays = read_archive(path, *_KINDS)
+    kind = _KINDS[text.pop("kind")]
+    points = named(arrays, _POINT)
     try:
-        _compare(path, text, problem)
-        doubt = _doubt(text, points, problem)
-        solution = _unpack(text, arrays, problem) if "blocks" not in text else _unpack_product(text, arrays, problem)
+        if not isinstance(problem, kind.of):
+            raise OutputError(
+                f"{path} holds {kind.what}: give the {kind.of.__name__} it was written for, got an"
+                f" {type(problem).__name__}"
+            )
+        _compare(path, text, problem, kind)
+        given = _target(path, kind, target)
+        found = kind.unpack(text, arrays, problem, *given)
+        doubt = _doubt(text, kind, points, problem, found)
+        if given and target_differs(arrays, given[0]):
+            doubt = f"holds {kind.what} to another target than the one given"
     except OutputError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, FemHjbError) as cause:
         raise OutputError(f"{path} is damaged: {cause}; write it again") from cause
-    if doubt is not None and check:
+    if doubt is not None and strict:
         raise OutputError(f"{path} {doubt}; give the problem it was written for, or check=False if you know better")
     if doubt is not None:
         warnings.warn(f"{path} {doubt}", OtherProblemWarning, stacklevel=2)
-    return solution
+    return found  # type: ignore[no-any-return]
 
 
-def _compare(path: FilePath, text: Mapping[str, Any], problem: ControlProblem) -> None:
-    """OutputError unless dimension, horizon and temperature are those of the file."""
+def _target(path: FilePath, kind: _Kind, target: Any) -> tuple[Law, ...]:
+    """The law that a bridge leads to, if the file holds one."""
+    if kind.types != (Bridge,):
+        if target is not None:
+            raise OutputError(f"{path} holds {kind.what}, and target= is that of a bridge; leave it out")
+        return ()
+    if not isinstance(target, Law):
+        raise OutputError(f"{path} holds a bridge: give the law it leads to, target=, got {type(target).__name__}")
+    return (target,)
+
+
+def _compare(path: FilePath, text: Text, problem: Problem, kind: _Kind) -> None:
+    """OutputError unless dimension, horizon and temperature, as far as they matter, are those of the file."""
     written = text["problem"]
-    if written != _numbers(problem):
+    if written != _numbers(problem, kind):
         raise OutputError(
-            f"{path} holds a solution of {text['name']!r} with {_describe(written)}, but the problem given has"
-            f" {_describe(_numbers(problem))}; give the problem it was written for"
+            f"{path} holds {kind.what} of {text['name']!r} with {_describe(written)}, but the problem given has"
+            f" {_describe(_numbers(problem, kind))}; give the problem it was written for"
         )
 
 
-def _doubt(text: Mapping[str, Any], points: Mapping[str, Any], problem: ControlProblem) -> str | None:
+def _doubt(text: Text, kind: _Kind, points: Arrays, problem: Problem, found: Any) -> str | None:
     """Why the problem may not be that of the file, if there is a reason."""
     if not points:
-        return f"holds a solution of {text['name']!r} and does not say more of its problem, as older files do not"
-    other = differences(problem, points)
+        return f"holds {kind.what} of {text['name']!r} and does not say more of its problem, as older files do not"
+    other = kind.differs(problem, found, points)
     if not other:
         return None
-    return f"holds a solution of {text['name']!r}; the problem given, {problem.name!r}, has another {', '.join(other)}"
-
-
-def _outline(solution: Solution | ProductSolution) -> dict[str, Any]:
-    estimate = solution.error_estimate
-    return {
-        "method": solution.method,
-        "status": solution.status,
-        "stats": dict(solution.stats),
-        "error_estimate": None if estimate is None else estimate.as_dict(),
-        "problem": _numbers(solution.problem),
-        "name": solution.problem.name,
-    }
-
-
-def _pack(solution: Solution) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Text and arrays of a solution."""
-    gauge, space = solution.gauge, solution.space
-    text = {
-        **_outline(solution),
-        "unknown": type(gauge).__name__,
-        "excluded_mass": space.excluded_mass,
-        "floor": solution.floor,
-    }
-    arrays = {"coefficients": np.asarray(solution.coefficients), **_gauge_arrays(gauge)}
-    if isinstance(space, Space):
-        text |= {"time_kind": space.time.kind, "element": space.spatial.element}
-        return text, arrays | {"time_grid": space.time.points, **_basis_arrays(space.spatial)}
-    text["panels"] = len(space.panels)
-    for k, panel in enumerate(space.panels):
-        own = {"time_grid": panel.time.points, **_basis_arrays(panel.spatial)}
-        arrays |= {f"panel_{k}_{name}": array for name, array in own.items()}
-    return text, arrays
-
-
-def _pack_product(solution: ProductSolution) -> tuple[dict[str, Any], dict[str, Any]]:
-    distinct = list(dict.fromkeys(part for _, part in solution.parts))
-    packed = [_pack(part) for part in distinct]
-    text = {
-        **_outline(solution),
-        "parts": [text for text, _ in packed],
-        "blocks": [[list(index), distinct.index(part)] for index, part in solution.parts],
-    }
-    return text, {f"part_{k}_{name}": array for k, (_, own) in enumerate(packed) for name, array in own.items()}
-
-
-def _unpack_product(text: Mapping[str, Any], arrays: Mapping[str, Any], problem: ControlProblem) -> ProductSolution:
-    count = len(text["blocks"])
-    parts: dict[int, Solution] = {}
-    for index, k in text["blocks"]:
-        if k not in parts:
-            start = f"part_{k}_"
-            own = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
-            parts[k] = _unpack(text["parts"][k], own, restrict(problem, index, count))
-    return ProductSolution(
-        problem=problem,
-        parts=tuple((tuple(index), parts[k]) for index, k in text["blocks"]),
-        status=text["status"],
-        stats=text["stats"],
-        error_estimate=_estimate(text),
-    )
-
-
-def _unpack(text: Mapping[str, Any], arrays: Mapping[str, Any], problem: ControlProblem) -> Solution:
-    return Solution(
-        problem=problem,
-        space=_panels(text["panels"], arrays) if "panels" in text else _space(text, arrays),
-        coefficients=arrays["coefficients"],
-        gauge=_gauge(arrays, text["unknown"]),
-        method=text["method"],
-        status=text["status"],
-        stats=text["stats"],
-        error_estimate=_estimate(text),
-        floor=text.get("floor", 0.0),
-    )
-
-
-def _space(text: Mapping[str, Any], arrays: Mapping[str, Any]) -> Space:
-    time = LineBasis(arrays["time_grid"], text["time_kind"])
-    return Space.product(time, _basis(arrays, text["element"]), excluded_mass=text["excluded_mass"])
-
-
-def _panels(count: int, arrays: Mapping[str, Any]) -> PanelSpace:
-    panels = []
-    for k in range(count):
-        start = f"panel_{k}_"
-        own = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
-        panels.append(Space.from_(LineBasis(own["time_grid"], "hermite"), _basis(own, "gll")))
-    return PanelSpace(tuple(panels))
-
-
-def _estimate(text: Mapping[str, Any]) -> ErrorEstimate | None:
-    numbers = text["error_estimate"]
-    return None if numbers is None else ErrorEstimate.from_dict(numbers)
+    return f"holds {kind.what} of {text['name']!r}; the problem given, {problem.name!r}, has another {', '.join(other)}"
 
 
 def save_paths(path: FilePath, paths: Paths) -> None:
@@ -209,65 +239,9 @@ def load_paths(path: FilePath) -> Paths:
         raise OutputError(f"{path} is damaged: {cause}; write it again") from cause
 
 
-def _numbers(problem: ControlProblem) -> dict[str, float]:
-    return {"dim": problem.dim, "horizon": problem.horizon, "temperature": problem.temperature}
+def _numbers(problem: Problem, kind: _Kind) -> dict[str, float]:
+    return {name: getattr(problem, name) for name in kind.numbers}
 
 
 def _describe(numbers: Mapping[str, float]) -> str:
     return ", ".join(f"{key}={number:g}" for key, number in numbers.items())
-
-
-def _gauge_arrays(gauge: Unknown) -> dict[str, Any]:
-    inner = gauge.background if isinstance(gauge, ValueGauge) else gauge
-    if not isinstance(inner, Gauge | QuadraticGauge):
-        raise OutputError(f"a solution whose gauge is a {type(gauge).__name__} cannot be stored")
-    constants = inner.constants
-    numbers = [constants.temperature, constants.horizon, constants.terminal, constants.running]
-    arrays: dict[str, Any] = {"gauge": np.array(numbers)}
-    if isinstance(inner, QuadraticGauge):
-        arrays |= {f"gauge_{name}": np.asarray(getattr(inner, name)) for name in _QUADRATIC}
-    return arrays
-
-
-def _gauge(arrays: Mapping[str, Any], unknown: str) -> Unknown:
-    temperature, horizon, terminal, running = arrays["gauge"].tolist()
-    constants = Gauge(temperature=temperature, horizon=horizon, terminal=terminal, running=running)
-    inner: Gauge | QuadraticGauge = constants
-    if "gauge_P" in arrays:
-        inner = QuadraticGauge(constants=constants, **{name: arrays[f"gauge_{name}"] for name in _QUADRATIC})
-    return ValueGauge(background=inner) if unknown == "ValueGauge" else inner
-
-
-def _basis_arrays(basis: SpatialBasis) -> dict[str, Any]:
-    if isinstance(basis, TensorBasis):
-        grids = {f"grid_{k}": axis.points for k, axis in enumerate(basis.axes)}
-        return {**grids, "flat": np.array(basis.flat)} if isinstance(basis, SplineBasis) else grids
-    if isinstance(basis, SpectralBasis):
-        grids = {f"grid_{k}": line.grid for k, line in enumerate(basis.lines)}
-        return {**grids, "degrees": np.array([line.degree for line in basis.lines])}
-    if isinstance(basis, MeshBasis):
-        kind = basis.kind + _CURVED * is_curved(basis.mesh)
-        return {"mesh_points": basis.mesh.p, "mesh_cells": basis.mesh.t, "mesh_kind": np.array(kind)}
-    raise OutputError(f"a solution on a {type(basis).__name__} cannot be written; use a mesh or a box")
-
-
-def _basis(arrays: Mapping[str, Any], element: str) -> SpatialBasis:
-    grids = [arrays[f"grid_{k}"] for k in range(3) if f"grid_{k}" in arrays]
-    if element == "gll":
-        degrees = arrays["degrees"]
-        if degrees.shape != (len(grids),):
-            raise SpaceError(f"{len(grids)} grids but degrees of shape {degrees.shape}")
-        return SpectralBasis([SpectralLine(grid, p) for grid, p in zip(grids, degrees.tolist(), strict=True)])
-    if "mesh_kind" not in arrays:
-        return spatial_basis(grids, element, flat=bool(arrays.get("flat", False)))
-    meshes = KINDS | {kind + _CURVED: cls for kind, cls in CURVED.items()}
-    return MeshBasis(meshes[str(arrays["mesh_kind"])](arrays["mesh_points"], arrays["mesh_cells"]), element)
-
-
-def _plain(value: Any) -> Any:
-    """NumPy numbers and arrays inside `stats` as JSON numbers and lists."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise OutputError(f"stats hold a {type(value).__name__}, which cannot be written; keep numbers, text and lists")

@@ -40,13 +40,15 @@ def write_archive(
         np.savez_compressed(stream, **members)
 
 
-def read_archive(path: FilePath, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_archive(path: FilePath, *kinds: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Text and arrays of what `write_archive` wrote; without a list of arrays, as in older files, the CRCs must do.
+
+    kinds : of which it must be one, the text says which as "kind".
 
     Raises OutputError when there is no such file, it is of another kind, it is damaged, cut off or changed, or its
     arrays do not fit into memory.
     """
-    source = as_path(path)
+    source, wanted = as_path(path), " or ".join(map(repr, kinds))
     if not source.is_file():
         raise OutputError(f"there is no file {source}")
     try:
@@ -59,12 +61,12 @@ def read_archive(path: FilePath, kind: str) -> tuple[dict[str, Any], dict[str, A
         raise
     except Exception as cause:  # damaged headers make zipfile, NumPy and their parsers raise whatever they like
         told = f"{type(cause).__name__}: {cause}"
-        raise OutputError(f"{source} is not a complete file of kind {kind!r} ({told}); write it again") from cause
-    if found != kind:
-        raise OutputError(f"{source} is a file of kind {found!r}, expected {kind!r}")
+        raise OutputError(f"{source} is not a complete file of kind {wanted} ({told}); write it again") from cause
+    if found not in kinds:
+        raise OutputError(f"{source} is a file of kind {found!r}, expected {wanted}")
     if wrong is not None:
         raise OutputError(f"{source} has been changed since it was written: {wrong}; write it again")
-    return text, arrays
+    return text | {"kind": found}, arrays
 
 
 def checksum(array: np.ndarray[Any, np.dtype[Any]]) -> str:

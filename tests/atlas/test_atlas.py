@@ -63,7 +63,7 @@ def test_every_setting_is_a_problem_with_a_source_and_a_name_of_its_own():
         assert len(zoo.source(setting.problem)) > 20
         assert setting.steps % 2 == 0
         assert setting.rtol is not None or problem.exact is not None
-        assert problem.dim <= 3 or setting.rtol is None or setting.problem.startswith("soc-")
+        assert problem.dim <= 3 or setting.rtol is None or setting.problem.startswith("soc-") or setting.forever
 
 
 def test_entries_are_chosen_by_their_names_in_the_order_of_the_atlas():
@@ -175,6 +175,40 @@ def test_an_entry_that_fails_is_recorded_and_the_others_are_made(broken, tmp_pat
     assert "- `broken`: ProblemError: " in page
 
 
+CALM = {"A": -1.0, "Lambda": 1.0, "Q": 2.0, "horizon": 40.0}
+
+
+def test_for_ever_average_rewards_of_coordinates_add_up(tmp_path):
+    """dX = -X dt + dB at the cost x^2, four times: the average reward is 2 (1 - sqrt(3)), the gap sqrt(3)."""
+    setting = Setting(name="calm", problem="lq", dim=4, parameters=CALM, rtol=1e-3, forever=True)
+    (record,) = atlas.collect([setting], tmp_path)
+    assert record["error"] is None
+    assert record["stats"]["parts"] == 1
+    assert record["value"] == pytest.approx(2 - 2 * np.sqrt(3), abs=1e-4)
+    assert record["true_error"] <= 3 * record["value_error"] + 1e-9
+    assert record["gap"] == pytest.approx(np.sqrt(3), abs=1e-4)
+    assert atlas.collect([setting], tmp_path) == [record]
+    assert not collection.is_made(tmp_path, replace(setting, forever=False), atlas.read(tmp_path))
+    page = atlas.page([record])
+    table = page[page.index("## For ever") : page.index("## What is not")]
+    assert "| `calm` | 4 | -1.46410" in table
+    assert "| `calm`" not in page[: page.index("## For ever")]
+    assert "| `calm` | closed form |" in page
+
+
+def test_what_fails_for_ever_is_told(tmp_path):
+    moving = Setting(name="moving", problem="mixture-diffusion", rtol=1e-2, forever=True)
+    nothing = Setting(name="nothing", problem="lq", dim=1, rtol=None, forever=True)
+    wrong = Setting(name="wrong", problem="lq", dim=1, parameters={"cov": -1.0}, rtol=1e-2, forever=True)
+    records = atlas.collect([moving, nothing, wrong], tmp_path)
+    assert "depends on time" in records[0]["error"]
+    assert "nothing has no tolerance" in records[1]["error"]
+    assert records[2]["status"] == "no problem"
+    page = atlas.page(records)
+    assert "| `moving`* | 1 | not solved | – | – | – |" in page
+    assert "- `wrong`: " in page
+
+
 def test_a_part_that_fails_leaves_the_others(tmp_path):
     record = entries.make(replace(WELL, fine=17), tmp_path, unheard)
     assert "steps must be even" in record["certificate"]["error"]
@@ -200,7 +234,7 @@ def test_objectives_come_from_paths_where_laws_take_too_long(tmp_path, monkeypat
 def test_what_is_no_error_of_ours_says_where_it_was_raised():
     with pytest.raises(KeyError) as raised:
         _ = {}["missing"]
-    assert entries._told(raised.value).startswith("KeyError: 'missing' (test_atlas.py, line ")
+    assert entries.told_of(raised.value).startswith("KeyError: 'missing' (test_atlas.py, line ")
 
 
 def test_a_tolerance_that_is_not_met_is_in_the_status_and_in_the_notes(tmp_path):

@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
     "running_reward must be a callable": (ProblemError, lambda: given(running_reward=1.0)),
     "exit_reward must be a callable": (ProblemError, lambda: given(exit_reward=np.zeros(2))),
     "diffusion must be symmetric positive definite": (EllipticityError, lambda: given(diffusion=[1.0, -1.0])),
-    "domain must be a Box or None, got str": (ProblemError, lambda: given(domain="disc")),
+    "domain must be a Box, a MeshDomain or None, got str": (ProblemError, lambda: given(domain="disc")),
     "domain has dimension 1, the problem has dim=2": (
         ProblemError,
         lambda: given(domain=fh.Box([0.0], [1.0], boundary="absorbing")),

@@ -1,12 +1,19 @@
 """Laws: densities against SciPy, scores against differences, samples and quadrature against moments."""
 
+import pickle
+
 import numpy as np
 import pytest
+import skfem
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.cell_measure import cell_rule
+from fem_hjb.problems.cells import mesh_kind
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, PointMass, Uniform, log_sum, tensor_rule
+from fem_hjb.problems.mesh_domain import MeshDomain
+from fem_hjb.problems.zoo.meshed import ring_mesh
 from fem_hjb.support.errors import DomainError, ProblemError
 
 COV = np.array([[0.8, 0.3], [0.3, 0.5]])
@@ -18,9 +25,25 @@ SMOOTH = {
     "mixture": MIXTURE,
     "mixture-3d": GaussianMixture([0.5, 0.5], np.eye(3)[:2], np.stack([np.eye(3), 0.4 * np.eye(3)])),
 }
+
+
+def frustum():
+    """A pyramid with square top and bottom, cut in eight."""
+    mesh = skfem.MeshHex().refined(1)
+    return skfem.MeshHex(mesh.p * [1.0 + 0.5 * mesh.p[2], 1.0 + 0.5 * mesh.p[2], 0 * mesh.p[2] + 1.0], mesh.t)
+
+
+MESHES = {
+    "line": skfem.MeshLine([0.0, 0.1, 1.0]),
+    "ring": ring_mesh(2.0, 2),
+    "quad": skfem.MeshQuad([[0.0, 3.0, 1.0, 0.0], [0.0, 0.2, 1.0, 0.5]], [[0], [1], [2], [3]]),
+    "tet": skfem.MeshTet().refined(1),
+    "hex": frustum(),
+}
 ALL = {
     **SMOOTH,
     "uniform": Uniform(Box([-1.0, 0.0], [1.0, 3.0])),
+    **{f"uniform-{kind}": Uniform(MeshDomain(mesh)) for kind, mesh in MESHES.items()},
     "point": PointMass([0.3, -0.4]),
     "mixture-weight-0": GaussianMixture([1.0, 0.0], [[0.0], [5.0]], [[[1.0]], [[1.0]]]),
 }
@@ -66,6 +89,42 @@ def test_quadrature_is_exact_for_polynomials(law):
     np.testing.assert_allclose(weights @ points, law.expectation, atol=1e-13)
     centred = points - law.expectation
     np.testing.assert_allclose(np.einsum("m,mi,mj->ij", weights, centred, centred), law.covariance, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", MESHES)
+def test_the_uniform_law_of_a_mesh_lives_on_it_alone(kind):
+    law, n = Uniform(MeshDomain(MESHES[kind])), 2000
+    x = law.sample(n, np.random.default_rng(3))
+    assert np.isfinite(law.logpdf(x)).all()
+    assert np.ptp(law.logpdf(x)) == 0.0
+    lower, upper = law.box.bounds
+    spread = lower + (upper - lower) * np.random.default_rng(4).random((20 * n, law.dim))
+    inside = np.isfinite(law.logpdf(spread))
+    volume = inside.mean() * np.prod(upper - lower)  # of the mesh, by throwing darts
+    error = 4 * np.sqrt(inside.mean() * (1 - inside.mean()) / len(spread)) * np.prod(upper - lower)
+    assert np.exp(-law.logpdf(x)[0]) == pytest.approx(volume, abs=error + 1e-12)
+    assert law.logpdf(upper + 1.0) == -np.inf
+    assert not law.score(x).any()
+    again = pickle.loads(pickle.dumps(law))
+    np.testing.assert_array_equal(again.expectation, law.expectation)
+
+
+def test_a_rule_in_cells_has_the_degree_it_promises_and_no_more():
+    """The moments of the unit tetrahedron: int x^a y^b z^c = a! b! c! / (a + b + c + 3)!."""
+    mesh = skfem.MeshTet([[0.0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], [[0], [1], [2], [3]])
+    x, w = cell_rule(mesh.p, mesh.t, mesh_kind(mesh), 2)
+    assert w.sum() == pytest.approx(1 / 6, abs=1e-15)
+    assert w @ (x[:, 0] * x[:, 1] * x[:, 2]) == pytest.approx(1 / 720, abs=1e-15)
+    assert w @ x[:, 1] ** 3 == pytest.approx(6 / 720, abs=1e-15)
+    assert abs(w @ x[:, 0] ** 6 - 720 / 362880) > 1e-7
+
+
+def test_points_in_a_wide_end_of_a_cell_are_more():
+    """In a trapezoid two and one wide, two thirds of the left half as much as its area."""
+    mesh = skfem.MeshQuad([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1.0, 3.0]], [[0], [1], [2], [3]])
+    x = Uniform(MeshDomain(mesh)).sample(20_000, np.random.default_rng(0))
+    share = (x[:, 0] < 0.5).mean()
+    assert share == pytest.approx(0.5 * (3 + 2) / 2 / 2, abs=4 * np.sqrt(0.24 / 20_000))
 
 
 def test_quadrature_reaches_the_degree_it_promises_and_no_more():
@@ -155,7 +214,7 @@ BAD = {
     "mean-infinite": (lambda: Gaussian([np.inf], 1.0), "mean must be finite"),
     "point-mass-density": (lambda: PointMass([0.0]).logpdf([[0.0]]), "has no density; use a Gaussian"),
     "point-mass-score": (lambda: PointMass([0.0]).score([[0.0]]), "has no score"),
-    "uniform-of-nothing": (lambda: Uniform([0.0, 1.0]), "Uniform needs a Box, got list"),
+    "uniform-of-nothing": (lambda: Uniform([0.0, 1.0]), "Uniform needs a Box or a MeshDomain, got list"),
 }
 BAD_DOMAIN = {
     "columns": (lambda: MIXTURE.logpdf(np.zeros((2, 5))), r"points in rows, shape \(\.\.\., 2\), got shape \(2, 5\)"),

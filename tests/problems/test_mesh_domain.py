@@ -321,7 +321,7 @@ def test_problems_that_do_not_fit():
         problem(square())
     with pytest.raises(ProblemError, match="domain has dimension 2, the problem has dim=1"):
         problem(domain, dim=1, initial_law=fh.PointMass([0.5]))
-    with pytest.raises(ProblemError, match=r"100% of the initial law lies outside the domain, a mesh of .*PointMass"):
+    with pytest.raises(ProblemError, match=r"100% of the initial law lies outside the domain, a mesh of .*Uniform"):
         problem(domain, start=[3.0, 0.5])
     with pytest.raises(ProblemError, match="on or behind its absorbing faces"):
         problem(domain, start=[0.0, 0.5])

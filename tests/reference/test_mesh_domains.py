@@ -234,7 +234,6 @@ def test_what_is_for_boxes_says_what_to_call_instead(name):
         (lambda p: fh.refine_on_mesh(p, rtol=0.1, cells=4), DomainError, "give mesh, or cells and box, not both"),
         (lambda p: fh.solve_on_mesh(p, boundary=lambda t, x: x[..., 0]), DomainError, "says what holds there"),
         (lambda p: fh.solve_on_mesh(p, element="hermite"), FemHjbError, "hermite"),
-        (lambda p: fh.control_error(p, p.exact.gradient, p.exact), DomainError, "compare says how far a policy is"),
     ],
 )
 def test_other_calls_that_make_no_sense(call, kind, message):

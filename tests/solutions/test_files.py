@@ -500,6 +500,11 @@ OTHERS: dict[str, tuple[ControlProblem, ControlProblem, str]] = {
         replace(WALL, domain=replace(FARTHER, boundary=[("absorbing", "reflecting"), ("natural", "natural")])),
         "faces of the domain",
     ),
+    "one more face": (
+        WALL,
+        replace(WALL, domain=replace(WALL.domain, boundary=[("absorbing", "absorbing"), ("natural", "natural")])),  # type: ignore[type-var]
+        "faces of the domain",
+    ),
     "an exit reward": (
         WALL,
         replace(WALL, domain=replace(FARTHER, exit_reward=lambda t, x: 1e-4 * x[..., 1])),

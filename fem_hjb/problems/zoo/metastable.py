@@ -74,11 +74,17 @@ def hitting_time(
     )
 
 
-def _mueller_brown(t: ArrayLike, x: FloatArray) -> FloatArray:
-    """-grad V."""
+def mueller_brown_wells(x: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The four exponentials of V (..., 4), and coordinates from their centres."""
     u, v = np.moveaxis(x[..., None, :] - _CENTRES, -1, 0)
     a, b, c = _EXPONENTS.T
-    e = _HEIGHTS * np.exp(a * u**2 + b * u * v + c * v**2)
+    return _HEIGHTS * np.exp(a * u**2 + b * u * v + c * v**2), u, v
+
+
+def mueller_brown_drift(t: ArrayLike, x: FloatArray) -> FloatArray:
+    """-grad V."""
+    e, u, v = mueller_brown_wells(x)
+    a, b, c = _EXPONENTS.T
     return np.stack([-(e * (2 * a * u + b * v)).sum(-1), -(e * (b * u + 2 * c * v)).sum(-1)], axis=-1)
 
 
@@ -109,7 +115,7 @@ def mueller_brown(
         dim=dim,
         horizon=horizon,
         temperature=temperature,
-        drift=_mueller_brown,
+        drift=mueller_brown_drift,
         diffusion=2.0 / b,
         terminal_reward=partial(_near, target=vector(target, dim, "target"), nu=strength),
         initial_law=PointMass(vector(x0, dim, "x0")),

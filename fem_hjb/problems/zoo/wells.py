@@ -23,6 +23,10 @@ def _well_reward(x: FloatArray, *, nu: FloatArray) -> FloatArray:
     return np.asarray(-((x**2 - 1) ** 2) @ nu)
 
 
+def _well_running(t: ArrayLike, x: FloatArray, *, mu: FloatArray) -> FloatArray:
+    return _well_reward(x, nu=mu)
+
+
 @register()
 def double_well(
     dim: int,
@@ -31,29 +35,33 @@ def double_well(
     temperature: float = 1.0,
     kappa: ArrayLike = 5.0,
     nu: ArrayLike = 3.0,
+    mu: ArrayLike = 0.0,
     Lambda: ArrayLike = 1.0,
     mean: ArrayLike = 0.0,
     cov: ArrayLike = 0.25,
 ) -> ControlProblem:
     """A double well on every axis.
 
-    dX_i = -4 kappa_i X_i (X_i^2 - 1) dt + Lambda_i^{1/2} dB_i,  r = 0,  y = -sum_i nu_i (x_i^2 - 1)^2,
-    X_0 ~ N(mean, cov).
+    dX_i = -4 kappa_i X_i (X_i^2 - 1) dt + Lambda_i^{1/2} dB_i,  y = -sum_i nu_i (x_i^2 - 1)^2,
+    r = -sum_i mu_i (x_i^2 - 1)^2,  X_0 ~ N(mean, cov).
 
     The drift is -grad of sum_i kappa_i (x_i^2 - 1)^2; the coordinates are independent, so v is a sum of one-dimensional
-    values, none in closed form. kappa > 0, nu >= 0, Lambda > 0 and mean: (d,) or a number; cov (d, d) or a number.
-    Source: Nuesken and Richter, arXiv 2005.05409; with this reward and kappa = 5, nu = 3 (from X_0 = 0)
-    Domingo-Enrich et al., arXiv 2312.02027.
+    values, none in closed form. kappa > 0, nu, mu >= 0, Lambda > 0 and mean: (d,) or a number; cov (d, d) or a number.
+    Source: Nuesken and Richter, arXiv 2005.05409; with mu = 0 and kappa = 5, nu = 3 (from X_0 = 0)
+    Domingo-Enrich et al., arXiv 2312.02027; with running rewards, Claeys, Goldman, Shen and He, arXiv 2603.23173.
     """
-    k, n = vector(kappa, dim, "kappa"), vector(nu, dim, "nu")
+    k, n, m = vector(kappa, dim, "kappa"), vector(nu, dim, "nu"), vector(mu, dim, "mu")
     if (k <= 0).any() or (n < 0).any():
         raise ProblemError(f"kappa must be positive and nu non-negative, got {k.tolist()} and {n.tolist()}")
+    if (m < 0).any():
+        raise ProblemError(f"mu must be non-negative, got {m.tolist()}")
     return ControlProblem(
         dim=dim,
         horizon=horizon,
         temperature=temperature,
         drift=partial(_well_drift, kappa=k),
         diffusion=vector(Lambda, dim, "Lambda"),
+        running_reward=partial(_well_running, mu=m) if m.any() else None,
         terminal_reward=partial(_well_reward, nu=n),
         initial_law=Gaussian(vector(mean, dim, "mean"), matrix(cov, np.eye(dim), "cov")),
         name="double-well",
