@@ -23,7 +23,7 @@ LQ = Setting(
 )
 LINEAR = Setting(name="linear", problem="soc-ou-linear", dim=4, rtol=None, **SMALL)
 WELLS = Setting(name="wells", problem="soc-double-well", dim=5, rtol=1e-2, paths=512, steps=100, fine=100)
-WELL = Setting(name="well", problem="double-well", dim=1, rtol=1e-4, paths=1024, steps=100, fine=400)
+WELL = Setting(name="well", problem="double-well", dim=1, rtol=1e-4, paths=1024, steps=100, fine=200)
 
 
 @pytest.fixture(scope="module")
