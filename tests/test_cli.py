@@ -173,8 +173,8 @@ def test_quick_runs_are_small_and_what_is_given_stays(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         stats.append(json.loads(result.stdout)["stats"])
     assert [(each["cells"], each["rtol_time"]) for each in stats] == [(9, 1e-3), (32, 1e-3), (32, 1e-5)]
-    boxes = json.loads(run("solve", "double-well", "--quick", "--json", "--out", out).stdout)
-    exact = json.loads(run("solve", "double-well", "--rtol", "1e-2", "--json", "--out", out).stdout)
+    boxes = json.loads(run("solve", "reflected", "--quick", "--json", "--out", out).stdout)
+    exact = json.loads(run("solve", "reflected", "--rtol", "1e-2", "--json", "--out", out).stdout)
     assert boxes["error_estimate"] == exact["error_estimate"]
     assert run("solve", "lq", "--quick", "--refine", "--out", out).exit_code == 0
     result = run("compare", "lq", "--quick", "--out", out)

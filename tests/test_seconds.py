@@ -62,8 +62,8 @@ def choose(**how: Any) -> fh.learning.Selection:
 
 # What takes long, all of it with progress= and max_seconds=.
 WORK: dict[str, Callable[..., Any]] = {
-    "solve": lambda **k: fh.solve(WELL, rtol=1e-4, **k),
-    "feynman_kac": lambda **k: fh.feynman_kac(WELL, lambda x: x[..., 0], rtol=1e-4, **k),
+    "solve": lambda **k: fh.solve(WELL, rtol=1e-2, **k),
+    "feynman_kac": lambda **k: fh.feynman_kac(WELL, lambda x: x[..., 0], rtol=1e-2, **k),
     "solve_on_mesh": lambda **k: fh.solve_on_mesh(WELL, MESH, **k),
     "solve_on_mesh to a tolerance": lambda **k: fh.solve_on_mesh(REFLECTED, cells=32, rtol=1e-2, **k),
     "refine_on_mesh": lambda **k: fh.refine_on_mesh(REFLECTED, rtol=1e-3, **k),
@@ -73,7 +73,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "certify by a value": lambda **k: fh.certify(LQ, wave, n=4096, steps=64, rng=0, value=LQ.exact, **k),
     "control_error": lambda **k: fh.control_error(LQ, wave, LQ.exact, under="policy", **k),
     "control_error of a Gaussian law": lambda **k: fh.control_error(LQ, lambda t, x: -x, LQ.exact, **k),
-    "evaluate_policy": lambda **k: fh.evaluate_policy(WELL, wave, rtol=1e-3, **k),
+    "evaluate_policy": lambda **k: fh.evaluate_policy(LQ, wave, rtol=1e-2, **k),
     "objectives": lambda **k: fh.objectives(LQ, wave, LQ.exact, steps=8, n=500, times=16, **k),
     "objectives by simulation": lambda **k: fh.objectives(PAID, wave, steps=8, n=5000, **k),
     "cross_validate": choose,
@@ -289,7 +289,7 @@ def test_a_fit_of_the_first_paths_is_the_fit_of_these_paths(ticks: Callable[[], 
 
 
 def test_a_law_is_summed_over_as_a_whole(ticks: Callable[[], int]) -> None:
-    law = fh.learning.sampled_law_measure(LQ, SPACE, n=200_000, rng=0)
+    law = fh.learning.sampled_law_measure(LQ, SPACE, n=50_000, rng=0)
     needed = length_of(lambda: fh.fit(LQ, law, SPACE, outside="drop"), ticks)
     with pytest.raises(ConvergenceError, match="nothing that is in the class yet"):
         fh.fit(LQ, law, SPACE, outside="drop", max_seconds=1.5)

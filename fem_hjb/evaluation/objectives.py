@@ -27,6 +27,7 @@ from fem_hjb.problems.laws import MarginalLaw, PointMass
 from fem_hjb.problems.problem import ControlProblem, ValueFunction
 from fem_hjb.solutions.norms import policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.stepping.adaptive import rtol_in_range
 from fem_hjb.support.checks import FloatArray, Rng, array_length, spawn_generators
 from fem_hjb.support.errors import ConvergenceError, MeasureError
 from fem_hjb.support.objects import Plain
@@ -81,7 +82,7 @@ def objectives(
     Raises
     ------
     ProblemError, MeasureError : as `control_error`, and its ToleranceWarning.
-    ConvergenceError : the Euler scheme explodes with so few steps, or max_seconds are over.
+    ConvergenceError : the Euler scheme explodes with so few steps, rtol is out of range, or max_seconds are over.
     """
     watch = until(checked_progress(progress), checked_seconds(max_seconds))
     layered = tell_of_layer(policy, "objectives")
@@ -90,6 +91,7 @@ def objectives(
         check_reference(reference)
     array_length(steps, "steps", MeasureError)
     array_length(n, "n", MeasureError, problem.dim)
+    rtol_in_range(rtol, "rtol")
     seeds = spawn_generators(rng, 4)
     try:
         found = _all_of_them(problem, policy, reference, steps, n, seeds, times, rtol, watch, layered)

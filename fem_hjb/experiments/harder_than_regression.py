@@ -80,7 +80,7 @@ class Config:
     seed: int = 30
 
 
-QUICK = Config(sizes=(250, 1000, 4000), seeds=4, first=3, ladder=((8, 2), (10, 2), (12, 3)))
+QUICK = Config(sizes=(250, 1000, 4000), steps=16, seeds=4, first=3, ladder=((8, 2), (12, 3)))
 
 _COLUMNS = ("method", "n", "cells", "time cells", "dofs", "approximation", "error", "low", "high", "best")
 _DEGREE = 3

@@ -83,7 +83,7 @@ QUICK = Config(
     n=500,
     steps=32,
     seeds=7,
-    epsilons=(0.5, 0.05, 0.005),
+    epsilons=(0.5, 0.005),
     all_steps=(8, 32, 128),
     classes=((4, 2), (8, 4), (16, 8)),
 )

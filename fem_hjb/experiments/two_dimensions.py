@@ -82,8 +82,8 @@ QUICK = Config(
     n=1000,
     seeds=3,
     sizes=(250, 1000),
-    steps=24,
-    observations=(32, 64),
+    steps=16,
+    observations=(16, 32),
     seen=(3, 2),
     rtol=1e-3,
 )

@@ -29,7 +29,7 @@ from fem_hjb.learning.estimators import Estimator, doob
 from fem_hjb.learning.folds import FOLDS, average, fold_sources
 from fem_hjb.learning.measures import Measure, check_space
 from fem_hjb.learning.smoothing import default_smoothing
-from fem_hjb.learning.solve_system import reduce_system
+from fem_hjb.learning.solve_system import check_how, reduce_system
 from fem_hjb.learning.system import Data, System, all_of_them, assemble_until
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource
@@ -83,6 +83,7 @@ def penalty_for(
             " does not tell them apart: give Paths or a PathSource, or a penalty, estimator=fem_hjb.learning.doob(0.01)"
         )
     check_space(problem, space, "choose_penalty")
+    check_how(terminal, 0.0 if smoothing is None else smoothing, ridge)
     if not isinstance(data, Paths | PathSource):
         raise MeasureError(f"expected Paths, a PathSource or a Measure, got {type(data).__name__}")
     parts = fold_sources(data, min(FOLDS, data.n if isinstance(data, Paths) else data.chunk_count))

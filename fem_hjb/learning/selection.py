@@ -14,7 +14,7 @@ from fem_hjb.learning.estimators import ESTIMATORS, Estimator, doob, find_estima
 from fem_hjb.learning.folds import FOLDS, average, fold_sources
 from fem_hjb.learning.matching import best_penalty, with_penalty
 from fem_hjb.learning.smoothing import default_smoothing
-from fem_hjb.learning.solve_system import solve_watched
+from fem_hjb.learning.solve_system import TERMINALS, solve_watched
 from fem_hjb.learning.system import Data, System, all_of_them, assemble_until
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.sources import PathSource
@@ -181,6 +181,7 @@ def _each_judged(
     _check_candidates(candidates)
     row, parts = find_estimator(estimator), fold_sources(data, folds)
     smooth = all(candidate.space.smoothness for candidate in candidates)
+    one_of(terminal, "terminal", TERMINALS, MeasureError)
     if criterion is not None:
         one_of(criterion, "criterion", CRITERIA, MeasureError)
     criteria = (criterion,) if criterion else CRITERIA if smooth else ("labels",)

@@ -187,6 +187,14 @@ class ReducedSystem:
         return coefficients
 
 
+def check_how(terminal: str, smoothing: float, ridge: float) -> None:
+    """MeasureError where they make no sense."""
+    one_of(terminal, "terminal", TERMINALS, MeasureError)
+    for name, number in (("smoothing", smoothing), ("ridge", ridge)):
+        if non_negative_number(number, name, MeasureError) > LARGEST:
+            raise MeasureError(f"{name} must be at most {LARGEST:g}, got {number!r}")
+
+
 def reduce_system(
     system: System,
     *,
@@ -200,12 +208,9 @@ def reduce_system(
 
     tell : hears of what is done with it; what it raises stops the work.
     """
-    one_of(terminal, "terminal", TERMINALS, MeasureError)
+    check_how(terminal, smoothing, ridge)
     if constraint is not None and not isinstance(constraint, Constraint):
         raise MeasureError(f"constraint must be a Constraint such as Bounds(0, 1), got {type(constraint).__name__}")
-    for name, number in (("smoothing", smoothing), ("ridge", ridge)):
-        if non_negative_number(number, name, MeasureError) > LARGEST:
-            raise MeasureError(f"{name} must be at most {LARGEST:g}, got {number!r}")
     space = system.space
     per_path = 1.0 / system.paths if system.paths else _EXACT
     extension = sp.csr_matrix((space.n_dofs,) * 2)

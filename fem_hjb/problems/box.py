@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, final
 
 import numpy as np
@@ -110,8 +111,7 @@ class Box(Plain):
     def where(self, word: str) -> BoolArray:
         """Which faces are of this kind, shape (2, d): the lower ones, the upper ones."""
         one_of(word, "Box: face", FACES, DomainError)
-        words = np.asarray(self.faces).T
-        return np.asarray(words == word)
+        return _of_kind(self.faces, word).copy()
 
     def has(self, word: str) -> bool:
         """Whether any face is of this kind."""
@@ -130,24 +130,27 @@ class Box(Plain):
 
     def absorb(self, x: ArrayLike) -> FloatArray:
         """Move points behind an absorbing face to the nearest point of it; the others stay."""
-        points, (at_lower, at_upper) = as_points(x, self.dim), self.where("absorbing")
+        points, (at_lower, at_upper) = as_points(x, self.dim), _of_kind(self.faces, "absorbing")
+        if not (at_lower | at_upper).any():
+            return np.array(points)
         lower, upper = self.bounds
         return np.clip(points, np.where(at_lower, lower, -np.inf), np.where(at_upper, upper, np.inf))
 
     def mirror(self, x: ArrayLike) -> FloatArray:
         """Fold points back by reflection at the reflecting faces, as often as it takes; other faces let them pass."""
-        points, (at_lower, at_upper) = as_points(x, self.dim), self.where("reflecting")
-        low, high = (
-            np.where(at_lower, self.lower, 0.0),
-            np.where(at_upper, self.upper, 0.0),
-        )  # finite, unlike the bounds
-        both = at_lower & at_upper
-        width = np.where(both, high - low, 1.0)
-        phase = np.mod(points - low, 2.0 * width)
-        folded = low + np.where(phase > width, 2.0 * width - phase, phase)
-        once = np.maximum(points, np.where(at_lower, 2.0 * low - points, -np.inf))  # leaves points inside to the bit
-        once = np.minimum(once, np.where(at_upper, 2.0 * high - once, np.inf))
-        return np.where(both, folded, once)
+        points, (at_lower, at_upper) = np.array(as_points(x, self.dim)), _of_kind(self.faces, "reflecting")
+        for axis in np.flatnonzero(at_lower | at_upper):
+            (low, high), along = (float(bound[axis]) for bound in self.bounds), points[..., axis]
+            beyond = (at_lower[axis] & (along < low)) | (at_upper[axis] & (along > high))
+            out = along[beyond]  # those inside stay to the bit
+            if not out.size:
+                continue
+            if at_lower[axis] and at_upper[axis]:
+                phase = np.mod(out - low, 2.0 * (high - low))
+                points[beyond, axis] = low + np.minimum(phase, 2.0 * (high - low) - phase)
+            else:
+                points[beyond, axis] = 2.0 * (low if at_lower[axis] else high) - out
+        return points
 
     def inside(self, x: ArrayLike) -> FloatArray:
         """Points folded back at reflecting faces, and moved to the absorbing faces that they are behind."""
@@ -161,6 +164,14 @@ class Box(Plain):
             face[:, axis] = self.bounds[side][axis]
             found.append(face)
         return found
+
+
+@lru_cache(maxsize=256)
+def _of_kind(faces: tuple[tuple[str, str], ...], word: str) -> BoolArray:
+    """`Box.where`, which is asked at every step of a path; read-only."""
+    found = np.asarray(word == np.asarray(faces).T)
+    found.setflags(write=False)
+    return found
 
 
 def _corner(value: ArrayLike, name: str, far: float) -> FloatArray:

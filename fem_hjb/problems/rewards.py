@@ -27,7 +27,8 @@ def log_sum_exp(
 ) -> tuple[FloatArray, FloatArray]:
     """log sum_k exp(-x'P_k x/2 + p_k'x + c_k) and its gradient; coefficients (u, k, ...), row which[i] for point i."""
     if len(P) == 1:
-        Px = np.einsum("kij,nj->nki", P[0], x, optimize=True)
+        k, d = p.shape[1:]
+        Px = (x @ P[0].reshape(k * d, d).T).reshape(len(x), k, d)
         linear, constant = p[0], c[0]
     else:
         Px = np.einsum("nkij,nj->nki", P[which], x)

@@ -191,13 +191,14 @@ class _Search:
         payoff: Payoff | None = None,
     ) -> None:
         self.problem, self.rtol, self.seed, self.given, self.payoff = problem, rtol, seed, box, payoff
+        kept = None if box is None else given_box(problem, box)
         self.sample = sample_law(problem, seed)
         self.mass = max(_MASS * rtol**2 * (1.0 if payoff is None else _PAID), 1e-22)
         self.ends = tilted_ends(problem, self.sample, seed) if payoff is None else None
         self.reaches = reaches_of(problem, self.sample, self.ends, self.mass, seed)
         self.controlled: Steered | None = None
         self.most = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
-        self.box = box_of(problem, self.reaches, self.mass) if box is None else given_box(problem, box)
+        self.box = box_of(problem, self.reaches, self.mass) if kept is None else kept
         self.rough = jumps_in_space(problem, self.sample, seed)
         self.choose(form)
         self.jumps = tuple(

@@ -33,7 +33,7 @@ from fem_hjb.solutions.comparison import Comparison, Row
 from fem_hjb.solutions.norms import LAWS, LawPoints, controlled_points, l2_norm, law_points, policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.support.calls import call
-from fem_hjb.support.checks import FloatArray, Rng, one_of
+from fem_hjb.support.checks import FloatArray, Rng, one_of, require_rng
 from fem_hjb.support.errors import ComparisonError, ConvergenceError, FemHjbError, MeasureError
 from fem_hjb.support.progress import Progress, unheard
 
@@ -113,7 +113,7 @@ def compare(
     ------
     ComparisonError : no problem, no candidates, a candidate of the wrong kind or returning a wrong shape, or with no
         value on more than half the mass at some time; law="controlled", and no draws of it.
-    MeasureError : times or order make no sense.
+    MeasureError : times, order or rng make no sense.
     DomainError : times outside [0, T].
     """
     problem = _find_problem(reference) if problem is None else problem
@@ -123,6 +123,7 @@ def compare(
     judged = {str(name): _wrap(candidate, str(name), problem) for name, candidate in candidates.items()}
     truth = _wrap(reference, "reference", problem)
     one_of(law, "law", (*LAWS, "both"), ComparisonError)
+    require_rng(rng)
     if not isinstance(points, LawPoints | None):
         raise ComparisonError(f"points must be what law_points returns, got {type(points).__name__}")
     chosen, unseen = [points] if points is not None else [], ""

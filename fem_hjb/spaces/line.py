@@ -80,7 +80,7 @@ class LineBasis(Plain):
     nodes: FloatArray = field(init=False, repr=False)
     widths: FloatArray = field(init=False, repr=False)
     node_widths: FloatArray = field(init=False, repr=False)
-    _powers: FloatArray = field(init=False, repr=False)
+    _derivatives: FloatArray = field(init=False, repr=False)
     scale: FloatArray | None = field(init=False, repr=False)
     _extraction: FloatArray | None = field(init=False, repr=False)
 
@@ -102,6 +102,7 @@ class LineBasis(Plain):
             made = _splines(grid, degree, self.flat) if self.is_spline else _lagrange(grid, degree)
         made |= {"grid": grid, "n_cells": grid.size - 1, "widths": np.diff(grid), "node_widths": _node_widths(grid)}
         made["local_size"] = made["cell_dofs"].shape[1]
+        made["_derivatives"] = _derivatives(made.pop("powers"))
         for name, value in {"scale": None, "_extraction": None, **made}.items():
             if isinstance(value, np.ndarray):
                 value.setflags(write=False)
@@ -154,12 +155,7 @@ class LineBasis(Plain):
 
     def _local(self, xi: FloatArray, derivative: int) -> FloatArray:
         """The same of the local polynomials: the reference functions, or Bernstein polynomials for B-splines."""
-        k = np.arange(self._powers.shape[0])
-        powers = np.vander(xi, k.size, increasing=True)
-        if derivative:
-            factor = np.prod([k - j for j in range(derivative)], axis=0)
-            powers = factor * powers[:, np.maximum(k - derivative, 0)]
-        return np.asarray(powers @ self._powers)
+        return np.asarray(_powers(xi, self.degree) @ self._derivatives[derivative])
 
     def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 1) -> FloatArray:
         """The l basis functions of each cell and their first `order` derivatives in s, shape (n, order + 1, l).
@@ -169,8 +165,9 @@ class LineBasis(Plain):
         if order not in (0, 1, 2):
             raise SpaceError(f"order must be 0, 1 or 2, got {order!r}")
         result = np.empty((xi.size, order + 1, self.local_size))
+        powers = _powers(xi, self.degree)
         for k in range(order + 1):
-            result[:, k] = self._local(xi, k)
+            np.matmul(powers, self._derivatives[k], out=result[:, k])
             if k:
                 result[:, k] /= self.widths[cells, None] ** k
         if self.scale is not None:
@@ -232,6 +229,24 @@ class LineBasis(Plain):
         return (values.T @ sp.diags(weights.ravel()) @ values).tocsc()
 
 
+def _powers(xi: FloatArray, degree: int) -> FloatArray:
+    """1, xi, xi^2, ... of points (n,), (n, degree + 1). `numpy.vander` is not made for so few columns."""
+    powers = np.ones((xi.size, degree + 1))
+    for k in range(degree):
+        np.multiply(powers[:, k], xi, out=powers[:, k + 1])
+    return powers
+
+
+def _derivatives(powers: FloatArray) -> FloatArray:
+    """From polynomials in columns, by their powers (p + 1, l), the same of them and two derivatives, (3, p + 1, l)."""
+    found = np.zeros((3, *powers.shape))
+    found[0] = powers
+    factors = np.arange(1.0, len(powers))[:, None]
+    for k in (1, 2):
+        found[k, :-1] = factors * found[k - 1, 1:]
+    return found
+
+
 def _node_widths(grid: FloatArray) -> FloatArray:
     """Per grid point the mean width of the cells that meet there."""
     widths = np.diff(grid)
@@ -243,7 +258,7 @@ def _hermite(grid: FloatArray) -> dict[str, Any]:
     scale = np.ones((m, 4))
     scale[:, 1], scale[:, 3] = widths / node_widths[:-1], widths / node_widths[1:]
     cell_dofs = 2 * np.arange(m, dtype=np.int64)[:, None] + np.arange(4)
-    made = {"degree": 3, "smoothness": 1, "n_dofs": 2 * (m + 1), "nodes": grid.copy(), "_powers": _HERMITE}
+    made = {"degree": 3, "smoothness": 1, "n_dofs": 2 * (m + 1), "nodes": grid.copy(), "powers": _HERMITE}
     return {**made, "cell_dofs": cell_dofs, "scale": scale}
 
 
@@ -259,7 +274,7 @@ def _splines(grid: FloatArray, degree: int, flat: bool) -> dict[str, Any]:
         cell_dofs = np.clip(cell_dofs - 1, 0, n_dofs - 1)
         nodes = np.delete(nodes, [1, -2] if n_dofs > 1 else [0, -1])
     made = {"degree": degree, "smoothness": degree - 1, "n_dofs": n_dofs, "nodes": nodes, "cell_dofs": cell_dofs}
-    return {**made, "_powers": _bernstein(degree), "_extraction": _bezier_extraction(knots, degree)}
+    return {**made, "powers": _bernstein(degree), "_extraction": _bezier_extraction(knots, degree)}
 
 
 def _lagrange(grid: FloatArray, degree: int) -> dict[str, Any]:
@@ -268,7 +283,7 @@ def _lagrange(grid: FloatArray, degree: int) -> dict[str, Any]:
     nodes = np.append((grid[:-1, None] + np.diff(grid)[:, None] * reference[:-1]).ravel(), grid[-1])
     cell_dofs = degree * np.arange(m, dtype=np.int64)[:, None] + np.arange(degree + 1)
     made = {"degree": degree, "smoothness": 0, "n_dofs": degree * m + 1, "nodes": nodes, "cell_dofs": cell_dofs}
-    return {**made, "_powers": np.linalg.inv(np.vander(reference, increasing=True))}
+    return {**made, "powers": np.linalg.inv(np.vander(reference, increasing=True))}
 
 
 def _bernstein(degree: int) -> FloatArray:

@@ -189,13 +189,18 @@ def _is_seed(rng: Rng) -> TypeGuard[int]:
     return isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0
 
 
+def require_rng(rng: Any) -> None:
+    """MeasureError if it is nothing that random numbers begin from."""
+    if not (isinstance(rng, np.random.Generator | np.random.SeedSequence) or _is_seed(rng)):
+        raise MeasureError(f"rng must be a non-negative int, a numpy Generator or a SeedSequence, got {rng!r}")
+
+
 def spawn_generators(rng: Rng, count: int) -> list[np.random.Generator]:
     """`count` independent generators; an int or a SeedSequence gives the same ones on every call."""
+    require_rng(rng)
     if isinstance(rng, np.random.Generator):
         return list(rng.spawn(count))
     if isinstance(rng, np.random.SeedSequence):
         fresh = np.random.SeedSequence(rng.entropy, spawn_key=rng.spawn_key, pool_size=rng.pool_size)
         return [np.random.default_rng(seed) for seed in fresh.spawn(count)]
-    if not _is_seed(rng):
-        raise MeasureError(f"rng must be a non-negative int, a numpy Generator or a SeedSequence, got {rng!r}")
     return [np.random.default_rng(seed) for seed in np.random.SeedSequence(int(rng)).spawn(count)]

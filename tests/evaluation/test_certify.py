@@ -144,7 +144,7 @@ BITS = ("lower", "value", "upper", "ess", "tail")
 
 @pytest.mark.parametrize("x0", [None, [0.1, 0.2]])
 def test_bits_depend_on_the_seed_alone(x0: Any) -> None:
-    how: Any = {"x0": x0, "n": 20_000, "steps": 64}
+    how: Any = {"x0": x0, "n": 20_000, "steps": 16}
     here = certify(LQ2, None, rng=7, **how)
     with ThreadPoolExecutor(3) as pool:
         there = certify(LQ2, None, rng=7, executor=pool, **how)
@@ -426,7 +426,7 @@ def test_what_is_done_when_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None
         return asked[0]
 
     monkeypatch.setattr(watching, "_clock", tick)
-    how: Any = {"n": 80_000, "steps": 64, "rng": 0}
+    how: Any = {"n": 80_000, "steps": 16, "rng": 0}
     whole = certify(LINE, None, **how)
     ticks, asked[0] = asked[0], 0.0
     part = certify(LINE, None, max_seconds=ticks / 2, **how)

@@ -97,7 +97,7 @@ def test_two_sided_bounds_hold(kind: type[Bumped], x0: Any) -> None:
 
 def test_the_gap_is_of_second_order_in_the_error_of_the_value() -> None:
     sizes = [0.4, 0.2, 0.1, 0.05]
-    runs = [certify(LQ, w, x0=X0, n=20_000, steps=32, rng=0, value=w) for w in (Bumped(LQ, size) for size in sizes)]
+    runs = [certify(LQ, w, x0=X0, n=10_000, steps=32, rng=0, value=w) for w in (Bumped(LQ, size) for size in sizes)]
     assert 1.85 < fitted_slope(sizes, [run.gap.estimate for run in runs]).value < 2.15
     assert 0.85 < fitted_slope(sizes, [run.diffusion.optimal.half_width for run in runs]).value < 1.15
 
@@ -308,7 +308,7 @@ def test_bridges_stop_brownian_motion_exactly_and_ends_alone_by_order_a_half(
     if not bridge:
         whole = walls.stop_at_faces
         monkeypatch.setattr(walls, "stop_at_faces", lambda domain, var, *a: whole(domain, 1e-12 * var, *a))
-    steps = [4, 16, 64, 256]
+    steps = [4, 16, 64]
     found = [certify(problem, None, n=40_000, steps=count, rng=2).chain for count in steps]
     rewards = [bounds.reward for bounds in found if bounds is not None]
     off = np.array([reward.estimate for reward in rewards]) - (2 * ndtr(1.0) - 1)  # no exit, by reflection
@@ -369,7 +369,7 @@ def test_a_diffusion_that_depends_on_the_state() -> None:
         initial_law=fh.Gaussian([0.0, 0.0], 0.1),
     )
     x0 = [0.3, 0.2]
-    found = certify(problem, None, x0=x0, n=20_000, steps=64, rng=0)
+    found = certify(problem, None, x0=x0, n=8000, steps=64, rng=0)
     truth = float(problem.exact.value(0.0, x0))
     assert found.status == "ok"
     assert abs(found.diffusion.optimal.estimate - truth) < 3.5 / 1.96 * found.diffusion.optimal.half_width

@@ -325,7 +325,7 @@ def test_what_is_paid_at_the_exit_counts() -> None:
 def test_a_policy_that_is_not_right_near_the_end_is_told() -> None:
     """A reward that jumps: what the policy does in the layer before T is counted, along paths, and costs much."""
     problem = zoo.get("double-slit")
-    solution = solve(problem, rtol=1e-2, box=Box([-11.0], [11.0], boundary="natural"), verify=False)
+    solution = solve(problem, rtol=3e-2, box=Box([-9.0], [9.0], boundary="natural"), verify=False)
     assert solution.stats["layer"] > 1e-3
     with pytest.warns(ToleranceWarning, match=r"right up to t=0\.\d+ only"):
         found = objectives(problem, solution, solution, n=256, steps=50, rng=0, rtol=1e-4)

@@ -69,7 +69,7 @@ def test_sampled_forms_approach_the_form_of_the_law_at_the_rate_of_the_square_ro
         law = law_measure(LQ, space, times=np.linspace(0.0, 1.0, steps + 1))
     limit = values_at(assemble(LQ, law, space, estimator=estimator, outside="drop"), c)
     sizes, errors = (200, 800, 3200), []
-    for n, seeds in zip(sizes, (40, 20, 10), strict=True):
+    for n, seeds in zip(sizes, (30, 16, 8), strict=True):
         squares = []
         for seed in range(seeds):
             paths = fh.sample_paths(LQ, n=n, steps=steps, rng=7 * seed + n)
@@ -196,7 +196,7 @@ def test_noise_at_the_solution(estimator):
 
 def test_only_the_noise_of_corrected_increments_falls_with_the_step():
     """As sqrt(dt); not that of increments, nor where the drift is not the process's."""
-    steps = (8, 16, 32, 64)
+    steps = (8, 16, 32)
     rates = {name: slope(steps, [noise(name, 200, K, 16) for K in steps]) for name in ("corrected", "increment")}
     assert rates["corrected"] == pytest.approx(-0.5, abs=0.15)
     assert rates["increment"] == pytest.approx(0.0, abs=0.15)
@@ -262,9 +262,10 @@ def reversible(dim, **changes):
     return fh.ControlProblem(**settings | changes)
 
 
-@pytest.mark.parametrize("delta", [0.0, 0.3])
-@pytest.mark.parametrize("dim", [1, 2])
-@pytest.mark.parametrize("rewarded", [True, False])
+@pytest.mark.parametrize(
+    ("dim", "delta", "rewarded"),
+    [(1, 0.0, True), (1, 0.0, False), (1, 0.3, True), (1, 0.3, False), (2, 0.0, False), (2, 0.3, True)],
+)
 def test_the_weak_form_is_the_residual_form_integrated_by_parts(dim, delta, rewarded, monkeypatch):
     problem = reversible(dim, **({} if rewarded else {"running_reward": None}))
     space = Space(problem, cells=12 if dim == 1 else 7, time_cells=2, box=box(7.0, dim))

@@ -63,12 +63,12 @@ def test_the_generator_estimator_has_no_noise_where_the_class_holds_the_solution
 
 def test_the_error_falls_as_the_class_grows():
     medians = {"generator": [], "corrected": []}
+    samples = [fh.sample_paths(LQ, n=5000, steps=50, rng=seed) for seed in range(3)]
     for time_cells, cells in ((2, 4), (4, 8), (8, 16)):
         space = fh.Space(LQ, cells=cells, time_cells=time_cells, box=fh.Box([-4.0], [4.0]))
         for estimator, found in medians.items():
             errors = [
-                relative_error_of_f(fit(LQ, paths, space, estimator=estimator, outside="drop"))
-                for paths in (fh.sample_paths(LQ, n=5000, steps=50, rng=seed) for seed in range(4))
+                relative_error_of_f(fit(LQ, paths, space, estimator=estimator, outside="drop")) for paths in samples
             ]
             found.append(np.median(errors))
     generator, corrected = medians["generator"], medians["corrected"]
@@ -109,8 +109,8 @@ def statistical_slope(drift, sizes, seeds):
 
 
 def test_learned_and_galerkin_solutions_approach_at_the_rate_of_the_square_root_of_n():
-    sizes = (1000, 3162, 10_000, 31_623, 100_000)
-    assert statistical_slope(LQ.drift, sizes, (24, 24, 16, 10, 6)) == pytest.approx(-0.5, abs=0.1)
+    sizes = (1000, 3162, 10_000, 31_623)
+    assert statistical_slope(LQ.drift, sizes, (24, 24, 16, 8)) == pytest.approx(-0.5, abs=0.1)
 
 
 def test_they_do_not_when_the_equation_is_told_a_wrong_drift():

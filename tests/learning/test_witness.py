@@ -100,14 +100,14 @@ def test_the_interval_at_the_start_covers_the_value():
     problem = fh.zoo.get("mixture-diffusion", dim=1)
     solution = learned(problem, n=500, estimator="regression")
     hits, off = 0, 0
-    for seed in range(24):
+    for seed in range(12):
         told = witness(solution, 1.0, seed)
         x = problem.initial_law.sample(96, np.random.default_rng([seed, 4]))
         known = np.isfinite(solution.value(0.0, x, outside="nan"))
         exact = float(problem.exact.value(0.0, x[known]).mean())
         hits += abs(told.start - exact) <= told.margin
         off += abs(told.learned - exact) <= told.margin
-    assert hits >= 21  # 23 of 24 are expected of two standard errors
+    assert hits >= 10  # 11.5 of 12 are expected of two standard errors
     assert off < hits
 
 

@@ -143,7 +143,7 @@ def test_an_exit_reward_is_that_of_elements_on_the_same_mesh():
     domain = MeshDomain(fh.load_mesh(MESHES / "plate.msh"), words, lambda t, x: x[..., 1] - np.asarray(t) / 2)
     paid = problem(domain, [-0.3, 0.5], temperature=0.5, terminal_reward=lambda x: x[..., 0] / 2)
     v = fh.solve_on_mesh(paid, element="P2", rtol_time=1e-4).value(0.0, [[-0.3, 0.5]])[0]
-    paths = fh.sample_paths(paid, n=12_000, steps=64, rng=2)
+    paths = fh.sample_paths(paid, n=6000, steps=64, rng=2)
     out = domain.exited(paths.x)
     assert domain.contains(paths.x).all()
     assert (np.diff(out.astype(int), axis=1) >= 0).all()

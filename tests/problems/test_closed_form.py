@@ -137,9 +137,9 @@ def test_agrees_with_feynman_kac_simulation(problem):
     spread = np.sqrt(np.diag(law.covariance))
     for t, side in ((0.0, 0.6), (0.0, -0.6), (0.45 * problem.horizon, -0.4)):
         x = law.expectation + side * spread
-        mean, error = feynman_kac(problem, t, x, pairs=25_000, steps=16, rng=rng)
+        mean, error = feynman_kac(problem, t, x, pairs=10_000, steps=16, rng=rng)
         exact = np.exp(problem.exact.value(t, x) / problem.temperature)
-        assert error < 5e-3 * exact  # the test has teeth
+        assert error < 8e-3 * exact  # the test has teeth
         assert abs(mean - exact) < 4 * error
 
 

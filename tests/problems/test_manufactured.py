@@ -113,8 +113,8 @@ def test_a_reflecting_box_needs_a_value_without_slope_across_its_faces():
         "initial_law": Gaussian([1.0], 0.05),
     }
     problem = build(1, **given, domain=Box([0.0], [np.pi]))
-    found, x = solve(problem, rtol=1e-3), np.linspace(0.0, np.pi, 21)[:, None]
-    np.testing.assert_allclose(found.value(0.0, x), problem.exact.value(0.0, x), atol=1e-3)
+    found, x = solve(problem, rtol=1e-2), np.linspace(0.0, np.pi, 21)[:, None]
+    np.testing.assert_allclose(found.value(0.0, x), problem.exact.value(0.0, x), atol=3e-3)
     with pytest.raises(ProblemError, match=r"no slope across a reflecting face, but its gradient along axis 0 is -"):
         build(1, **given, domain=Box([0.0], [2.5]))
 

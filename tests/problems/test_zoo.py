@@ -85,9 +85,9 @@ def test_closed_forms_agree_with_feynman_kac_simulation(problem):
     spread = np.sqrt(np.diag(problem.initial_law.covariance))
     for t, side in ((0.0, 0.5), (0.4 * problem.horizon, -0.5)):
         x = problem.initial_law.expectation + side * spread
-        mean, error = feynman_kac(problem, t, x, pairs=20_000, steps=16, rng=rng)
+        mean, error = feynman_kac(problem, t, x, pairs=8000, steps=16, rng=rng)
         exact = np.exp(problem.exact.value(t, x) / problem.temperature)
-        assert error < 5e-3 * exact  # the test has teeth
+        assert error < 8e-3 * exact  # the test has teeth
         assert abs(mean - exact) < 4 * error
 
 

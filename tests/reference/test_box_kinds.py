@@ -171,9 +171,9 @@ def test_a_drift_that_turns_out_of_any_box() -> None:
         2, lambda x: -((x - 1) ** 2).sum(-1), drift=drift, diffusion=0.3, temperature=0.5,
         initial_law=Gaussian([0.0, 0.0], 0.2),
     )  # fmt: skip
-    rough, fine = solve(problem, rtol=1e-2), solve(problem, rtol=1e-4)
+    rough, fine = solve(problem, rtol=1e-2), solve(problem, rtol=1e-3)
     assert rough.error_estimate.met(1e-2)
-    assert fine.error_estimate.met(1e-4)
+    assert fine.error_estimate.met(1e-3)
     x = np.array([[0.0, 0.0], [0.5, -0.5], [-0.6, 0.3]])
     np.testing.assert_allclose(rough.policy(0.3, x), fine.policy(0.3, x), atol=1e-2)
 

@@ -89,7 +89,7 @@ POSED = {
         *planes(np.array([[1.0, 0.0], [0.8, 0.6], [-0.3, 1.0]]), [1.0, 2.0, 1.5], CORRELATED),
         CORRELATED,
         1 / 64,
-        3e-3,
+        1e-2,
     ),
     "a disc": (*disc(2.0), np.eye(2), 1 / 64, 3e-3),
     "outside a disc": (*disc(-3.0), np.eye(2), 1 / 64, 3e-3),

@@ -176,14 +176,14 @@ def test_boxes_follow_the_law(dim):
 
 def test_the_policy_of_a_solution_ends_panels_where_its_own_end():
     problem = zoo.get("double-well", dim=1, kappa=1.0)
-    reference = reference_solve(problem, rtol=1e-4)
-    law = solve(problem, policy=reference.policy, box=reference.space.box, rtol=1e-5)
+    reference = reference_solve(problem, rtol=1e-3)
+    law = solve(problem, policy=reference.policy, box=reference.space.box, rtol=1e-4)
     own, found = (np.array([panel.time.bounds[0] for panel in each.space.panels]) for each in (reference, law))
     assert np.abs(own[:, None] - found).min(axis=1).max() < 1e-12
-    calls = solve(problem, policy=lambda t, x: reference.policy(t, x), box=reference.space.box, rtol=1e-5)
+    calls = solve(problem, policy=lambda t, x: reference.policy(t, x), box=reference.space.box, rtol=1e-4)
     x = np.linspace(-1.5, 1.5, 61)[:, None]
     p = law.density(1.0, x)
-    assert np.abs(p - calls.density(1.0, x)).max() < 1e-5 * p.max()
+    assert np.abs(p - calls.density(1.0, x)).max() < 1e-4 * p.max()
 
 
 def test_a_drift_rougher_than_the_tolerance_ends_with_what_is_resolved():

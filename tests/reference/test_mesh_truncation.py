@@ -44,7 +44,7 @@ def exact_value(problem: ControlProblem, factor: float = 1.0) -> Any:
     [
         (MIXTURE, {"box": Box([-2.7], [2.7], boundary="natural"), "cells": 64}),
         (LQ, {"box": Box([-2.0], [2.0]), "cells": 40}),
-        (LQ2, {"box": Box([-2.2] * 2, [2.2] * 2, boundary="natural"), "cells": 20}),
+        (LQ2, {"box": Box([-2.2] * 2, [2.2] * 2, boundary="natural"), "cells": 14}),
         (CLOSE, {"mesh": DISC}),
         (NARROW, {"box": Box([-1.0], [1.2]), "cells": 32, "boundary": exact_value(NARROW, 0.9)}),
     ],

@@ -326,7 +326,7 @@ def test_where_grids_do_not_help_steps_become_quieter_in_corners(monkeypatch, rt
 def test_a_seed_changes_the_samples_and_hardly_the_solution():
     problem = zoo.get("double-well", 1)
     usual, first, second, drawn = (
-        solve(problem, rtol=1e-3, verify=False, **how)
+        solve(problem, rtol=1e-2, verify=False, **how)
         for how in ({}, {"rng": 0}, {"rng": 7}, {"rng": np.random.default_rng(3)})
     )
     boxes = [solution.space.spatial.box.bounds[0][0] for solution in (usual, first, second, drawn)]
@@ -335,7 +335,7 @@ def test_a_seed_changes_the_samples_and_hardly_the_solution():
     np.testing.assert_array_equal(usual.coefficients, first.coefficients)
     x = np.linspace(-1.0, 1.0, 21)[:, None]
     for other in (second, drawn):
-        np.testing.assert_allclose(other.value(0.0, x), usual.value(0.0, x), atol=1e-3 * np.abs(problem.y(x)).max())
+        np.testing.assert_allclose(other.value(0.0, x), usual.value(0.0, x), atol=1e-2 * np.abs(problem.y(x)).max())
     again = np.random.SeedSequence(5)
     assert np.array_equal(*(solve(problem, rtol=1e-2, rng=again, verify=False).coefficients for _ in range(2)))
     with pytest.raises(MeasureError, match="rng must be a non-negative int"):

@@ -34,7 +34,8 @@ SIZES = {
     (2, "hermite"): (26, 34, 44),
     (3, "P2"): (8, 12),
 }
-TIME = {1: {"steps": 120}, 2: {"rtol_time": 1e-6}, 3: {"rtol_time": 1e-5}}
+TIME = {1: {"steps": 120}, 2: {"rtol_time": 1e-6}, 3: {"rtol_time": 1e-4}}
+ENOUGH = {"P1": {"rtol_time": 1e-5}}  # in two dimensions, where errors in space are so much larger
 
 
 def relative_errors(problem, solution):
@@ -70,9 +71,8 @@ def slopes(name, dim, element):
     problem = zoo.get(name, dim=dim, **parameters)
     box = None if half is None else Box([-half] * dim, [half] * dim)
     sizes = SIZES[dim, element]
-    errors = [
-        relative_errors(problem, solve_on_mesh(problem, cells=n, element=element, box=box, **TIME[dim])) for n in sizes
-    ]
+    how = {"element": element, "box": box, **(ENOUGH.get(element, TIME[2]) if dim == 2 else TIME[dim])}
+    errors = [relative_errors(problem, solve_on_mesh(problem, cells=n, **how)) for n in sizes]
     return -np.polyfit(np.log(sizes), np.log(errors), 1)[0]
 
 
