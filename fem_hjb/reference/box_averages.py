@@ -38,7 +38,7 @@ _MOST = 1 << 14  # boxes that are halved at once: those that disagree most
 _FURTHER, _FEW = 12, 512  # halvings of boxes with strips, and how many at once: those that disagree most
 _POINTS = (8, 7, 6, 5)  # of a rule along an axis, in boxes halved twice, three times, ..: no rule and the next agree on
 # a jump next to an end, as those of 4 and 3 points would
-_LINES, _FEWER = {1: 4, 2: 8, 3: 4}, 6  # through the smallest boxes; fewer, which are to agree with them
+_LINES, _FEWER, _AT_LAST = 8, 6, 4  # through a box; fewer, which are to agree with them; where nothing is halved again
 _SEEN = 4  # points of a rule that only looks which axis is to be split
 _SOUGHT, _HALVINGS = 9, 24  # points of a line to seek a jump at; bisections
 _CHUNK = 1 << 13  # boxes whose integrals are taken, points at which a function is called at once
@@ -207,7 +207,7 @@ def _added_split(result: FloatArray, grid: Grid, boxes: _Boxes, g: Function, las
         these = boxes.some(boxes.axis == axis)
         for first in range(0, len(these), _CHUNK // 4):
             some = these.some(slice(first, first + _CHUNK // 4))
-            rule = _Split.of(grid, some, axis, g, _LINES[grid.dim])
+            rule = _Split.of(grid, some, axis, g, _AT_LAST if last else _LINES)
             agreed = np.ones(len(some), dtype=np.bool_)
             if not last:
                 change = np.abs(rule.means - _Split.of(grid, some, axis, g, _FEWER).means).max(axis=1)
