@@ -2,7 +2,8 @@ r"""The equation of a box on one panel of time where u is prescribed at absorbin
 
 Both are for implicit steps.
 
-At absorbing faces u = exp((g - v0) / alpha) with the exit reward g. The nodes between them are a tensor grid again: on
+At absorbing faces u = exp((g - v0) / alpha) with the exit reward g, or w = g - v0 in the value form, whose stages are
+found by Newton's method. The nodes between them are a tensor grid again: on
 it 1 - c L is inverted by LU of a banded matrix in one dimension, and in more by GMRES, preconditioned by the separable
 part of L, which is inverted by diagonalising its 1-D matrices (R. E. Lynch, J. R. Rice and D. H. Thomas, Numer. Math. 6
 (1964) 185-199). Lawson's method is no choice: its order falls to one where values are prescribed.
@@ -23,7 +24,7 @@ from fem_hjb.problems.box import BoolArray
 from fem_hjb.reference.box_adjoint import Adjoint
 from fem_hjb.reference.box_averages import averages
 from fem_hjb.reference.box_grading import transfer
-from fem_hjb.reference.box_panel import Equation, Grid, Linearised, Operators
+from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.faces import moved_to_faces
 from fem_hjb.spaces.axes import apply_all, apply_sum
 from fem_hjb.stepping.adaptive import Panel, Size
@@ -103,6 +104,38 @@ class _Stiffness:
         operators = self.operators
         full = u.reshape(operators.grid.shape)
         return np.asarray(apply_sum(operators.axes, full) + operators.remainder(self.s, full)).ravel()
+
+
+@final
+class Linearised:
+    """The value form linearised at w (*shape) at a time to go: as something that vectors are multiplied with.
+
+    drift : b + Lambda grad w / alpha, without what S has of it, along each axis.
+    """
+
+    def __init__(self, operators: Operators, s: float, w: FloatArray) -> None:
+        self.operators, self.s = operators, s
+        self.drift = operators.steered(s, w)
+
+    def __matmul__(self, v: FloatArray) -> FloatArray:
+        operators, full = self.operators, v.reshape(self.operators.grid.shape)
+        result = apply_sum(operators.axes, full)
+        slopes = operators.gradient(full)
+        for drift, slope in zip(self.drift, slopes, strict=True):
+            result += drift * slope
+        operators.add_second_order(operators.table.at(self.s), full, slopes, result)
+        return np.asarray(result).ravel()
+
+    @property
+    def separable(self) -> list[FloatArray]:
+        """S with the averages of the drift over the other axes."""
+        operators = self.operators
+        return [
+            S + operators.main_effect(drift, k)[:, None] * line.derivative
+            for k, (S, drift, line) in enumerate(
+                zip(operators.separable, self.drift, operators.grid.lines, strict=True)
+            )
+        ]
 
 
 class _NodeSystem(LinearSystem):

@@ -33,7 +33,7 @@ from fem_hjb.problems.gauge import Gauge, QuadraticGauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Table
 from fem_hjb.reference.box_taming import damping, flattened
-from fem_hjb.spaces.axes import AxisMatrix, apply_axis, apply_sum, in_blocks, parts_of, tensor_points
+from fem_hjb.spaces.axes import AxisMatrix, apply_axis, in_blocks, parts_of, tensor_points
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.threads import for_each
@@ -419,38 +419,6 @@ class Operators:
     def sizes(self, s: float, u: FloatArray) -> tuple[float, float]:
         """The norms of u and, in the metric of Lambda, of its gradient."""
         return self.root_mean_square(u), self.policy_square(s, self.gradient(u)) ** 0.5
-
-
-@final
-class Linearised:
-    """The value form linearised at w (*shape) at a time to go: as something that vectors are multiplied with.
-
-    drift : b + Lambda grad w / alpha, without what S has of it, along each axis.
-    """
-
-    def __init__(self, operators: Operators, s: float, w: FloatArray) -> None:
-        self.operators, self.s = operators, s
-        self.drift = operators.steered(s, w)
-
-    def __matmul__(self, v: FloatArray) -> FloatArray:
-        operators, full = self.operators, v.reshape(self.operators.grid.shape)
-        result = apply_sum(operators.axes, full)
-        slopes = operators.gradient(full)
-        for drift, slope in zip(self.drift, slopes, strict=True):
-            result += drift * slope
-        operators.add_second_order(operators.table.at(self.s), full, slopes, result)
-        return np.asarray(result).ravel()
-
-    @property
-    def separable(self) -> list[FloatArray]:
-        """S with the averages of the drift over the other axes."""
-        operators = self.operators
-        return [
-            S + operators.main_effect(drift, k)[:, None] * line.derivative
-            for k, (S, drift, line) in enumerate(
-                zip(operators.separable, self.drift, operators.grid.lines, strict=True)
-            )
-        ]
 
 
 def _broad(line: SpectralLine) -> FloatArray:

@@ -15,9 +15,9 @@ from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.manufactured import manufactured
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, by_field, lobatto
-from fem_hjb.reference.box_faces import ValueSystem, begun, panel_of
+from fem_hjb.reference.box_faces import Linearised, ValueSystem, begun, panel_of
 from fem_hjb.reference.box_grading import make_grid
-from fem_hjb.reference.box_panel import Equation, Linearised, Operators
+from fem_hjb.reference.box_panel import Equation, Operators
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.reference.faces import truncated
 from fem_hjb.reference.solve import solve
