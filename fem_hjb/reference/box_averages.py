@@ -10,12 +10,14 @@ places of a jump between two of them are the same, it is of the first order.
 
 Integrals are sums of Gauss-Lobatto rules on boxes: cells, halved along all axes as long as the halves disagree with the
 whole. These rules look at corners: no plane goes through a box unseen. In the smallest boxes the jump is sought along
-lines, by bisection, so that what is left is of second order in their width.
+lines, by bisection. In the plane these lines are at Gauss points of strips, which begin and end where the jump leaves a
+box by its ends: that is of high order for one jump along a smooth curve. Rules of more and of fewer lines tell where
+there is more than that; such boxes are halved again, until they are next to the points at which curves meet.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import final
 
 import numpy as np
@@ -31,11 +33,14 @@ from fem_hjb.support.checks import FloatArray, IntArray
 Function = Callable[[FloatArray], FloatArray]
 
 _AGREED = 1e-9  # of the most in a cell: what the halves of a box change of its means
-_DEEPEST = {1: 10, 2: 4, 3: 2}  # halvings
+_DEEPEST = {1: 11, 2: 3, 3: 3}  # rules on boxes, each half as wide
 _MOST = 1 << 14  # boxes that are halved at once: those that disagree most
+_FURTHER, _FEW = 12, 512  # halvings of boxes with strips, and how many at once: those that disagree most
 _POINTS = (8, 7, 6, 5)  # of a rule along an axis, in boxes halved twice, three times, ..: no rule and the next agree on
 # a jump next to an end, as those of 4 and 3 points would
-_ACROSS, _ALONG, _SOUGHT, _HALVINGS = 4, 4, 9, 24  # points of lines, on their two parts, to seek at; bisections
+_LINES, _FEWER, _AT_LAST = 8, 6, 4  # through a box; fewer, which are to agree with them; where nothing is halved again
+_SEEN = 4  # points of a rule that only looks which axis is to be split
+_SOUGHT, _HALVINGS = 9, 24  # points of a line to seek a jump at; bisections
 _CHUNK = 1 << 13  # boxes whose integrals are taken, points at which a function is called at once
 
 
@@ -63,6 +68,13 @@ class _Boxes:
         cells, begin, means = self.cells[kept], self.begin[kept], self.means[kept]
         return _Boxes(cells, begin, self.width, means, self.scale[kept], self.axis[kept])
 
+    def and_(self, others: Sequence["_Boxes"]) -> "_Boxes":
+        """With others of this width."""
+        every = (self, *others)
+        names = ("cells", "begin", "means", "scale", "axis")
+        cells, begin, means, scale, axis = (np.concatenate([getattr(part, name) for part in every]) for name in names)
+        return _Boxes(cells, begin, self.width, means, scale, axis)
+
     def halves(self) -> "_Boxes":
         """All 2^d parts of each, which nothing is known of yet."""
         d = self.begin.shape[1]
@@ -75,7 +87,7 @@ class _Boxes:
         """The same, known from values (n, q^d) at the points of a rule."""
         d = self.begin.shape[1]
         on = values.reshape(len(self), *[q] * d)
-        changes = [np.abs(np.diff(on, axis=k + 1)).reshape(len(self), -1).sum(axis=1) for k in range(d)]
+        changes = [np.abs(np.diff(on, axis=k + 1)).sum(axis=tuple(range(1, d + 1))) for k in range(d)]
         axis = np.argmax(changes, axis=0)
         return _Boxes(self.cells, self.begin, self.width, values @ _rule(q, d)[1], self.scale, axis)
 
@@ -92,7 +104,8 @@ def averages(grid: Grid, g: Function, deeper: int = 0) -> FloatArray:
     boxes = _Boxes(cells, np.zeros(cells.shape), 1.0, *nothing)
     values = _values(grid, boxes, _rule(q, d)[0], g)
     boxes = _Boxes(cells, boxes.begin, 1.0, nothing[0], np.abs(values).max(axis=1), nothing[2]).seen(values, q)
-    for level in range(_DEEPEST[d] + deeper):
+    last = _DEEPEST[d] + deeper - 1
+    for level in range(last + 1):
         if not len(boxes):
             break
         q = q if level == 0 else _POINTS[min(level - 1, len(_POINTS) - 1)]
@@ -103,13 +116,12 @@ def averages(grid: Grid, g: Function, deeper: int = 0) -> FloatArray:
         if again.sum() > _MOST:
             again[np.argsort(change / np.maximum(boxes.scale, 1e-300))[:-_MOST]] = False
         each = np.repeat(again, 2**d)
-        parts = parts.seen(values, q)
         _add(result, grid, parts.some(~each), values[~each], q)
-        boxes = parts.some(each)
-    for axis in range(d):
-        split = boxes.some(boxes.axis == axis)
-        for first in range(0, len(split), _CHUNK // 4):
-            _add_split(result, grid, split.some(slice(first, first + _CHUNK // 4)), axis, g)
+        boxes = boxes.some(again) if level == last else parts.seen(values, q).some(each)
+    halvings = max(_FURTHER + deeper, 0) if d == 2 else 0
+    while halvings >= 0 and len(boxes):
+        boxes = _added_split(result, grid, boxes, g, halvings == 0)
+        halvings = min(halvings - 1, 0 if len(boxes) > 4 * _FEW else halvings)
     return (result / reduce(np.multiply.outer, [line.weights for line in grid.lines]).ravel()).reshape(grid.shape)
 
 
@@ -188,31 +200,100 @@ def _scatter(result: FloatArray, grid: Grid, boxes: _Boxes, order: Sequence[int]
     result += np.bincount(dofs.ravel(), local.ravel(), len(result))
 
 
-def _add_split(result: FloatArray, grid: Grid, boxes: _Boxes, axis: int, g: Function) -> None:
-    """The same where the function jumps across the axis, sought along lines between Gauss points of the others."""
-    d, n, line = grid.dim, len(boxes), grid.lines[axis]
-    if not n:
-        return
-    others = [k for k in range(d) if k != axis]
-    points, weights = unit_gauss(2 * _ACROSS - 1)
-    at = tensor_points([points] * (d - 1)) if others else np.zeros((1, 0))
+def _added_split(result: FloatArray, grid: Grid, boxes: _Boxes, g: Function, last: bool) -> _Boxes:
+    """The same of boxes in which the function jumps, all or those where two rules agree; the halves of the others."""
+    left = []
+    for axis in range(grid.dim):
+        these = boxes.some(boxes.axis == axis)
+        for first in range(0, len(these), _CHUNK // 4):
+            some = these.some(slice(first, first + _CHUNK // 4))
+            rule = _Split.of(grid, some, axis, g, _AT_LAST if last else _LINES)
+            agreed = np.ones(len(some), dtype=np.bool_)
+            if not last:
+                change = np.abs(rule.means - _Split.of(grid, some, axis, g, _FEWER).means).max(axis=1)
+                agreed = change * some.width**grid.dim <= _AGREED * some.scale
+            if agreed.any():
+                rule.some(agreed).add(result, grid, some.some(agreed))
+            left.append(some.some(~agreed))
+    halves = left[0].and_(left[1:]).halves()
+    return halves.seen(_values(grid, halves, _rule(_SEEN, grid.dim)[0], g), _SEEN)
 
-    def on_lines(z: FloatArray) -> FloatArray:
-        """Values (n, lines, m) at places z (n, lines, m) along the axis."""
-        xi = np.empty((*z.shape, d))
-        xi[..., axis], xi[..., others] = z, at[:, None]
-        return _values(grid, boxes, xi.reshape(n, -1, d), g).reshape(z.shape)
 
-    cut = _cut(on_lines, (n, len(at)))
-    points_in, weights_in = unit_gauss(2 * _ALONG - 1)
-    z = np.concatenate([cut * points_in, cut + (1.0 - cut) * points_in], axis=2)
-    masses = np.concatenate([cut * weights_in, (1.0 - cut) * weights_in], axis=2)
-    local = line.reference((boxes.begin[:, axis, None, None] + boxes.width * z).ravel()).reshape(*z.shape, -1)
-    width = (boxes.width * line.widths[boxes.cells[:, axis]])[:, None, None]
-    left = np.matmul((masses * on_lines(z) * width)[:, :, None], local)[:, :, 0]  # (n, lines, p + 1)
-    for k in others:
-        left = _against(left.reshape(n, _ACROSS, -1), grid, boxes, k, points, weights)
-    _scatter(result, grid, boxes, [axis, *others], left)
+@final
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """A rule on lines along an axis, in two parts where the function jumps.
+
+    at : points (n, lines, d - 1) of the other axes.  z : places on the lines (n, lines, m).
+    masses, values : of the rule and of the function there.
+    """
+
+    axis: int
+    at: FloatArray
+    z: FloatArray
+    masses: FloatArray
+    values: FloatArray
+
+    @classmethod
+    def of(cls, grid: Grid, boxes: _Boxes, axis: int, g: Function, lines: int) -> "_Split":
+        """So many lines along each other axis, in the plane in each of three strips."""
+        d, n = grid.dim, len(boxes)
+        points, weights = unit_gauss(2 * lines - 1)
+        if d == 2:
+            ends = np.broadcast_to(np.array([[0.0], [1.0]]), (n, 2, 1))
+            left = np.sort(_cut(partial(_on_lines, grid, boxes, 1 - axis, ends, g), (n, 2))[..., 0], axis=1)
+            bounds = np.concatenate([np.zeros((n, 1)), left, np.ones((n, 1))], axis=1)
+            widths = np.diff(bounds)[..., None]
+            at, across = (bounds[:, :-1, None] + widths * points).reshape(n, -1, 1), (widths * weights).reshape(n, -1)
+        else:
+            at, across = tensor_rule(points, weights, d - 1) if d > 1 else (np.zeros((1, 0)), np.ones(1))
+            at, across = np.broadcast_to(at, (n, *at.shape)), np.broadcast_to(across, (n, *across.shape))
+        on_lines = partial(_on_lines, grid, boxes, axis, at, g)
+        cut = _cut(on_lines, across.shape)
+        z = np.concatenate([cut * points, cut + (1.0 - cut) * points], axis=2)
+        masses = across[..., None] * np.concatenate([cut * weights, (1.0 - cut) * weights], axis=2)
+        return cls(axis, at, z, masses, on_lines(z))
+
+    def some(self, kept: BoolArray) -> "_Split":
+        return _Split(self.axis, self.at[kept], self.z[kept], self.masses[kept], self.values[kept])
+
+    @property
+    def means(self) -> FloatArray:
+        """(n, 2^d), against products of 1 and 2 xi_k - 1."""
+        weighted = self.masses * self.values
+        along = np.stack([weighted.sum(axis=2), (weighted * (2.0 * self.z - 1.0)).sum(axis=2)], axis=1)
+        d = self.at.shape[2] + 1
+        across = _functions(self.at.reshape(-1, d - 1)).reshape(*self.at.shape[:2], 2 ** (d - 1))
+        return np.asarray(np.matmul(along, across).reshape(len(along), 2**d))
+
+    def add(self, result: FloatArray, grid: Grid, boxes: _Boxes) -> None:
+        """Add the integrals against all functions of the cells."""
+        n, lines, _ = self.z.shape
+        others = [k for k in range(grid.dim) if k != self.axis]
+        local = _functions_of(grid, boxes, self.axis, self.z)
+        left = np.matmul((self.masses * self.values)[:, :, None], local)[:, :, 0].swapaxes(1, 2)
+        across = np.ones((n, lines, 1))
+        for j, k in enumerate(others):
+            more = _functions_of(grid, boxes, k, self.at[:, :, j])
+            across = (across[..., None] * more[..., None, :]).reshape(n, lines, across.shape[2] * more.shape[2])
+        _scatter(result, grid, boxes, [self.axis, *others], np.matmul(left, across))
+
+
+def _on_lines(grid: Grid, boxes: _Boxes, axis: int, at: FloatArray, g: Function, z: FloatArray) -> FloatArray:
+    """Values (n, lines, m) at places z (n, lines, m) along an axis, on lines at (n, lines, d - 1) of the others."""
+    xi = np.empty((*z.shape, grid.dim))
+    xi[..., axis], xi[..., [k for k in range(grid.dim) if k != axis]] = z, at[:, :, None]
+    return _values(grid, boxes, xi.reshape(len(z), -1, grid.dim), g).reshape(z.shape)
+
+
+def _functions_of(grid: Grid, boxes: _Boxes, k: int, z: FloatArray) -> FloatArray:
+    """(*z, p + 1): the functions of cells along an axis at places z (n, ..) of boxes, times their width."""
+    line = grid.lines[k]
+    begin, width = boxes.begin[:, k], boxes.width * line.widths[boxes.cells[:, k]]
+    begin, width = (part.reshape(-1, *[1] * (z.ndim - 1)) for part in (begin, width))
+    local = line.reference((begin + boxes.width * z).ravel()).reshape(*z.shape, line.degree + 1)
+    local *= width[..., None]
+    return local
 
 
 def _cut(on_lines: Function, shape: tuple[int, int]) -> FloatArray:

@@ -2,7 +2,8 @@ r"""The equation of a box on one panel of time where u is prescribed at absorbin
 
 Both are for implicit steps.
 
-At absorbing faces u = exp((g - v0) / alpha) with the exit reward g. The nodes between them are a tensor grid again: on
+At absorbing faces u = exp((g - v0) / alpha) with the exit reward g, or w = g - v0 in the value form, whose stages are
+found by Newton's method. The nodes between them are a tensor grid again: on
 it 1 - c L is inverted by LU of a banded matrix in one dimension, and in more by GMRES, preconditioned by the separable
 part of L, which is inverted by diagonalising its 1-D matrices (R. E. Lynch, J. R. Rice and D. H. Thomas, Numer. Math. 6
 (1964) 185-199). Lawson's method is no choice: its order falls to one where values are prescribed.
@@ -11,7 +12,7 @@ part of L, which is inverted by diagonalising its 1-D matrices (R. E. Lynch, J. 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any, final
 
 import numpy as np
@@ -38,13 +39,16 @@ _LEAST = 0.5  # of 1 - shift times an eigenvalue
 _AFTER = 1e-12  # of the horizon
 _FALL = 0.1  # of the residual, by the preconditioner alone
 _RESTART, _RESTARTS = 40, 5
+_ITERATIONS, _INNER = 8, 1e-8  # of Newton's method; residuals of its linear equations
+_SETTLED = 1e-7  # relative: after a change below it one more is enough, as the next would be its square
 
 
 def panel_of(equation: Equation, operators: Operators, size: Size) -> Panel:
     """The method for a panel: Lawson's, or implicit steps where values are prescribed on faces."""
     if not equation.absorbing.any():
         return LawsonPanel(operators.separable, operators.remainder, size, damped=operators.damped)
-    return ImplicitPanel(FaceSystem(equation, operators), operators.table.s0, operators.table.s1, size)
+    system = FaceSystem(equation, operators) if equation.linear else ValueSystem(equation, operators)
+    return ImplicitPanel(system, operators.table.s0, operators.table.s1, size)
 
 
 def begun(equation: Equation, grid: Grid, s: float, before: tuple[Grid, FloatArray] | None) -> FloatArray:
@@ -74,10 +78,11 @@ def on_faces(grid: Grid, absorbing: BoolArray) -> BoolArray:
 
 
 def prescribed(equation: Equation, s: float, x: FloatArray) -> FloatArray:
-    """u = exp((g - v0) / alpha) at points x (n, d) of absorbing faces, just after s if it jumps there."""
+    """u = exp((g - v0) / alpha) or w = g - v0 at points x (n, d) of absorbing faces, just after s if it jumps there."""
     problem = equation.problem
     t = float(np.clip(problem.horizon * (1 - _AFTER) - s, 0.0, problem.horizon))
-    return np.asarray(np.exp((problem.exit_reward(t, x) - equation.gauge.guess(t, x)) / problem.temperature))
+    left = problem.exit_reward(t, x) - equation.gauge.guess(t, x)
+    return np.asarray(np.exp(left / problem.temperature) if equation.linear else left)
 
 
 def exit_rewards(equation: Equation, x: FloatArray) -> list[FloatArray]:
@@ -99,6 +104,38 @@ class _Stiffness:
         operators = self.operators
         full = u.reshape(operators.grid.shape)
         return np.asarray(apply_sum(operators.axes, full) + operators.remainder(self.s, full)).ravel()
+
+
+@final
+class Linearised:
+    """The value form linearised at w (*shape) at a time to go: as something that vectors are multiplied with.
+
+    drift : b + Lambda grad w / alpha, without what S has of it, along each axis.
+    """
+
+    def __init__(self, operators: Operators, s: float, w: FloatArray) -> None:
+        self.operators, self.s = operators, s
+        self.drift = operators.steered(s, w)
+
+    def __matmul__(self, v: FloatArray) -> FloatArray:
+        operators, full = self.operators, v.reshape(self.operators.grid.shape)
+        result = apply_sum(operators.axes, full)
+        slopes = operators.gradient(full)
+        for drift, slope in zip(self.drift, slopes, strict=True):
+            result += drift * slope
+        operators.add_second_order(operators.table.at(self.s), full, slopes, result)
+        return np.asarray(result).ravel()
+
+    @property
+    def separable(self) -> list[FloatArray]:
+        """S with the averages of the drift over the other axes."""
+        operators = self.operators
+        return [
+            S + operators.main_effect(drift, k)[:, None] * line.derivative
+            for k, (S, drift, line) in enumerate(
+                zip(operators.separable, self.drift, operators.grid.lines, strict=True)
+            )
+        ]
 
 
 class _NodeSystem(LinearSystem):
@@ -148,7 +185,6 @@ class _NodeSystem(LinearSystem):
         )
 
 
-@final
 class FaceSystem(_NodeSystem):
     """u' = L(s) u on the nodes of a panel, u prescribed at absorbing faces."""
 
@@ -163,6 +199,52 @@ class FaceSystem(_NodeSystem):
 
     def banded(self, s: float, shift: float) -> Solve:
         return self._bands.solver(s, shift)
+
+
+@final
+class ValueSystem(FaceSystem):
+    """w' = L(s) w + alpha rate + <Lambda grad w, grad w> / (2 alpha), w prescribed at absorbing faces.
+
+    Stages are found by Newton's method: the equation linearised at w has the drift under its policy.
+    """
+
+    _kept: "SeparableInverse | None" = None
+
+    def solver(self, stiffness: Any, shift: float) -> Solve:
+        if shift == 0.0:
+            return lambda rhs, guess, rtol: rhs
+        return partial(self._newton, stiffness, shift)
+
+    def _newton(self, stiffness: Any, shift: float, rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
+        w, before = guess.copy(), np.inf
+        w[self.fixed] = rhs[self.fixed]
+        for _ in range(_ITERATIONS):
+            left = rhs - w + shift * (stiffness @ w)
+            left[self.fixed] = 0.0
+            if not np.isfinite(left).all():
+                break
+            linear = Linearised(self.backward, stiffness.s, w.reshape(self.backward.grid.shape))
+            change = self._linear(linear, shift)(left, np.zeros_like(w), _INNER)
+            w += change
+            size = float(np.abs(change).max()) / max(float(np.abs(w).max()), 1e-300)
+            if size <= rtol or before <= _SETTLED:
+                return w
+            before = size
+        raise ConvergenceError("Newton's method found no stage of an implicit step")
+
+    def _linear(self, linear: Linearised, shift: float) -> Solve:
+        if self.backward.grid.dim == 1:
+            return self._bands.solver(linear.s, shift, linear.drift[0])
+        return _Krylov(linear, shift, self.free, self._steered_inverse(linear))
+
+    def _steered_inverse(self, linear: Linearised) -> "SeparableInverse":
+        """That of the first policy of the panel, averaged over the other axes."""
+        if self._kept is None:
+            parts = list(zip(linear.separable, self.backward.grid.lines, self.free, strict=True))
+            self._kept = SeparableInverse(
+                [S[part, part] for S, _, part in parts], [line.weights[part] for _, line, part in parts]
+            )
+        return self._kept
 
 
 @final
@@ -200,9 +282,9 @@ class _Bands:
     def _banded(self, matrix: FloatArray) -> FloatArray:
         return np.where(self._known, matrix[self._row, np.arange(len(matrix))], 0.0)
 
-    def solver(self, s: float, shift: float) -> Solve:
-        """Of (1 - shift L) u = rhs."""
-        lu, pivots = self._factored(s, shift)
+    def solver(self, s: float, shift: float, drift: FloatArray | None = None) -> Solve:
+        """Of (1 - shift L) u = rhs; with this drift (n,) besides S instead of that of the table, without a reward."""
+        lu, pivots = self._factored(s, shift, drift)
 
         def solve(rhs: FloatArray, guess: FloatArray, rtol: float) -> FloatArray:
             return np.asarray(dgbtrs(lu, self.p, self.p, rhs, pivots)[0])
@@ -220,9 +302,12 @@ class _Bands:
 
         return solve
 
-    def _factored(self, s: float, shift: float) -> tuple[FloatArray, IntArray]:
+    def _factored(self, s: float, shift: float, drift: FloatArray | None = None) -> tuple[FloatArray, IntArray]:
         fields, (S, D, D2) = self.table.at(s), self._parts
-        L = S + fields[0][self._row] * D + fields[1][self._row] * self._eye
+        if drift is None:
+            L = S + fields[0][self._row] * D + fields[1][self._row] * self._eye
+        else:
+            L = S + drift[self._row] * D
         if self.varies:
             L += 0.5 * fields[2][self._row] * D2
         bands = self._eye - np.where(self._fixed, 0.0, shift * L)
@@ -264,7 +349,9 @@ class SeparableInverse:
 class _Krylov:
     """A `Solve` for 1 - shift L between the faces: the preconditioner alone as long as it will do, then GMRES."""
 
-    def __init__(self, stiffness: _Stiffness, shift: float, free: tuple[slice, ...], inverse: SeparableInverse) -> None:
+    def __init__(
+        self, stiffness: _Stiffness | Linearised, shift: float, free: tuple[slice, ...], inverse: SeparableInverse
+    ) -> None:
         self.stiffness, self.shift, self.free, self.inverse = stiffness, shift, free, inverse
         self.whole = np.zeros(stiffness.operators.grid.shape)
         self.shape = self.whole[free].shape

@@ -14,7 +14,8 @@ from fem_hjb.support.errors import ConvergenceError, DomainError
 
 _SHALLOW = 3.0  # |log u| up to which the linear form is used on a bounded domain, where it is all separable
 _FAINT = 1e-5  # temperatures: where rewards differ by less from place to place, grad u is lost in the rounding of u
-_HELD = 30.0  # temperatures: what log u may range over where the linear form is to be used for a rough reward
+_HELD = 30.0  # temperatures: what log u may range over where the linear form is to be used for rough rewards and faces
+_FITTING = 1e-6  # temperatures: what exit rewards may differ by from the terminal reward on faces in the value form
 _HIGHEST = 25.0  # temperatures, by which u on faces may exceed u inside, or rounding is all that is left there
 _UNCOVERED = 0.01  # the fraction of the initial law that a box may leave out
 
@@ -67,20 +68,45 @@ def choose_form(
     fits = not ends_early and max(below, above) <= _SHALLOW and _steering(problem, x, times) > _FAINT
     name = "a quadratic" if isinstance(candidates[best], QuadraticGauge) else "constants"
     why = f"with {name} taken out, log f ranges over {below + above:.3g} temperatures at most"
-    if absorbing and form == "value":
-        raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
-    if absorbing and below > UNDERFLOW:
-        raise ConvergenceError(
-            f"{why}: too many for the linear form, and the value form has no absorbing faces; raise the temperature"
-        )
-    if paid[-1] > _HIGHEST:
-        raise ConvergenceError(
-            f"the exit reward exceeds all other rewards by {paid[-1]:.3g} temperatures, the linear form holds"
-            f" {_HIGHEST:g} only, and the value form has no absorbing faces; raise the temperature"
-        )
+    if absorbing:
+        fitting = _misfit(problem, x) <= _FITTING
+        return candidates[best], _linear_at_faces(form, above + below, below, paid[-1], fitting, why), why
     fits |= rough and problem.dim == 1 and above + below <= _HELD
-    linear = form == "linear" or absorbing or (form is None and fits)
+    linear = form == "linear" or (form is None and fits)
     return candidates[best], linear, why
+
+
+def _linear_at_faces(form: str | None, spread: float, below: float, paid: float, fitting: bool, why: str) -> bool:
+    """Whether the linear form is used where faces absorb: unless rewards are far apart, and fit each other.
+
+    spread, below : what log f ranges over, and by how much it may fall below 0.  paid : by how much exit rewards exceed
+    all others. In temperatures.  fitting : whether exit rewards fit the terminal reward.
+    """
+    if form == "value" and not fitting:
+        raise ConvergenceError(
+            "the value form needs exit rewards that are finite and fit the terminal reward on absorbing faces; leave"
+            " out form=, or use form='linear'"
+        )
+    impossible = ""
+    if below > UNDERFLOW:
+        impossible = f"{why}: too many for the linear form"
+    elif paid > _HIGHEST:
+        impossible = (
+            f"the exit reward exceeds all other rewards by {paid:.3g} temperatures, the linear form holds {_HIGHEST:g}"
+        )
+    if impossible and (form == "linear" or not fitting):
+        raise ConvergenceError(
+            f"{impossible}, and the value form needs exit rewards that fit the terminal reward on absorbing faces;"
+            f" {'leave out form=, or ' if fitting else ''}raise the temperature"
+        )
+    return form == "linear" or not (form == "value" or impossible or (fitting and spread > _HELD))
+
+
+def _misfit(problem: ControlProblem, x: FloatArray) -> float:
+    """The most by which exit and terminal rewards differ on absorbing faces, in temperatures; inf if some are inf."""
+    gaps = [problem.exit_reward(problem.horizon, face) - problem.y(face) for face in moved_to_faces(problem, x)]
+    every = np.abs(np.concatenate(gaps)) / problem.temperature
+    return float(every.max()) if np.isfinite(every).all() else np.inf
 
 
 def _steering(problem: ControlProblem, x: FloatArray, times: FloatArray) -> float:

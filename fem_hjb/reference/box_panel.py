@@ -248,7 +248,7 @@ class Operators:
         self._taken: list[FloatArray] = []  # of the diagonal of Lambda
         self._taken_of: list[dict[int, FloatArray]] = []  # of each field
         for k in range(d):
-            drift = self._main_effect(middle[k], k)
+            drift = self.main_effect(middle[k], k)
             drift[[end for axis, end in self._guarded if axis == k]] = 0.0
             diffusion = self._frozen_diffusion(middle, k)
             S = drift[:, None] * grid.lines[k].derivative + 0.5 * diffusion[:, None] * second[k]
@@ -256,7 +256,7 @@ class Operators:
             if self.constant is None:
                 taken[self._upper[k, k]] = diffusion
             if self.linear:
-                rate = self._main_effect(middle[d], k)
+                rate = self.main_effect(middle[d], k)
                 S = S + np.diag(rate)
                 middle[d] -= grid.along(rate, k)  # so that constants go to one axis only
                 taken[d] = rate
@@ -274,9 +274,10 @@ class Operators:
             return np.full(self.grid.shape[k], self.constant[k, k])
         part = middle[self._upper[k, k]]
         others = tuple(i for i in range(self.grid.dim) if i != k)
-        return np.asarray(np.maximum(self._main_effect(part, k), _DIFFUSIVE * part.max(axis=others)))
+        return np.asarray(np.maximum(self.main_effect(part, k), _DIFFUSIVE * part.max(axis=others)))
 
-    def _main_effect(self, values: FloatArray, axis: int) -> FloatArray:
+    def main_effect(self, values: FloatArray, axis: int) -> FloatArray:
+        """Averages (n_axis,) over the other axes."""
         others = [w for k, w in enumerate(self._averages) if k != axis]
         moved = np.moveaxis(values, axis, -1)
         return np.array(reduce(lambda array, w: np.tensordot(w, array, (0, 0)), others, moved))
@@ -291,7 +292,7 @@ class Operators:
         result = np.empty(self.grid.shape)
         work = partial(self._transported, fields, u) if self.linear else partial(self._steered, fields)
         for_each(self.grid.parts, lambda rows: work(slopes, rows, result[rows]))
-        self._second_order(fields, u, slopes, result)
+        self.add_second_order(fields, u, slopes, result)
         for k, end in self._guarded:
             self._guard(fields, slopes, k, end, result)
         return result
@@ -335,6 +336,20 @@ class Operators:
             buffer *= slope[rows]
             result += buffer
 
+    def steered(self, s: float, w: FloatArray) -> list[FloatArray]:
+        """b + Lambda grad w / alpha along each axis (*shape), without what S has of it."""
+        fields, slopes, everywhere = self.table.at(s), self.gradient(w), slice(None)
+        result = []
+        for k in range(self.grid.dim):
+            total = fields[k].astype(np.float64)
+            for m, slope in enumerate(slopes):
+                if self.constant is not None:
+                    total += (self.constant[k, m] / self.alpha) * slope
+                else:
+                    total += self._varying(fields, min(k, m), max(k, m), everywhere) * slope / self.alpha
+            result.append(total)
+        return result
+
     def _varying(self, fields: Fields, k: int, m: int, rows: slice) -> FloatArray:
         """Lambda_km on a part of the first axis, what was taken out of it put back."""
         part = fields[self._upper[k, m]][rows]
@@ -349,7 +364,7 @@ class Operators:
         part = fields[self._upper[min(k, m), max(k, m)]][(slice(None),) * k + (end,)]
         return np.asarray(part + self._taken[k][end] if k == m else part)
 
-    def _second_order(self, fields: Fields, u: FloatArray, slopes: list[FloatArray], result: FloatArray) -> None:
+    def add_second_order(self, fields: Fields, u: FloatArray, slopes: list[FloatArray], result: FloatArray) -> None:
         """Add what S leaves of 1/2 Tr(Lambda Hess u)."""
         grid = self.grid
         for k, m in self._pairs:

@@ -21,6 +21,7 @@ from fem_hjb.support.checks import FloatArray
 _RUN_AWAY = 1e100  # of u, or of temperatures: no solution is as large
 THICKEST = 0.05  # of the horizon, that a layer may be
 _HELD = 2**22  # values of u in a panel, above which fewer are kept
+_JUST = 1e-12  # of the horizon
 _KEPT = 32  # panels whose exponentials or factors are kept
 
 
@@ -190,6 +191,8 @@ class Run:
             times = T - panel.ends[::-1]
             times[0] = spaces[-1].time.bounds[1] if spaces else 0.0
             times[-1] = times[-1] if self.panels else T
+            if panel.ends[0] == self.layer > 0.0:  # the last time for which the error is told belongs to this panel
+                times[-1] += _JUST * T
             line = LineBasis(times, "hermite")
             rows = result[place : place + line.n_dofs * panel.grid.size].reshape(line.n_dofs, -1)
             place += rows.size

@@ -70,8 +70,6 @@ def solve_to_tolerance(
 
     first : what the first run reports to, if that may take less time only: where it does not end, a looser one is made.
     """
-    if problem.domain is not None and problem.domain.absorbing and form == "value":
-        raise ConvergenceError("the value form has no absorbing faces; leave out form=, or use form='linear'")
     with threadpool_limits(1, user_api="blas"):  # matrices along axes are small: more threads wait for each other
         search = _Search(problem, rtol, form, box, max_dofs, seed)
         try:
@@ -322,7 +320,9 @@ class _Search:
     @property
     def tameable(self) -> bool:
         """Whether guarded faces and rewards that are flattened where no path ends are something else."""
-        return self.levels is None and not self.linear and bool(truncated(self.problem).any())
+        if self.levels is not None or self.linear or self.box.absorbing:
+            return False
+        return bool(truncated(self.problem).any())
 
     def tame(self) -> None:
         """Flatten what is left of the terminal reward far beyond all draws of X_T, and guard faces."""

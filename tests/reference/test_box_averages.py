@@ -8,6 +8,7 @@ from scipy.linalg import expm
 from scipy.special import ndtr
 from scipy.stats import ncx2
 
+from fem_hjb.reference import box_averages
 from fem_hjb.reference.box_averages import averages
 from fem_hjb.reference.box_panel import Grid
 from fem_hjb.spaces.axes import apply_all
@@ -41,6 +42,12 @@ def disc() -> tuple[Function, Function]:
         return np.asarray(1.0 + 2.0 * ncx2.cdf(0.49 / S, 2, (x**2).sum(-1) / S))
 
     return lambda x: 1.0 + 2.0 * ((x**2).sum(-1) < 0.49), later
+
+
+def crossing() -> tuple[Function, Function]:
+    """A product of two such jumps, along lines that cross in the middle of the grid at right angles."""
+    (one, one_later), (other, other_later) = plane(0.5), plane(0.5 + 0.5 * np.pi)
+    return lambda x: one(x) * other(x), lambda x: one_later(x) * other_later(x)
 
 
 def wrong(grid: Grid, begun: FloatArray, later: Function) -> float:
@@ -85,17 +92,39 @@ def test_areas(angle: float, exact: float | None) -> None:
     if exact is None:  # the line meets the upper and lower faces
         ends = (0.123 - np.array([-2.0, 2.0]) * n[1]) / n[0]
         exact = 4.0 * float((2.0 - ends).mean())
-    assert found == pytest.approx(exact, abs=1e-6)
+    assert found == pytest.approx(exact, abs=1e-8)
     values = grid.nodes @ n > 0.123
     assert abs(integral(grid, values.reshape(grid.shape).astype(np.float64)) - exact) > 1e-3
 
 
 def test_the_area_of_a_disc() -> None:
     found = integral(grid_of(24, 8), averages(grid_of(24, 8), disc()[0]))
-    assert found == pytest.approx(16.0 + 2.0 * np.pi * 0.49, abs=3e-5)
+    assert found == pytest.approx(16.0 + 2.0 * np.pi * 0.49, abs=1e-8)
 
 
-@pytest.mark.parametrize("posed", [plane(0.0), plane(0.5), disc()], ids=["straight", "oblique", "round"])
+@pytest.mark.parametrize("posed", [plane(0.5), disc(), crossing()], ids=["oblique", "round", "crossing"])
+def test_halving_until_rules_agree_leaves_next_to_nothing(
+    posed: tuple[Function, Function], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: lines split in the middle."""
+    given, later = posed
+    grid = grid_of(24, 8)
+    assert wrong(grid, averages(grid, given), later) < 2e-7  # the faces of the grid are felt
+    monkeypatch.setattr(box_averages, "_cut", lambda on_lines, shape: np.full((*shape, 1), 0.5))
+    monkeypatch.setattr(box_averages, "_FURTHER", 1)
+    assert wrong(grid, averages(grid, given), later) > 1e-5
+
+
+def test_rules_that_disagree_are_halved_where_jumps_cross(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, later = crossing()
+    grid = grid_of(24, 8)
+    monkeypatch.setattr(box_averages, "_FURTHER", 0)
+    assert wrong(grid, averages(grid, given), later) > 3e-6
+
+
+@pytest.mark.parametrize(
+    "posed", [plane(0.0), plane(0.5), disc(), crossing()], ids=["straight", "oblique", "round", "crossing"]
+)
 def test_averages_restore_the_order_at_positive_times(posed: tuple[Function, Function]) -> None:
     """Elements of degree 2 on GLL nodes are of order 4 at positive times from averages, of order 1 from values."""
     given, later = posed

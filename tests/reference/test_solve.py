@@ -276,12 +276,6 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         InfiniteValueError,
         r"\+infinity before t = 0.5",
     ),
-    "value form with absorbing faces": (
-        zoo.get("soc-molecular-dynamics"),
-        {"form": "value"},
-        ConvergenceError,
-        "the value form has no absorbing faces",
-    ),
 }
 
 
