@@ -19,6 +19,7 @@ from scipy.sparse.linalg import splu
 from fem_hjb.learning import inequality, solvers
 from fem_hjb.learning.constrained_solve import Projector, solve_inequality
 from fem_hjb.learning.constraints import Constraint, set_on
+from fem_hjb.learning.dissection import places_of
 from fem_hjb.learning.inequality import VariationalInequality
 from fem_hjb.learning.linear_set import LinearSet
 from fem_hjb.learning.smoothing import default_smoothing, is_dictionary, roughness
@@ -140,6 +141,7 @@ def solve_watched(
             "pinned_dofs": reduced.pinned,
             "nonpositive_mass": float(weights @ (f <= 0) / weights.sum()),
             **{name: getattr(found, name) for name in _FOUND},
+            "factors": reduced.inequality.factors,
             **{name: getattr(of, name) for name in _FIGURES},
             "best_contraction": of.contraction,
             "seconds": {"solve": solved - started, "diagnostics": time.perf_counter() - solved},
@@ -217,18 +219,20 @@ def reduce_system(
     if not smoothing:
         fixed = _undetermined(system.mass, fixed, tell)
     free = np.flatnonzero(~fixed)
-    gram, form, energy = (matrix + extension for matrix in (system.mass, system.form, system.energy))
-    root = np.sqrt(gram.diagonal()[free])
+    form, energy = (matrix + extension for matrix in (system.form, system.energy))
+    root = np.sqrt((system.mass.diagonal() + extension.diagonal())[free])
     load = (system.load - form @ coefficients)[free]
 
     def part(matrix: sp.csr_matrix) -> sp.csr_matrix:
-        return matrix[free][:, free]
+        return matrix if free.size == space.n_dofs else matrix[free][:, free]
 
     def scaled(matrix: sp.csr_matrix) -> sp.csc_matrix:
         tell(0.0)
-        return (sp.diags(1.0 / root) @ matrix @ sp.diags(1.0 / root)).tocsc()
+        columns = sp.csc_matrix(matrix)
+        columns.data = columns.data / (root[columns.indices] * np.repeat(root, np.diff(columns.indptr)))
+        return columns
 
-    form = part(form) + ridge * sp.diags(root**2)
+    form = part(form) + ridge * sp.diags(root**2) if ridge else part(form)
     energy = part(energy)
     energy = energy + _SHIFT * sp.diags(_largest_neighbour(energy, energy.diagonal()))
     project = solve_constrained = None
@@ -238,6 +242,8 @@ def reduce_system(
     pinned = np.flatnonzero(fixed | (system.mass.diagonal() < extension.diagonal()))
     pinned.setflags(write=False)
     scaled_system: dict[str, Any] = {"form": scaled(form), "load": load / root, "energy": scaled(energy)}
+    places = places_of(space)
+    scaled_system["places"] = None if places is None else places[free]
     return ReducedSystem(
         inequality=VariationalInequality(**scaled_system, project=project, tell=part_of(tell, 0.0, _SOLVED)),
         solve_constrained=solve_constrained,
