@@ -111,9 +111,13 @@ class _Engine:
         linear_set: LinearSet,
         metric: sp.csr_matrix | None,
         alive: Callable[[], None] = lambda: None,
+        places: FloatArray | None = None,
     ) -> None:
-        self.set, self.alive = linear_set, alive
+        self.set, self.alive, self.places = linear_set, alive, places
         self.change = None if linear_set.inverse is None or is_identity(linear_set.rows) else linear_set.inverse
+        if self.change is not None and places is not None:
+            near = abs(linear_set.rows)
+            self.places = (near @ places) / np.asarray(near.sum(axis=1)).reshape(-1, 1)
         self.matrix = self._changed(matrix)
         self.metric = self.matrix if metric is matrix else metric if metric is None else self._changed(metric)
         self.system = self._system(self.matrix)
@@ -126,7 +130,7 @@ class _Engine:
 
     def _system(self, matrix: sp.csr_matrix) -> System:
         rows = self.set.rows if self.change is None else sp.identity(self.set.size, format="csr")
-        return System(matrix, rows, self.set.lower, self.set.upper, self.alive)
+        return System(matrix, rows, self.set.lower, self.set.upper, self.alive, self.places)
 
     def solve(self, load: FloatArray) -> InequalityResult:
         q = load if self.change is None else self.change.T @ load
@@ -192,6 +196,7 @@ def solve_inequality(
     metric: Any = None,
     start: InequalityResult | None = None,
     alive: Callable[[], None] = lambda: None,
+    places: FloatArray | None = None,
 ) -> InequalityResult:
     """The c in the set F with (M c - q)' (g - c) >= 0 for every g in F.
 
@@ -200,6 +205,7 @@ def solve_inequality(
     start : the result of a similar inequality over the same rows, whose active set is tried first.
     alive : called before every linear system is solved; what it raises stops the work. No iterate but the last one is
         in the set.
+    places (N, k) : points such that M couples only unknowns at neighbouring ones, by which large ones are dissected.
 
     The result is in F up to rounding; exactly so where the rows are the identity.
     Raises ConstraintError for shapes that do not match, matrices without positive diagonal, an empty set;
@@ -211,7 +217,7 @@ def solve_inequality(
     ball = None
     if linear_set.radius is not None:
         ball = square if metric is matrix else metric_of(linear_set, metric)
-    engine = _Engine(square, linear_set, ball, alive)
+    engine = _Engine(square, linear_set, ball, alive, places)
     if start is not None:
         if start.active.shape != engine.sides.shape:
             raise ConstraintError(
@@ -228,11 +234,11 @@ class Projector:
 
     Each projection starts from the active set of the one before; while that stays the same so does the factorisation.
 
-    metric : E (N, N), sparse or dense, symmetric positive definite.
+    metric : E (N, N), sparse or dense, symmetric positive definite.  places : as in `solve_inequality`.
     Raises ConstraintError unless E fits the set and is symmetric, and for an empty set; see `solve_inequality`.
     """
 
-    def __init__(self, metric: Any, linear_set: LinearSet) -> None:
+    def __init__(self, metric: Any, linear_set: LinearSet, places: FloatArray | None = None) -> None:
         if not isinstance(linear_set, LinearSet):
             raise ConstraintError(f"expected a LinearSet, got {type(linear_set).__name__}; use constraint.on(space)")
         self._metric = square_matrix(metric, "metric", linear_set.size)
@@ -241,7 +247,11 @@ class Projector:
             raise ConstraintError(
                 f"metric must be symmetric, got entries that differ from the transposed by {skew:.3g}"
             )
-        self._engine = _Engine(self._metric, linear_set, self._metric)
+        self._engine = _Engine(self._metric, linear_set, self._metric, places=places)
+
+    def begin(self, result: InequalityResult) -> None:
+        """Start the next projection from the active set of a result over the same rows."""
+        self._engine.sides = result.active
 
     def __call__(self, target: ArrayLike) -> InequalityResult:
         """The projection of coefficients z (N,)."""

@@ -69,9 +69,9 @@ def fit(
         "doob", the same with a gradient penalty, whose weight is chosen by cross-validation over trajectories
         (`choose_penalty`) or given, as by `doob(0.01)`: the stronger baseline.
     method : "direct", sparse factors (GMRES on incomplete ones where those do not fit into memory; active sets where
-        there is a constraint); "projected", the projected iteration of arXiv 2509.02528, whose steps are projections in the norm E
-        and which contracts at a rate that does not depend on the mesh if delta > 0; "minimal-residual", the least
-        |E^{-1}(B f - l)|_E in the set, which asks for no coercivity. See `inequality`.
+        there is a constraint); "projected", the projected iteration of arXiv 2509.02528, whose steps are projections in
+        the norm E and which contracts at a rate that does not depend on the mesh if delta > 0; "minimal-residual", the
+        least |E^{-1}(B f - l)|_E in the set, which asks for no coercivity. See `inequality`.
     constraint : a convex set of functions, `Bounds(0, 1)`, `Monotone(axis)`, `Convex(axis)`, `EnergyBall(radius)`, or
         an intersection `a & b`; f is the gauged one, at most 1 where the gauge bounds the rewards. The result is in the
         set everywhere, not only at nodes or samples.
