@@ -116,7 +116,7 @@ class System:
         if free.size and self.dissection is not None:
             if self._restricted is None:
                 self._restricted = Restricted(self.matrix, self.dissection, self.symmetric)
-            c += self._restricted.solve(sides == 0, q - self.matrix @ c, guess)
+            c += self._restricted.solve(sides == 0, q - self.matrix @ c)
         elif free.size:
             load = (q - self.matrix @ c)[free]
             c[free] = self._solve(free, load, sides.tobytes(), guess[free])

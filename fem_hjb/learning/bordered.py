@@ -11,7 +11,8 @@ from typing import Any, final
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, gmres, splu
+from scipy.linalg import lu_factor, lu_solve
+from scipy.sparse.linalg import splu
 
 from fem_hjb.learning.dissection import Dissection, dissect
 from fem_hjb.learning.factors import Factors, fits
@@ -22,9 +23,8 @@ FEW = 1000  # unknowns up to which sparse LU is as fast
 _SOFT = 1e-8  # s, in units of 1 / mobility
 _REGULAR = 1e-10  # the same for a sparse LU, so that dependent rows do not make the matrix singular
 _REFINEMENTS = 20
-_CHANGED = 200  # unknowns held or released with which the last factors precondition a system
-_KRYLOV = 20
-_SOLVED = 1e-13
+_CHANGED = 150  # unknowns held or released up to which factors are used again
+_SOLVED = 1e-12
 _DENSER = 4  # times as many couplings as the matrix has: rows that make more stay rows
 _DIRECT = 10_000_000  # non-zeros up to which, should fronts fail, sparse LU is tried
 
@@ -99,28 +99,53 @@ class Bordered:
 
 @final
 class Restricted:
-    """Solves with parts of a matrix, unknowns being held or free; the factors of one precondition the next."""
+    """Solves with parts of a matrix, unknowns being held or free.
+
+    Factors are kept: while few unknowns have changed sides since they were made, these border the system (P. E. Gill,
+    W. Murray, M. A. Saunders, M. H. Wright, SIAM J. Sci. Stat. Comput. 11 (1990) 591).
+    """
 
     def __init__(self, matrix: sp.csr_matrix, dissection: Dissection, symmetric: bool) -> None:
         self._matrix, self._dissection, self._symmetric = matrix, dissection, symmetric
         self._line = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         self._last: tuple[NDArray[np.bool_], Factors] | None = None
 
-    def solve(self, free: NDArray[np.bool_], load: FloatArray, guess: FloatArray) -> FloatArray:
+    def solve(self, free: NDArray[np.bool_], load: FloatArray) -> FloatArray:
         """c (N,), 0 where it is not free, with M c = load where it is; RuntimeError if that has no solution."""
-        matrix, line = self._matrix, self._line
-        kept = (free[line] & free[matrix.indices]) | (line == matrix.indices)
-        part = sp.csr_matrix((np.where(kept, matrix.data, 0.0), matrix.indices, matrix.indptr), shape=matrix.shape)
-        rhs = np.where(free, load, 0.0)
         if self._last is not None and int((self._last[0] != free).sum()) <= _CHANGED:
-            rough = LinearOperator(matrix.shape, matvec=self._last[1].solve, dtype=np.float64)
-            start = np.where(free, guess, 0.0)
-            c, _ = gmres(part, rhs, x0=start, rtol=_SOLVED, atol=0.0, restart=_KRYLOV, maxiter=1, M=rough)
-            if np.linalg.norm(part @ c - rhs) <= 10 * _SOLVED * np.linalg.norm(rhs):
-                return np.where(free, c, 0.0)
+            c = self._changed(*self._last, free, load)
+            gap = np.where(free, self._matrix @ c - load, 0.0)
+            if np.linalg.norm(gap) <= _SOLVED * np.linalg.norm(load):
+                return c
+        line, across = self._line, self._matrix.indices
+        data = np.where((free[line] & free[across]) | (line == across), self._matrix.data, 0.0)
+        part = sp.csr_matrix((data, across, self._matrix.indptr), shape=self._matrix.shape)
         try:
             factors = Factors(part.tocsc(), 0.01, _DIRECT, self._dissection, self._symmetric)
             self._last = free.copy(), factors
-            return np.where(free, factors.solve(rhs), 0.0)
+            return np.where(free, factors.solve(np.where(free, load, 0.0)), 0.0)
         except ConvergenceError as cause:
             raise RuntimeError(str(cause)) from cause
+
+    def _changed(
+        self, before: NDArray[np.bool_], factors: Factors, free: NDArray[np.bool_], load: FloatArray
+    ) -> FloatArray:
+        """The same from factors of another part: with a force on what is held now, a column for what is released."""
+        held, released = np.flatnonzero(before & ~free), np.flatnonzero(free & ~before)
+        unit = np.zeros((load.size, held.size))
+        unit[held, np.arange(held.size)] = 1.0
+        columns = np.where(before[:, None], self._matrix[:, released].toarray(), 0.0)
+        rows = self._matrix[released].tocsr()
+        moved = factors.once(np.hstack([unit, columns]))
+        corner = np.zeros((moved.shape[1],) * 2)
+        corner[held.size :, held.size :] = self._matrix[released][:, released].toarray()
+        complement = lu_factor(corner - np.vstack([moved[held], rows @ moved]))
+        c = np.zeros(load.size)
+        for _ in range(2):  # the second time, what is left of the first
+            gap = np.where(free, load - self._matrix @ c, 0.0)
+            change = factors.once(np.where(before, gap, 0.0))
+            forces = lu_solve(complement, -np.concatenate([change[held], rows @ change - gap[released]]))
+            change = change - moved @ forces
+            change[released] = forces[held.size :]
+            c = np.where(free, c + change, 0.0)
+        return np.asarray(c)

@@ -75,6 +75,10 @@ class Factors:
                 return x
             self._lu = self._next()
 
+    def once(self, rhs: FloatArray) -> FloatArray:
+        """A^{-1} rhs for rhs (N,) or (N, m) as the factors give it: nobody looks at what it leaves."""
+        return np.asarray(self._lu.solve(rhs))
+
     def _iterate(self, matrix: sp.spmatrix, rhs: FloatArray, transposed: bool, rtol: float) -> tuple[FloatArray, float]:
         """A solution and its backward error."""
 
