@@ -44,6 +44,8 @@ CASES = (
     ("corrected", "P1", None),
 )
 CLASSES = ((2, 4), (4, 8), (8, 16))
+LARGE = ((8, 4), (16, 8), (24, 12))  # cells per axis, time cells
+SETS = ((8, 4), (12, 6), (16, 8), (22, 11))
 PROBLEM = fh.zoo.get("lq", dim=1)
 
 
@@ -157,7 +159,7 @@ def large(console: Console, quick: bool) -> None:
         solve, found = timed(lambda: direct(of))
         return solve, timed(lambda: diagnose(of))[0], found.coefficients
 
-    for cells, time_cells in [(6, 4)] if quick else [(8, 4), (16, 8), (24, 12)]:
+    for cells, time_cells in ((6, 4),) if quick else LARGE:
         system = of_two_dimensions(cells, time_cells, 4.0, 500 if quick else 20_000)
         by_fronts = reduce_system(system, smoothing=0.05).inequality
         solve, figures, c = judged(by_fronts)
@@ -215,7 +217,7 @@ def sets(console: Console, quick: bool) -> None:
         *("Clarabel", "apart"),
         title="convex sets of two dimensions and time",
     )
-    for cells, time_cells in [(4, 2)] if quick else [(8, 4), (12, 6), (16, 8), (22, 11)]:
+    for cells, time_cells in ((4, 2),) if quick else SETS:
         system = of_two_dimensions(cells, time_cells, 2.0, 500 if quick else 20_000, "residual")
         for convex in (fh.Bounds(0.1, 0.6), fh.Monotone(0), fh.Convex(0)):
             name = f"{time_cells} x {cells} x {cells}"

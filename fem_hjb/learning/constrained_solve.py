@@ -7,7 +7,8 @@ Over a set F, with M positive definite but not necessarily symmetric, `solve_ine
 with multipliers lambda >= 0 at upper bounds, <= 0 at lower ones, 0 elsewhere, and mu >= 0 that of an energy ball
 c' E c <= radius^2. A projection is the case M = E, q = E z. The method is the primal-dual active set (semismooth
 Newton: M. Hintermueller, K. Ito, K. Kunisch, SIAM J. Optim. 13 (2002) 865); where that cycles, an interior point with
-predictor and corrector (S. Mehrotra, SIAM J. Optim. 2 (1992) 575), finished by active-set steps.
+predictor and corrector (S. Mehrotra, SIAM J. Optim. 2 (1992) 575), finished by active-set steps. Large systems whose
+unknowns have places are factorised by fronts, without the rows that are held (`bordered`).
 """
 
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConstraintError, ConvergenceError
 
 _ACTIVE_STEPS = 60
+_ACTIVE_STEPS_IF_LARGE = 30  # of which each takes a factorisation by fronts
 _ACCEPTED = 1e-11  # KKT residual with which the active set is done
 _FAILED = 1e-8  # KKT residual beyond which nothing is returned
 _NEGLIGIBLE = 1e-12  # relative to the row: entries that are zero but for rounding
@@ -79,7 +81,8 @@ def _refuse_empty(system: System) -> None:
 
 def _solve_polyhedral(system: System, q: FloatArray, sides: Sides, guess: FloatArray) -> Iterate:
     """The inequality over the rows alone."""
-    found = active_set(system, q, system.allowed(sides), guess, _ACTIVE_STEPS)
+    steps = _ACTIVE_STEPS if system.dissection is None else min(_ACTIVE_STEPS, _ACTIVE_STEPS_IF_LARGE)
+    found = active_set(system, q, system.allowed(sides), guess, steps)
     if found is None or not found.residual <= _ACCEPTED:
         if not system.bounds and system.lower.size:
             _refuse_empty(system)

@@ -27,8 +27,9 @@ class FrontFactors:
     def __init__(self, matrix: Any, dissection: Dissection, symmetric: bool) -> None:
         self._order, self._fronts, self._symmetric = dissection.order, dissection.fronts, symmetric
         rows = sp.csr_matrix(matrix)[dissection.order][:, dissection.order]
+        rows.eliminate_zeros()  # which the pattern that was dissected need not have
         columns = rows if symmetric else rows.T.tocsr()
-        position = np.empty(rows.shape[0], dtype=np.int64)
+        position = np.zeros(rows.shape[0], dtype=np.int64)
         waiting: dict[int, FloatArray] = {}
         self._blocks: list[_Factors] = []
         for number, front in enumerate(dissection.fronts):
@@ -133,7 +134,12 @@ def _scatter(
     line = np.repeat(np.arange(k), np.diff(lines.indptr[front.first : front.last + 1]))
     other, data = lines.indices[entries], lines.data[entries]
     later = other >= front.last
-    border[position[other[later]] - k, line[later]] = data[later]
+    spots = position[other[later]] - k
+    if spots.size and not (
+        spots.min() >= 0 and spots.max() < len(border) and np.array_equal(front.border[spots], other[later])
+    ):
+        raise RuntimeError("the matrix couples unknowns that the dissection has apart")
+    border[spots, line[later]] = data[later]
     if square is not None:
         own = (other >= front.first) & ~later
         square[line[own], position[other[own]]] = data[own]

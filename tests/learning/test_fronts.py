@@ -86,6 +86,24 @@ def test_rows_are_exchanged_within_a_front():
     np.testing.assert_allclose(factors.solve(np.array([2.0, 4.0, 6.0]), "T"), [2.0, 2.0, 2.0])
 
 
+def test_entries_of_0_do_not_matter_and_couplings_that_were_not_dissected_are_refused():
+    places = points()
+    matrix = coupled(places)
+    dissection = dissect(matrix, places)
+    far = np.abs(places - places[0]).max(axis=1).argmax()
+    for value in (0.0, 1.0):
+        other = sp.csc_matrix(matrix + sp.csc_matrix(([1.0], ([far], [0])), shape=matrix.shape))
+        other.data[other.data == 1.0] = value
+        if value:
+            with pytest.raises(RuntimeError, match="has apart"):
+                FrontFactors(other, dissection, False)
+            assert Factors(other, 0.01, 10**9, dissection).kind == "diagonal"
+        else:
+            assert other.nnz == matrix.nnz + 1
+            solution = FrontFactors(other, dissection, False).solve(np.ones(N))
+            np.testing.assert_allclose(matrix @ solution, 1.0, atol=1e-12)
+
+
 def test_what_is_not_positive_definite_has_no_symmetric_factors():
     matrix = sp.csc_matrix(np.diag([1.0, -1.0]))
     with pytest.raises(RuntimeError, match="not positive definite"):
