@@ -45,7 +45,7 @@ CASES = (
 )
 CLASSES = ((2, 4), (4, 8), (8, 16))
 LARGE = ((8, 4), (16, 8), (24, 12))  # cells per axis, time cells
-SETS = ((8, 4), (12, 6), (16, 8), (22, 11))
+SETS = ((8, 4), (12, 6), (16, 8))
 PROBLEM = fh.zoo.get("lq", dim=1)
 
 

@@ -123,8 +123,9 @@ def fit(
     `stats`: "samples", "dropped" (outside), "pinned" (how many coefficients the samples do not determine: they are
     set to 0, or smoothing outweighs what is seen of them), "pinned_dofs" (which), "gradient_penalty" (lambda, of
     "doob"), "nonpositive_mass" (the share of the samples, weighted, where f <= 0), "seconds", what was asked for, what
-    the solver says ("iterations", "gamma", "predicted" and "contraction" per step, "converged"), "factors" (how form
-    and energy were factorised, see `factors.Factors`; what a kind did not solve was left to the next), "residual": the
+    the solver says ("iterations", "gamma", "predicted" and "contraction" per step, "converged"; "kkt", what "direct"
+    leaves of the KKT conditions of a set), "factors" (how form and energy were factorised: "fronts", or where these are
+    too large or do not solve "incomplete" with GMRES, "diagonal" or "pivoted", sparse LU), "residual": the
     natural residual |f - P_F(f - E^{-1}(B f - l))|_E relative to |E^{-1} l|_E, a certificate of f however it was found,
     and the figures
     of the system, scaled to a unit diagonal, without its set: "condition" (estimate, 1-norm); "coercivity", the
