@@ -229,7 +229,7 @@ def _solved(system: System, ball: EnergyBall | None = None) -> FloatArray:
     inequality = reduced.inequality
     if reduced.solve_constrained is None:
         return reduced.whole(direct(inequality).coefficients)
-    return reduced.whole(reduced.solve_constrained(inequality.form, inequality.load))
+    return reduced.whole(reduced.solve_constrained(inequality.form, inequality.load).coefficients)
 
 
 def _covariances(config: Config, system: System, c: FloatArray, step: Step) -> list[FloatArray]:

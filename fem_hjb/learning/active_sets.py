@@ -12,14 +12,13 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import SuperLU, cg, splu
 
+from fem_hjb.learning.bordered import Bordered, Restricted, dissection_of
 from fem_hjb.learning.linear_set import is_identity
 from fem_hjb.support.checks import FloatArray
 
 Sides = NDArray[np.int8]
 
 ROUNDING = 1e-13  # of the largest value: violations and wrong signs below it leave the active set alone
-_REGULAR = 1e-10  # of the Schur complement, so that dependent active rows do not make the system singular
-_REFINEMENTS = 8
 _DIRECT = 1000  # unknowns up to which a sparse LU is faster than conjugate gradients
 _CG_TOLERANCE = 1e-14
 _CG_STEPS = 5000
@@ -48,6 +47,7 @@ def magnitude(*arrays: FloatArray) -> float:
 class System:
     """M c + A' lambda = q with lambda normal to lower <= A c <= upper; A is the identity if `bounds`.
 
+    places (N, k) : of the unknowns, by which large systems are dissected, or None.
     alive : called before every linear system is solved; what it raises stops the work.
     """
 
@@ -58,6 +58,7 @@ class System:
         lower: FloatArray,
         upper: FloatArray,
         alive: Callable[[], None] = lambda: None,
+        places: FloatArray | None = None,
     ) -> None:
         self.alive = alive
         self.matrix, self.rows, self.lower, self.upper = matrix, rows, lower, upper
@@ -66,7 +67,10 @@ class System:
         # A change of lambda_i by 1 moves row i by about this much: what makes multipliers comparable with rows.
         self.mobility = np.asarray(rows.multiply(rows) @ (1.0 / matrix.diagonal())).ravel()
         self.symmetric = abs(matrix - matrix.T).max() <= ROUNDING * abs(matrix).max()
+        self.dissection = dissection_of(matrix, rows, places)
         self._factor: tuple[bytes, SuperLU] | None = None
+        self._bordered: tuple[bytes, Bordered] | None = None
+        self._restricted: Restricted | None = None
 
     def allowed(self, sides: Sides) -> Sides:
         """These active sides, without bounds that are infinite and with all equal ones."""
@@ -109,7 +113,11 @@ class System:
     def _held_bounds(self, q: FloatArray, sides: Sides, guess: FloatArray) -> tuple[FloatArray, FloatArray]:
         c = np.where(sides > 0, self.upper, np.where(sides < 0, self.lower, 0.0))
         free = np.flatnonzero(sides == 0)
-        if free.size:
+        if free.size and self.dissection is not None:
+            if self._restricted is None:
+                self._restricted = Restricted(self.matrix, self.dissection, self.symmetric)
+            c += self._restricted.solve(sides == 0, q - self.matrix @ c)
+        elif free.size:
             load = (q - self.matrix @ c)[free]
             c[free] = self._solve(free, load, sides.tobytes(), guess[free])
         return c, np.where(sides == 0, 0.0, q - self.matrix @ c)
@@ -125,25 +133,15 @@ class System:
 
     def _held_rows(self, q: FloatArray, sides: Sides) -> tuple[FloatArray, FloatArray]:
         active = np.flatnonzero(sides)
-        rows, n = self.rows[active], q.size
+        key = sides.tobytes()
+        if self._bordered is None or self._bordered[0] != key:
+            held = self.rows[active], np.zeros(active.size), self.mobility[active]
+            self._bordered = key, Bordered(self.matrix, *held, self.dissection, self.symmetric)
         target = np.where(sides > 0, self.upper, self.lower)[active]
-        softening = sp.diags(-_REGULAR * self.mobility[active])
-        saddle = (
-            sp.bmat([[self.matrix, rows.T], [rows, softening]], format="csc") if active.size else self.matrix.tocsc()
-        )
-        factor = self.factor(sides.tobytes(), saddle)
-        # Refined against the system without softening: dependent rows leave it singular, yet solvable.
-        solution, last = np.zeros(n + active.size), np.inf
-        for _ in range(_REFINEMENTS):
-            c, reaction = solution[:n], solution[n:]
-            gap = np.concatenate([q - self.matrix @ c - rows.T @ reaction, target - rows @ c])
-            error = max(np.abs(gap[:n]).max() / magnitude(q), np.abs(gap[n:]).max(initial=0.0) / magnitude(target))
-            if not error < last / 2:
-                break
-            last, solution = error, solution + factor.solve(gap)
+        c, reaction = self._bordered[1].solve(q, target)
         multipliers = np.zeros(sides.size)
-        multipliers[active] = solution[n:]
-        return solution[:n], multipliers
+        multipliers[active] = reaction
+        return c, multipliers
 
 
 def active_set(system: System, q: FloatArray, sides: Sides, guess: FloatArray, steps: int) -> Iterate | None:

@@ -7,7 +7,8 @@ Over a set F, with M positive definite but not necessarily symmetric, `solve_ine
 with multipliers lambda >= 0 at upper bounds, <= 0 at lower ones, 0 elsewhere, and mu >= 0 that of an energy ball
 c' E c <= radius^2. A projection is the case M = E, q = E z. The method is the primal-dual active set (semismooth
 Newton: M. Hintermueller, K. Ito, K. Kunisch, SIAM J. Optim. 13 (2002) 865); where that cycles, an interior point with
-predictor and corrector (S. Mehrotra, SIAM J. Optim. 2 (1992) 575), finished by active-set steps.
+predictor and corrector (S. Mehrotra, SIAM J. Optim. 2 (1992) 575), finished by active-set steps. Large systems whose
+unknowns have places are factorised by fronts, without the rows that are held (`bordered`).
 """
 
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConstraintError, ConvergenceError
 
 _ACTIVE_STEPS = 60
+_ACTIVE_STEPS_IF_LARGE = 30  # of which each takes a factorisation by fronts
 _ACCEPTED = 1e-11  # KKT residual with which the active set is done
 _FAILED = 1e-8  # KKT residual beyond which nothing is returned
 _NEGLIGIBLE = 1e-12  # relative to the row: entries that are zero but for rounding
@@ -79,7 +81,8 @@ def _refuse_empty(system: System) -> None:
 
 def _solve_polyhedral(system: System, q: FloatArray, sides: Sides, guess: FloatArray) -> Iterate:
     """The inequality over the rows alone."""
-    found = active_set(system, q, system.allowed(sides), guess, _ACTIVE_STEPS)
+    steps = _ACTIVE_STEPS if system.dissection is None else min(_ACTIVE_STEPS, _ACTIVE_STEPS_IF_LARGE)
+    found = active_set(system, q, system.allowed(sides), guess, steps)
     if found is None or not found.residual <= _ACCEPTED:
         if not system.bounds and system.lower.size:
             _refuse_empty(system)
@@ -111,9 +114,13 @@ class _Engine:
         linear_set: LinearSet,
         metric: sp.csr_matrix | None,
         alive: Callable[[], None] = lambda: None,
+        places: FloatArray | None = None,
     ) -> None:
-        self.set, self.alive = linear_set, alive
+        self.set, self.alive, self.places = linear_set, alive, places
         self.change = None if linear_set.inverse is None or is_identity(linear_set.rows) else linear_set.inverse
+        if self.change is not None and places is not None:
+            near = abs(linear_set.rows)
+            self.places = (near @ places) / np.asarray(near.sum(axis=1)).reshape(-1, 1)
         self.matrix = self._changed(matrix)
         self.metric = self.matrix if metric is matrix else metric if metric is None else self._changed(metric)
         self.system = self._system(self.matrix)
@@ -126,7 +133,7 @@ class _Engine:
 
     def _system(self, matrix: sp.csr_matrix) -> System:
         rows = self.set.rows if self.change is None else sp.identity(self.set.size, format="csr")
-        return System(matrix, rows, self.set.lower, self.set.upper, self.alive)
+        return System(matrix, rows, self.set.lower, self.set.upper, self.alive, self.places)
 
     def solve(self, load: FloatArray) -> InequalityResult:
         q = load if self.change is None else self.change.T @ load
@@ -192,6 +199,7 @@ def solve_inequality(
     metric: Any = None,
     start: InequalityResult | None = None,
     alive: Callable[[], None] = lambda: None,
+    places: FloatArray | None = None,
 ) -> InequalityResult:
     """The c in the set F with (M c - q)' (g - c) >= 0 for every g in F.
 
@@ -200,6 +208,7 @@ def solve_inequality(
     start : the result of a similar inequality over the same rows, whose active set is tried first.
     alive : called before every linear system is solved; what it raises stops the work. No iterate but the last one is
         in the set.
+    places (N, k) : points such that M couples only unknowns at neighbouring ones, by which large ones are dissected.
 
     The result is in F up to rounding; exactly so where the rows are the identity.
     Raises ConstraintError for shapes that do not match, matrices without positive diagonal, an empty set;
@@ -211,7 +220,7 @@ def solve_inequality(
     ball = None
     if linear_set.radius is not None:
         ball = square if metric is matrix else metric_of(linear_set, metric)
-    engine = _Engine(square, linear_set, ball, alive)
+    engine = _Engine(square, linear_set, ball, alive, places)
     if start is not None:
         if start.active.shape != engine.sides.shape:
             raise ConstraintError(
@@ -228,11 +237,11 @@ class Projector:
 
     Each projection starts from the active set of the one before; while that stays the same so does the factorisation.
 
-    metric : E (N, N), sparse or dense, symmetric positive definite.
+    metric : E (N, N), sparse or dense, symmetric positive definite.  places : as in `solve_inequality`.
     Raises ConstraintError unless E fits the set and is symmetric, and for an empty set; see `solve_inequality`.
     """
 
-    def __init__(self, metric: Any, linear_set: LinearSet) -> None:
+    def __init__(self, metric: Any, linear_set: LinearSet, places: FloatArray | None = None) -> None:
         if not isinstance(linear_set, LinearSet):
             raise ConstraintError(f"expected a LinearSet, got {type(linear_set).__name__}; use constraint.on(space)")
         self._metric = square_matrix(metric, "metric", linear_set.size)
@@ -241,7 +250,11 @@ class Projector:
             raise ConstraintError(
                 f"metric must be symmetric, got entries that differ from the transposed by {skew:.3g}"
             )
-        self._engine = _Engine(self._metric, linear_set, self._metric)
+        self._engine = _Engine(self._metric, linear_set, self._metric, places=places)
+
+    def begin(self, result: InequalityResult) -> None:
+        """Start the next projection from the active set of a result over the same rows."""
+        self._engine.sides = result.active
 
     def __call__(self, target: ArrayLike) -> InequalityResult:
         """The projection of coefficients z (N,)."""

@@ -68,10 +68,10 @@ def fit(
         grad f' (dX - b dt); "increment", model-free; "regression", least squares of Feynman-Kac labels, the baseline;
         "doob", the same with a gradient penalty, whose weight is chosen by cross-validation over trajectories
         (`choose_penalty`) or given, as by `doob(0.01)`: the stronger baseline.
-    method : "direct", sparse factors (GMRES on incomplete ones for large classes; active sets where there is a
-        constraint); "projected", the projected iteration of arXiv 2509.02528, whose steps are projections in the norm E
-        and which contracts at a rate that does not depend on the mesh if delta > 0; "minimal-residual", the least
-        |E^{-1}(B f - l)|_E in the set, which asks for no coercivity. See `inequality`.
+    method : "direct", sparse factors (GMRES on incomplete ones where those do not fit into memory; active sets where
+        there is a constraint); "projected", the projected iteration of arXiv 2509.02528, whose steps are projections in
+        the norm E and which contracts at a rate that does not depend on the mesh if delta > 0; "minimal-residual", the
+        least |E^{-1}(B f - l)|_E in the set, which asks for no coercivity. See `inequality`.
     constraint : a convex set of functions, `Bounds(0, 1)`, `Monotone(axis)`, `Convex(axis)`, `EnergyBall(radius)`, or
         an intersection `a & b`; f is the gauged one, at most 1 where the gauge bounds the rewards. The result is in the
         set everywhere, not only at nodes or samples.
@@ -123,7 +123,9 @@ def fit(
     `stats`: "samples", "dropped" (outside), "pinned" (how many coefficients the samples do not determine: they are
     set to 0, or smoothing outweighs what is seen of them), "pinned_dofs" (which), "gradient_penalty" (lambda, of
     "doob"), "nonpositive_mass" (the share of the samples, weighted, where f <= 0), "seconds", what was asked for, what
-    the solver says ("iterations", "gamma", "predicted" and "contraction" per step, "converged"), "residual": the
+    the solver says ("iterations", "gamma", "predicted" and "contraction" per step, "converged"; "kkt", what "direct"
+    leaves of the KKT conditions of a set), "factors" (how form and energy were factorised: "fronts", or where these are
+    too large or do not solve "incomplete" with GMRES, "diagonal" or "pivoted", sparse LU), "residual": the
     natural residual |f - P_F(f - E^{-1}(B f - l))|_E relative to |E^{-1} l|_E, a certificate of f however it was found,
     and the figures
     of the system, scaled to a unit diagonal, without its set: "condition" (estimate, 1-norm); "coercivity", the

@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgError, cholesky, eigh, solve_triangular
 from scipy.sparse.linalg import LinearOperator, onenormest
 
+from fem_hjb.learning.dissection import Dissection, dissect
 from fem_hjb.learning.factors import ADVICE, BACKWARD, Factors
 from fem_hjb.support.checks import FloatArray, frozen_array
 from fem_hjb.support.errors import ConvergenceError
@@ -38,6 +39,7 @@ Projection = Callable[[FloatArray], FloatArray]
 
 _DIRECT = 1_000_000  # non-zeros up to which LU factors are cheap enough in any dimension
 _DIRECT_IF_REUSED = 3_000_000  # likewise for the energy, which is solved with a hundred times
+_FEW = 1000  # unknowns up to which LU factors are as fast as fronts
 _PIVOT = 0.01  # a diagonal pivot is kept down to this share of its column, as it keeps the fill low
 _ILL_CONDITIONED = 1e12
 _UNSTABLE = 1e-3
@@ -61,6 +63,8 @@ class VariationalInequality:
     load (N,) : l, not 0.
     energy (N, N) : E, sparse, symmetric positive definite. Scale the unknowns so that its diagonal is about 1.
     project : target (N,) -> the point of F nearest to it in the metric E; None: F is the whole space.
+    places (N, k) : points such that only unknowns at neighbouring ones are coupled, by which large systems are
+        dissected; None: they are not.
     tell : given signs of life; an OutOfTimeError stops what iterates.
 
     Raises ConvergenceError where shapes do not match, entries are not finite, the load is 0, or the energy is not
@@ -71,6 +75,7 @@ class VariationalInequality:
     load: FloatArray
     energy: sp.csc_matrix
     project: Projection | None = None
+    places: FloatArray | None = None
     tell: Progress = unheard
 
     def __post_init__(self) -> None:
@@ -88,6 +93,9 @@ class VariationalInequality:
             raise ConvergenceError(
                 f"energy must be symmetric, got entries that differ by {skew:.3g} across the diagonal"
             )
+        if self.places is not None:
+            there = frozen_array(self.places, "places", (size, np.shape(self.places)[-1]), ConvergenceError)
+            object.__setattr__(self, "places", there)
         if not self.load.any():
             raise ConvergenceError(
                 "exp((y - max y)/alpha) underflows to 0 at every terminal sample, which leaves nothing to learn from: "
@@ -101,17 +109,30 @@ class VariationalInequality:
         return int(self.load.size)
 
     @cached_property
+    def dissection(self) -> Dissection | None:
+        """An order for form and energy."""
+        if self.places is None or self.size <= _FEW:
+            return None
+        return dissect(abs(self.form) + abs(self.energy), self.places)
+
+    @cached_property
     def form_factors(self) -> Factors:
         to_the_end(self.tell)(0.0)
-        return Factors(self.form, _PIVOT, _DIRECT)
+        return Factors(self.form, _PIVOT, _DIRECT, self.dissection)
 
     @cached_property
     def energy_factors(self) -> Factors:
-        factors = Factors(self.energy, 0.0, _DIRECT_IF_REUSED)
+        factors = Factors(self.energy, 0.0, _DIRECT_IF_REUSED, self.dissection, symmetric=True)
         to_the_end(self.tell)(0.0)
         if not factors.has_positive_pivots:
             raise _indefinite(self.size)
         return factors
+
+    @property
+    def factors(self) -> dict[str, str]:
+        """The kinds of the factors of "form" and "energy" that were made so far; see `Factors`."""
+        made = {name: self.__dict__.get(f"{name}_factors") for name in ("form", "energy")}
+        return {name: of.kind for name, of in made.items() if of is not None}
 
     @cached_property
     def compression(self) -> "Compression":
@@ -129,7 +150,7 @@ class VariationalInequality:
         return self.riesz(self.load)
 
     def riesz(self, functional: FloatArray, rtol: float = BACKWARD) -> FloatArray:
-        """E^{-1} functional: the function that represents it in the energy."""
+        """E^{-1} functional: the function that represents it in the energy; or of several, (N, m)."""
         to_the_end(self.tell)(0.0)
         return self.energy_factors.solve(functional, rtol=rtol)
 
@@ -241,8 +262,8 @@ class Compression:
             T = solve_triangular(lower, half.T, lower=True).T
             self._S, self._H = (T + T.T) / 2, T.T @ T
             return
-        # A basis V of the subspace, W = T V, B V and E W.
-        self._V, self._W, self._BV, self._EW = np.empty((4, inequality.size, 0))
+        # A basis V of the subspace, E V, W = T V, T* V, B V and E W.
+        self._V, self._EV, self._W, self._adjoint, self._BV, self._EW = np.empty((6, inequality.size, 0))
         self._add(np.random.default_rng(0).standard_normal(inequality.size))
 
     @cached_property
@@ -286,29 +307,34 @@ class Compression:
         for left in reversed(range(_EXPANSIONS)):
             S, H = (self._S, self._H)
             k = len(S)
-            values, vectors = eigh(b * S + c * H, subset_by_index=[k - 1, k - 1])
-            y = vectors[:, 0]
-            if self._complete or not left or not self._expand(y, b, c, float(values[0])):
+            values, vectors = eigh(b * S + c * H, subset_by_index=[max(k - 2, 0), k - 1])
+            y, gap = vectors[:, -1], float(values[-1] - values[0])
+            if self._complete or not left or not self._expand(y, b, c, float(values[-1]), gap):
                 break
-        return a + float(values[0]), float(y @ S @ y), float(y @ H @ y)
+        return a + float(values[-1]), float(y @ S @ y), float(y @ H @ y)
 
-    def _expand(self, y: FloatArray, b: float, c: float, value: float) -> bool:
-        """Add the residual of a Ritz pair of b S + c H to the subspace; False if it is small already."""
+    def _expand(self, y: FloatArray, b: float, c: float, value: float, gap: float) -> bool:
+        """Add the residual of a Ritz pair of b S + c H to the subspace; False if it is small already.
+
+        gap : to the next Ritz value; 0 if there is none.
+        """
         inequality = self._inequality
         inequality.tell(0.0)
         x, image = self._V @ y, self._W @ y
+        symmetric = (image + self._adjoint @ y) / 2
         if (b, c) == (0.0, -1.0):
             # The bottom of H may lie far below its top: one step of inverse iteration finds it, no Krylov space would.
             back = inequality.form_factors.solve(inequality.energy @ x, transposed=True, rtol=_INEXACT)
             new = inequality.form_factors.solve(inequality.energy @ back, rtol=_INEXACT)
             new /= inequality.norm(new)
-            new -= self._V @ (self._V.T @ (inequality.energy @ new))
+            new -= self._V @ (self._EV.T @ new)
             if inequality.norm(new) <= _FIGURES:
                 return False
         else:
-            adjoint = inequality.riesz(inequality.form.T @ (b / 2 * x + c * image), rtol=_INEXACT)
-            new = b / 2 * image + adjoint - value * x
-            if inequality.norm(new) <= _FIGURES * abs(value):
+            new = b * symmetric - value * x
+            if c:
+                new += c * inequality.riesz(inequality.form.T @ image, rtol=_INEXACT)
+            if _off(inequality.norm(new), gap) <= _FIGURES * abs(value):
                 return False
         self._add(new)
         return True
@@ -316,18 +342,24 @@ class Compression:
     def _add(self, new: FloatArray) -> None:
         inequality, V = self._inequality, self._V
         for _ in range(2):
-            new = new / inequality.norm(new)
-            new = new - V @ (V.T @ (inequality.energy @ new))
+            new = new / np.linalg.norm(new)
+            new = new - V @ (self._EV.T @ new)
         new = new / inequality.norm(new)
         applied = inequality.form @ new
-        image = inequality.riesz(applied, rtol=_INEXACT)
+        image, adjoint = inequality.riesz(np.column_stack([applied, inequality.form.T @ new]), rtol=_INEXACT).T
         self._V, self._BV = np.column_stack([V, new]), np.column_stack([self._BV, applied])
-        self._W = np.column_stack([self._W, image])
+        self._EV = np.column_stack([self._EV, inequality.energy @ new])
+        self._W, self._adjoint = np.column_stack([self._W, image]), np.column_stack([self._adjoint, adjoint])
         self._EW = np.column_stack([self._EW, inequality.energy @ image])
         S, mixed = self._V.T @ self._BV, self._BV.T @ self._W
         self._S = (S + S.T) / 2
         # Twice the mixed product less the plain one: the error of the images enters squared.
         self._H = mixed + mixed.T - self._W.T @ self._EW
+
+
+def _off(residual: float, gap: float) -> float:
+    """How far a Ritz value is from an eigenvalue: T. Kato, J. Phys. Soc. Japan 4 (1949) 334."""
+    return residual if gap <= residual else residual**2 / gap
 
 
 def _lowest(cuts: FloatArray) -> tuple[float, float]:

@@ -7,15 +7,14 @@ from typing import final
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.sparse.linalg import splu
 
 from fem_hjb.learning.active_sets import ROUNDING, Iterate, System, active_set, magnitude
+from fem_hjb.learning.bordered import Bordered
 from fem_hjb.support.checks import FloatArray
 
 _INTERIOR_STEPS = 100
 _POLISH_STEPS = 8
 _STAGNATION = 6  # interior-point steps without progress after which it is done
-_SOFTENING = 1e-13  # the same for the interior point
 
 
 @final
@@ -46,26 +45,24 @@ class _Interior:
         """The rows whose multiplier is larger than their slack."""
         return np.asarray(self.z * self.mobility > self.w)
 
-    def _newton(self) -> Callable[[FloatArray, FloatArray, FloatArray], tuple[FloatArray, FloatArray, FloatArray]]:
+    def _newton(self) -> Callable[[FloatArray, FloatArray, FloatArray], tuple[FloatArray, ...]]:
         """(loads on c, on tight rows, on equal rows) -> (dc, dz of the tight rows, dy).
 
         Tight rows stay in the system, as eliminating them would lose the matrix next to their weights z / w.
         """
         self.system.alive()
-        tight, n = self.tight, self.q.size
+        tight = self.tight
         loose = self.g[np.flatnonzero(~tight)]
         stiff = self.system.matrix + loose.T @ sp.diags((self.z / self.w)[~tight]) @ loose
         border = sp.vstack([self.g[np.flatnonzero(tight)], self.fixed], format="csr")
         ratio = np.concatenate([(self.w / self.z)[tight], np.zeros(self.target.size)])
         mobility = np.concatenate([self.mobility[tight], self.system.mobility[self.system.equal]])
-        corner = sp.diags(-ratio - _SOFTENING * mobility)
-        saddle = sp.bmat([[stiff, border.T], [border, corner]], format="csc") if ratio.size else stiff.tocsc()
-        factor = splu(saddle)
+        system, count = self.system, int(tight.sum())
+        bordered = Bordered(sp.csr_matrix(stiff), border, ratio, mobility, system.dissection, system.symmetric)
 
-        def solve(*loads: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-            solution = factor.solve(np.concatenate(loads))
-            count = int(tight.sum())
-            return solution[:n], solution[n : n + count], solution[n + count :]
+        def solve(on_c: FloatArray, on_tight: FloatArray, on_equal: FloatArray) -> tuple[FloatArray, ...]:
+            dc, pressed = bordered.solve(on_c, np.concatenate([on_tight, on_equal]))
+            return dc, pressed[:count], pressed[count:]
 
         return solve
 

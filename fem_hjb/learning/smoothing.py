@@ -11,6 +11,7 @@ from fem_hjb.learning.scatter import Scatter
 from fem_hjb.spaces.dictionary import Dictionary
 from fem_hjb.spaces.line import LineBasis, unit_gauss
 from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import IntArray
 
 _SLOPE = 0.3
 _SMOOTHING = {True: 0.05, False: 0.3}  # by whether the noise vanishes at the solution
@@ -35,16 +36,15 @@ def roughness(space: Space) -> sp.csr_matrix:
     axes = tensor_axes(space)
     if axes is None or not space.smoothness:
         return _slopes_on_cells(space)
-    matrices = [[_line_roughness(axis, order) for order in (0, 1, 2)] for axis in axes]
+    time, *lines = ([_line_roughness(axis, order) for order in (0, 1, 2)] for axis in axes)
     unit = np.eye(space.dim, dtype=np.int64)
-    curved = [(1.0, (0, *(i + j))) for i in unit for j in unit]
-    sloped = [(_SLOPE, (0, *i)) for i in unit]
-    changing = [(1.0, (1, *(0 * unit[0])))]
-    terms = (
-        factor * reduce(sp.kron, [own[order] for own, order in zip(matrices, orders, strict=True)])
-        for factor, orders in curved + sloped + changing
-    )
-    return sum(terms, sp.csr_matrix((space.n_dofs,) * 2)).tocsr()
+
+    def product(orders: IntArray) -> sp.csr_matrix:
+        return reduce(sp.kron, [line[order] for line, order in zip(lines, orders, strict=True)])
+
+    curved = sum(product(i + j) for i in unit for j in unit)
+    sloped = sum(product(i) for i in unit)
+    return sp.csr_matrix(sp.kron(time[0], curved + _SLOPE * sloped) + sp.kron(time[1], product(0 * unit[0])))
 
 
 def _line_roughness(axis: LineBasis, order: int) -> sp.csr_matrix:

@@ -8,7 +8,7 @@ law itself it is a Galerkin method. Both are solved by the code below.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
 from fem_hjb.learning import inequality, solvers
-from fem_hjb.learning.constrained_solve import Projector, solve_inequality
+from fem_hjb.learning.constrained_solve import InequalityResult, Projector, solve_inequality
 from fem_hjb.learning.constraints import Constraint, set_on
+from fem_hjb.learning.dissection import places_of
 from fem_hjb.learning.inequality import VariationalInequality
 from fem_hjb.learning.linear_set import LinearSet
 from fem_hjb.learning.smoothing import default_smoothing, is_dictionary, roughness
@@ -46,7 +47,7 @@ _SHIFT = 1e-13  # of the diagonal, so that a factorisation of a nearly singular 
 _UNKNOWN = inequality.Diagnostics(
     **dict.fromkeys(("coercivity", "norm", "stability", "contraction", "gamma", "condition"), float("nan"))
 )
-_FOUND = ("iterations", "gamma", "predicted", "contraction", "converged", "residual")
+_FOUND = ("iterations", "gamma", "predicted", "contraction", "converged", "residual", "kkt")
 _FIGURES = ("condition", "coercivity", "norm", "stability")
 _ROUNDING = 1e-11  # mean squares below this share of a neighbour's are what rounding left of sums over samples
 _DEPENDENT = 1e-8  # squared sine, under the samples, of the angle between a function and those eliminated before it
@@ -140,6 +141,7 @@ def solve_watched(
             "pinned_dofs": reduced.pinned,
             "nonpositive_mass": float(weights @ (f <= 0) / weights.sum()),
             **{name: getattr(found, name) for name in _FOUND},
+            "factors": reduced.inequality.factors,
             **{name: getattr(of, name) for name in _FIGURES},
             "best_contraction": of.contraction,
             "seconds": {"solve": solved - started, "diagnostics": time.perf_counter() - solved},
@@ -174,7 +176,7 @@ class ReducedSystem:
     """
 
     inequality: VariationalInequality
-    solve_constrained: Callable[[Any, FloatArray], FloatArray] | None
+    solve_constrained: Callable[[Any, FloatArray], InequalityResult] | None
     coefficients: FloatArray
     free: IntArray
     root: FloatArray
@@ -222,29 +224,33 @@ def reduce_system(
     if not smoothing:
         fixed = _undetermined(system.mass, fixed, tell)
     free = np.flatnonzero(~fixed)
-    gram, form, energy = (matrix + extension for matrix in (system.mass, system.form, system.energy))
-    root = np.sqrt(gram.diagonal()[free])
+    form, energy = (matrix + extension for matrix in (system.form, system.energy))
+    root = np.sqrt((system.mass.diagonal() + extension.diagonal())[free])
     load = (system.load - form @ coefficients)[free]
 
     def part(matrix: sp.csr_matrix) -> sp.csr_matrix:
-        return matrix[free][:, free]
+        return matrix if free.size == space.n_dofs else matrix[free][:, free]
 
     def scaled(matrix: sp.csr_matrix) -> sp.csc_matrix:
         tell(0.0)
-        return (sp.diags(1.0 / root) @ matrix @ sp.diags(1.0 / root)).tocsc()
+        columns = sp.csc_matrix(matrix)
+        columns.data = columns.data / (root[columns.indices] * np.repeat(root, np.diff(columns.indptr)))
+        return columns
 
-    form = part(form) + ridge * sp.diags(root**2)
+    form = part(form) + ridge * sp.diags(root**2) if ridge else part(form)
     energy = part(energy)
     energy = energy + _SHIFT * sp.diags(_largest_neighbour(energy, energy.diagonal()))
+    places = places_of(space)
+    places = None if places is None else places[free]
     project = solve_constrained = None
     if constraint is not None:
         linear_set = set_on(constraint, space).restricted(free, coefficients[fixed])
-        project, solve_constrained = _in_set(linear_set, form, energy, load, root, tell)
+        project, solve_constrained = _in_set(linear_set, form, energy, load, root, places, tell)
     pinned = np.flatnonzero(fixed | (system.mass.diagonal() < extension.diagonal()))
     pinned.setflags(write=False)
-    scaled_system: dict[str, Any] = {"form": scaled(form), "load": load / root, "energy": scaled(energy)}
+    given: dict[str, Any] = {"load": load / root, "places": places, "tell": part_of(tell, 0.0, _SOLVED)}
     return ReducedSystem(
-        inequality=VariationalInequality(**scaled_system, project=project, tell=part_of(tell, 0.0, _SOLVED)),
+        inequality=VariationalInequality(form=scaled(form), energy=scaled(energy), project=project, **given),
         solve_constrained=solve_constrained,
         coefficients=coefficients,
         free=free,
@@ -273,18 +279,21 @@ def _in_set(
     energy: sp.csr_matrix,
     load: FloatArray,
     root: FloatArray,
+    places: FloatArray | None,
     tell: Progress,
-) -> tuple[Callable[[FloatArray], FloatArray], Callable[[Any, FloatArray], FloatArray]]:
+) -> tuple[Callable[[FloatArray], FloatArray], Callable[[Any, FloatArray], InequalityResult]]:
     """Projection and solver of a scaled inequality, which work on the unscaled one: its rows stay those of the set."""
-    projector = Projector(energy, linear_set)
+    projector = Projector(energy, linear_set, places)
 
     def project(z: FloatArray) -> FloatArray:
         return projector(z / root).coefficients * root
 
-    def solve(_form: Any, _load: FloatArray) -> FloatArray:
+    def solve(_form: Any, _load: FloatArray) -> InequalityResult:
         try:
             beat = beats_of(part_of(tell, 0.0, _SOLVED))
-            return solve_inequality(form, load, linear_set, metric=energy, alive=beat).coefficients * root
+            found = solve_inequality(form, load, linear_set, metric=energy, alive=beat, places=places)
+            projector.begin(found)  # at the solution the projection that judges it has the same multipliers
+            return replace(found, coefficients=found.coefficients * root)
         except (ConstraintError, ConvergenceError) as cause:
             if "empty" in str(cause):
                 raise

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
+from fem_hjb.learning.constrained_solve import InequalityResult
 from fem_hjb.learning.factors import ADVICE
 from fem_hjb.learning.inequality import Projection, VariationalInequality, natural_residual
 from fem_hjb.support.checks import FloatArray, frozen_array, positive_integer, positive_number
@@ -18,7 +19,7 @@ from fem_hjb.support.errors import ConvergenceError
 from fem_hjb.support.objects import Plain
 from fem_hjb.support.progress import OutOfTimeError, beats_of
 
-ConstrainedSolve = Callable[[sp.csc_matrix, FloatArray], FloatArray]
+ConstrainedSolve = Callable[[sp.csc_matrix, FloatArray], InequalityResult]
 
 _RESIDUAL = 1e-6
 _DEPTH = 10  # of Anderson acceleration
@@ -35,7 +36,8 @@ class VariationalResult(Plain):
 
     coefficients (N,) : in F.
     method : "direct", "projected" or "minimal-residual".
-    iterations : of the projected or the minimal-residual iteration, or of GMRES (0 with LU factors).
+    iterations : of the projected or the minimal-residual iteration, of GMRES (0 with exact factors), or how many
+        linear systems the direct method has solved to find the active set.
     gamma : the step length (of minimal residuals on a set, that of their gradient); None where there is none.
     predicted : |I - gamma T|_E, the contraction theory promises; None where there is none.
     contraction : observed, fitted to the last steps of `history`; nan with fewer than three.
@@ -44,6 +46,7 @@ class VariationalResult(Plain):
         relative to |E^{-1} B' E^{-1} l|_E. Direct: the residual below.
     residual : natural residual of the inequality at the coefficients, relative to |E^{-1} l|_E. It is 0 at the solution
         only; with a set, the minimal residual method solves another problem and leaves one.
+    kkt : what the direct method leaves of the KKT conditions of a set, see `InequalityResult.residual`; nan elsewhere.
     converged, message : whether the tolerance was met; "ok", or why not and what to do.
     """
 
@@ -57,6 +60,7 @@ class VariationalResult(Plain):
     residual: float
     converged: bool
     message: str
+    kkt: float = float("nan")
 
     def __post_init__(self) -> None:
         for name in ("coefficients", "history"):
@@ -68,7 +72,7 @@ class VariationalResult(Plain):
 def direct(inequality: VariationalInequality, solve_constrained: ConstrainedSolve | None = None) -> VariationalResult:
     """Solve by sparse factors (GMRES on incomplete ones beyond a million non-zeros), with a set by `solve_constrained`.
 
-    solve_constrained : (B, l) -> coefficients in F; needed if and only if the inequality has a set. No coercivity is
+    solve_constrained : (B, l) -> the solution in F; needed if and only if the inequality has a set. No coercivity is
         asked for, except by what solve_constrained may ask.
 
     Raises ConvergenceError where the system is singular or only solved to a relative residual of 1e-6, and where there
@@ -79,7 +83,7 @@ def direct(inequality: VariationalInequality, solve_constrained: ConstrainedSolv
             "direct needs the set both as the inequality's project (it judges the solution) and as solve_constrained "
             f"(it finds it), or neither; only {'solve_constrained' if inequality.project is None else 'project'} given"
         )
-    iterations = 0
+    iterations, kkt = 0, float("nan")
     if solve_constrained is None:
         factors, load = inequality.form_factors, inequality.load
         before = factors.iterations
@@ -92,7 +96,8 @@ def direct(inequality: VariationalInequality, solve_constrained: ConstrainedSolv
                 + ADVICE
             )
     else:
-        coefficients = np.asarray(solve_constrained(inequality.form, inequality.load))
+        found = solve_constrained(inequality.form, inequality.load)
+        coefficients, iterations, kkt = found.coefficients, found.iterations, found.residual
     residual = natural_residual(inequality, coefficients)
     converged = residual < _RESIDUAL
     return VariationalResult(
@@ -105,6 +110,7 @@ def direct(inequality: VariationalInequality, solve_constrained: ConstrainedSolv
         history=np.array([residual]),
         residual=residual,
         converged=converged,
+        kkt=kkt,
         message="ok" if converged else f"solved to a relative natural residual of {residual:.1e} only; {ADVICE}",
     )
 

@@ -73,7 +73,7 @@ def test_the_certificate_sees_a_solution_that_is_none():
 
     system = fh.learning.assemble(LQ, PATHS, SPACE, outside="drop")
     reduced = reduce_system(system, constraint=fh.Bounds(0.05, 0.8), smoothing=0.05)
-    z = reduced.solve_constrained(None, None)
+    z = reduced.solve_constrained(None, None).coefficients
     assert natural_residual(reduced.inequality, z) < 1e-10
     unconstrained = reduce_system(system, smoothing=0.05)
     other = np.linalg.solve(unconstrained.inequality.form.toarray(), unconstrained.inequality.load)

@@ -1,6 +1,7 @@
 """Variational inequalities on matrices whose coercivity, norm and contraction are known by construction."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,10 +213,15 @@ def test_a_fixed_point_on_a_ball_in_a_full_metric_is_normal_to_it():
 def test_direct_with_a_set_takes_the_solution_it_is_given_and_judges_it():
     problem = coercive(project=box(0.5), diagonal=True)
     solution = projected(problem, tol=1e-12).coefficients
-    good = direct(problem, solve_constrained=lambda B, l: solution)
+
+    def found(coefficients):
+        return lambda B, l: SimpleNamespace(coefficients=coefficients, iterations=3, residual=1e-13)
+
+    good = direct(problem, solve_constrained=found(solution))
     assert good.converged
+    assert (good.iterations, good.kkt) == (3, 1e-13)
     assert good.residual <= 1e-12
-    poor = direct(problem, solve_constrained=lambda B, l: np.clip(solution + 1e-3, -0.5, 0.5))
+    poor = direct(problem, solve_constrained=found(np.clip(solution + 1e-3, -0.5, 0.5)))
     assert not poor.converged
     assert 1e-5 < poor.residual < 1e-2
     assert "natural residual" in poor.message

@@ -1,0 +1,135 @@
+"""Sets of many coefficients: by fronts, without their rows, the solution is that of sparse LU; faults show."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import fem_hjb as fh
+from fem_hjb.learning import active_sets, bordered, constrained_solve
+from fem_hjb.learning.bordered import Bordered, Restricted, dissection_of
+from fem_hjb.learning.constrained_solve import Projector, solve_inequality
+from fem_hjb.learning.constraints import Bounds, Convex, Monotone
+from fem_hjb.learning.solve_system import reduce_system, solve_system
+from fem_hjb.learning.system import assemble
+from fem_hjb.support.errors import ConvergenceError
+
+SETS = [Bounds(0.2, 0.6), Monotone(0), Bounds(0.1) & Monotone(1, increasing=False), Convex(0)]
+
+
+@pytest.fixture(scope="module")
+def system():
+    problem = fh.zoo.get("lq", dim=2)
+    space = fh.Space(problem, cells=4, time_cells=2, box=fh.Box([-1.5] * 2, [1.5] * 2))
+    return assemble(problem, fh.sample_paths(problem, n=1000, steps=16, rng=0), space, outside="drop")
+
+
+@pytest.fixture
+def inequality(system, monkeypatch):
+    """Form, load, energy, places, and with all sizes by fronts."""
+    monkeypatch.setattr(bordered, "FEW", 0)
+    reduced = reduce_system(system, smoothing=1.0)
+    of = reduced.inequality
+    return of.form.tocsr(), of.load, of.energy.tocsr(), of.places
+
+
+@pytest.mark.parametrize("constraint", SETS)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_by_fronts_the_solution_in_a_set_is_that_of_sparse_factors(symmetric, constraint, system, inequality):
+    form, load, energy, places = inequality
+    matrix = energy if symmetric else form
+    linear_set = constraint.on(system.space)
+    found = solve_inequality(matrix, load, linear_set, places=places)
+    expected = solve_inequality(matrix, load, linear_set)
+    assert found.residual < 1e-11
+    assert (found.active != 0).sum() > 20
+    size = np.abs(expected.coefficients).max()
+    np.testing.assert_allclose(found.coefficients, expected.coefficients, atol=1e-9 * size)
+
+
+@pytest.mark.parametrize("constraint", SETS[1:3])
+def test_the_interior_point_by_fronts_reaches_rounding(constraint, system, inequality, monkeypatch):
+    form, load, _, places = inequality
+    monkeypatch.setattr(constrained_solve, "_ACTIVE_STEPS", 0)
+    found = solve_inequality(form, load, constraint.on(system.space), places=places)
+    assert found.how == "interior-point"
+    assert found.residual < 1e-11
+
+
+@pytest.mark.parametrize("soft", [0.0, 0.3])
+def test_a_bordered_system_is_solved_with_its_rows_and_without(soft, system, inequality):
+    form, load, _, places = inequality
+    rows = Monotone(0).on(system.space).rows[::3]
+    rows = sp.vstack([rows, 2.0 * rows[:4]], format="csr")  # dependent ones
+    corner, mobility = np.full(rows.shape[0], soft), np.ones(rows.shape[0])
+    target = rows @ np.linspace(0.0, 1.0, load.size) - soft * np.linspace(-1.0, 1.0, rows.shape[0])
+    dissection = dissection_of(form, rows, places)
+    assert dissection is not None
+    for order in (dissection, None):
+        c, reaction = Bordered(form, rows, corner, mobility, order, False).solve(load, target)
+        assert np.abs(form @ c + rows.T @ reaction - load).max() < 1e-10 * np.abs(load).max()
+        assert np.abs(rows @ c - corner * reaction - target).max() < 1e-10 * np.abs(target).max()
+
+
+def test_rows_that_couple_everything_stay_rows(inequality):
+    form, _, _, places = inequality
+    assert dissection_of(form, sp.csr_matrix(np.ones((1, form.shape[0]))), places) is None
+    assert dissection_of(form, sp.csr_matrix((0, form.shape[0])), places) is not None
+    assert dissection_of(form, sp.csr_matrix((0, form.shape[0])), None) is None
+
+
+def test_factors_of_one_active_set_serve_the_next(inequality, monkeypatch):
+    form, load, _, places = inequality
+    made = []
+    factors = bordered.Factors
+    monkeypatch.setattr(bordered, "Factors", lambda *given: made.append(1) or factors(*given))
+    restricted = Restricted(form, dissection_of(form, sp.csr_matrix((0, load.size)), places), False)
+    free = np.ones(load.size, dtype=bool)
+    for held, released in ((0, 0), (30, 0), (80, 40), (400, 0)):
+        free[:held], free[:released] = False, True
+        c = restricted.solve(free, load)
+        dense = np.linalg.solve(form[free][:, free].toarray(), load[free])
+        np.testing.assert_allclose(c[free], dense, atol=1e-10 * np.abs(dense).max())
+        assert not c[~free].any()
+    assert len(made) == 2  # the last step changes too many
+
+
+def test_the_projection_that_judges_starts_from_the_solution(system):
+    solution = solve_system(system, constraint=Monotone(0), smoothing=1.0, figures=False)
+    assert solution.stats["kkt"] < 1e-11
+    assert solution.stats["residual"] < 1e-11
+    assert solution.stats["iterations"] > 2
+    reduced = reduce_system(system, smoothing=1.0)
+    energy, linear_set = reduced.inequality.energy, Monotone(0).on(system.space)
+    target = np.sin(np.arange(energy.shape[0]))
+    first = Projector(energy, linear_set)(target)
+    again = Projector(energy, linear_set)
+    again.begin(first)
+    assert again(target).iterations == 1 < first.iterations
+
+
+@pytest.mark.parametrize("constraint", SETS[:2])
+def test_factors_that_are_a_little_wrong_cost_steps_only(constraint, system, inequality, monkeypatch):
+    _, load, energy, places = inequality
+    expected = solve_inequality(energy, load, constraint.on(system.space), places=places).coefficients
+    whole = bordered.Factors.solve
+    monkeypatch.setattr(bordered.Factors, "solve", lambda *given: 0.99 * whole(*given))
+    found = solve_inequality(energy, load, constraint.on(system.space), places=places)
+    np.testing.assert_allclose(found.coefficients, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("constraint", SETS[:2])
+def test_wrong_projections_leave_a_kkt_residual_and_are_refused(constraint, system, inequality, monkeypatch):
+    _, load, energy, places = inequality
+    whole = bordered.Factors.solve
+    monkeypatch.setattr(bordered.Factors, "solve", lambda *given: -whole(*given))
+    with pytest.raises(ConvergenceError, match=r"relative KKT residual is [0-9.]+e[-+]0[0-2]"):
+        solve_inequality(energy, load, constraint.on(system.space), places=places)
+
+
+def test_without_a_dissection_large_symmetric_systems_are_solved_as_before(inequality, system, monkeypatch):
+    monkeypatch.setattr(active_sets, "_DIRECT", 0)
+    _, load, energy, places = inequality
+    linear_set = SETS[0].on(system.space)
+    by_cg = solve_inequality(energy, load, linear_set)
+    by_fronts = solve_inequality(energy, load, linear_set, places=places)
+    np.testing.assert_allclose(by_cg.coefficients, by_fronts.coefficients, atol=1e-10)
