@@ -1,0 +1,291 @@
+r"""What convexity buys: the projected iteration in a class of networks and in a linear one of as many unknowns.
+
+The iteration of `iteration`, f^{m+1} the function of a class F nearest to f^m - gamma E^{-1} (B f^m - l) in the norm of
+the energy, on the wells of `rotated-wells` in one, two and ten dimensions, from the same paths, from f^0 = 0, with the
+step gamma that is best for the linear class and delta = 0.2, so that tests are g - delta d_t g. The classes:
+
+    polynomials   of total degree 5, 5, 2 in x, times cubics in t: a convex class, 24, 84, 264 unknowns
+    networks      c + sum_j a_j tanh(w_j'x + u_j t + b_j): not convex, 25, 81, 261 parameters
+
+Each step of the networks is least squares by L-BFGS, see `interop.network_class`. Errors are relative, in the norm of
+int E[f^2] dt + E[f_T^2]; "best" is the least error in the class that is known: the projection for polynomials, for
+networks a fit to f* itself that starts where the iteration has ended.
+
+Convexity buys that the end does not depend on the start, that it is that of the equation, and that the error is little
+more than the best. A network ends where the equation holds for functions tangent to its class, of which there are many:
+other starts on the same paths end elsewhere, by as much as the error is, which is several times the best, and may rise
+again after it has fallen. What networks buy is that in ten dimensions a few
+find the direction of the reward, where polynomials of degree 2 do not hold f: their error is less all the same.
+
+Controls: networks, whose ends depend on the start; and steps that are too long, by which both classes fail.
+Needs PyTorch. Source: arXiv 2509.02528 (Algorithm 2; what becomes of it in classes that are not convex is its open
+question 1).
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import islice
+from typing import Any, cast, final
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fem_hjb.experiments.rotated_wells import value_on_a_line, wells
+from fem_hjb.experiments.trial import Claim, Trial, conclude
+from fem_hjb.learning.inequality import diagnose
+from fem_hjb.learning.measures import Measure, sampled_law_measure
+from fem_hjb.learning.population import Yardstick, yardstick
+from fem_hjb.learning.solve_system import ReducedSystem, reduce_system
+from fem_hjb.learning.system import assemble
+from fem_hjb.paths.simulate import Paths, sample_paths
+from fem_hjb.plotting.pictures import STYLES
+from fem_hjb.problems.gauge import Gauge
+from fem_hjb.problems.laws import Gaussian
+from fem_hjb.problems.problem import ControlProblem, ValueFunction
+from fem_hjb.spaces.features import HermiteCross
+from fem_hjb.spaces.line import LineBasis
+from fem_hjb.spaces.space import Space
+from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.progress import Progress, steps_of
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """dims : d, with the degrees of the polynomials and the widths of the networks.  tilt, kappa : of the wells.
+
+    paths, observations : of the data, n and K.  steps : of the iteration.  inner : of L-BFGS in each.  held_out :
+    samples of the law at each Gauss point in time.  too_long : by how much the control's steps are.  seed : of the
+    first paths and networks; the others follow.
+    """
+
+    dims: tuple[int, ...] = (1, 2, 10)
+    degrees: tuple[int, ...] = (5, 5, 2)
+    widths: tuple[int, ...] = (6, 16, 20)
+    tilt: float = 1.5
+    kappa: float = 0.5
+    paths: int = 400
+    observations: int = 8
+    steps: int = 32
+    inner: int = 30
+    seeds: int = 5
+    held_out: int = 500
+    too_long: float = 6.0
+    seed: int = 100
+
+
+QUICK = Config(dims=(1,), degrees=(5,), widths=(6,), paths=150, steps=18, inner=12, seeds=2, held_out=150)
+
+_COLUMNS = ("d", "class", "unknowns", "seed", "step", "error", "best", "apart", "too long")
+_CLASSES = ("polynomials", "networks")
+_DELTA = 0.2
+_MANY = 400  # steps of the linear class from two starts
+_FEW = 8  # steps that are too long
+_OTHER = 10_000  # added to a seed: another start
+_SAMPLED = 20_000
+_MANY_DIMENSIONS = 10
+_FITTED = 10  # times as many inner steps for a fit to f*
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Task:
+    """A problem and data, with the gauge of both classes, in which E f_T is about 1; exact (m,) : f* at the judge's
+    points inside, then at T; gamma : of the linear class."""
+
+    problem: ControlProblem
+    paths: Paths
+    gauge: Gauge
+    judge: Measure
+    exact: FloatArray
+    measure: Yardstick
+    reduced: ReducedSystem
+    gamma: float
+
+    def norm(self, values: FloatArray) -> float:
+        """Relative, of values at the judge's points."""
+        weights = np.concatenate([self.judge.weights, self.judge.terminal_weights])
+        return float(np.sqrt(weights @ values**2 / (weights @ self.exact**2)))
+
+    def of_polynomials(self, c: FloatArray) -> FloatArray:
+        """Coefficients in the gauge of the yardstick."""
+        factor = np.exp((self.gauge.terminal - self.measure.gauge.terminal) / self.gauge.temperature)
+        return np.asarray(factor * np.ravel(self.reduced.whole(c)))
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Course:
+    """errors (steps,); best; apart : the distance between the ends from two starts over the error; too_long : the error
+    after some steps that are too long."""
+
+    unknowns: int
+    errors: list[float]
+    best: float
+    apart: float
+    too_long: float
+
+
+def run(config: Config, tell: Progress) -> Trial:
+    """One row per dimension, class, seed and step. MissingPackageError without PyTorch."""
+    import_module("fem_hjb.interop.network_class")  # says at once what is missing
+    started = time.perf_counter()
+    step = steps_of(tell, len(config.dims) * config.seeds * (2 * config.steps + _FEW + 2))
+    rows: list[tuple[Any, ...]] = []
+    for d, degree, width in zip(config.dims, config.degrees, config.widths, strict=False):
+        value = value_on_a_line(d, config.tilt, config.kappa)
+        problem = wells(d, value, config.tilt, config.kappa)
+        features = HermiteCross(Gaussian(np.zeros(d), problem.initial_law.covariance), degree, total=True)
+        space = Space.product(LineBasis.uniform(problem.horizon, 1, "P3"), features)
+        judge = sampled_law_measure(problem, space, n=config.held_out, rng=1)
+        measure = yardstick(problem, judge, space, norm="mass")
+        for seed in range(config.seed, config.seed + config.seeds):
+            task = _task(config, problem, space, judge, measure, seed)
+            step()
+            for kind, course in (
+                ("polynomials", _polynomials(config, task, seed)),
+                ("networks", _networks(config, task, width, seed, step)),
+            ):
+                figures = (course.best, course.apart, course.too_long)
+                for m, error in enumerate(course.errors, 1):
+                    rows.append((d, kind, course.unknowns, seed, m, error, *figures))
+    return conclude(config, _COLUMNS, rows, _claims(config, rows), started)
+
+
+def _task(
+    config: Config, problem: ControlProblem, space: Space, judge: Measure, measure: Yardstick, seed: int
+) -> _Task:
+    y = problem.y(problem.initial_law.sample(_SAMPLED, np.random.default_rng(0)))
+    alpha, T = problem.temperature, problem.horizon
+    gauge = Gauge(temperature=alpha, horizon=T, terminal=alpha * float(np.log(np.mean(np.exp(y / alpha)))), running=0.0)
+    paths = sample_paths(problem, n=config.paths, steps=config.observations, rng=seed)
+    system = assemble(problem, paths, space, delta=_DELTA, constants=gauge)
+    reduced = reduce_system(system, smoothing=0.0)
+    figures = diagnose(reduced.inequality)
+    inside = gauge.u(judge.t, judge.x, cast(ValueFunction, problem.exact).value(judge.t, judge.x))
+    return _Task(
+        problem=problem,
+        paths=paths,
+        gauge=gauge,
+        judge=judge,
+        exact=np.concatenate([inside, gauge.terminal_u(problem, judge.terminal_x)]),
+        measure=measure,
+        reduced=reduced,
+        gamma=figures.gamma or figures.norm**-2,
+    )
+
+
+def _polynomials(config: Config, task: _Task, seed: int) -> _Course:
+    inequality, measure = task.reduced.inequality, task.measure
+
+    def ran(c: FloatArray, gamma: float, steps: int) -> list[FloatArray]:
+        found = []
+        for _ in range(steps):
+            c = inequality.step(c, gamma)
+            found.append(task.of_polynomials(c))
+        return found
+
+    def error(c: FloatArray) -> float:
+        return measure.distance(c) / measure.size
+
+    nothing = np.zeros(inequality.size)
+    far = np.random.default_rng(seed + _OTHER).standard_normal(inequality.size)
+    far *= inequality.norm(inequality.target) / inequality.norm(far)
+    long = ran(nothing, task.gamma, max(config.steps, _MANY))
+    other = ran(far, task.gamma, _MANY)[-1]
+    return _Course(
+        unknowns=inequality.size,
+        errors=[error(c) for c in long[: config.steps]],
+        best=measure.approximation / measure.size,
+        apart=measure.norm(other - long[-1]) / measure.distance(long[-1]),
+        too_long=error(ran(nothing, config.too_long * task.gamma, _FEW)[-1]),
+    )
+
+
+def _networks(config: Config, task: _Task, width: int, seed: int, step: Callable[[], None]) -> _Course:
+    from fem_hjb.interop.network_class import OneLayer, fit_values, network_steps
+
+    judge, d = task.judge, task.problem.dim
+    t = np.concatenate([judge.t, np.full(len(judge.terminal_x), task.problem.horizon)])
+    x = np.concatenate([judge.x, judge.terminal_x])
+
+    def ran(start: int, gamma: float, steps: int) -> tuple[Any, list[FloatArray]]:
+        network = OneLayer(d, width, seed=start)
+        course = network_steps(
+            task.problem, task.paths, network, gauge=task.gauge, gamma=gamma, delta=_DELTA, inner=config.inner
+        )
+        found = []
+        for _ in islice(course, steps):
+            found.append(network.values(t, x))
+            step()
+        return network, found
+
+    network, course = ran(seed, task.gamma, config.steps)
+    _, other = ran(seed + _OTHER, task.gamma, config.steps)
+    _, long = ran(seed, config.too_long * task.gamma, _FEW)
+    errors = [task.norm(values - task.exact) for values in course]
+    weights = np.concatenate([judge.weights, judge.terminal_weights])
+    fit_values(network, t, x, task.exact, weights, inner=_FITTED * config.inner)
+    step()
+    return _Course(
+        unknowns=sum(p.numel() for p in network.parameters()),
+        errors=errors,
+        best=task.norm(network.values(t, x) - task.exact),
+        apart=task.norm(other[-1] - course[-1]) / errors[-1],
+        too_long=task.norm(long[-1] - task.exact),
+    )
+
+
+def _claims(config: Config, rows: list[tuple[Any, ...]]) -> Iterator[Claim]:
+    for d in config.dims:
+        ends = {
+            kind: np.array([row[5:] for row in rows if row[:2] == (d, kind) and row[4] == config.steps])
+            for kind in _CLASSES
+        }
+        middle = {kind: np.median(found, axis=0) for kind, found in ends.items()}
+        for kind in _CLASSES:
+            error, best, apart, too_long = ends[kind].T
+            control = kind == "networks"
+            text = f"d = {d}, {kind}: "
+            yield Claim(
+                text=f"{text}last error over the best, median",
+                value=float(np.median(error / best)),
+                low=1.0,
+                high=2.0,
+                control=control,
+            )
+            yield Claim(
+                text=f"{text}the same after {_FEW} steps {config.too_long:g} times as long",
+                value=float(np.median(too_long / best)),
+                low=1.0,
+                high=2.0,
+                control=True,
+            )
+            text += "distance between the ends from two starts, over the error, "
+            text += "least" if control else "largest"
+            value = float(apart.min() if control else apart.max())
+            yield Claim(text=text, value=value, low=0.0, high=0.02, control=control)
+        ratio = float(middle["networks"][0] / middle["polynomials"][0])
+        low, high = (0.1, 0.8) if d >= _MANY_DIMENSIONS else (1.1, 10.0)
+        yield Claim(text=f"d = {d}: error of networks over that of polynomials", value=ratio, low=low, high=high)
+
+
+def figure(trial: Trial) -> Figure:
+    """Errors against the step, a curve for each seed."""
+    config = trial.config
+    made = Figure(figsize=(4.0 * len(config.dims), 3.6), layout="constrained")
+    for panel, d in zip(made.subplots(1, len(config.dims), squeeze=False)[0], config.dims, strict=True):
+        for style, kind in zip(STYLES, _CLASSES, strict=False):
+            for seed in range(config.seed, config.seed + config.seeds):
+                where = {"d": d, "class": kind, "seed": seed}
+                label = kind if seed == config.seed else None
+                m, error = trial.column("step", **where), trial.column("error", **where)
+                panel.semilogy(m, error, color=style["color"], linestyle=style["linestyle"], label=label)
+            best = np.median(trial.column("best", d=d, **{"class": kind}))
+            panel.axhline(best, color=style["color"], linewidth=0.8, linestyle=":")
+        panel.set(xlabel="step $m$", ylabel="relative error of $f$", title=f"$d = {d}$")
+    panel.plot([], [], color="0.5", linewidth=0.8, linestyle=":", label="best known of the class")
+    panel.legend(fontsize="small")
+    return made
