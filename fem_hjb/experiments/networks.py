@@ -48,6 +48,7 @@ from fem_hjb.spaces.features import HermiteCross
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import TrialError
 from fem_hjb.support.progress import Progress, steps_of
 
 
@@ -76,7 +77,7 @@ class Config:
     seed: int = 100
 
 
-QUICK = Config(dims=(1,), degrees=(5,), widths=(6,), paths=150, steps=18, inner=12, seeds=2, held_out=150)
+QUICK = Config(dims=(1,), degrees=(5,), widths=(6,), paths=250, steps=16, inner=10, seeds=2, held_out=150)
 
 _COLUMNS = ("d", "class", "unknowns", "seed", "step", "error", "best", "apart", "too long")
 _CLASSES = ("polynomials", "networks")
@@ -129,12 +130,17 @@ class _Course:
 
 
 def run(config: Config, tell: Progress) -> Trial:
-    """One row per dimension, class, seed and step. MissingPackageError without PyTorch."""
+    """One row per dimension, class, seed and step; MissingPackageError without PyTorch."""
     import_module("fem_hjb.interop.network_class")  # says at once what is missing
     started = time.perf_counter()
+    if not len(config.dims) == len(config.degrees) == len(config.widths):
+        raise TrialError(
+            f"networks: each of dims={config.dims} needs a degree and a width, got degrees={config.degrees},"
+            f" widths={config.widths}"
+        )
     step = steps_of(tell, len(config.dims) * config.seeds * (2 * config.steps + _FEW + 2))
     rows: list[tuple[Any, ...]] = []
-    for d, degree, width in zip(config.dims, config.degrees, config.widths, strict=False):
+    for d, degree, width in zip(config.dims, config.degrees, config.widths, strict=True):
         value = value_on_a_line(d, config.tilt, config.kappa)
         problem = wells(d, value, config.tilt, config.kappa)
         features = HermiteCross(Gaussian(np.zeros(d), problem.initial_law.covariance), degree, total=True)

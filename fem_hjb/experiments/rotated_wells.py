@@ -56,7 +56,7 @@ from fem_hjb.support.progress import Progress, steps_of
 @final
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """dims : d; in the dimension `dim` of them the finest class, too.  tilt : c.  kappa : of the wells.
+    """dims : d; in the dimension `dim`, if it is one of them, the finest class, too.  tilt : c.  kappa : of the wells.
 
     paths, steps : of the data.  held_out : samples of the law at each Gauss point in time.  wrong_drift : the size of
     what the control adds to the drift.  seed : of the first paths; the others follow.
@@ -278,7 +278,7 @@ def _claims(config: Config, rows: list[tuple[Any, ...]]) -> Iterator[Claim]:
             of = [column("error", d=d, estimator="generator", **{"class": kind})[0] for kind in (worse, better)]
             text = f"d = {d}: error of generator in the class {worse} over that in {better}"
             yield Claim(text=text, value=float(of[0] / of[1]), low=1.4, high=10.0, control=control)
-    for kind in ("fine", "linear"):
+    for kind in ("fine", "linear") if config.dim in config.dims else ():
         own, labels = (
             column("spread", d=config.dim, estimator=name, **{"class": kind})[0] for name in ("generator", "regression")
         )

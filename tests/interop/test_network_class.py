@@ -22,7 +22,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.gauge import Gauge
 from fem_hjb.spaces.features import HermiteCross
 from fem_hjb.spaces.line import LineBasis
-from fem_hjb.support.errors import ConvergenceError, MeasureError, ProblemError
+from fem_hjb.support.errors import ConvergenceError, MeasureError, ProblemError, TrialError
 
 DIFFUSION = np.array([[1.0, 0.3], [0.3, 0.5]])
 PROBLEM = zoo.get("lq", dim=2, Q=1.0, Lambda=DIFFUSION)
@@ -55,7 +55,7 @@ def test_in_a_linear_class_the_step_is_that_of_the_inequality(delta: float) -> N
     data = PATHS if delta == 0.2 else empirical_measure(PROBLEM, PATHS)
     course = network_steps(PROBLEM, data, network, gauge=GAUGE, gamma=gamma, delta=delta, inner=80)
     c = np.zeros(reduced.inequality.size)
-    for number, step in enumerate(islice(course, 3), 1):
+    for number, step in enumerate(islice(course, 2), 1):
         before, c = c, reduced.inequality.step(c, gamma)
         expected = np.reshape(reduced.whole(c), space.shape)
         assert network.c.detach().numpy() == pytest.approx(expected, abs=1e-7 * np.abs(expected).max())
@@ -129,6 +129,11 @@ def test_the_experiment_shows_what_convexity_buys(tmp_path: Path) -> None:
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
     files = save_trial(tmp_path, trial, figure)
     assert files[2].stat().st_size > 10_000
+
+
+def test_the_experiment_wants_a_degree_and_a_width_for_each_dimension() -> None:
+    with pytest.raises(TrialError, match=r"each of dims=\(1, 2\) needs a degree and a width, got degrees=\(5,\)"):
+        experiments.run("networks", quick=True, dims=(1, 2))
 
 
 def test_the_experiment_without_pytorch_says_what_to_install() -> None:
