@@ -43,18 +43,25 @@ except ImportError as missing:
 __all__ = ["NetworkStep", "OneLayer", "fit_values", "network_steps"]
 
 _DIFFERENCE = 6e-6  # cube root of the machine precision, relative to the extent of the samples
+_GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly
 _FLAT = 1e-12  # largest entry of the gradient at which least squares have ended
 
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class NetworkStep(Plain):
-    """One step: which (from 1), |f^{m+1} - f^m|_E, |f^{m+1}|_E, and the share by which its least squares fell."""
+    """One step: which (from 1), |f^{m+1} - f^m|_E, |f^{m+1}|_E, and the share by which its least squares fell.
+
+    unseen : the root mean square of the residual R at the states of the samples and times spread over [0, T], over that
+        at the samples. Much more than 1: the network has found a place for a jump between times at which all paths are
+        seen, and f is wrong before it, however small the least squares are.
+    """
 
     number: int
     moved: float
     size: float
     fell: float
+    unseen: float
 
 
 @final
@@ -88,15 +95,49 @@ class OneLayer(torch.nn.Module):
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Points:
-    """Points of one part of the measure as tensors: t (m,), x (m, d), weights (m,)."""
+    """Points of one part of the measure as tensors: t (m,), x (m, d), weights (m,), Lambda (m, d, d)."""
 
     t: Any
     x: Any
     weights: Any
+    diffusion: Any
 
     @classmethod
-    def of(cls, t: Any, x: FloatArray, weights: FloatArray) -> _Points:
-        return cls(t=_tensor(np.broadcast_to(t, weights.shape)), x=_tensor(x), weights=_tensor(weights))
+    def of(cls, problem: ControlProblem, t: FloatArray | float, x: FloatArray, weights: FloatArray) -> _Points:
+        times = np.full(len(x), t) if np.ndim(t) == 0 else np.asarray(t)
+        return cls(
+            t=_tensor(times), x=_tensor(x), weights=_tensor(weights), diffusion=_tensor(problem.Lambda(times, x))
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Equation:
+    """The equation at points: drift (m, d) and rho (m,) there."""
+
+    points: _Points
+    drift: Any
+    rate: Any
+
+    @classmethod
+    def of(cls, problem: ControlProblem, gauge: Gauge, t: FloatArray, x: FloatArray, weights: FloatArray) -> _Equation:
+        points = _Points.of(problem, t, x, weights)
+        return cls(points=points, drift=_tensor(problem.b(t, x)), rate=_rate(problem, gauge, t, x))
+
+    def residual(self, network: Any) -> tuple[Any, Any, Any, Any]:
+        """f, d_t f, grad f and R = -(d_t f + <b, grad f> + 1/2 Tr(Lambda Hess f) + rho f)."""
+        t, x = self.points.t.detach().requires_grad_(), self.points.x.detach().requires_grad_()
+        value = network(t, x)
+        rate, slope = _derivatives(value, t, x, graph=True)
+        rows = [_derivatives(slope[:, k], x, graph=False)[0] for k in range(x.shape[1])]
+        if float(torch.std(slope.detach(), dim=0).max()) > 0 and not any(row.any() for row in rows):
+            raise ProblemError(
+                "the network has slopes that vary, but no second derivatives: it is piecewise linear, and its kinks are"
+                " invisible at samples; take smooth functions in it, tanh or softplus instead of relu"
+            )
+        curved = sum((self.points.diffusion[:, k] * row).sum(dim=1) for k, row in enumerate(rows))
+        residual = -(rate + (self.drift * slope).sum(dim=1) + 0.5 * curved + self.rate * value)
+        return value.detach(), rate.detach(), slope.detach(), residual.detach()
 
 
 def network_steps(
@@ -114,7 +155,8 @@ def network_steps(
     Each `next` changes the parameters of the network, in which the iterate is: f of the gauge,
     f_t(x) = exp((v - c_y - c_r (T - t)) / alpha).
 
-    data : `Paths`, by left-point sums, or a `Measure`.
+    data : `Paths`, by left-point sums, or a `Measure`; best one whose times differ from sample to sample, see
+        `NetworkStep.unseen`.
     network : a torch.nn.Module of float64 parameters, (t (n,), x (n, d)) -> (n,), twice differentiable by x, and once
         by t: tanh, not relu. Row i depends on point i alone.
     gauge : of f, such as that of a `System` or `constant_gauge`.
@@ -156,7 +198,8 @@ def _steps(of: _Regression, gamma: float, inner: int) -> Iterator[NetworkStep]:
         if not np.isfinite(after):
             raise ConvergenceError(f"the network is no longer finite after step {number}: take a smaller gamma")
         moved, size = of.norms()
-        yield NetworkStep(number=number, moved=moved, size=size, fell=1.0 - after / before if before else 0.0)
+        fell = 1.0 - after / before if before else 0.0
+        yield NetworkStep(number=number, moved=moved, size=size, fell=fell, unseen=of.unseen())
 
 
 def _check_network(network: Any, dim: int) -> None:
@@ -182,24 +225,20 @@ class _Regression:
     """The least squares of a step: points, what the network is to be there, and how far it is from that."""
 
     def __init__(self, problem: ControlProblem, data: Measure, network: Any, gauge: Gauge, delta: float) -> None:
-        self.network, self.delta = network, delta
-        horizon = problem.horizon
-        self.inside = _Points.of(data.t, data.x, data.weights)
-        self.first = _Points.of(0.0, data.initial_x, data.initial_weights)
-        self.last = _Points.of(horizon, data.terminal_x, data.terminal_weights)
-        self.drift = _tensor(problem.b(data.t, data.x))
-        self.rate = _rate(problem, gauge, data.t, data.x)
-        ends = [np.full(len(x), t) for t, x in ((0.0, data.initial_x), (horizon, data.terminal_x))]
-        self.diffusion = _tensor(problem.Lambda(data.t, data.x))
-        self.diffusion_first = _tensor(problem.Lambda(ends[0], data.initial_x))
-        self.diffusion_last = _tensor(problem.Lambda(ends[1], data.terminal_x))
-        self.rate_last = _rate(problem, gauge, ends[1], data.terminal_x)
+        self.network, self.delta, horizon = network, delta, problem.horizon
+        self.equation = _Equation.of(problem, gauge, data.t, data.x, data.weights)
+        spread = np.mod(_GOLDEN * np.arange(1, data.t.size + 1), 1.0) * horizon
+        self.elsewhere = _Equation.of(problem, gauge, spread, data.x, data.weights)
+        self.inside = self.equation.points
+        self.first = _Points.of(problem, 0.0, data.initial_x, data.initial_weights)
+        self.last = _Points.of(problem, horizon, data.terminal_x, data.terminal_weights)
+        self.rate_last = _rate(problem, gauge, np.full(len(data.terminal_x), horizon), data.terminal_x)
         self.target = _tensor(gauge.terminal_u(problem, data.terminal_x))
         self.target_slope = _tensor(_terminal_slope(problem, gauge, data.terminal_x))
 
     def aim(self, gamma: float) -> None:
         """From where the network is: keep its values and slopes, and set those it is to have."""
-        value, rate, slope, residual = self._residual()
+        value, rate, slope, residual = self.equation.residual(self.network)
         self.start = (value, rate, slope)
         self.values, self.rates = value - gamma * residual, rate + gamma * residual
         self.start_first = self._tables(self.first)[::2]
@@ -213,11 +252,11 @@ class _Regression:
         first, first_slope = self._tables(self.first, graph=True)[::2]
         last, last_slope = self._tables(self.last, graph=True)[::2]
         inside = (value - self.values) ** 2 + self.delta * (rate - self.rates) ** 2
-        inside = inside + _square(slope - self.start[2], self.diffusion)
+        inside = inside + _square(slope - self.start[2], self.inside.diffusion)
         half = 0.5 * self.delta
         begun = (first - self.start_first[0]) ** 2
-        begun = begun + half * _square(first_slope - self.start_first[1], self.diffusion_first)
-        ended = (last - self.last_values) ** 2 + half * _square(last_slope - self.last_slopes, self.diffusion_last)
+        begun = begun + half * _square(first_slope - self.start_first[1], self.first.diffusion)
+        ended = (last - self.last_values) ** 2 + half * _square(last_slope - self.last_slopes, self.last.diffusion)
         parts = ((self.inside, inside), (self.first, begun), (self.last, ended))
         return sum(points.weights @ squares for points, squares in parts)
 
@@ -231,12 +270,9 @@ class _Regression:
     def _norm(self, of: Any) -> float:
         (value, rate, slope), first, last = of
         half = 0.5 * self.delta
-        total = self.inside.weights @ (value**2 + self.delta * rate**2 + _square(slope, self.diffusion))
-        for points, (ends, slopes), diffusion in (
-            (self.first, first, self.diffusion_first),
-            (self.last, last, self.diffusion_last),
-        ):
-            total = total + points.weights @ (ends**2 + half * _square(slopes, diffusion))
+        total = self.inside.weights @ (value**2 + self.delta * rate**2 + _square(slope, self.inside.diffusion))
+        for points, (ends, slopes) in ((self.first, first), (self.last, last)):
+            total = total + points.weights @ (ends**2 + half * _square(slopes, points.diffusion))
         return float(torch.sqrt(total))
 
     def _tables(self, points: _Points, *, graph: bool = False) -> tuple[Any, Any, Any]:
@@ -246,20 +282,11 @@ class _Regression:
         rate, slope = _derivatives(value, t, x, graph=graph)
         return (value, rate, slope) if graph else (value.detach(), rate, slope)
 
-    def _residual(self) -> tuple[Any, Any, Any, Any]:
-        """f, d_t f, grad f and R = -(d_t f + <b, grad f> + 1/2 Tr(Lambda Hess f) + rho f) at the points inside."""
-        t, x = self.inside.t.detach().requires_grad_(), self.inside.x.detach().requires_grad_()
-        value = self.network(t, x)
-        rate, slope = _derivatives(value, t, x, graph=True)
-        rows = [_derivatives(slope[:, k], x, graph=False)[0] for k in range(x.shape[1])]
-        if float(torch.std(slope.detach(), dim=0).max()) > 0 and not any(row.any() for row in rows):
-            raise ProblemError(
-                "the network has slopes that vary, but no second derivatives: it is piecewise linear, and its kinks are"
-                " invisible at samples; take smooth functions in it, tanh or softplus instead of relu"
-            )
-        curved = sum((self.diffusion[:, k] * row).sum(dim=1) for k, row in enumerate(rows))
-        residual = -(rate + (self.drift * slope).sum(dim=1) + 0.5 * curved + self.rate * value)
-        return value.detach(), rate.detach(), slope.detach(), residual.detach()
+    def unseen(self) -> float:
+        """See `NetworkStep`."""
+        weights = self.inside.weights
+        squares = [weights @ of.residual(self.network)[3] ** 2 for of in (self.elsewhere, self.equation)]
+        return float(torch.sqrt(squares[0] / squares[1])) if squares[1] > 0 else float(squares[0] > 0)
 
 
 def _derivatives(value: Any, *by: Any, graph: bool) -> tuple[Any, ...]:

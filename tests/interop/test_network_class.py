@@ -112,6 +112,22 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
             next(course)
 
 
+def test_a_jump_between_the_times_at_which_paths_are_seen_is_told() -> None:
+    class Jump(torch.nn.Module):
+        """t plus a jump of size c between the times 4/6 and 5/6 of the horizon, 6 steps in all."""
+
+        def __init__(self, c: float) -> None:
+            super().__init__()
+            self.c = torch.nn.Parameter(torch.tensor([c], dtype=torch.float64))
+
+        def forward(self, t: Any, x: Any) -> Any:
+            return t + self.c * torch.tanh(60 * (t / PROBLEM.horizon - 0.75))
+
+    smooth, jump = (next(network_steps(PROBLEM, PATHS, Jump(c), gauge=GAUGE, gamma=1e-9)) for c in (0.0, 2.0))
+    assert 0.5 < smooth.unseen < 2.0
+    assert jump.unseen > 5.0
+
+
 def test_a_network_may_leave_out_t_and_be_linear_in_x() -> None:
     step = next(network_steps(PROBLEM, PATHS, _Wrong(lambda f: f), gauge=GAUGE, gamma=0.4))
     assert step.moved > 0
