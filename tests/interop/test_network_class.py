@@ -139,7 +139,7 @@ def test_the_experiment_shows_what_convexity_buys(tmp_path: Path) -> None:
     assert [claim.text for claim in trial.claims if not claim.as_expected] == []
     assert told == sorted(told)
     assert told[-1] == 1.0
-    assert len(trial.rows) == 2 * module.QUICK.seeds * module.QUICK.steps
+    assert len(trial.rows) == module.QUICK.seeds * (2 * module.QUICK.steps + 2 * 8)
     assert len(trial.title) <= 120
     figure = module.figure(trial)
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
