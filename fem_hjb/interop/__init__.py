@@ -2,8 +2,9 @@
 
 `export` writes solutions for other programs: regular grids of value, control and densities, and files on the solution's
 own mesh. `fem_hjb.interop.torch` takes modules and functions of tensors as coefficients of a problem, and makes modules
-of solutions; `fem_hjb.interop.jax` makes functions of solutions that JAX differentiates and compiles. Each is loaded
-when it is first used, and says what to install if its framework is missing.
+of solutions; `fem_hjb.interop.network_class` learns in classes of networks; `fem_hjb.interop.jax` makes functions of
+solutions that JAX differentiates and compiles. Each is loaded when it is first used, and says what to install if its
+framework is missing.
 """
 
 import importlib
@@ -11,7 +12,7 @@ from typing import Any
 
 from fem_hjb.interop.export import export
 
-_MODULES = ("jax", "torch")
+_MODULES = ("jax", "network_class", "torch")
 
 __all__ = ["export"]
 

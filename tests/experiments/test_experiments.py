@@ -15,8 +15,10 @@ from fem_hjb.cli import app
 from fem_hjb.experiments.trial import Claim, Trial, fitted_slope, save_trial
 from fem_hjb.support.errors import ConvergenceError, TrialError
 
+WITH_TORCH = ("networks",)  # run by tests/interop/test_network_class.py
 
-@pytest.mark.parametrize("name", experiments.names())
+
+@pytest.mark.parametrize("name", [name for name in experiments.names() if name not in WITH_TORCH])
 def test_experiment(name: str, tmp_path: Path) -> None:
     module = experiments.get(name)
     told: list[float] = []
