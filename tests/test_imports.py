@@ -32,7 +32,7 @@ ORDER = {
         "tolerance feynman_kac "
         "steady_operators steady_checks steady_ladder exit_equation exit_box exit_mesh ground_equation ground_state "
         "mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine "
-        "residual pathwise solve bridge"
+        "pathwise residual solve bridge"
     ),
     "learning": (
         "linear_set bernstein constraints active_sets interior_point constrained_solve factors forms inequality "

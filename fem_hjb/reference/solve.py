@@ -20,7 +20,7 @@ from fem_hjb.problems.blocks import alike, independent_blocks, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, require_box
 from fem_hjb.reference.box_tolerance import solve_to_tolerance
-from fem_hjb.reference.pathwise import along_paths
+from fem_hjb.reference.pathwise import along_paths, walk
 from fem_hjb.reference.residual import residual_checks
 from fem_hjb.reference.tolerance import AnySolution, checked_rtol, judged
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
@@ -153,7 +153,9 @@ def _verified(solution: AnySolution, seed: int) -> AnySolution:
     jumps = sorted({t for part in getattr(solution, "parts", [((), solution)]) for t in part[1].stats["jumps"]})
     known = solution.problem, solution, _estimate_of(solution), jumps, seed
     with threadpool_limits(1, user_api="blas"):  # a few points at a time: more threads wait for each other
-        witnesses = *residual_checks(*known, thorough=thorough), *along_paths(*known)
+        walked = walk(solution.problem, solution, jumps, seed)
+        followed = () if walked is None else along_paths(*known, walked)
+        witnesses = *residual_checks(*known, thorough=thorough, walked=walked), *followed
     return replace(solution, checks=(*solution.checks, *witnesses))
 
 

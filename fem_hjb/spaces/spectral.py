@@ -108,7 +108,6 @@ class SpectralLine(Plain):
     _points: FloatArray = field(init=False, repr=False)
     _barycentric: FloatArray = field(init=False, repr=False)
     _D: FloatArray = field(init=False, repr=False)
-    _both: FloatArray = field(init=False, repr=False)
     _tail: FloatArray = field(init=False, repr=False)
 
     def __init__(self, grid: ArrayLike, degree: int) -> None:
@@ -137,7 +136,6 @@ class SpectralLine(Plain):
             ("_points", unit),
             ("_barycentric", 1.0 / eval_legendre(p, points)),
             ("_D", 2 * D),
-            ("_both", np.vstack([np.eye(p + 1), 2 * D.T])),
             ("_tail", eval_legendre(modes[:, None], points) * w / norms[:, None]),
         ):
             put(self, name, frozen(array))
@@ -162,10 +160,10 @@ class SpectralLine(Plain):
 
     def reference(self, xi: FloatArray, order: int = 0) -> FloatArray:
         """The p + 1 Lagrange polynomials of a cell (order 0), or their derivatives in xi (order 1), at xi (k,)."""
-        return np.asarray(self.local(xi, order)[order].T)
+        return self.local(xi, order)[order].T
 
-    def local(self, xi: FloatArray, order: int = 1) -> FloatArray:
-        """The same up to an order, points last: shape (order + 1, p + 1, k).
+    def local(self, xi: FloatArray, order: int = 1) -> list[FloatArray]:
+        """The same up to an order, points last: (p + 1, k) each.
 
         By the second barycentric formula, which is stable for every degree: J.-P. Berrut and L. N. Trefethen,
         SIAM Review 46 (2004), 501-517.
@@ -179,7 +177,7 @@ class SpectralLine(Plain):
         if hit is not None:
             at_node = hit.any(axis=0)
             values[:, at_node] = hit[:, at_node]
-        return (self._both @ values).reshape(2, -1, xi.size) if order else values[None]
+        return [values, self._D.T @ values] if order else [values]
 
     def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 1) -> FloatArray:
         """The p + 1 functions of each cell, for order 1 also their derivatives in x, shape (k, order + 1, p + 1).
@@ -188,9 +186,11 @@ class SpectralLine(Plain):
         """
         if order not in (0, 1):
             raise SpaceError(f"order must be 0 (values) or 1 (derivatives), got {order!r}")
-        result = self.local(xi, order)
-        result[1:] /= self.widths[cells]
-        return np.moveaxis(result, 2, 0)
+        result = np.empty((len(xi), order + 1, self.degree + 1))
+        for k, part in enumerate(self.local(xi, order)):
+            result[:, k] = part.T
+        result[:, 1:] /= self.widths[cells, None, None]
+        return result
 
     def rows(self, x: ArrayLike, order: int = 0) -> FloatArray:
         """The values (k, n) of all basis functions at points x (k,), or for order 1 their derivatives in x.
