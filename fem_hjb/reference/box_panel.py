@@ -21,7 +21,7 @@ makes a kink, which moves inwards: an equation is tamed only where steps collaps
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from itertools import combinations
 from typing import final
 
@@ -75,6 +75,7 @@ class Grid:
         """(n, d)."""
         return tensor_points([line.nodes for line in self.lines])
 
+    @cached_property
     def basis(self) -> SpectralBasis:
         return SpectralBasis(self.lines)
 

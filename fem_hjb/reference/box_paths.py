@@ -10,7 +10,6 @@ from fem_hjb.paths.steering import Policy
 from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.reference.box_panel import Equation
 from fem_hjb.reference.box_run import Run
-from fem_hjb.spaces.spectral import at_points
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
@@ -83,12 +82,10 @@ def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]
     problem, gauge = equation.problem, equation.gauge
     t = problem.horizon - s
     panel = next(panel for panel in run.panels if s <= panel.ends[-1] * (1 + 1e-12) or panel is run.panels[-1])
-    lines = panel.grid.lines
-    found = [line.locate(x[:, k]) for k, line in enumerate(lines)]
-    outside = np.any([cells < 0 for cells, _ in found], axis=0)
-    cells = [np.maximum(own, 0) for own, _ in found]
-    values, slopes = at_points(panel.at(s), lines, cells, [xi for _, xi in found], 1)
-    values[outside] = np.nan
+    basis = panel.grid.basis
+    cells, xi = basis.locate(x)
+    values, slopes = basis.at(panel.at(s).reshape(-1), np.maximum(cells, 0), xi, 1)
+    values[cells < 0] = np.nan
     w, gradient = logarithms(equation, values, slopes)
     return gauge.guess(t, x) + w, gauge.guess_gradient(t, x) + gradient
 

@@ -127,7 +127,7 @@ class Walk:
     @property
     def kept(self) -> BoolArray:
         """Which paths (n,) were followed to the end."""
-        return np.isfinite(self.found).all(axis=0)
+        return np.asarray(np.isfinite(self.found).all(axis=0))
 
     @property
     def lost(self) -> float:

@@ -92,6 +92,8 @@ def broadcast_points(
 ) -> tuple[FloatArray, FloatArray, tuple[int, ...]]:
     """Checked times (a scalar stays one), points broadcast to (*S, d), and the common shape S."""
     times, points = as_times(t, horizon), as_points(x, dim)
+    if not times.ndim:
+        return times, points, points.shape[:-1]
     try:
         shape = np.broadcast_shapes(times.shape, points.shape[:-1])
     except ValueError as cause:
@@ -393,10 +395,9 @@ class Space:
             one_of(name, "derivative", tuple(_ORDER), SpaceError)
         grid = self.coefficient_grid(coefficients)
         times, points, shape = self.broadcast(t, x)
-        flat = points.reshape(-1, self.dim)
-        cells, xi = self.locate_inside(flat, shape, outside)
+        cells, xi = self.locate_inside(points.reshape(-1, self.dim), shape, outside)
         order, moving = max(_ORDER[name] for name in names), "time" in names
-        results = [np.full((len(flat), *[self.dim] * _ORDER[name]), np.nan) for name in names]
+        results = [np.full((cells.size, *[self.dim] * _ORDER[name]), np.nan) for name in names]
         when = times if times.ndim == 0 else np.broadcast_to(times, shape).ravel()
         inside, at = self._functions(grid, when, cells, xi, moving)
         size = self.chunk_size(max(self.spatial.table_width(order), self.time.local_size if times.ndim else 1))
@@ -440,9 +441,8 @@ class Space:
     def locate_inside(self, x: FloatArray, shape: tuple[int, ...], outside: str) -> tuple[IntArray, FloatArray]:
         """Cells and reference coordinates of points (n, d); DomainError if outside="error" and some are outside."""
         cells, xi = self.spatial.locate(x)
-        if outside == "error" and (cells < 0).any():
-            where = (cells < 0).reshape(shape), x.reshape(*shape, self.dim)
-            raise DomainError(_describe_outside(*where, self.spatial.box))
+        if outside == "error" and (bad := cells < 0).any():
+            raise DomainError(_describe_outside(bad.reshape(shape), x.reshape(*shape, self.dim), self.spatial.box))
         return cells, xi
 
     def chunk_size(self, width: int) -> int:

@@ -270,7 +270,7 @@ class SpectralBasis(SpatialBasis):
         found = [line.locate(x[:, k]) for k, line in enumerate(self.lines)]
         index = np.stack([cells for cells, _ in found])
         cells = np.ravel_multi_index(tuple(np.maximum(index, 0)), self._counts)
-        return np.where((index >= 0).all(axis=0), cells, -1), np.stack([xi for _, xi in found], axis=-1)
+        return np.where((index >= 0).all(axis=0), cells, -1), np.stack([xi for _, xi in found]).T
 
     def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         self._check_order(order)
@@ -301,7 +301,12 @@ class SpectralBasis(SpatialBasis):
     def at(self, coefficients: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         self._check_order(order)
         index = np.unravel_index(cells, self._counts)
-        return at_points(coefficients.reshape(self.shape), self.lines, index, list(xi.T), order)
+        if len(cells) < self.n_cells:
+            first = np.zeros(len(cells), dtype=np.int64)
+            local = cell_windows(coefficients.reshape(1, *self.shape), self.lines, first, 1, index)[:, 0].T
+        else:  # all cells are few, and stay in the cache
+            local = coefficients[self.cell_dofs.T].take(cells, axis=1)
+        return contract_axes(np.ascontiguousarray(local), self.lines, index, list(xi.T), order)
 
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)
@@ -342,21 +347,6 @@ def cell_windows(
     sizes = count, *[line.degree + 1 for line in lines]
     corners = [line.degree * c for line, c in zip(lines, cells, strict=True)]
     return np.asarray(sliding_window_view(rows, sizes)[(first, *corners)].reshape(len(first), count, -1))
-
-
-def at_points(
-    values: FloatArray, lines: Sequence[SpectralLine], cells: Sequence[IntArray], xi: Sequence[FloatArray], order: int
-) -> Tables:
-    """A function by its values (n_1, ..., n_d) at the nodes, at points; the rest as in `contract_axes`."""
-    counts, sizes = tuple(line.n_cells for line in lines), tuple(line.degree + 1 for line in lines)
-    if len(cells[0]) < math.prod(counts):
-        first = np.zeros(len(cells[0]), dtype=np.int64)
-        local = np.ascontiguousarray(cell_windows(values[None], lines, first, 1, cells)[:, 0].T)
-    else:  # all cells are few, and stay in the cache
-        own = tuple(slice(None, None, line.degree) for line in lines)
-        windows = np.moveaxis(sliding_window_view(values, sizes)[own], range(len(lines)), range(-len(lines), 0))
-        local = windows.reshape(math.prod(sizes), -1).take(np.ravel_multi_index(tuple(cells), counts), axis=1)
-    return contract_axes(local, lines, cells, xi, order)
 
 
 def contract_axes(
