@@ -31,6 +31,7 @@ from fem_hjb.support.objects import Plain
 
 UNDERFLOW = 700.0
 """exp(-x) loses its last digits and then vanishes in double precision beyond about this x."""
+_MANY_TIMES = 256
 
 
 class Unknown(Plain, ABC):
@@ -230,8 +231,10 @@ class QuadraticGauge(Unknown):
         """P (..., d, d), p (..., d) and c (...) at times t (...), or their first derivatives."""
         tau = 2.0 * np.asarray(t, dtype=np.float64) / self.horizon - 1.0
         series = self._series[derivative]
-        angles = np.arccos(np.clip(tau, -1.0, 1.0))[..., None]
-        rows = np.cos(angles * np.arange(len(series))) @ series
+        if tau.size < _MANY_TIMES:
+            rows = np.cos(np.arccos(np.clip(tau, -1.0, 1.0))[..., None] * np.arange(len(series))) @ series
+        else:  # cosines would take longer than their recurrence
+            rows = chebyshev.chebvander(np.clip(tau, -1.0, 1.0), len(series) - 1) @ series
         d = np.shape(self.p)[1]
         return rows[..., : d * d].reshape(*tau.shape, d, d), rows[..., d * d : -1], rows[..., -1]
 

@@ -184,7 +184,7 @@ def cut(parts: int) -> Steps:
 @final
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What is kept of a run: v - v0 and its gradient at the places, and what is not resolved of the gradient."""
+    """What is kept of a run: v - v0 and its gradient at the places; what is not resolved of the gradient, if asked."""
 
     rows: Rows
     tails: float
@@ -230,8 +230,8 @@ class Judge:
         at_least = np.minimum(to_go, _EARLIER * T) if run.layer else np.zeros(len(to_go))
         self.sizes = np.stack([sizes[to_go >= s].max(axis=0) for s in at_least.tolist()])
 
-    def seen(self, panels: Iterable[PanelRun]) -> Seen:
-        """Look at a run, of which one panel at a time need exist."""
+    def seen(self, panels: Iterable[PanelRun], resolved: bool = True) -> Seen:
+        """Look at a run, of which one panel at a time need exist, and at what it resolves, if that is asked for."""
         rows: Rows = []
         tails, last = 0.0, self.run.panels[-1].ends[-1]
         for panel in panels:
@@ -241,7 +241,7 @@ class Judge:
             self.tell(1.0)
             while len(rows) < len(self.places) and (self.places[len(rows)].s <= end * (1 + 1e-12) or end == last):
                 rows.append(on_places(self.equation, panel, self.places[len(rows)]))
-            tails = max(tails, panel.tails if end > self.run.layer else 0.0)
+            tails = max(tails, panel.tails if resolved and end > self.run.layer else 0.0)
             del panel  # as large as what comes next
         return Seen(rows, tails)
 
@@ -302,11 +302,11 @@ class Judge:
         steps: Steps = joined if self.equation.absorbing.any() else merged
         less = LESS[self.equation.problem.dim]
         follow = partial(followed, self.run, coefficients, tell=self.tell)
-        other = self.seen(follow(steps))
+        other = self.seen(follow(steps), resolved=False)
         gain = 1.0 / _ORDER_GAIN
         base = other
         if other.failed:  # steps as they are are the longest that are stable: see what shorter ones change
-            other, steps, base, gain = self.seen(follow(cut(2))), cut(1), self.own, _FROM_SHORTER
+            other, steps, base, gain = self.seen(follow(cut(2)), resolved=False), cut(1), self.own, _FROM_SHORTER
         value, policy = self.difference(self.own, other)
         found: Parts = {"time": (gain * value + self.run.misfit, gain * policy + self.run.misfit)}
         found["space"] = self._space(base, self.seen(follow(steps, less=less)))
@@ -316,7 +316,7 @@ class Judge:
         if not self.run.layer:
             found["space"] = max(found["space"], self._at_first(base, follow(steps, less=-less)), key=max)
         if max(found["space"]) > enough["space"]:
-            richer = self.difference(self.own, self.seen(follow(cut(1), less=-less)))
+            richer = self.difference(self.own, self.seen(follow(cut(1), less=-less), resolved=False))
             told = [
                 max(_RICHER * a, _LEAST_SHARE * b) if math.isfinite(b) else _RICHER_ALONE * a
                 for a, b in zip(richer, found["space"], strict=True)
@@ -326,7 +326,7 @@ class Judge:
             slower = coefficients.slower()
             follow = partial(followed, self.run, slower, tell=self.tell, anew=True)
         if tamed or self.equation.truncated.any():
-            found["truncation"] = self.difference(base, self.seen(follow(steps, wider=stretched)))
+            found["truncation"] = self.difference(base, self.seen(follow(steps, wider=stretched), resolved=False))
             if max(found["truncation"]) > enough["truncation"]:
                 found["truncation"] = min(
                     found["truncation"], self._truncation(base, follow, steps, enough["truncation"]), key=max
@@ -340,7 +340,7 @@ class Judge:
         and what their highest powers promise is not always kept.
         """
         work = np.cumsum([panel.plan.size * panel.grid.size for panel in self.run.panels])
-        first = self.seen(islice(richer, int((work <= _AT_FIRST * work[-1]).sum())))
+        first = self.seen(islice(richer, int((work <= _AT_FIRST * work[-1]).sum())), resolved=False)
         if first.failed:  # they may not be stable where those of the run are, or there is no such panel
             return 0.0, 0.0
         return self.difference(base, Seen([*first.rows, *base.rows[len(first.rows) :]], first.tails))
@@ -350,14 +350,14 @@ class Judge:
 
         What a narrower box changes is more than that, and stable: it is looked at first where steps have to be cut.
         """
-        wider = self.seen(follow(steps, wider=widened))
+        wider = self.seen(follow(steps, wider=widened), resolved=False)
         if not wider.failed:
             return self.difference(base, wider)
-        narrower = self.difference(self.own, self.seen(follow(cut(1), wider=narrowed)))
+        narrower = self.difference(self.own, self.seen(follow(cut(1), wider=narrowed), resolved=False))
         for parts in (1, 2) if math.isfinite(max(narrower)) else (1, 2, 4, 8):
             if max(narrower) <= enough:
                 break
-            wider = self.seen(follow(cut(parts), wider=widened))
+            wider = self.seen(follow(cut(parts), wider=widened), resolved=False)
             if not wider.failed:
                 return min(narrower, self.difference(self.own, wider), key=max)
         return narrower

@@ -90,9 +90,10 @@ def places_of(
     pooled = np.concatenate(inside)
     half = _PLACES[problem.dim] // 2
     axes = []
-    for k, column in enumerate(pooled.T):
-        low, high = column.min(), column.max()
-        parts = [np.linspace(low, high, half), np.quantile(column, np.linspace(0.0, 1.0, half))]
+    ranks = np.linspace(0.0, len(pooled) - 1.0, half)
+    for k, column in enumerate(np.sort(pooled.T, axis=1)):
+        low, high = column[[0, -1]]
+        parts = [np.linspace(low, high, half), np.interp(ranks, np.arange(len(column)), column)]
         parts += [x[(x > low) & (x < high)] for x in more[k : k + 1]]
         axes.append(np.unique(np.concatenate(parts)))
     constant, t = problem.constant_diffusion, problem.horizon - s

@@ -62,13 +62,13 @@ class Grid:
     def dim(self) -> int:
         return len(self.lines)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(line.n for line in self.lines)
 
-    @property
+    @cached_property
     def size(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def nodes(self) -> FloatArray:
@@ -79,7 +79,7 @@ class Grid:
     def basis(self) -> SpectralBasis:
         return SpectralBasis(self.lines)
 
-    @property
+    @cached_property
     def parts(self) -> list[slice]:
         """Of the first axis, as threads share them out."""
         return parts_of(self.shape[0], self.size)

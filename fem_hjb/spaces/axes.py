@@ -102,14 +102,20 @@ def apply_axis(matrix: AxisMatrix, u: FloatArray, axis: int) -> FloatArray:
     Large arrays in parts, which threads may share out.
     """
     m, n = matrix.shape
+    kind = u.dtype if u.dtype == matrix.dtype else np.result_type(matrix.dtype, u.dtype)
     if u.ndim == 1:
-        result = np.empty(m, np.result_type(matrix.dtype, u.dtype))
+        result = np.empty(m, kind)
         _rows_into(matrix, u[None], result[None])
         return result
     lead, trail = math.prod(u.shape[:axis]), math.prod(u.shape[axis + 1 :])
-    result = np.empty((*u.shape[:axis], m, *u.shape[axis + 1 :]), np.result_type(matrix.dtype, u.dtype))
+    result = np.empty((*u.shape[:axis], m, *u.shape[axis + 1 :]), kind)
     flat, out = u.reshape(lead, n, trail), result.reshape(lead, m, trail)
-    if trail == 1:
+    if u.size < 2 * _PART:  # one part: what it costs to share out is saved
+        if trail == 1:
+            _rows_into(matrix, flat[:, :, 0], out[:, :, 0])
+        else:
+            _columns_into(matrix, *((flat[0], out[0]) if lead == 1 else (flat, out)))
+    elif trail == 1:
         for_each(parts_of(lead, u.size), lambda part: _rows_into(matrix, flat[part, :, 0], out[part, :, 0]))
     elif lead == 1:
         for_each(parts_of(trail, u.size), lambda part: _columns_into(matrix, flat[0, :, part], out[0, :, part]))
@@ -134,6 +140,8 @@ def _rows_into(matrix: AxisMatrix, u: FloatArray, out: FloatArray) -> None:
 
 def parts_of(length: int, size: int) -> list[slice]:
     """An axis of this length of arrays of this size in parts that stay in the cache, the same for all such arrays."""
+    if size < 2 * _PART:
+        return [slice(0, length)]
     count = max(min(size // _PART, _MOST_PARTS, length), 1)
     return [slice(k * length // count, (k + 1) * length // count) for k in range(count)]
 

@@ -210,11 +210,9 @@ class Space:
             counts = 16 if cells is None else cells
             for count in counts if isinstance(counts, tuple) else (counts,):
                 array_length(count, "cells", SpaceError)
-            kind = row.kind_in(problem.dim)
             if box is None:
                 truncation = truncation_box(problem)
-                box = truncation.box
-                excluded = truncation.excluded_mass if truncation.samples else None
+                box, excluded = truncation.box, truncation.excluded_mass if truncation.samples else None
             checked_box(problem, box)
             domain = problem.box
             if domain is not None and domain.bounded and not np.array_equal(box.bounds, domain.bounds):
@@ -223,7 +221,7 @@ class Space:
                     f" {np.asarray(domain.bounds).tolist()}, got a box with corners"
                     f" {np.asarray(box.bounds).tolist()}; leave out box="
                 )
-            mesh = box_mesh(box, counts, kind)
+            mesh = box_mesh(box, counts, row.kind_in(problem.dim))
         flat = isinstance(problem.domain, Box) and bool(problem.domain.where("reflecting").all())
         self._set(time, spatial_basis(mesh, row.name, flat=flat), excluded)
 
@@ -422,15 +420,17 @@ class Space:
             ct, tau = self.time.locate(times[None])
             rows = self.time.tabulate(ct, tau, int(moving))[0] @ grid[self.time.cell_dofs[ct[0]]]
             return inside, lambda chunk, change, order: basis.at(rows[int(change)], cells[chunk], xi[chunk], order)
-        ct, tau = self.time.locate(np.broadcast_to(times, cells.shape))
+        ct, tau = self.time.locate(when := np.broadcast_to(times, cells.shape))
         first, count = self.time.cell_dofs[ct, 0], self.time.local_size  # other functions of time follow the first
         key = ct * basis.n_cells + cells
 
         def at(chunk: IntArray, change: bool, order: int) -> Tables:
             new = np.diff(key[chunk], prepend=-1) != 0  # neighbours share what belongs to a cell
-            blocks = basis.gathered(grid, first[chunk[new]], count, cells[chunk[new]])[np.cumsum(new) - 1]
-            local = (self.time.tabulate(ct[chunk], tau[chunk], int(change))[:, -1:] @ blocks)[:, 0]
-            return basis.contract(local, cells[chunk], xi[chunk], order)
+            own = new | (np.diff(when[chunk], prepend=-1.0) != 0)  # and at one time what that leaves of it
+            few, block = chunk[own], np.cumsum(new)[own] - 1
+            blocks = basis.gathered(grid, first[chunk[new]], count, cells[chunk[new]])[block]
+            local = (self.time.tabulate(ct[few], tau[few], int(change))[:, -1:] @ blocks)[:, 0]
+            return basis.contract(local[np.cumsum(own) - 1], cells[chunk], xi[chunk], order)
 
         return inside[np.argsort(key[inside], kind="stable")], at
 
