@@ -167,9 +167,10 @@ class Walk:
         problem, d = self.problem, self.problem.dim
         x, lengths = places.reshape(-1, d), np.repeat(h, self.count)
         gradient = self.solution.gradient(t, x, outside="nan", nonpositive="nan")
-        known = np.isfinite(gradient).all(axis=1)
-        found[~known.reshape(found.shape)] = np.nan
-        if not known.all():  # paths that left are not followed: callables need not have values there
+        finite = np.isfinite(gradient)
+        if not finite.all():  # paths that left are not followed: callables need not have values there
+            known = finite.all(axis=1)
+            found[~known.reshape(found.shape)] = np.nan
             stay = int(known.argmax())
             x, gradient = (np.where(known[:, None], part, part[stay]) for part in (x, gradient))
             gradient = np.nan_to_num(gradient)

@@ -119,15 +119,14 @@ class PanelSpace(Plain):
         """Several derivatives at the same points; see `Space.derivatives`."""
         grid = self.coefficient_grid(coefficients)
         times, points, shape = self.broadcast(t, x)
-        which = self.at(times)
         if times.ndim == 0:
-            k = int(which)
+            k = max(int(np.searchsorted(self._starts, times, side="right")) - 1, 0)
             found = self._at_once(k, self.piece(grid, k), times, points.reshape(-1, self.dim), names)
             if found is not None and outside in ("error", "nan"):
                 return [part.reshape(*shape, *part.shape[1:]) for part in found]
             return self.panels[k].derivatives(self.piece(grid, k), times, points, names, outside=outside)
         flat, when = points.reshape(-1, self.dim), np.broadcast_to(times, shape).ravel()
-        which = np.broadcast_to(which, shape).ravel()
+        which = np.broadcast_to(self.at(times), shape).ravel()
         results: list[FloatArray] | None = None
         for k in np.unique(which).tolist():
             here = np.flatnonzero(which == k)
