@@ -33,7 +33,7 @@ from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError
 
 RESIDUAL = "residual"
-_PATHS, _FEW_PATHS = {1: 256, 2: 96}, 64  # of each law, and in more dimensions
+_PATHS, _FEW_PATHS = {1: 128, 2: 96}, 64  # of each law, and in more dimensions
 _MANY_PATHS = 320
 _TIMES = 16
 _FINER = (1, 4, 16)  # times as many substeps, where paths explode

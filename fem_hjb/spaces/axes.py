@@ -11,6 +11,7 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.threads import for_each
 
 _BLOCK, _FEWEST = 32, 64  # rows, of a block and of a matrix that is worth more than one
+_FEWEST_ALONE = 320  # the same of one that is for single vectors
 _NEGLIGIBLE = 1e-17  # of the largest entry
 _PART, _MOST_PARTS = 1 << 15, 16  # numbers at least in a part of an array that is worked on in parts
 _WORTH = 0.6  # of the dense work, below which blocks are taken
@@ -88,9 +89,12 @@ class BlockMatrix:
 AxisMatrix = FloatArray | BlockMatrix
 
 
-def in_blocks(matrix: FloatArray) -> AxisMatrix:
-    """The matrix as a `BlockMatrix` where that saves work."""
-    if len(matrix) < _FEWEST:
+def in_blocks(matrix: FloatArray, alone: bool = False) -> AxisMatrix:
+    """The matrix as a `BlockMatrix` where that saves work.
+
+    alone : whether it is for single vectors, of which a matrix that stays in the cache takes no more by blocks.
+    """
+    if len(matrix) < (_FEWEST_ALONE if alone else _FEWEST):
         return matrix
     blocks = BlockMatrix(matrix)
     return blocks if blocks.work < _WORTH * matrix.size else matrix
