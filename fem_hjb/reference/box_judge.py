@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from itertools import islice
+from threading import get_ident
 from typing import final
 
 import numpy as np
@@ -26,12 +26,14 @@ from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run, settled
 from fem_hjb.reference.box_running import method_of, sources_of, table_on
 from fem_hjb.reference.box_sizes import FAINTEST
+from fem_hjb.reference.box_steps import End, Plans, Steps, cut, followed_by, itself, joined, made, merged, told
 from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks
 from fem_hjb.spaces.spectral import SpectralLine
-from fem_hjb.stepping.adaptive import Step, replay
+from fem_hjb.stepping.adaptive import Panel, replay
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 from fem_hjb.support.progress import Progress
+from fem_hjb.support.threads import for_each, shared_out
 
 LESS = {1: 2, 2: 2, 3: 1}  # degrees
 WIDER = 0.06  # of the width, by which a box is enlarged on each side
@@ -51,13 +53,12 @@ _AFTER = 1e-9  # of the time to go at which a layer ends
 _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]
-Steps = Callable[[FloatArray], list[float]]
 Widening = Callable[[Sequence[FloatArray], BoolArray, float], list[FloatArray]]
-Follow = Callable[..., Iterator[PanelRun]]
+Follow = Callable[..., "Plans"]
 Rows = list[tuple[FloatArray, FloatArray]]
 
 
-def followed(
+def plans(
     run: Run,
     coefficients: Coefficients,
     lengths: Steps,
@@ -66,10 +67,11 @@ def followed(
     wider: Widening | None = None,
     tell: Progress = lambda _: None,
     anew: bool = False,
-) -> Iterator[PanelRun]:
+) -> Plans:
     """The plan of a run again, with other steps, and perhaps elements of fewer degrees or a wider box.
 
     One panel after the other, as all of them may be too much to hold; the last one is not finite if it is not stable.
+    Of each the work, which threads may do beside that of other plans; how it ended is to be sent back.
 
     lengths : what becomes of the steps (k,) of a panel.
     wider : `widened` or `stretched`.
@@ -81,9 +83,10 @@ def followed(
     before: tuple[Grid, FloatArray] | None = None
     layer, ended = run.layer if run.smoothed is not None else 0.0, None
     if run.smoothed is not None:
-        for inner in followed(run.smoothed.run, run.smoothed.coefficients, lengths, less=less, wider=wider, tell=tell):
+        inside_layer = run.smoothed.run, run.smoothed.coefficients, lengths
+        for inner in made(plans(*inside_layer, less=less, wider=wider, tell=tell)):
             if not inner.finite:
-                yield inner
+                yield partial(itself, inner)
                 return
             ended = inner.grid, inner.last
     for own in run.panels:
@@ -107,19 +110,25 @@ def followed(
             if panel is None:
                 panel = method_of(equation, operators, operators.root_mean_square)
             plan = lengths(own.plan)
-            found = panel_run(operators, panel, told(replay(panel, u, s0, plan), tell), len(plan), s1)
-        before, finite = (grid, found.last.copy()), found.finite
-        yield found
-        del found, operators, panel  # before there is another one
+        last, finite = yield partial(_made, operators, panel, u, s0, s1, plan, tell)
+        before = grid, last
+        del operators, panel, u  # before there is another one
         if not finite:
             return
 
 
-def told(steps: Iterable[Step], tell: Progress) -> Iterator[Step]:
-    """Steps, of which each is told."""
-    for step in steps:
-        tell(1.0)
-        yield step
+def _made(
+    operators: Operators, panel: Panel, u: FloatArray, s0: float, s1: float, plan: list[float], tell: Progress
+) -> PanelRun:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return panel_run(operators, panel, told(replay(panel, u, s0, plan), tell), len(plan), s1)
+
+
+def followed(
+    run: Run, coefficients: Coefficients, lengths: Steps, *, less: int = 0, wider: Widening | None = None
+) -> Iterator[PanelRun]:
+    """`plans`, one after the other."""
+    return made(plans(run, coefficients, lengths, less=less, wider=wider))
 
 
 def _table(own: PanelRun, grid: Grid, coefficients: Coefficients, anew: bool) -> Table:
@@ -159,28 +168,6 @@ def rows_at(line: SpectralLine, x: FloatArray) -> AxisMatrix | None:
     return None if np.array_equal(line.nodes, x) else in_blocks(line.rows(x))
 
 
-def merged(lengths: FloatArray) -> list[float]:
-    """Neighbours of one length joined to one step."""
-    result: list[float] = []
-    k = 0
-    while k < len(lengths):
-        pair = k + 1 < len(lengths) and abs(lengths[k] - lengths[k + 1]) <= 1e-9 * lengths[k]
-        result.append(float(lengths[k] + lengths[k + 1] if pair else lengths[k]))
-        k += 2 if pair else 1
-    return result
-
-
-def joined(lengths: FloatArray) -> list[float]:
-    """Neighbours joined to one step, of one length or not: steps that double are all seen."""
-    result: list[float] = np.add.reduceat(lengths, np.arange(0, len(lengths), 2)).tolist()
-    return result
-
-
-def cut(parts: int) -> Steps:
-    """Each step in so many parts."""
-    return lambda lengths: np.repeat(lengths / parts, parts).tolist()
-
-
 @final
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -202,7 +189,8 @@ class Judge:
     def __init__(
         self, run: Run, sample: LawSample, controlled: Steered | None, tell: Progress = lambda _: None
     ) -> None:
-        self.run, self.equation, self.tell = run, run.equation, tell
+        self.run, self.equation, own = run, run.equation, get_ident()
+        self.tell: Progress = lambda part: tell(part) if get_ident() == own else None
         problem = run.equation.problem
         T = problem.horizon
         some = np.sort(np.concatenate([looked_at(panel, bool(self.equation.absorbing.any())) for panel in run.panels]))
@@ -232,18 +220,38 @@ class Judge:
 
     def seen(self, panels: Iterable[PanelRun], resolved: bool = True) -> Seen:
         """Look at a run, of which one panel at a time need exist, and at what it resolves, if that is asked for."""
-        rows: Rows = []
-        tails, last = 0.0, self.run.panels[-1].ends[-1]
+        look = _Look(self, resolved)
         for panel in panels:
-            if not panel.finite:
-                return Seen([], math.inf)
-            end = panel.ends[-1]
-            self.tell(1.0)
-            while len(rows) < len(self.places) and (self.places[len(rows)].s <= end * (1 + 1e-12) or end == last):
-                rows.append(on_places(self.equation, panel, self.places[len(rows)]))
-            tails = max(tails, panel.tails if resolved and end > self.run.layer else 0.0)
+            if not look.at(panel):
+                break
             del panel  # as large as what comes next
-        return Seen(rows, tails)
+        return look.seen
+
+    def _seen(self, plan: Plans) -> Seen:
+        return self.seen(made(plan), resolved=False)
+
+    def several(self, *runs: tuple[Plans, bool]) -> list[Callable[[], Seen]]:
+        """The same of several runs: each when it is called, or, if there are threads, together and now.
+
+        Of all of them a panel is prepared, then all of these are made: the user's callables are called from one thread.
+        """
+        if not shared_out() or self.equation.absorbing.any():
+            return [partial(self.seen, made(plan), resolved) for plan, resolved in runs]
+        looks = [_Look(self, resolved) for _, resolved in runs]
+        works = {k: next(plan, None) for k, (plan, _) in enumerate(runs)}
+        ends: dict[int, End] = {}
+
+        def go(k: int) -> None:
+            if (work := works.pop(k)) is not None:
+                found = work()
+                if looks[k].at(found):
+                    ends[k] = found.last.copy(), found.finite
+
+        while works:
+            ends.clear()
+            for_each(list(works), go)
+            works.update((k, followed_by(runs[k][0], end)) for k, end in ends.items())
+        return [partial(itself, look.seen) for look in looks]
 
     def _whole(self, place: Places, w: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
         """What was taken out put back; factors of u stay out."""
@@ -298,49 +306,63 @@ class Judge:
         enough : what makes no trouble, of each. Steps twice as long may be less stable on a poorer grid, which is no
         error of the run's: a part of space that exceeds this is measured again with the run's own steps.
         """
-        # Exponentials serve steps of few lengths only; implicit steps may be of any.
-        steps: Steps = joined if self.equation.absorbing.any() else merged
-        less = LESS[self.equation.problem.dim]
-        follow = partial(followed, self.run, coefficients, tell=self.tell)
-        other = self.seen(follow(steps), resolved=False)
-        gain = 1.0 / _ORDER_GAIN
-        base = other
-        if other.failed:  # steps as they are are the longest that are stable: see what shorter ones change
-            other, steps, base, gain = self.seen(follow(cut(2)), resolved=False), cut(1), self.own, _FROM_SHORTER
-        value, policy = self.difference(self.own, other)
-        found: Parts = {"time": (gain * value + self.run.misfit, gain * policy + self.run.misfit)}
-        found["space"] = self._space(base, self.seen(follow(steps, less=less)))
-        if max(found["space"]) > enough["space"] and base is not self.own:
-            again = self._space(self.own, self.seen(follow(cut(1), less=less)))
-            found["space"] = min(found["space"], again, key=max)
+        follow = partial(plans, self.run, coefficients, tell=self.tell)
+        found, base, steps = self._coarser(follow, enough["space"])
+        less, wide, runs = LESS[self.equation.problem.dim], follow, []
+        if tamed := math.isfinite(coefficients.most):  # what that changes counts as part of what a larger box does
+            slower = coefficients.slower()
+            wide = partial(plans, self.run, slower, tell=self.tell, anew=True)
+        outwards = tamed or bool(self.equation.truncated.any())
+        runs += [] if self.run.layer else [(self._first(coefficients, steps, less), False)]
+        runs += [(wide(steps, wider=stretched), False)] if outwards else []
+        looks = self.several(*runs)
         if not self.run.layer:
-            found["space"] = max(found["space"], self._at_first(base, follow(steps, less=-less)), key=max)
+            found["space"] = max(found["space"], self._at_first(base, looks[0]()), key=max)
         if max(found["space"]) > enough["space"]:
-            richer = self.difference(self.own, self.seen(follow(cut(1), less=-less), resolved=False))
+            richer = self.difference(self.own, self._seen(follow(cut(1), less=-less)))
             told = [
                 max(_RICHER * a, _LEAST_SHARE * b) if math.isfinite(b) else _RICHER_ALONE * a
                 for a, b in zip(richer, found["space"], strict=True)
             ]
             found["space"] = min(found["space"], (told[0], told[1]), key=max)
-        if tamed := math.isfinite(coefficients.most):  # what that changes counts as part of what a larger box does
-            slower = coefficients.slower()
-            follow = partial(followed, self.run, slower, tell=self.tell, anew=True)
-        if tamed or self.equation.truncated.any():
-            found["truncation"] = self.difference(base, self.seen(follow(steps, wider=stretched), resolved=False))
+        if outwards:
+            found["truncation"] = self.difference(base, looks[-1]())
             if max(found["truncation"]) > enough["truncation"]:
                 found["truncation"] = min(
-                    found["truncation"], self._truncation(base, follow, steps, enough["truncation"]), key=max
+                    found["truncation"], self._truncation(base, wide, steps, enough["truncation"]), key=max
                 )
-            if tamed:
-                coefficients.spent(slower)
+        if tamed:
+            coefficients.spent(slower)
         return found
 
-    def _at_first(self, base: Seen, richer: Iterator[PanelRun]) -> tuple[float, float]:
+    def _coarser(self, follow: Follow, enough: float) -> tuple[Parts, Seen, Steps]:
+        """What longer steps and fewer degrees tell; the run with longer steps, or the own one; and which steps."""
+        # Exponentials serve steps of few lengths only; implicit steps may be of any.
+        steps: Steps = joined if self.equation.absorbing.any() else merged
+        less, gain = LESS[self.equation.problem.dim], 1.0 / _ORDER_GAIN
+        longer, poorer = self.several((follow(steps), False), (follow(steps, less=less), True))
+        base = other = longer()
+        if other.failed:  # steps as they are are the longest that are stable: see what shorter ones change
+            other, steps, base, gain = self._seen(follow(cut(2))), cut(1), self.own, _FROM_SHORTER
+            poorer = partial(self.seen, made(follow(steps, less=less)))
+        value, policy = self.difference(self.own, other)
+        found: Parts = {"time": (gain * value + self.run.misfit, gain * policy + self.run.misfit)}
+        found["space"] = self._space(base, poorer())
+        if max(found["space"]) > enough and base is not self.own:
+            again = self._space(self.own, self.seen(made(follow(cut(1), less=less))))
+            found["space"] = min(found["space"], again, key=max)
+        return found, base, steps
+
+    def _first(self, coefficients: Coefficients, steps: Steps, less: int) -> Plans:
+        """With more degrees, before a tenth of the work is done."""
+        work = np.cumsum([panel.plan.size * panel.grid.size for panel in self.run.panels])
+        begun = self.run.panels[: int((work <= _AT_FIRST * work[-1]).sum())]
+        return plans(replace(self.run, panels=begun), coefficients, steps, less=-less, tell=self.tell)
+
+    def _at_first(self, base: Seen, first: Seen) -> tuple[float, float]:
         """What more degrees change before a tenth of the work is done: next to T functions are steepest, panels short,
         and what their highest powers promise is not always kept.
         """
-        work = np.cumsum([panel.plan.size * panel.grid.size for panel in self.run.panels])
-        first = self.seen(islice(richer, int((work <= _AT_FIRST * work[-1]).sum())), resolved=False)
         if first.failed:  # they may not be stable where those of the run are, or there is no such panel
             return 0.0, 0.0
         return self.difference(base, Seen([*first.rows, *base.rows[len(first.rows) :]], first.tails))
@@ -350,14 +372,14 @@ class Judge:
 
         What a narrower box changes is more than that, and stable: it is looked at first where steps have to be cut.
         """
-        wider = self.seen(follow(steps, wider=widened), resolved=False)
+        wider = self._seen(follow(steps, wider=widened))
         if not wider.failed:
             return self.difference(base, wider)
-        narrower = self.difference(self.own, self.seen(follow(cut(1), wider=narrowed), resolved=False))
+        narrower = self.difference(self.own, self._seen(follow(cut(1), wider=narrowed)))
         for parts in (1, 2) if math.isfinite(max(narrower)) else (1, 2, 4, 8):
             if max(narrower) <= enough:
                 break
-            wider = self.seen(follow(cut(parts), wider=widened), resolved=False)
+            wider = self._seen(follow(cut(parts), wider=widened))
             if not wider.failed:
                 return min(narrower, self.difference(self.own, wider), key=max)
         return narrower
@@ -371,6 +393,28 @@ class Judge:
         least = _ROUGH_GAIN if rough else _LEAST_GAIN[self.equation.problem.dim]
         better = float(np.clip(_DOUBT * self.own.tails / max(poorer.tails, 1e-300), least, 1.0))
         return better * value, better * policy
+
+
+@final
+class _Look:
+    """A run as it is looked at, panel by panel."""
+
+    def __init__(self, judge: Judge, resolved: bool) -> None:
+        self.judge, self.resolved = judge, resolved
+        self.seen = Seen([], 0.0)
+
+    def at(self, panel: PanelRun) -> bool:
+        """Whether there is more to be looked at."""
+        judge, rows, tails = self.judge, self.seen.rows, self.seen.tails
+        if not panel.finite:
+            self.seen = Seen([], math.inf)
+            return False
+        end, last, places = panel.ends[-1], judge.run.panels[-1].ends[-1], judge.places
+        judge.tell(1.0)
+        while len(rows) < len(places) and (places[len(rows)].s <= end * (1 + 1e-12) or end == last):
+            rows.append(on_places(judge.equation, panel, places[len(rows)]))
+        self.seen = Seen(rows, max(tails, panel.tails if self.resolved and end > judge.run.layer else 0.0))
+        return True
 
 
 def on_places(equation: Equation, panel: PanelRun, place: Places) -> tuple[FloatArray, FloatArray]:

@@ -33,6 +33,7 @@ from fem_hjb.support.checks import (
 )
 from fem_hjb.support.errors import DomainError, FemHjbError, SpaceError
 from fem_hjb.support.objects import Plain
+from fem_hjb.support.threads import for_each
 
 __all__ = [
     "ELEMENTS",
@@ -196,8 +197,7 @@ class Space:
         mesh: Any = None,
     ) -> None:
         require_problem(problem, "Space")
-        row = element_named(element)
-        count = array_length(time_cells, "time_cells", SpaceError)
+        row, count = element_named(element), array_length(time_cells, "time_cells", SpaceError)
         time = LineBasis.uniform(problem.horizon, count, time_kind(time_degree, time_smooth))
         excluded = None
         if mesh is None and isinstance(problem.domain, MeshDomain):
@@ -319,10 +319,8 @@ class Space:
 
     def interpolate(self, function: Callable[[float, FloatArray], ArrayLike]) -> FloatArray:
         """Coefficients of `shape` of the interpolant of function(t, x), called with scalar t and all nodes x (n, d)."""
-        nodes = self.spatial.nodes
-        values = [
-            call("function(t, x)", function, (float(t), nodes), SpaceError, passes=FemHjbError) for t in self.time.nodes
-        ]
+        x, times = self.spatial.nodes, self.time.nodes
+        values = [call("function(t, x)", function, (float(t), x), SpaceError, passes=FemHjbError) for t in times]
         return self.time.interpolate(np.stack([self.spatial.interpolate(row) for row in values]))
 
     def lowest(self, coefficients: ArrayLike) -> float:
@@ -333,8 +331,7 @@ class Space:
     def locate(self, t: ArrayLike, x: ArrayLike) -> tuple[IntArray, tuple[FloatArray, FloatArray]]:
         """Space-time cells (n,), -1 outside, and (tau (n,), xi (n, d)) of points x (n, d), t scalar or (n,)."""
         times, points = self._flat(t, x)
-        ct, tau = self.time.locate(times)
-        cx, xi = self.spatial.locate(points)
+        (ct, tau), (cx, xi) = self.time.locate(times), self.spatial.locate(points)
         return np.where(cx >= 0, ct * self.spatial.n_cells + cx, -1), (tau, xi)
 
     def tabulate(self, t: ArrayLike, x: ArrayLike, order: int = 1) -> Tabulation:
@@ -399,12 +396,15 @@ class Space:
         when = times if times.ndim == 0 else np.broadcast_to(times, shape).ravel()
         inside, at = self._functions(grid, when, cells, xi, moving)
         size = self.chunk_size(max(self.spatial.table_width(order), self.time.local_size if times.ndim else 1))
-        for start in range(0, inside.size, size):
+
+        def fill(start: int) -> None:
             chunk = inside[start : start + size]
             still = at(chunk, False, order) if set(names) != {"time"} else ()
             changes = at(chunk, True, 0) if moving else ()
             for name, result in zip(names, results, strict=True):
                 result[chunk] = changes[0] if name == "time" else still[_ORDER[name]]
+
+        for_each(range(0, inside.size, size), fill)
         return [result.reshape(shape + result.shape[1:]) for result in results]
 
     def _functions(
