@@ -264,15 +264,16 @@ class Judge:
         """The norms of value and policy at each time and under each law, (k, laws, 2); nan left out."""
         found = np.zeros((len(self.places), max(len(place.weights) for place in self.places), 2))
         for row, place, (v, g) in zip(found, self.places, rows, strict=True):
-            known = np.isfinite(v) & np.isfinite(g).all(axis=-1)
-            gradient = np.where(known[..., None], g, 0.0)
-            Lambda = place.Lambda
-            pushed = gradient @ Lambda if Lambda.ndim == 2 else (gradient[..., None, :] @ Lambda)[..., 0, :]
-            squares = np.where(known, v, 0.0) ** 2, np.maximum((pushed * gradient).sum(axis=-1), 0.0)
-            for law, weights in enumerate(place.weights):
+            value, gradient = v.ravel(), g.reshape(v.size, -1)
+            known = np.isfinite(value) & np.isfinite(gradient).all(axis=1)
+            if not known.all():
+                value, gradient = np.where(known, value, 0.0), np.where(known[:, None], gradient, 0.0)
+            Lambda = place.Lambda if place.Lambda.ndim == 2 else place.Lambda.reshape(v.size, *place.Lambda.shape[-2:])
+            pushed = gradient @ Lambda if Lambda.ndim == 2 else np.einsum("ni,nij->nj", gradient, Lambda)
+            squares = value**2, np.maximum(np.einsum("ni,ni->n", pushed, gradient), 0.0)
+            for law, weights in enumerate(each.ravel() for each in place.weights):
                 mass = max(float(weights[known].sum()), 1e-300)
-                norms = [math.sqrt(float((weights * square).sum()) / mass) for square in squares]
-                row[law] = norms
+                row[law] = [math.sqrt(float(weights @ square) / mass) for square in squares]
         return found
 
     def difference(self, one: Seen, other: Seen) -> tuple[float, float]:

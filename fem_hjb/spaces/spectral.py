@@ -205,8 +205,9 @@ class SpectralLine(Plain):
         cells = np.searchsorted(self.grid[1:-1], points, side="right")
         tables = self.tabulate(cells, (points - self.grid[cells]) / self.widths[cells], order)
         results = [np.zeros((points.size, self.n)) for _ in range(order + 1)]
+        where = np.arange(points.size)[:, None], self.cell_dofs[cells]
         for k, result in enumerate(results):
-            np.put_along_axis(result, self.cell_dofs[cells], tables[:, k], axis=1)
+            result[where] = tables[:, k]
         return results
 
     def mass(self) -> FloatArray:
