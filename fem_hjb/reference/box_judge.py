@@ -265,7 +265,8 @@ class Judge:
         found = np.zeros((len(self.places), max(len(place.weights) for place in self.places), 2))
         for row, place, (v, g) in zip(found, self.places, rows, strict=True):
             value, gradient = v.ravel(), g.reshape(v.size, -1)
-            known = np.isfinite(value) & np.isfinite(gradient).all(axis=1)
+            known, finite = np.isfinite(value), np.isfinite(gradient)
+            known = known if finite.all() else known & finite.all(axis=1)
             if not known.all():
                 value, gradient = np.where(known, value, 0.0), np.where(known[:, None], gradient, 0.0)
             Lambda = place.Lambda if place.Lambda.ndim == 2 else place.Lambda.reshape(v.size, *place.Lambda.shape[-2:])

@@ -142,9 +142,8 @@ class SpectralLine(Plain):
 
     def _assemble(self, local: FloatArray) -> FloatArray:
         """The (n, n) sum of cell matrices (m, p+1, p+1)."""
-        result = np.zeros((self.n, self.n))
-        np.add.at(result, (self.cell_dofs[:, :, None], self.cell_dofs[:, None, :]), local)
-        return result
+        place = self.n * self.cell_dofs[:, :, None] + self.cell_dofs[:, None, :]
+        return np.asarray(np.bincount(place.ravel(), local.ravel(), self.n**2).reshape(self.n, self.n), np.float64)
 
     @property
     def bounds(self) -> tuple[float, float]:
