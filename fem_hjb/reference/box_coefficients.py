@@ -28,7 +28,7 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import EllipticityError
 from fem_hjb.support.threads import for_each
 
-_CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
+CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
 _SCAN_POINTS = 24
 _COUNTS = (2, 3, 4, 5, 7, 9, 11, 13, 17)  # times of a table
 _TOLD = 3.0  # intervals of a table, that a step may span
@@ -59,8 +59,8 @@ class Coefficients:
 
     def into(self, result: Sequence[FloatArray], t: float, x: FloatArray) -> None:
         """The same, each field (n,) written where it is to go."""
-        for first in range(0, len(x), _CHUNK):
-            part = slice(first, first + _CHUNK)
+        for first in range(0, len(x), CHUNK):
+            part = slice(first, first + CHUNK)
             b, r, Lambda = self._call(t, x[part])
             for field, values in zip(result, self._stacked(t, x[part], b, r, Lambda), strict=True):
                 field[part] = values
