@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import fem_hjb as fh
-from fem_hjb.reference.pathwise import along_paths
+from fem_hjb.reference.pathwise import walk
 from fem_hjb.reference.residual import residual_checks
 
 DEFAULT = ["mixture-diffusion,2,1e-3", "double-well-2d-coupled,2,1e-3", "mixture-diffusion,3,1e-2"]
@@ -42,8 +42,8 @@ def shares(problem: fh.ControlProblem, rtol: float, tries: int) -> None:
     """Print what the parts of one solve take."""
     alone, solution = least(tries, lambda: fh.solve(problem, rtol=rtol, verify=False))
     known = problem, solution, solution.error_estimate, solution.stats["jumps"]
-    residual, _ = least(tries, lambda: residual_checks(*known))
-    paths, _ = least(tries, lambda: along_paths(*known))
+    paths, walked = least(tries, lambda: walk(problem, solution, solution.stats["jumps"]))
+    residual, _ = least(tries, lambda: residual_checks(*known, walked=walked))
     whole = alone + residual + paths
     print(f"  CPU seconds: {whole:.3f} = solution {alone:.3f} + residual {residual:.3f} + paths {paths:.3f}", end="")
     print(f", {(residual + paths) / whole:.0%} of it checks")

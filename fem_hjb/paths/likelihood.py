@@ -10,7 +10,9 @@ exactly, whatever h. Folding a step back at a reflecting face, and stopping it a
 its two ends decide, are maps of the increment and of noise that the policy does not change: the ratio stays what it is.
 """
 
+import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -42,16 +44,24 @@ def euler_step(
 ) -> Steered:
     """One step of length h, the same for all or (n,), from x (n, d) under pi (n, d) with the noise dB (n, d)."""
     if problem.constant_diffusion is not None:
-        root = np.linalg.cholesky(problem.constant_diffusion)
-        push: FloatArray = np.asarray(pi @ np.linalg.inv(root).T, dtype=np.float64)
+        root, inverse = _root_of(problem.constant_diffusion.tobytes())
+        push: FloatArray = np.asarray(pi @ inverse.T, dtype=np.float64)
         moved = noise @ root.T
     else:
         roots = noise_factor(problem, t, x)
         push = np.asarray(np.linalg.solve(roots, pi[..., None])[..., 0])
         moved = np.einsum("nij,nj->ni", roots, noise)
-    effort = (push**2).sum(axis=1)
-    ratio = (push * noise).sum(axis=1) + 0.5 * h * effort
+    effort = np.einsum("ni,ni->n", push, push)
+    ratio = np.einsum("ni,ni->n", push, noise) + 0.5 * h * effort
     return Steered(x + (problem.b(t, x) + pi) * np.asarray(h)[..., None] + moved, ratio, effort)
+
+
+@lru_cache(maxsize=16)
+def _root_of(matrix: bytes) -> tuple[FloatArray, FloatArray]:
+    """The lower Cholesky factor of a constant diffusion, and its inverse: small, and asked for in every step."""
+    values = np.frombuffer(matrix)
+    root = np.linalg.cholesky(values.reshape(math.isqrt(values.size), -1))
+    return np.asarray(root), np.asarray(np.linalg.inv(root))
 
 
 def shared_steps(times: FloatArray, n: int, dim: int, rng: np.random.Generator) -> Iterator[Shared]:

@@ -204,8 +204,9 @@ def _platen_step(of: _Coefficients, h: float) -> Step:
 
 def in_range(x: FloatArray, t: float) -> FloatArray:
     """The simulated states, or a ConvergenceError if they explode."""
-    bad = ~(np.abs(x) < _EXPLODED).all(axis=-1)
-    if bad.any():
+    good = np.abs(x) < _EXPLODED
+    if not good.all():
+        bad = ~good.all(axis=-1)
         raise ConvergenceError(
             f"{int(bad.sum())} of {bad.size} simulated states left the range of numbers at t={t:g}: the time step is "
             "too long for this drift; take more steps, or substeps=..."

@@ -29,7 +29,7 @@ from fem_hjb.support.errors import FemHjbError, InfiniteValueError
 _SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of the starts, in standard deviations of X_T
 _STARTS = 256  # of each
 _CLIMBED = 192  # from which the hill is climbed: half the highest, half any
-_STEPS = 120  # up
+_STEPS, _SETTLED = 120, 1e-2  # up, and standard deviations: what is found is the middle of draws
 _FAR, _FAR_GUESSED = 64.0, 24.0  # standard deviations: how far p_T is trusted, where it is known and where it is fitted
 _BEYOND = (100.0, 1e3, 1e4)  # standard deviations, at which a known law is compared with the reward
 _DROP = 0.5  # of G, at which the width of a maximum is taken
@@ -221,7 +221,7 @@ def _climb(height: Height, x: FloatArray, axes: FloatArray) -> tuple[FloatArray,
             x[gained] = moves[side, ranks][gained]
             best = np.where(gained, found[side, ranks], best)
             steps[:, k] *= np.where(gained, 1.6, 0.5)
-        if steps.max() < 1e-4:
+        if steps.max() < _SETTLED:
             break
         np.clip(steps, 1e-5, 64.0, out=steps)
     return x, best
@@ -230,16 +230,15 @@ def _climb(height: Height, x: FloatArray, axes: FloatArray) -> tuple[FloatArray,
 def _maxima(height: Height, x: FloatArray, heights: FloatArray, axes: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Distinct maxima (k, d) and the covariances (k, d, d) of Gaussians that fit G there."""
     order = np.argsort(-heights)
+    left = order[heights[order] > heights[order[0]] - _NEGLIGIBLE]
     places: list[FloatArray] = []
     spreads: list[FloatArray] = []
-    for i in order[heights[order] > heights[order[0]] - _NEGLIGIBLE].tolist():
-        gaps = [np.linalg.solve(root, x[i] - place) for place, root in zip(places, spreads, strict=True)]
-        if any(float(gap @ gap) < 0.25 for gap in gaps):
-            continue
+    while left.size and len(places) < _MODES:
+        i, left = int(left[0]), left[1:]
         places.append(x[i])
         spreads.append(_root(height, x[i], heights[i], axes))
-        if len(places) == _MODES:
-            break
+        gaps = np.linalg.solve(spreads[-1], (x[left] - x[i]).T)
+        left = left[~((gaps**2).sum(axis=0) < 0.25)]
     roots = np.stack(spreads)
     return np.stack(places), roots @ np.swapaxes(roots, 1, 2)
 

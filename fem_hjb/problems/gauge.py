@@ -31,6 +31,7 @@ from fem_hjb.support.objects import Plain
 
 UNDERFLOW = 700.0
 """exp(-x) loses its last digits and then vanishes in double precision beyond about this x."""
+_MANY_TIMES = 256
 
 
 class Unknown(Plain, ABC):
@@ -84,10 +85,13 @@ class Background(Protocol):
     def guess_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """grad v0_t(x), shape (..., d)."""
 
-    def rate(self, t: float, x: FloatArray, reward: FloatArray, drift: FloatArray, diffusion: FloatArray) -> FloatArray:
+    def rate(
+        self, t: ArrayLike, x: FloatArray, reward: FloatArray, drift: FloatArray, diffusion: FloatArray
+    ) -> FloatArray:
         """(d_t v0 + <b, grad v0> + 1/2 Tr(Lambda Hess v0) + r + 1/(2 alpha) grad v0' Lambda grad v0) / alpha, (n,).
 
-        reward r (n,), drift b (n, d), diffusion Lambda (n, d, d). With f = exp(v0 / alpha) u,
+        reward r (n,), drift b (n, d), diffusion Lambda (n, d, d); or (k, n, ...) at times (k, 1).
+        With f = exp(v0 / alpha) u,
 
             d_t u + <b + Lambda grad v0 / alpha, grad u> + 1/2 Tr(Lambda Hess u) + rate u = 0.
         """
@@ -230,8 +234,11 @@ class QuadraticGauge(Unknown):
         """P (..., d, d), p (..., d) and c (...) at times t (...), or their first derivatives."""
         tau = 2.0 * np.asarray(t, dtype=np.float64) / self.horizon - 1.0
         series = self._series[derivative]
-        angles = np.arccos(np.clip(tau, -1.0, 1.0))[..., None]
-        rows = np.cos(angles * np.arange(len(series))) @ series
+        if tau.size < _MANY_TIMES:
+            rows = np.cos(np.arccos(np.clip(tau, -1.0, 1.0))[..., None] * np.arange(len(series))) @ series
+        else:  # cosines would take longer than their recurrence
+            flat = chebyshev.chebvander(np.clip(tau.ravel(), -1.0, 1.0), len(series) - 1) @ series
+            rows = flat.reshape(*tau.shape, -1)
         d = np.shape(self.p)[1]
         return rows[..., : d * d].reshape(*tau.shape, d, d), rows[..., d * d : -1], rows[..., -1]
 
@@ -246,16 +253,18 @@ class QuadraticGauge(Unknown):
         P, p, _ = self.coefficients(t)
         return np.asarray(p - _times(P, self._z(x)))
 
-    def rate(self, t: float, x: FloatArray, reward: FloatArray, drift: FloatArray, diffusion: FloatArray) -> FloatArray:
+    def rate(
+        self, t: ArrayLike, x: FloatArray, reward: FloatArray, drift: FloatArray, diffusion: FloatArray
+    ) -> FloatArray:
         P, p, _ = self.coefficients(t)
         dP, dp, dc = self.coefficients(t, 1)
         z = self._z(x)
-        slope = p - z @ P
-        constant = diffusion.strides[0] == 0  # one matrix, broadcast
-        pushed = slope @ diffusion[0] if constant else np.einsum("nij,nj->ni", diffusion, slope)
-        result = ((dp - 0.5 * (z @ dP)) * z + slope * (drift + pushed / (2.0 * self.temperature))).sum(-1)
+        slope = p - _times(P, z)
+        matrix = diffusion[(0,) * (diffusion.ndim - 2)] if not any(diffusion.strides[:-2]) else None  # one, broadcast
+        pushed = slope @ matrix if matrix is not None else np.einsum("...ij,...j->...i", diffusion, slope)
+        result = ((dp - 0.5 * _times(dP, z)) * z + slope * (drift + pushed / (2.0 * self.temperature))).sum(-1)
         result += dc + reward
-        result -= 0.5 * (np.sum(diffusion[0] * P) if constant else np.einsum("nij,ij->n", diffusion, P))
+        result -= 0.5 * np.einsum("...ij,...ij->...", diffusion if matrix is None else matrix, P)
         return np.asarray(result / self.temperature)
 
     def value(self, t: ArrayLike, x: ArrayLike, u: ArrayLike) -> FloatArray:
@@ -306,7 +315,9 @@ class ValueGauge(Unknown):
 
 
 def _times(P: FloatArray, z: FloatArray) -> FloatArray:
-    """P z for one symmetric matrix, or one for each point."""
+    """P z for one symmetric matrix, one for each point, or one for each of many points of a time."""
+    if P.ndim > 2 and P.shape[-3] == 1 and z.ndim > 1:
+        return np.asarray(z @ P[..., 0, :, :])
     return np.asarray(z @ P if P.ndim == 2 else (P @ z[..., None])[..., 0])
 
 

@@ -311,6 +311,8 @@ class ControlProblem(Plain):
 
     def policy_from_gradient(self, t: ArrayLike, x: ArrayLike, gradient: FloatArray) -> FloatArray:
         """pi = (1/alpha) Lambda_t(x) grad v, shape (..., d)."""
+        if self._constant is not None and np.shape(x) == gradient.shape:
+            return np.asarray(gradient @ self._constant / self.temperature)
         return np.asarray(np.einsum("...ij,...j->...i", self.Lambda(t, x), gradient) / self.temperature)
 
 

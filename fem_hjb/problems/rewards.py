@@ -128,7 +128,8 @@ class LogSumExpReward(Plain):
     def __call__(self, x: ArrayLike) -> FloatArray:
         """y(x), shape (...)."""
         points = as_points(x, self.dim)
-        R, s, s0 = (array[None] / self.temperature for array in self.coefficients)
-        flat = points.reshape(-1, self.dim)
-        log_f = log_sum_exp(R, s, s0, np.zeros(len(flat), dtype=np.int64), flat)[0]
-        return np.asarray(self.temperature * log_f.reshape(points.shape[:-1]))
+        R, s, s0 = (array / self.temperature for array in self.coefficients)
+        flat = points.reshape(-1, self.dim).T  # points last: sums run along memory
+        pulls = s[..., None] - 0.5 * (R.reshape(-1, self.dim) @ flat).reshape(*s.shape, -1)
+        logs = (pulls * flat).sum(axis=1) + s0[:, None]
+        return np.asarray(self.temperature * log_sum(logs, axis=0).reshape(points.shape[:-1]))

@@ -6,7 +6,7 @@ linear-quadratic problem (see `closed_form.LinearQuadratic` for the Riccati equa
 that is linear-quadratic it is the value itself, and all that is left is u = 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,12 +14,15 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from scipy.integrate import solve_ivp
 
+from fem_hjb.paths.breaks import all_times
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Background, Gauge, QuadraticGauge
 from fem_hjb.problems.laws import tensor_rule
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import InfiniteValueError
+
+Fields = Sequence[tuple[float, FloatArray, FloatArray, FloatArray]]
 
 _ORDER = {1: 24, 2: 12, 3: 8}  # Gauss points per axis of the fit
 _REACH = 4.0  # standard deviations of its weight between the middle of the box and its faces
@@ -34,9 +37,9 @@ _EXACT = 1e-10  # relative residual below which a fit counts as exact
 @final
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """t -> A, Lambda, Q (d, d), a, q (d,) and q0, one after the other; R, s, s0; and whether all of it is exact."""
+    """t (k,) -> A, Lambda, Q (d, d), a, q (d,) and q0, one after the other; R, s, s0; whether all of it is exact."""
 
-    at: Callable[[float], FloatArray]
+    at: Callable[[FloatArray], FloatArray]
     R: FloatArray
     s: FloatArray
     s0: float
@@ -52,16 +55,8 @@ def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> Quad
     fit = _fit(problem, box)
     d, T, alpha = problem.dim, problem.horizon, problem.temperature
 
-    def rate(s: float, state: FloatArray) -> FloatArray:
-        P, p = state[: d * d].reshape(d, d), state[d * d : -1]
-        row = fit.at(T - s)
-        A, Lambda, Q = row[: 3 * d * d].reshape(3, d, d)
-        a, q = row[3 * d * d : -1].reshape(2, d)
-        PA, PL = P @ A, P @ Lambda
-        dP = PA.T + PA + Q - PL @ P / alpha
-        dp = A.T @ p - PL @ p / alpha - P @ a + q
-        dc = a @ p + p @ Lambda @ p / (2 * alpha) - 0.5 * np.trace(PL) + row[-1]
-        return np.concatenate([dP.ravel(), dp, [dc]])
+    def rate(s: FloatArray, states: FloatArray) -> FloatArray:
+        return _riccati(fit.at(T - s), states, d, alpha)
 
     scale = alpha / max(fit.largest * T, 1e-300)
 
@@ -74,7 +69,8 @@ def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> Quad
         return None
     with np.errstate(over="ignore", invalid="ignore"):
         rtol = _TIGHT if fit.exact else _LOOSE  # what is not the value itself need only be smooth
-        run = solve_ivp(rate, (0.0, T), start, "DOP853", dense_output=True, events=tame, rtol=rtol, atol=0.1 * rtol)
+        how = {"dense_output": True, "events": tame, "rtol": rtol, "atol": 0.1 * rtol}
+        run = solve_ivp(lambda s, state: rate(np.array([s]), state[None])[0], (0.0, T), start, "DOP853", **how)
     if run.status != 0:
         if fit.exact:
             raise InfiniteValueError(
@@ -85,7 +81,7 @@ def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> Quad
         return None
     # The slope is expanded and its series integrated: differentiating that of the state would amplify rounding errors,
     # which the rate of u would then have to undo.
-    slopes = _series(lambda t: -np.stack([rate(T - s, run.sol(T - s)) for s in t]), T)
+    slopes = _series(lambda t: -rate(T - t, run.sol(T - t).T), T)
     series = chebyshev.chebint(slopes, scl=T / 2)
     series[0] += start - chebyshev.chebval(1.0, series)
     P = series[:, : d * d].reshape(-1, d, d)
@@ -99,14 +95,32 @@ def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> Quad
     )
 
 
-def ranges(problem: ControlProblem, background: Background, x: FloatArray, times: FloatArray) -> tuple[float, float]:
-    """Bounds on max log u and on -min log u over the points x (n, d), from log u_T and the rate at times (k,)."""
+def _riccati(rows: FloatArray, states: FloatArray, d: int, alpha: float) -> FloatArray:
+    """What states (k, m), of P, p and c one after the other, change by in time to go, with rows as `_Fit.at` has."""
+    P, p = states[:, : d * d].reshape(-1, d, d), states[:, d * d : -1, None]
+    A, Lambda, Q = np.moveaxis(rows[:, : 3 * d * d].reshape(-1, 3, d, d), 1, 0)
+    a, q = np.moveaxis(rows[:, 3 * d * d : -1].reshape(-1, 2, d, 1), 1, 0)
+    PA, PL = P @ A, P @ Lambda
+    dP = np.swapaxes(PA, 1, 2) + PA + Q - PL @ P / alpha
+    dp = np.swapaxes(A, 1, 2) @ p - PL @ p / alpha - P @ a + q
+    dc = ((a + Lambda @ p / (2 * alpha)) * p).sum(axis=1) + rows[:, -1:]
+    dc -= 0.5 * np.trace(PL, axis1=1, axis2=2)[:, None]
+    return np.concatenate([dP.reshape(-1, d * d), dp[..., 0], dc], axis=1)
+
+
+def fields_at(problem: ControlProblem, x: FloatArray, times: FloatArray) -> Fields:
+    """Times (k,), and running reward, drift and Lambda at points x (n, d) at each."""
+    return [(t, problem.r(t, x), problem.b(t, x), problem.Lambda(t, x)) for t in times.tolist()]
+
+
+def ranges(problem: ControlProblem, background: Background, x: FloatArray, fields: Fields) -> tuple[float, float]:
+    """Bounds on max log u and on -min log u over the points x (n, d), from log u_T and the rate at some times.
+
+    fields : those at the points (`fields_at`).
+    """
     T = problem.horizon
     logs = (problem.y(x) - background.guess(T, x)) / problem.temperature
-    rates = [
-        background.rate(float(t), x, problem.r(float(t), x), problem.b(float(t), x), problem.Lambda(float(t), x))
-        for t in times
-    ]
+    rates = [background.rate(t, x, *parts) for t, *parts in fields]
     above = max(float(logs.max()), 0.0) + T * max(max(float(r.max()) for r in rates), 0.0)
     below = max(-float(logs.min()), 0.0) + T * max(max(-float(r.min()) for r in rates), 0.0)
     return above, below
@@ -129,42 +143,44 @@ def _fit(problem: ControlProblem, box: Box) -> _Fit:
     misfits: list[float] = []
 
     def fitted(values: FloatArray, table: FloatArray, solve: FloatArray) -> FloatArray:
-        coefficients: FloatArray = np.asarray(solve @ values)
-        size = max(float(np.abs(values).max()), 1e-300)
-        misfits.append(float(np.abs(table @ coefficients - values).max()) / size)
-        return coefficients
+        """The coefficients (k, m, ...) of values (k, n, ...)."""
+        flat = values.reshape(*values.shape[:2], -1)
+        coefficients: FloatArray = np.asarray(solve @ flat)
+        sizes = np.maximum(np.abs(flat).max(axis=(1, 2)), 1e-300)
+        misfits.append(float((np.abs(table @ coefficients - flat).max(axis=(1, 2)) / sizes).max()))
+        return coefficients.reshape(len(values), -1, *values.shape[2:])
 
-    def reward(values: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+    def reward(values: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         c = fitted(values, quadratic, solve_quadratic)
-        matrix = np.zeros((d, d))
-        matrix[pairs] = -c[1 + d :] / (deviation[pairs[0]] * deviation[pairs[1]])
-        return matrix + matrix.T, c[1 : 1 + d] / deviation, float(c[0])
+        matrix = np.zeros((len(values), d, d))
+        matrix[:, *pairs] = -c[:, 1 + d :] / (deviation[pairs[0]] * deviation[pairs[1]])
+        return matrix + np.swapaxes(matrix, 1, 2), c[:, 1 : 1 + d] / deviation, c[:, 0]
 
-    rows, largest = [], 0.0
     times = T * (1 - np.cos(np.pi * np.arange(_TIMES) / (_TIMES - 1))) / 2
-    samples = [problem.b(float(t), x) for t in times[[0, 7, 21, -1]]]
-    moving = problem.running_reward is not None or problem.constant_diffusion is None
-    if not moving and all(np.array_equal(samples[0], other) for other in samples[1:]):
+    samples = problem.b(*all_times(times[[0, 7, 21, -1]], x))
+    if problem.running_reward is None and problem.constant_diffusion is not None and (samples == samples[:1]).all():
         times = times[:1]
-    for t in times.tolist():
-        slope = fitted(problem.b(t, x), linear, solve_linear)
-        Lambda = problem.Lambda(t, x)
-        mean = np.asarray(np.einsum("n,nij->ij", w / w.sum(), Lambda))
-        misfits.append(float(np.abs(Lambda - mean).max()) / float(np.abs(mean).max()))
-        Q, q, q0 = reward(problem.r(t, x))
-        rows.append(np.concatenate([np.ravel(part) for part in (slope[1:].T / deviation, mean, Q, slope[0], q, q0)]))
-        largest = max(largest, float(np.abs(mean).max()))
-    R, s, s0 = reward(problem.y(x))
-    return _Fit(_through(times, np.stack(rows)), R, s, s0, largest, max(misfits) <= _EXACT)
+    every = all_times(times, x)
+    slope = fitted(problem.b(*every), linear, solve_linear)
+    Lambda = problem.Lambda(*every)
+    mean = np.asarray(np.einsum("n,knij->kij", w / w.sum(), Lambda))
+    largest = np.abs(mean).max(axis=(1, 2))
+    misfits.append(float((np.abs(Lambda - mean[:, None]).max(axis=(1, 2, 3)) / largest).max()))
+    Q, q, q0 = reward(problem.r(*every))
+    parts = np.swapaxes(slope[:, 1:], 1, 2) / deviation, mean, Q, slope[:, 0], q, q0
+    rows = np.concatenate([part.reshape(len(times), -1) for part in parts], axis=1)
+    (R,), (s,), (s0,) = reward(problem.y(x)[None])
+    return _Fit(_through(times, rows), R, s, float(s0), float(largest.max()), max(misfits) <= _EXACT)
 
 
-def _through(times: FloatArray, rows: FloatArray) -> Callable[[float], FloatArray]:
+def _through(times: FloatArray, rows: FloatArray) -> Callable[[FloatArray], FloatArray]:
     """The polynomial through rows (k, m) at the extrema of a Chebyshev polynomial, or the only row; smoothed."""
     if len(times) == 1:
-        return lambda t: np.asarray(rows[0])
+        return lambda t: rows
     T = float(times[-1])
     coefficients = _smoothed(np.asarray(chebyshev.chebfit(2.0 * times / T - 1.0, rows, len(times) - 1), np.float64))
-    return lambda t: np.asarray(chebyshev.chebval(2.0 * t / T - 1.0, coefficients))
+    powers = np.arange(len(coefficients))
+    return lambda t: np.cos(np.arccos(np.clip(2.0 * t[:, None] / T - 1.0, -1.0, 1.0)) * powers) @ coefficients
 
 
 def _series(function: Callable[[FloatArray], Any], T: float) -> FloatArray:

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -29,30 +28,11 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import EllipticityError
 from fem_hjb.support.threads import for_each
 
-_CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
+CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
 _SCAN_POINTS = 24
 _COUNTS = (2, 3, 4, 5, 7, 9, 11, 13, 17)  # times of a table
 _TOLD = 3.0  # intervals of a table, that a step may span
 _EDGE = 1e-9  # of a panel: where its ends are looked at, so that jumps there are seen from inside
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Fields:
-    """Coefficients at points: drift (d, n), reward (n,), and Lambda (d, d, n) where it is not constant, else (d, d).
-
-    drift is that of w or u, b + Lambda grad v0 / alpha; reward is alpha rate in the value form, rate in the linear one.
-    """
-
-    drift: FloatArray
-    reward: FloatArray
-    diffusion: FloatArray
-
-    def stacked(self) -> FloatArray:
-        """(m, n): drift, reward, and the upper triangle of Lambda if it varies."""
-        d = len(self.drift)
-        upper = [self.diffusion[i, j][None] for i in range(d) for j in range(i, d)] if self.diffusion.ndim > 2 else []
-        return np.concatenate([self.drift, self.reward[None], *upper])
 
 
 @final
@@ -71,24 +51,24 @@ class Coefficients:
             self.names += ["diffusion"] * (self.dim * (self.dim + 1) // 2)
 
     def at(self, t: float, x: FloatArray) -> FloatArray:
-        """(m, n), as `Fields.stacked`, at points x (n, d)."""
+        """(m, n): drift of w or u, b + Lambda grad v0 / alpha; reward, alpha rate or rate; and, if it varies, the upper
+        triangle of Lambda, at points x (n, d)."""
         result = np.empty((len(self.names), len(x)))
         self.into(list(result), t, x)
         return result
 
     def into(self, result: Sequence[FloatArray], t: float, x: FloatArray) -> None:
         """The same, each field (n,) written where it is to go."""
-        for first in range(0, len(x), _CHUNK):
-            part = slice(first, first + _CHUNK)
+        for first in range(0, len(x), CHUNK):
+            part = slice(first, first + CHUNK)
             b, r, Lambda = self._call(t, x[part])
-            for field, values in zip(result, self._fields(t, x[part], b, r, Lambda).stacked(), strict=True):
+            for field, values in zip(result, self._stacked(t, x[part], b, r, Lambda), strict=True):
                 field[part] = values
 
     def over(self, times: FloatArray, x: FloatArray) -> FloatArray:
         """(k, m, n) at times (k,), each at all points, which are few: the callables are called once."""
         b, r, Lambda = self._call(*all_times(times, x))
-        rows = zip(times.tolist(), b, r, Lambda, strict=True)
-        return np.stack([self._fields(t, x, *parts).stacked() for t, *parts in rows])
+        return self._stacked(times[:, None], x, b, r, Lambda)
 
     def slower(self) -> "Coefficients":
         """The same, with drifts that are tamed at a lower speed."""
@@ -114,19 +94,20 @@ class Coefficients:
         b, r, Lambda = result
         return (b if math.isinf(self.most) else tamed(b, self.metric, self.most)), r, Lambda
 
-    def _fields(self, t: float, x: FloatArray, b: FloatArray, r: FloatArray, Lambda: FloatArray) -> Fields:
-        problem, background = self.problem, self.background
-        if self.constant is None:
+    def _stacked(self, t: ArrayLike, x: FloatArray, b: FloatArray, r: FloatArray, Lambda: FloatArray) -> FloatArray:
+        """(..., m, n), as `at`, from what the user gives at a time, or at times (k, 1), (..., n)."""
+        problem, background, constant = self.problem, self.background, self.constant
+        if constant is None:
             check_elliptic(Lambda, x, t)
         rate = background.rate(t, x, r, b, Lambda)
         slope = background.guess_gradient(t, x)
         if slope.any():
-            pushed = slope @ self.constant if self.constant is not None else np.einsum("nij,nj->ni", Lambda, slope)
+            pushed = slope @ constant if constant is not None else np.einsum("...nij,...nj->...ni", Lambda, slope)
             b = b + pushed / background.temperature
         if not self.linear:
             rate = problem.temperature * rate
-        diffusion = np.moveaxis(Lambda, 0, -1) if self.constant is None else self.constant
-        return Fields(b.T, rate, diffusion)
+        upper = [] if constant is not None else [Lambda[..., i, j] for i in range(self.dim) for j in range(i, self.dim)]
+        return np.stack([*np.moveaxis(b, -1, 0), rate, *upper], axis=-2)
 
     def jumps(self, x: FloatArray) -> list[float]:
         """The times at which a coefficient or an exit reward jumps, seen at points x (n, d) at 257 times.
@@ -145,15 +126,19 @@ class Coefficients:
         return jumps_of(rows, self.problem.horizon)
 
 
-def check_elliptic(Lambda: FloatArray, x: FloatArray, t: float) -> None:
-    """EllipticityError that says where, and which eigenvalue, unless all of Lambda (n, d, d) are positive definite."""
-    lowest = np.linalg.eigvalsh(Lambda)[:, 0]
+def check_elliptic(Lambda: FloatArray, x: FloatArray, t: ArrayLike) -> None:
+    """EllipticityError that says where, and which eigenvalue, unless all of Lambda (..., n, d, d) are definite.
+
+    x : (n, d).  t : a number, or of shape (k, 1).
+    """
+    lowest = np.linalg.eigvalsh(Lambda)[..., 0].reshape(-1, len(x))
     if (lowest <= 0).any():
-        i = int(lowest.argmin())
+        row, i = np.unravel_index(int(lowest.argmin()), lowest.shape)
+        when = float(np.broadcast_to(np.ravel(t), len(lowest))[row])
         raise EllipticityError(
-            f"the diffusion is not positive definite at {int((lowest <= 0).sum())} of {len(x)} nodes of the box, worst"
-            f" at t={t:.6g}, x={x[i].tolist()}, where its smallest eigenvalue is {lowest[i]:.3g}; take a box without"
-            " these points, or make the diffusion elliptic there"
+            f"the diffusion is not positive definite at {int((lowest[row] <= 0).sum())} of {len(x)} nodes of the box,"
+            f" worst at t={when:.6g}, x={x[i].tolist()}, where its smallest eigenvalue is {lowest[row, i]:.3g}; take a"
+            " box without these points, or make the diffusion elliptic there"
         )
 
 

@@ -6,7 +6,7 @@ from fem_hjb.paths.extent import checked_box
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import UNDERFLOW, Gauge, QuadraticGauge, constant_gauge
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_background import quadratic_gauge, ranges
+from fem_hjb.reference.box_background import fields_at, quadratic_gauge, ranges
 from fem_hjb.reference.faces import check_faces, moved_to_faces, truncated
 from fem_hjb.spaces.axes import tensor_points
 from fem_hjb.support.checks import FloatArray
@@ -56,7 +56,8 @@ def choose_form(
     reflecting = bool((kinds == "reflecting").any())
     quadratic = quadratic_gauge(problem, box, constants) if ends_early and not reflecting else None
     candidates: list[Gauge | QuadraticGauge] = [constants] if quadratic is None else [quadratic, constants]
-    spreads = [ranges(problem, each, x, times) for each in candidates]
+    fields = fields_at(problem, x, times)
+    spreads = [ranges(problem, each, x, fields) for each in candidates]
     absorbing = problem.domain is not None and problem.domain.absorbing
     # Where u is large elsewhere, rounding is large against u where it is small.
     weight = 3.0 if absorbing or form == "linear" else 1.0

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from itertools import islice
+from threading import get_ident
 from typing import final
 
 import numpy as np
@@ -27,17 +27,17 @@ from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run, settled
 from fem_hjb.reference.box_running import method_of, sources_of, table_on
 from fem_hjb.reference.box_sizes import FAINTEST
+from fem_hjb.reference.box_steps import End, Plans, Steps, cut, followed_by, itself, joined, made, merged, told
 from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks
 from fem_hjb.spaces.spectral import SpectralLine
-from fem_hjb.stepping.adaptive import Step, replay
+from fem_hjb.stepping.adaptive import ORDER_GAIN, Panel, error_share, replay
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 from fem_hjb.support.progress import Progress
+from fem_hjb.support.threads import for_each, shared_out
 
 LESS = {1: 2, 2: 2, 3: 1}  # degrees
 WIDER = 0.06  # of the width, by which a box is enlarged on each side
-_ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
-_TELLING, _LONGER = 0.05, 1.2  # of the largest change; times as much that steps which have become longer change
 _FROM_SHORTER = 1.1  # what half the steps change, to what they are wrong by
 _NEAR_T = (0.0, 0.0003, 0.001, 0.003, 0.015, 0.04)  # of the time to go
 _MOST_TIMES = {1: 48, 2: 40, 3: 24}
@@ -53,13 +53,12 @@ _AFTER = 1e-9  # of the time to go at which a layer ends
 _NOTHING = 1e-10  # temperatures: a value below is none
 
 Parts = dict[str, tuple[float, float]]
-Steps = Callable[[FloatArray], list[float]]
 Widening = Callable[[Sequence[FloatArray], BoolArray, float], list[FloatArray]]
-Follow = Callable[..., Iterator[PanelRun]]
+Follow = Callable[..., "Plans"]
 Rows = list[tuple[FloatArray, FloatArray]]
 
 
-def followed(
+def plans(
     run: Run,
     coefficients: Coefficients,
     lengths: Steps,
@@ -68,10 +67,11 @@ def followed(
     wider: Widening | None = None,
     tell: Progress = lambda _: None,
     anew: bool = False,
-) -> Iterator[PanelRun]:
+) -> Plans:
     """The plan of a run again, with other steps, and perhaps elements of fewer degrees or a wider box.
 
     One panel after the other, as all of them may be too much to hold; the last one is not finite if it is not stable.
+    Of each the work, which threads may do beside that of other plans; how it ended is to be sent back.
 
     lengths : what becomes of the steps (k,) of a panel.
     wider : `widened` or `stretched`.
@@ -83,9 +83,10 @@ def followed(
     before: tuple[Grid, FloatArray] | None = None
     layer, ended = run.layer if run.smoothed is not None else 0.0, None
     if run.smoothed is not None:
-        for inner in followed(run.smoothed.run, run.smoothed.coefficients, lengths, less=less, wider=wider, tell=tell):
+        inside_layer = run.smoothed.run, run.smoothed.coefficients, lengths
+        for inner in made(plans(*inside_layer, less=less, wider=wider, tell=tell)):
             if not inner.finite:
-                yield inner
+                yield partial(itself, inner)
                 return
             ended = inner.grid, inner.last
     for own in run.panels:
@@ -109,19 +110,25 @@ def followed(
             if panel is None:
                 panel = method_of(equation, operators, operators.root_mean_square)
             plan = lengths(own.plan)
-            found = panel_run(operators, panel, told(replay(panel, u, s0, plan), tell), len(plan), s1)
-        before, finite = (grid, found.last.copy()), found.finite
-        yield found
-        del found, operators, panel  # before there is another one
+        last, finite = yield partial(_made, operators, panel, u, s0, s1, plan, tell)
+        before = grid, last
+        del operators, panel, u  # before there is another one
         if not finite:
             return
 
 
-def told(steps: Iterable[Step], tell: Progress) -> Iterator[Step]:
-    """Steps, of which each is told."""
-    for step in steps:
-        tell(1.0)
-        yield step
+def _made(
+    operators: Operators, panel: Panel, u: FloatArray, s0: float, s1: float, plan: list[float], tell: Progress
+) -> PanelRun:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return panel_run(operators, panel, told(replay(panel, u, s0, plan), tell), len(plan), s1)
+
+
+def followed(
+    run: Run, coefficients: Coefficients, lengths: Steps, *, less: int = 0, wider: Widening | None = None
+) -> Iterator[PanelRun]:
+    """`plans`, one after the other."""
+    return made(plans(run, coefficients, lengths, less=less, wider=wider))
 
 
 def _table(own: PanelRun, grid: Grid, coefficients: Coefficients, anew: bool) -> Table:
@@ -161,32 +168,10 @@ def rows_at(line: SpectralLine, x: FloatArray) -> AxisMatrix | None:
     return None if np.array_equal(line.nodes, x) else in_blocks(line.rows(x))
 
 
-def merged(lengths: FloatArray) -> list[float]:
-    """Neighbours of one length joined to one step."""
-    result: list[float] = []
-    k = 0
-    while k < len(lengths):
-        pair = k + 1 < len(lengths) and abs(lengths[k] - lengths[k + 1]) <= 1e-9 * lengths[k]
-        result.append(float(lengths[k] + lengths[k + 1] if pair else lengths[k]))
-        k += 2 if pair else 1
-    return result
-
-
-def joined(lengths: FloatArray) -> list[float]:
-    """Neighbours joined to one step, of one length or not: steps that double are all seen."""
-    result: list[float] = np.add.reduceat(lengths, np.arange(0, len(lengths), 2)).tolist()
-    return result
-
-
-def cut(parts: int) -> Steps:
-    """Each step in so many parts."""
-    return lambda lengths: np.repeat(lengths / parts, parts).tolist()
-
-
 @final
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What is kept of a run: v - v0 and its gradient at the places, and what is not resolved of the gradient."""
+    """What is kept of a run: v - v0 and its gradient at the places; what is not resolved of the gradient, if asked."""
 
     rows: Rows
     tails: float
@@ -204,7 +189,8 @@ class Judge:
     def __init__(
         self, run: Run, sample: LawSample, controlled: Steered | None, tell: Progress = lambda _: None
     ) -> None:
-        self.run, self.equation, self.tell = run, run.equation, tell
+        self.run, self.equation, own = run, run.equation, get_ident()
+        self.tell: Progress = lambda part: tell(part) if get_ident() == own else None
         problem = run.equation.problem
         T = problem.horizon
         some = np.sort(np.concatenate([looked_at(panel, bool(self.equation.absorbing.any())) for panel in run.panels]))
@@ -231,20 +217,40 @@ class Judge:
         at_least = np.minimum(to_go, _EARLIER * T) if run.layer else np.zeros(len(to_go))
         self.sizes = np.stack([sizes[to_go >= s].max(axis=0) for s in at_least.tolist()])
 
-    def seen(self, panels: Iterable[PanelRun]) -> Seen:
-        """Look at a run, of which one panel at a time need exist."""
-        rows: Rows = []
-        tails, last = 0.0, self.run.panels[-1].ends[-1]
+    def seen(self, panels: Iterable[PanelRun], resolved: bool = True) -> Seen:
+        """Look at a run, of which one panel at a time need exist, and at what it resolves, if that is asked for."""
+        look = _Look(self, resolved)
         for panel in panels:
-            if not panel.finite:
-                return Seen([], math.inf)
-            end = panel.ends[-1]
-            self.tell(1.0)
-            while len(rows) < len(self.places) and (self.places[len(rows)].s <= end * (1 + 1e-12) or end == last):
-                rows.append(on_places(self.equation, panel, self.places[len(rows)]))
-            tails = max(tails, panel.tails if end > self.run.layer else 0.0)
+            if not look.at(panel):
+                break
             del panel  # as large as what comes next
-        return Seen(rows, tails)
+        return look.seen
+
+    def _seen(self, plan: Plans) -> Seen:
+        return self.seen(made(plan), resolved=False)
+
+    def several(self, *runs: tuple[Plans, bool]) -> list[Callable[[], Seen]]:
+        """The same of several runs: each when it is called, or, if there are threads, together and now.
+
+        Of all of them a panel is prepared, then all of these are made: the user's callables are called from one thread.
+        """
+        if not shared_out() or self.equation.absorbing.any():
+            return [partial(self.seen, made(plan), resolved) for plan, resolved in runs]
+        looks = [_Look(self, resolved) for _, resolved in runs]
+        works = {k: next(plan, None) for k, (plan, _) in enumerate(runs)}
+        ends: dict[int, End] = {}
+
+        def go(k: int) -> None:
+            if (work := works.pop(k)) is not None:
+                found = work()
+                if looks[k].at(found):
+                    ends[k] = found.last.copy(), found.finite
+
+        while works:
+            ends.clear()
+            for_each(list(works), go)
+            works.update((k, followed_by(runs[k][0], end)) for k, end in ends.items())
+        return [partial(itself, look.seen) for look in looks]
 
     def _whole(self, place: Places, w: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
         """What was taken out put back; factors of u stay out."""
@@ -257,15 +263,17 @@ class Judge:
         """The norms of value and policy at each time and under each law, (k, laws, 2); nan left out."""
         found = np.zeros((len(self.places), max(len(place.weights) for place in self.places), 2))
         for row, place, (v, g) in zip(found, self.places, rows, strict=True):
-            known = np.isfinite(v) & np.isfinite(g).all(axis=-1)
-            gradient = np.where(known[..., None], g, 0.0)
-            Lambda = place.Lambda
-            pushed = gradient @ Lambda if Lambda.ndim == 2 else (gradient[..., None, :] @ Lambda)[..., 0, :]
-            squares = np.where(known, v, 0.0) ** 2, np.maximum((pushed * gradient).sum(axis=-1), 0.0)
-            for law, weights in enumerate(place.weights):
+            value, gradient = v.ravel(), g.reshape(v.size, -1)
+            known, finite = np.isfinite(value), np.isfinite(gradient)
+            known = known if finite.all() else known & finite.all(axis=1)
+            if not known.all():
+                value, gradient = np.where(known, value, 0.0), np.where(known[:, None], gradient, 0.0)
+            Lambda = place.Lambda if place.Lambda.ndim == 2 else place.Lambda.reshape(v.size, *place.Lambda.shape[-2:])
+            pushed = gradient @ Lambda if Lambda.ndim == 2 else np.einsum("ni,nij->nj", gradient, Lambda)
+            squares = value**2, np.maximum(np.einsum("ni,ni->n", pushed, gradient), 0.0)
+            for law, weights in enumerate(each.ravel() for each in place.weights):
                 mass = max(float(weights[known].sum()), 1e-300)
-                norms = [math.sqrt(float((weights * square).sum()) / mass) for square in squares]
-                row[law] = norms
+                row[law] = [math.sqrt(float(weights @ square) / mass) for square in squares]
         return found
 
     def difference(self, one: Seen, other: Seen) -> tuple[float, float]:
@@ -306,67 +314,70 @@ class Judge:
         enough : what makes no trouble, of each. Steps twice as long may be less stable on a poorer grid, which is no
         error of the run's: a part of space that exceeds this is measured again with the run's own steps.
         """
-        # Exponentials serve steps of few lengths only; implicit steps may be of any.
-        steps: Steps = joined if self.equation.absorbing.any() else merged
-        less = LESS[self.equation.problem.dim]
-        follow = partial(followed, self.run, coefficients, tell=self.tell)
-        other = self.seen(follow(steps))
-        base, gain = other, (1.0 / _ORDER_GAIN, 1.0 / _ORDER_GAIN)
-        if other.failed:  # steps as they are are the longest that are stable: see what shorter ones change
-            other, steps, base = self.seen(follow(cut(2))), cut(1), self.own
-            gain = _FROM_SHORTER, _FROM_SHORTER
-        changed = self.difference(self.own, other)
-        if base is not self.own and max(changed) > enough["time"]:
-            gain = self._gained(other, self.seen(follow(lambda lengths: steps(np.array(steps(lengths))))))
-        value, policy = (a * b + self.run.misfit for a, b in zip(gain, changed, strict=True))
-        found: Parts = {"time": (value, policy)}
-        found["space"] = self._space(base, self.seen(follow(steps, less=less)))
-        if max(found["space"]) > enough["space"] and base is not self.own:
-            again = self._space(self.own, self.seen(follow(cut(1), less=less)))
-            found["space"] = min(found["space"], again, key=max)
+        follow = partial(plans, self.run, coefficients, tell=self.tell)
+        found, base, steps = self._coarser(follow, enough)
+        less, wide, runs = LESS[self.equation.problem.dim], follow, []
+        if tamed := math.isfinite(coefficients.most):  # what that changes counts as part of what a larger box does
+            slower = coefficients.slower()
+            wide = partial(plans, self.run, slower, tell=self.tell, anew=True)
+        outwards = tamed or bool(self.equation.truncated.any())
+        runs += [] if self.run.layer else [(self._first(coefficients, steps, less), False)]
+        runs += [(wide(steps, wider=stretched), False)] if outwards else []
+        looks = self.several(*runs)
         if not self.run.layer:
-            found["space"] = max(found["space"], self._at_first(base, follow(steps, less=-less)), key=max)
+            found["space"] = max(found["space"], self._at_first(base, looks[0]()), key=max)
         if max(found["space"]) > enough["space"]:
-            richer = self.difference(self.own, self.seen(follow(cut(1), less=-less)))
+            richer = self.difference(self.own, self._seen(follow(cut(1), less=-less)))
             told = [
                 max(_RICHER * a, _LEAST_SHARE * b) if math.isfinite(b) else _RICHER_ALONE * a
                 for a, b in zip(richer, found["space"], strict=True)
             ]
             found["space"] = min(found["space"], (told[0], told[1]), key=max)
-        if tamed := math.isfinite(coefficients.most):  # what that changes counts as part of what a larger box does
-            slower = coefficients.slower()
-            follow = partial(followed, self.run, slower, tell=self.tell, anew=True)
-        if tamed or self.equation.truncated.any():
-            found["truncation"] = self.difference(base, self.seen(follow(steps, wider=stretched)))
+        if outwards:
+            found["truncation"] = self.difference(base, looks[-1]())
             if max(found["truncation"]) > enough["truncation"]:
                 found["truncation"] = min(
-                    found["truncation"], self._truncation(base, follow, steps, enough["truncation"]), key=max
+                    found["truncation"], self._truncation(base, wide, steps, enough["truncation"]), key=max
                 )
-            if tamed:
-                coefficients.spent(slower)
+        if tamed:
+            coefficients.spent(slower)
         return found
 
-    def _gained(self, longer: Seen, longest: Seen) -> tuple[float, float]:
-        """What steps are wrong by, in parts of what steps twice as long change: 1 / (2^p - 1), if steps four times as
-        long change 2^p + 1 times as much, as they do at half of the times where that tells anything. Where functions
-        are not smooth, p is less than 4; and not everywhere is there a step to be joined to one.
-        """
-        found = [1.0 / _ORDER_GAIN, 1.0 / _ORDER_GAIN]
-        if not longest.failed:
-            for k, (two, four) in enumerate(
-                zip(self._changes(self.own, longer).T, self._changes(self.own, longest).T, strict=True)
-            ):
-                seen_both = (two > _TELLING * two.max()) & (four > _LONGER * two)
-                if seen_both.any():
-                    found[k] = 1.0 / float(np.clip(np.median(four[seen_both] / two[seen_both]) - 2.0, 1.0, _ORDER_GAIN))
-        return found[0], found[1]
+    def _coarser(self, follow: Follow, enough: Mapping[str, float]) -> tuple[Parts, Seen, Steps]:
+        """What longer steps and fewer degrees tell; the run with longer steps, or the own one; and which steps."""
+        # Exponentials serve steps of few lengths only; implicit steps may be of any.
+        steps: Steps = joined if self.equation.absorbing.any() else merged
+        less, gain = LESS[self.equation.problem.dim], (1.0 / ORDER_GAIN, 1.0 / ORDER_GAIN)
+        longer, poorer = self.several((follow(steps), False), (follow(steps, less=less), True))
+        base = other = longer()
+        if other.failed:  # steps as they are are the longest that are stable: see what shorter ones change
+            other, steps, base = self._seen(follow(cut(2))), cut(1), self.own
+            gain = _FROM_SHORTER, _FROM_SHORTER
+            poorer = partial(self.seen, made(follow(steps, less=less)))
+        changed = self.difference(self.own, other)
+        if base is not self.own and max(changed) > enough["time"]:
+            longest = self._seen(follow(lambda lengths: steps(np.array(steps(lengths)))))
+            if not longest.failed:
+                two, four = (self._changes(self.own, seen).T for seen in (other, longest))
+                gain = error_share(two[0], four[0]), error_share(two[1], four[1])
+        value, policy = (a * b + self.run.misfit for a, b in zip(gain, changed, strict=True))
+        found: Parts = {"time": (value, policy)}
+        found["space"] = self._space(base, poorer())
+        if max(found["space"]) > enough["space"] and base is not self.own:
+            again = self._space(self.own, self.seen(made(follow(cut(1), less=less))))
+            found["space"] = min(found["space"], again, key=max)
+        return found, base, steps
 
-    def _at_first(self, base: Seen, richer: Iterator[PanelRun]) -> tuple[float, float]:
+    def _first(self, coefficients: Coefficients, steps: Steps, less: int) -> Plans:
+        """With more degrees, before a tenth of the work is done."""
+        work = np.cumsum([panel.plan.size * panel.grid.size for panel in self.run.panels])
+        begun = self.run.panels[: int((work <= _AT_FIRST * work[-1]).sum())]
+        return plans(replace(self.run, panels=begun), coefficients, steps, less=-less, tell=self.tell)
+
+    def _at_first(self, base: Seen, first: Seen) -> tuple[float, float]:
         """What more degrees change before a tenth of the work is done: next to T functions are steepest, panels short,
         and what their highest powers promise is not always kept.
         """
-        work = np.cumsum([panel.plan.size * panel.grid.size for panel in self.run.panels])
-        first = self.seen(islice(richer, int((work <= _AT_FIRST * work[-1]).sum())))
         if first.failed:  # they may not be stable where those of the run are, or there is no such panel
             return 0.0, 0.0
         return self.difference(base, Seen([*first.rows, *base.rows[len(first.rows) :]], first.tails))
@@ -376,14 +387,14 @@ class Judge:
 
         What a narrower box changes is more than that, and stable: it is looked at first where steps have to be cut.
         """
-        wider = self.seen(follow(steps, wider=widened))
+        wider = self._seen(follow(steps, wider=widened))
         if not wider.failed:
             return self.difference(base, wider)
-        narrower = self.difference(self.own, self.seen(follow(cut(1), wider=narrowed)))
+        narrower = self.difference(self.own, self._seen(follow(cut(1), wider=narrowed)))
         for parts in (1, 2) if math.isfinite(max(narrower)) else (1, 2, 4, 8):
             if max(narrower) <= enough:
                 break
-            wider = self.seen(follow(cut(parts), wider=widened))
+            wider = self._seen(follow(cut(parts), wider=widened))
             if not wider.failed:
                 return min(narrower, self.difference(self.own, wider), key=max)
         return narrower
@@ -397,6 +408,28 @@ class Judge:
         least = _ROUGH_GAIN if rough else _LEAST_GAIN[self.equation.problem.dim]
         better = float(np.clip(_DOUBT * self.own.tails / max(poorer.tails, 1e-300), least, 1.0))
         return better * value, better * policy
+
+
+@final
+class _Look:
+    """A run as it is looked at, panel by panel."""
+
+    def __init__(self, judge: Judge, resolved: bool) -> None:
+        self.judge, self.resolved = judge, resolved
+        self.seen = Seen([], 0.0)
+
+    def at(self, panel: PanelRun) -> bool:
+        """Whether there is more to be looked at."""
+        judge, rows, tails = self.judge, self.seen.rows, self.seen.tails
+        if not panel.finite:
+            self.seen = Seen([], math.inf)
+            return False
+        end, last, places = panel.ends[-1], judge.run.panels[-1].ends[-1], judge.places
+        judge.tell(1.0)
+        while len(rows) < len(places) and (places[len(rows)].s <= end * (1 + 1e-12) or end == last):
+            rows.append(on_places(judge.equation, panel, places[len(rows)]))
+        self.seen = Seen(rows, max(tails, panel.tails if self.resolved and end > judge.run.layer else 0.0))
+        return True
 
 
 def on_places(equation: Equation, panel: PanelRun, place: Places) -> tuple[FloatArray, FloatArray]:

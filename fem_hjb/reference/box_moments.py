@@ -95,9 +95,10 @@ def places_of(
     pooled = np.concatenate(inside)
     half = _PLACES[problem.dim] // 2
     axes = []
-    for k, column in enumerate(pooled.T):
-        low, high = column.min(), column.max()
-        parts = [np.linspace(low, high, half), np.quantile(column, np.linspace(0.0, 1.0, half))]
+    ranks = np.linspace(0.0, len(pooled) - 1.0, half)
+    for k, column in enumerate(np.sort(pooled.T, axis=1)):
+        low, high = column[[0, -1]]
+        parts = [np.linspace(low, high, half), np.interp(ranks, np.arange(len(column)), column)]
         parts += [x[(x > low) & (x < high)] for x in more[k : k + 1]]
         axes.append(np.unique(np.concatenate(parts)))
     constant, t = problem.constant_diffusion, problem.horizon - s
@@ -110,18 +111,13 @@ def places_of(
 
 def _shared(axes: Sequence[FloatArray], x: FloatArray) -> FloatArray:
     """The weights (*shape) of a sum over points x (n, d), each shared out multilinearly; of sum 1."""
-    shape = tuple(len(axis) for axis in axes)
-    result = np.zeros(math.prod(shape))
-    below, parts = [], []
+    place, share = np.zeros((1, len(x)), dtype=np.int64), np.full((1, len(x)), 1.0 / len(x))
     for axis, column in zip(axes, x.T, strict=True):
         k = np.clip(np.searchsorted(axis, column, side="right") - 1, 0, max(len(axis) - 2, 0))
         above = np.minimum(k + 1, len(axis) - 1)
         width = axis[above] - axis[k]
         part = np.divide(column - axis[k], width, out=np.zeros(len(x)), where=width > 0)
-        below.append((k, above))
-        parts.append((1.0 - part, part))
-    for corner in np.ndindex(*[2] * len(axes)):
-        place = np.ravel_multi_index([ends[c] for ends, c in zip(below, corner, strict=True)], shape)
-        share = math.prod((part[c] for part, c in zip(parts, corner, strict=True)), start=np.ones(len(x)))
-        result += np.bincount(place, share, len(result))
-    return result.reshape(shape) / len(x)
+        place = len(axis) * place
+        place, share = np.concatenate([place + k, place + above]), np.concatenate([share * (1.0 - part), share * part])
+    shape = tuple(len(axis) for axis in axes)
+    return np.asarray(np.bincount(place.ravel(), share.ravel(), math.prod(shape)).reshape(shape), dtype=np.float64)

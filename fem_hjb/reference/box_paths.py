@@ -10,7 +10,6 @@ from fem_hjb.paths.steering import Policy
 from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.reference.box_panel import Equation
 from fem_hjb.reference.box_run import Run
-from fem_hjb.spaces.spectral import at_points
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
@@ -51,8 +50,8 @@ def steered(run: Run, seed: int) -> Steered | None:
 
     def policy(t: float, x: FloatArray) -> FloatArray:
         inner = np.clip(x, lower + margin, upper - margin)
-        gradient = evaluate(run, problem.horizon - t, inner)[1]
-        return problem.policy_from_gradient(t, x, np.nan_to_num(gradient))
+        gradient = _left(run, problem.horizon - t, inner)[1] + run.equation.gauge.guess_gradient(t, inner)
+        return problem.policy_from_gradient(t, x, np.nan_to_num(gradient, copy=False))
 
     count = substeps_of(problem, _STEPS) or 1
     found: Steered | None = None
@@ -79,18 +78,19 @@ def _followed(run: Run, policy: Policy, substeps: int, seed: int) -> Steered:
 
 def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
     """v (n,) and grad v (n, d) at points and a time to go; nan outside the box and where there is no logarithm."""
-    equation = run.equation
-    problem, gauge = equation.problem, equation.gauge
-    t = problem.horizon - s
-    panel = next(panel for panel in run.panels if s <= panel.ends[-1] * (1 + 1e-12) or panel is run.panels[-1])
-    lines = panel.grid.lines
-    found = [line.locate(x[:, k]) for k, line in enumerate(lines)]
-    outside = np.any([cells < 0 for cells, _ in found], axis=0)
-    cells = [np.maximum(own, 0) for own, _ in found]
-    values, slopes = at_points(panel.at(s), lines, cells, [xi for _, xi in found], 1)
-    values[outside] = np.nan
-    w, gradient = logarithms(equation, values, slopes)
+    gauge, t = run.equation.gauge, run.equation.problem.horizon - s
+    w, gradient = _left(run, s, x)
     return gauge.guess(t, x) + w, gauge.guess_gradient(t, x) + gradient
+
+
+def _left(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """v - v0 and its gradient."""
+    panel = next(panel for panel in run.panels if s <= panel.ends[-1] * (1 + 1e-12) or panel is run.panels[-1])
+    basis = panel.grid.basis
+    cells, xi = basis.locate(x)
+    values, slopes = basis.at(panel.at(s).reshape(-1), np.maximum(cells, 0), xi, 1)
+    values[cells < 0] = np.nan
+    return logarithms(run.equation, values, slopes)
 
 
 def logarithms(equation: Equation, u: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -199,7 +199,7 @@ class Run:
             states = panel.states.reshape(len(rows), -1)
             rows[::2] = states[-2::-2]
             np.multiply(states[::-2], -line.node_widths[:, None], out=rows[1::2])
-            spaces.append(Space.from_(line, panel.grid.basis()))
+            spaces.append(Space.from_(line, panel.grid.basis))
         result.setflags(write=False)
         return PanelSpace(tuple(spaces)), result
 

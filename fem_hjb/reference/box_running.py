@@ -19,7 +19,7 @@ import numpy as np
 from fem_hjb.paths.extent import LawSample
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_averages import averages
-from fem_hjb.reference.box_coefficients import Coefficients, Table, inside, lobatto
+from fem_hjb.reference.box_coefficients import CHUNK, Coefficients, Table, by_field, inside, lobatto
 from fem_hjb.reference.box_faces import SeparableInverse, panel_of
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.spaces.axes import apply_sum, in_blocks
@@ -85,10 +85,14 @@ def sources_of(of: Coefficients, grid: Grid, times: Sequence[float]) -> FloatArr
 
 def table_on(of: Coefficients, grid: Grid, s0: float, s1: float, count: int, *, rough: bool, single: bool) -> Table:
     """The coefficients at so many times of [s0, s1] on a grid; running rewards averaged, if they are rough."""
-    times = (of.problem.horizon - inside(s0, s1, lobatto(count))).tolist()
-    values = [np.empty((count, *grid.shape)) for _ in of.names]
-    for k, t in enumerate(times):
-        of.into([field[k].reshape(-1) for field in values], t, grid.nodes)
+    moments = of.problem.horizon - inside(s0, s1, lobatto(count))
+    times = moments.tolist()
+    if count * grid.size <= CHUNK:
+        values = [field.reshape(count, *grid.shape) for field in by_field(of.over(moments, grid.nodes))]
+    else:
+        values = [np.empty((count, *grid.shape)) for _ in of.names]
+        for k, t in enumerate(times):
+            of.into([field[k].reshape(-1) for field in values], t, grid.nodes)
     sources = sources_of(of, grid, times) if rough else None
     if sources is not None:
         for row, source, t in zip(values[grid.dim], sources, times, strict=True):

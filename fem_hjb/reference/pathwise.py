@@ -19,6 +19,7 @@ import numpy as np
 
 from fem_hjb.paths.likelihood import euler_step
 from fem_hjb.paths.stiffness import substeps_of
+from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import ErrorEstimate
@@ -28,7 +29,8 @@ VALUE, POLICY = "value along paths", "policy along paths"
 _PATHS = {1: 1024, 2: 1024}
 _FEW_PATHS = 512  # in more dimensions
 _FEWEST_PATHS = 256  # where steps are many: the spread that they leave falls with their length
-_STEPS, _MOST_STEPS = 64, 512
+_STEPS, _MOST_STEPS = 64, 256
+_LAST_STEPS = 512  # where paths that strayed are made again
 _COARSE = 4  # steps, for which substeps are asked
 _STEPS_BETWEEN = 4  # pairs at least, from one jump to the next
 _ERRORS = 4.0  # standard errors that a mean may be off
@@ -41,28 +43,23 @@ _STRAYED = 0.02  # the fraction of paths that may leave where the solution is kn
 
 
 def along_paths(
-    problem: ControlProblem, solution: Any, estimate: ErrorEstimate, jumps: Sequence[float] = (), seed: int = 0
+    problem: ControlProblem,
+    solution: Any,
+    estimate: ErrorEstimate,
+    jumps: Sequence[float] = (),
+    seed: int = 0,
+    walked: "Walk | None" = None,
 ) -> tuple[Check, ...]:
     """Mean and spread of W - v_0(X_0) / alpha, against what chance, steps and the estimated errors explain.
 
     jumps : times between 0 and T at which coefficients jump: steps start there.
+    walked : the paths, if they have been made (`walk`).
     None are made where they say nothing: at absorbing faces, in drifts too steep for a few hundred steps.
     """
-    if problem.domain is not None and problem.domain.absorbing:
+    if walked is None and (walked := walk(problem, solution, jumps, seed)) is None:
         return ()
-    # the longest of the long steps lasts four of T / steps: db/dx dt is 1/2 there at most
-    steps = max(_STEPS, 4 * _COARSE * (substeps_of(problem, _COARSE) or 1))
-    if steps > _MOST_STEPS:
-        return ()
-    lost = 1.0
-    while lost > _STRAYED and steps <= _MOST_STEPS:  # by steps that are too long, perhaps
-        walk = _Walk(problem, solution, steps, jumps, seed)
-        with np.errstate(over="ignore", invalid="ignore"):  # of callables where paths go too far: these are left out
-            found = walk.gaps()
-        kept = np.isfinite(found).all(axis=0)
-        lost, count = 1.0 - float(kept.mean()), int(kept.sum())
-        steps *= 4
-    taken = len(walk.times) - 1
+    found, kept, lost = walked.found, walked.kept, walked.lost
+    count, taken = int(kept.sum()), len(walked.times) - 1
     told = f"{kept.size} paths under the policy, {taken // 2} and {taken} steps"
     if lost > _STRAYED:
         return (Check(name=VALUE, figure=lost, limit=_STRAYED, told=f"fraction without a policy of {told}"),)
@@ -70,13 +67,13 @@ def along_paths(
     mean = 2.0 * fine - coarse
     chance = _ERRORS / math.sqrt(count)
     by_steps = _STEP * abs(float((fine - coarse).mean()))
-    limit = chance * float(mean.std()) + by_steps + (_ESTIMATES * min(estimate.value, 1.0) + _ROUNDING) * walk.size
+    limit = chance * float(mean.std()) + by_steps + (_ESTIMATES * min(estimate.value, 1.0) + _ROUNDING) * walked.size
     value = Check(name=VALUE, figure=abs(float(mean.mean())), limit=limit, told=f"temperatures; {told}")
     # the variance of a stochastic integral in steps falls with their length, what is left is the policy's error
     squares = (found[:, kept] - found[:, kept].mean(axis=1, keepdims=True)) ** 2
     left = 2.0 * squares[1] - squares[0]
     slack = chance * float(left.std()) + _UNEVEN * float(squares[0].mean())
-    energy = walk.energy + _ROUNDING
+    energy = walked.energy + _ROUNDING
     policy = Check(
         name=POLICY,
         figure=math.sqrt(max(float(left.mean()), 0.0) / energy),
@@ -95,31 +92,67 @@ def _times(T: float, steps: int, jumps: Sequence[float]) -> FloatArray:
     return np.asarray(T * (1.0 - np.append(np.concatenate(parts), 0.0) ** 2))
 
 
+def walk(problem: ControlProblem, solution: Any, jumps: Sequence[float] = (), seed: int = 0) -> "Walk | None":
+    """The paths of `along_paths`; None where they would say nothing."""
+    if problem.domain is not None and problem.domain.absorbing:
+        return None
+    # the longest of the long steps lasts four of T / steps: -db/dx dt is 1 there at most
+    steps = max(_STEPS, 2 * _COARSE * (substeps_of(problem, _COARSE) or 1))
+    if steps > _MOST_STEPS:
+        return None
+    made = Walk(problem, solution, steps, jumps, seed)
+    if made.lost > _STRAYED and 4 * steps <= _LAST_STEPS:  # by steps that are too long, perhaps
+        made = Walk(problem, solution, 4 * steps, jumps, seed)
+    return made
+
+
 @final
-class _Walk:
-    """The same noise in steps and in steps twice as long, shorter towards T, where policies are steep."""
+class Walk:
+    """The same noise in steps and in steps twice as long, shorter towards T, where policies are steep.
+
+    found : W - v_0(X_0) / alpha, (2, n): with long steps and with short ones; nan where the policy is not known.
+    size : of v / alpha.
+    energy : E int |Lambda^{-1/2} pi|^2 dt.
+    """
 
     def __init__(self, problem: ControlProblem, solution: Any, steps: int, jumps: Sequence[float], seed: int) -> None:
         self.problem, self.solution = problem, solution
         self.times = _times(problem.horizon, steps, jumps)
-        self.rng = np.random.default_rng([seed, 2])
         self.count = max(_FEWEST_PATHS, _PATHS.get(problem.dim, _FEW_PATHS) * _STEPS // steps)
-        self.size = 0.0  # of v / alpha
-        self.energy = 0.0  # E int |Lambda^{-1/2} pi|^2 dt
+        self.size = self.energy = 0.0
+        self._places: list[FloatArray] = []
+        with np.errstate(over="ignore", invalid="ignore"):  # of callables where paths go too far: these are left out
+            self.found = self._gaps(np.random.default_rng([seed, 2]))
 
-    def gaps(self) -> FloatArray:
-        """W - v_0(X_0) / alpha, (2, n): with long steps and with short ones; nan where the policy is not known."""
+    @property
+    def kept(self) -> BoolArray:
+        """Which paths (n,) were followed to the end."""
+        return np.asarray(np.isfinite(self.found).all(axis=0))
+
+    @property
+    def lost(self) -> float:
+        """The fraction of the others."""
+        return 1.0 - float(self.kept.mean())
+
+    def at(self, times: FloatArray) -> FloatArray:
+        """Draws (k, n, d) at the times next to these (k,), where a pair of steps begins or all end."""
+        own = self.times[::2]
+        return np.stack([self._places[int(np.abs(own - t).argmin())] for t in times.tolist()])
+
+    def _gaps(self, rng: np.random.Generator) -> FloatArray:
         problem, alpha, d = self.problem, self.problem.temperature, self.problem.dim
-        x = problem.initial_law.sample(self.count, self.rng)
+        x = problem.initial_law.sample(self.count, rng)
         x = x if problem.box is None else problem.box.mirror(x)
         start = self.solution.value(0.0, x, outside="nan", nonpositive="nan") / alpha
         self.size = float(np.nanmax(np.abs(start), initial=1e-300))
         found, places = np.tile(-start, (2, 1)), np.stack([x, x])
         for k in range(0, len(self.times) - 1, 2):  # the long step and the first short one begin together
             t, half, end = self.times[k : k + 3].tolist()
-            first, second = (np.sqrt(h) * self.rng.standard_normal((self.count, d)) for h in (half - t, end - half))
+            self._places.append(places[1].copy())
+            first, second = (np.sqrt(h) * rng.standard_normal((self.count, d)) for h in (half - t, end - half))
             self._follow(t, np.array([end - t, half - t]), np.stack([first + second, first]), places, found)
             self._follow(half, np.array([end - half]), second[None], places[1:], found[1:])
+        self._places.append(places[1])
         for row, place in zip(found, places, strict=True):
             earned = problem.y(place) / alpha
             self.size = max(self.size, float(np.sqrt((earned**2).mean())))
@@ -134,9 +167,10 @@ class _Walk:
         problem, d = self.problem, self.problem.dim
         x, lengths = places.reshape(-1, d), np.repeat(h, self.count)
         gradient = self.solution.gradient(t, x, outside="nan", nonpositive="nan")
-        known = np.isfinite(gradient).all(axis=1)
-        found[~known.reshape(found.shape)] = np.nan
-        if not known.all():  # paths that left are not followed: callables need not have values there
+        finite = np.isfinite(gradient)
+        if not finite.all():  # paths that left are not followed: callables need not have values there
+            known = finite.all(axis=1)
+            found[~known.reshape(found.shape)] = np.nan
             stay = int(known.argmax())
             x, gradient = (np.where(known[:, None], part, part[stay]) for part in (x, gradient))
             gradient = np.nan_to_num(gradient)

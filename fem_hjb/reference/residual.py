@@ -26,13 +26,14 @@ from fem_hjb.paths.steering import Policy
 from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.reference.pathwise import Walk
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ConvergenceError
 
 RESIDUAL = "residual"
-_PATHS, _FEW_PATHS = {1: 256, 2: 96}, 64  # of each law, and in more dimensions
+_PATHS, _FEW_PATHS = {1: 128, 2: 96}, 64  # of each law, and in more dimensions
 _MANY_PATHS = 320
 _TIMES = 16
 _FINER = (1, 4, 16)  # times as many substeps, where paths explode
@@ -88,6 +89,7 @@ def residual_checks(
     seed: int = 0,
     *,
     thorough: bool = False,
+    walked: Walk | None = None,
 ) -> tuple[Check, ...]:
     """The mean that exceeds what explains it by most, over parts of time and space under P, and under the policy.
 
@@ -95,6 +97,7 @@ def residual_checks(
 
     jumps : times between 0 and T at which coefficients jump: no step goes across.
     thorough : at more than 10^4 points, in up to three dimensions.
+    walked : paths under the policy, if there are any.
     Steps do not reach over faces: points nearer to one are left out.
     """
     rng = np.random.default_rng([seed, 3])
@@ -106,10 +109,14 @@ def residual_checks(
         return problem.policy_from_gradient(t, x, np.nan_to_num(gradient))
 
     count = _MANY_PATHS if thorough and problem.dim <= 3 else _PATHS.get(problem.dim, _FEW_PATHS)
-    draws = [*_draws(problem, None, substeps, seed, count), *_draws(problem, policy, substeps, seed, count)]
+    if walked is None:
+        steered = _draws(problem, policy, substeps, seed, count)
+    else:
+        steered = [walked.at(np.linspace(0.0, T, _TIMES + 1))[:, :count]]
+    draws = [*_draws(problem, None, substeps, seed, 2 * count - sum(one.shape[1] for one in steered)), *steered]
     if not draws:
         return ()
-    x, law = np.concatenate(draws, axis=1), np.repeat(np.arange(len(draws)), draws[0].shape[1])
+    x, law = np.concatenate(draws, axis=1), np.repeat(np.arange(len(draws)), [one.shape[1] for one in draws])
     # from one observation to the next, all different: what is wrong in the middle of a step is so everywhere
     times = T * (np.arange(_TIMES)[:, None] + rng.random((_TIMES, x.shape[1]))) / _TIMES
     ends = np.append(np.sort(np.asarray(jumps, dtype=np.float64)), T)

@@ -20,7 +20,7 @@ from fem_hjb.problems.blocks import alike, independent_blocks, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, require_box
 from fem_hjb.reference.box_tolerance import solve_to_tolerance
-from fem_hjb.reference.pathwise import along_paths
+from fem_hjb.reference.pathwise import along_paths, walk
 from fem_hjb.reference.residual import residual_checks
 from fem_hjb.reference.tolerance import AnySolution, checked_rtol, judged
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
@@ -73,9 +73,10 @@ def solve(
     max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so;
         where there is none after six tenths of them, one to a looser tolerance is sought.
     verify : follow paths under the policy with the problem as it was given (`pathwise`), and compare the value.
-    workers : threads that share out what is done to large arrays, as in three dimensions; -1 for as many as there are
-        processors, as in `scipy.fft`. Results have the same digits. Callables are called from your own thread only. Two
-        on two cores took as long as one up to 1e-3 in three dimensions (`benchmarks/bench_solve.py`): measure first.
+    workers : threads that share out what is done to large arrays, as in three dimensions, and follow a run again in two
+        ways at once; -1 for as many as there are processors, as in `scipy.fft`. Results have the same digits. Callables
+        are called from your own thread only. At 1e-3 in three dimensions a second thread took three tenths of the
+        work, elsewhere it has less to do: measure first (`benchmarks/bench_solve.py`).
 
     Returns
     -------
@@ -153,7 +154,9 @@ def _verified(solution: AnySolution, seed: int) -> AnySolution:
     jumps = sorted({t for part in getattr(solution, "parts", [((), solution)]) for t in part[1].stats["jumps"]})
     known = solution.problem, solution, _estimate_of(solution), jumps, seed
     with threadpool_limits(1, user_api="blas"):  # a few points at a time: more threads wait for each other
-        witnesses = *residual_checks(*known, thorough=thorough), *along_paths(*known)
+        walked = walk(solution.problem, solution, jumps, seed)
+        followed = () if walked is None else along_paths(*known, walked)
+        witnesses = *residual_checks(*known, thorough=thorough, walked=walked), *followed
     return replace(solution, checks=(*solution.checks, *witnesses))
 
 

@@ -11,6 +11,7 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.threads import for_each
 
 _BLOCK, _FEWEST = 32, 64  # rows, of a block and of a matrix that is worth more than one
+_FEWEST_ALONE = 320  # the same of one that is for single vectors
 _NEGLIGIBLE = 1e-17  # of the largest entry
 _PART, _MOST_PARTS = 1 << 15, 16  # numbers at least in a part of an array that is worked on in parts
 _WORTH = 0.6  # of the dense work, below which blocks are taken
@@ -88,9 +89,12 @@ class BlockMatrix:
 AxisMatrix = FloatArray | BlockMatrix
 
 
-def in_blocks(matrix: FloatArray) -> AxisMatrix:
-    """The matrix as a `BlockMatrix` where that saves work."""
-    if len(matrix) < _FEWEST:
+def in_blocks(matrix: FloatArray, alone: bool = False) -> AxisMatrix:
+    """The matrix as a `BlockMatrix` where that saves work.
+
+    alone : whether it is for single vectors, of which a matrix that stays in the cache takes no more by blocks.
+    """
+    if len(matrix) < (_FEWEST_ALONE if alone else _FEWEST):
         return matrix
     blocks = BlockMatrix(matrix)
     return blocks if blocks.work < _WORTH * matrix.size else matrix
@@ -102,14 +106,20 @@ def apply_axis(matrix: AxisMatrix, u: FloatArray, axis: int) -> FloatArray:
     Large arrays in parts, which threads may share out.
     """
     m, n = matrix.shape
+    kind = u.dtype if u.dtype == matrix.dtype else np.result_type(matrix.dtype, u.dtype)
     if u.ndim == 1:
-        result = np.empty(m, np.result_type(matrix.dtype, u.dtype))
+        result = np.empty(m, kind)
         _rows_into(matrix, u[None], result[None])
         return result
     lead, trail = math.prod(u.shape[:axis]), math.prod(u.shape[axis + 1 :])
-    result = np.empty((*u.shape[:axis], m, *u.shape[axis + 1 :]), np.result_type(matrix.dtype, u.dtype))
+    result = np.empty((*u.shape[:axis], m, *u.shape[axis + 1 :]), kind)
     flat, out = u.reshape(lead, n, trail), result.reshape(lead, m, trail)
-    if trail == 1:
+    if u.size < 2 * _PART:  # one part: what it costs to share out is saved
+        if trail == 1:
+            _rows_into(matrix, flat[:, :, 0], out[:, :, 0])
+        else:
+            _columns_into(matrix, *((flat[0], out[0]) if lead == 1 else (flat, out)))
+    elif trail == 1:
         for_each(parts_of(lead, u.size), lambda part: _rows_into(matrix, flat[part, :, 0], out[part, :, 0]))
     elif lead == 1:
         for_each(parts_of(trail, u.size), lambda part: _columns_into(matrix, flat[0, :, part], out[0, :, part]))
@@ -134,6 +144,8 @@ def _rows_into(matrix: AxisMatrix, u: FloatArray, out: FloatArray) -> None:
 
 def parts_of(length: int, size: int) -> list[slice]:
     """An axis of this length of arrays of this size in parts that stay in the cache, the same for all such arrays."""
+    if size < 2 * _PART:
+        return [slice(0, length)]
     count = max(min(size // _PART, _MOST_PARTS, length), 1)
     return [slice(k * length // count, (k + 1) * length // count) for k in range(count)]
 

@@ -139,7 +139,8 @@ class LineBasis(Plain):
         xi = (points - grid[cells]) / self.widths[cells]
         slack = _EDGE_TOLERANCE * (grid[-1] - grid[0])
         inside = (points >= grid[0] - slack) & (points <= grid[-1] + slack)
-        return np.where(inside, cells, -1), np.minimum(np.maximum(xi, 0.0), 1.0)
+        xi = np.minimum(np.maximum(xi, 0.0), 1.0)
+        return (cells if inside.all() else np.where(inside, cells, -1)), xi
 
     def reference(self, xi: FloatArray, derivative: int = 0) -> FloatArray:
         """That derivative with respect to xi of the l reference functions at xi (n,), shape (n, l).

@@ -119,12 +119,14 @@ class PanelSpace(Plain):
         """Several derivatives at the same points; see `Space.derivatives`."""
         grid = self.coefficient_grid(coefficients)
         times, points, shape = self.broadcast(t, x)
-        which = self.at(times)
         if times.ndim == 0:
-            k = int(which)
+            k = max(int(np.searchsorted(self._starts, times, side="right")) - 1, 0)
+            found = self._at_once(k, self.piece(grid, k), times, points.reshape(-1, self.dim), names)
+            if found is not None and outside in ("error", "nan"):
+                return [part.reshape(*shape, *part.shape[1:]) for part in found]
             return self.panels[k].derivatives(self.piece(grid, k), times, points, names, outside=outside)
         flat, when = points.reshape(-1, self.dim), np.broadcast_to(times, shape).ravel()
-        which = np.broadcast_to(which, shape).ravel()
+        which = np.broadcast_to(self.at(times), shape).ravel()
         results: list[FloatArray] | None = None
         for k in np.unique(which).tolist():
             here = np.flatnonzero(which == k)
@@ -136,3 +138,20 @@ class PanelSpace(Plain):
         if results is None:  # no points at all
             return self.panels[0].derivatives(self.piece(grid, 0), times, points, names, outside=outside)
         return [result.reshape(*shape, *result.shape[1:]) for result in results]
+
+    def _at_once(
+        self, k: int, piece: FloatArray, t: FloatArray, x: FloatArray, names: Sequence[Derivative]
+    ) -> list[FloatArray] | None:
+        """Values and gradients at one time and points (n, d) that a panel has all; None where it has not, or few."""
+        panel = self.panels[k]
+        basis, order = panel.spatial, int("gradient" in names)
+        few, many = basis.n_dofs // basis.local_size, panel.chunk_size(basis.table_width(order))
+        if not few < len(x) <= many or not {"value", "gradient"}.issuperset(names):
+            return None
+        cells, xi = basis.locate(x)
+        if cells.min() < 0:
+            return None
+        here, tau = panel.time.locate(t[None])
+        rows = panel.time.tabulate(here, tau, 0)[0, 0] @ piece[panel.time.cell_dofs[here[0]]]
+        found = basis.at(rows, cells, xi, order)
+        return [found[int(name == "gradient")] for name in names]

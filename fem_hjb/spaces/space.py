@@ -33,6 +33,7 @@ from fem_hjb.support.checks import (
 )
 from fem_hjb.support.errors import DomainError, FemHjbError, SpaceError
 from fem_hjb.support.objects import Plain
+from fem_hjb.support.threads import for_each
 
 __all__ = [
     "ELEMENTS",
@@ -92,6 +93,8 @@ def broadcast_points(
 ) -> tuple[FloatArray, FloatArray, tuple[int, ...]]:
     """Checked times (a scalar stays one), points broadcast to (*S, d), and the common shape S."""
     times, points = as_times(t, horizon), as_points(x, dim)
+    if not times.ndim:
+        return times, points, points.shape[:-1]
     try:
         shape = np.broadcast_shapes(times.shape, points.shape[:-1])
     except ValueError as cause:
@@ -194,8 +197,7 @@ class Space:
         mesh: Any = None,
     ) -> None:
         require_problem(problem, "Space")
-        row = element_named(element)
-        count = array_length(time_cells, "time_cells", SpaceError)
+        row, count = element_named(element), array_length(time_cells, "time_cells", SpaceError)
         time = LineBasis.uniform(problem.horizon, count, time_kind(time_degree, time_smooth))
         excluded = None
         if mesh is None and isinstance(problem.domain, MeshDomain):
@@ -208,11 +210,9 @@ class Space:
             counts = 16 if cells is None else cells
             for count in counts if isinstance(counts, tuple) else (counts,):
                 array_length(count, "cells", SpaceError)
-            kind = row.kind_in(problem.dim)
             if box is None:
                 truncation = truncation_box(problem)
-                box = truncation.box
-                excluded = truncation.excluded_mass if truncation.samples else None
+                box, excluded = truncation.box, truncation.excluded_mass if truncation.samples else None
             checked_box(problem, box)
             domain = problem.box
             if domain is not None and domain.bounded and not np.array_equal(box.bounds, domain.bounds):
@@ -221,7 +221,7 @@ class Space:
                     f" {np.asarray(domain.bounds).tolist()}, got a box with corners"
                     f" {np.asarray(box.bounds).tolist()}; leave out box="
                 )
-            mesh = box_mesh(box, counts, kind)
+            mesh = box_mesh(box, counts, row.kind_in(problem.dim))
         flat = isinstance(problem.domain, Box) and bool(problem.domain.where("reflecting").all())
         self._set(time, spatial_basis(mesh, row.name, flat=flat), excluded)
 
@@ -319,10 +319,8 @@ class Space:
 
     def interpolate(self, function: Callable[[float, FloatArray], ArrayLike]) -> FloatArray:
         """Coefficients of `shape` of the interpolant of function(t, x), called with scalar t and all nodes x (n, d)."""
-        nodes = self.spatial.nodes
-        values = [
-            call("function(t, x)", function, (float(t), nodes), SpaceError, passes=FemHjbError) for t in self.time.nodes
-        ]
+        x, times = self.spatial.nodes, self.time.nodes
+        values = [call("function(t, x)", function, (float(t), x), SpaceError, passes=FemHjbError) for t in times]
         return self.time.interpolate(np.stack([self.spatial.interpolate(row) for row in values]))
 
     def lowest(self, coefficients: ArrayLike) -> float:
@@ -333,8 +331,7 @@ class Space:
     def locate(self, t: ArrayLike, x: ArrayLike) -> tuple[IntArray, tuple[FloatArray, FloatArray]]:
         """Space-time cells (n,), -1 outside, and (tau (n,), xi (n, d)) of points x (n, d), t scalar or (n,)."""
         times, points = self._flat(t, x)
-        ct, tau = self.time.locate(times)
-        cx, xi = self.spatial.locate(points)
+        (ct, tau), (cx, xi) = self.time.locate(times), self.spatial.locate(points)
         return np.where(cx >= 0, ct * self.spatial.n_cells + cx, -1), (tau, xi)
 
     def tabulate(self, t: ArrayLike, x: ArrayLike, order: int = 1) -> Tabulation:
@@ -393,19 +390,21 @@ class Space:
             one_of(name, "derivative", tuple(_ORDER), SpaceError)
         grid = self.coefficient_grid(coefficients)
         times, points, shape = self.broadcast(t, x)
-        flat = points.reshape(-1, self.dim)
-        cells, xi = self.locate_inside(flat, shape, outside)
+        cells, xi = self.locate_inside(points.reshape(-1, self.dim), shape, outside)
         order, moving = max(_ORDER[name] for name in names), "time" in names
-        results = [np.full((len(flat), *[self.dim] * _ORDER[name]), np.nan) for name in names]
+        results = [np.full((cells.size, *[self.dim] * _ORDER[name]), np.nan) for name in names]
         when = times if times.ndim == 0 else np.broadcast_to(times, shape).ravel()
         inside, at = self._functions(grid, when, cells, xi, moving)
         size = self.chunk_size(max(self.spatial.table_width(order), self.time.local_size if times.ndim else 1))
-        for start in range(0, inside.size, size):
+
+        def fill(start: int) -> None:
             chunk = inside[start : start + size]
             still = at(chunk, False, order) if set(names) != {"time"} else ()
             changes = at(chunk, True, 0) if moving else ()
             for name, result in zip(names, results, strict=True):
                 result[chunk] = changes[0] if name == "time" else still[_ORDER[name]]
+
+        for_each(range(0, inside.size, size), fill)
         return [result.reshape(shape + result.shape[1:]) for result in results]
 
     def _functions(
@@ -421,15 +420,17 @@ class Space:
             ct, tau = self.time.locate(times[None])
             rows = self.time.tabulate(ct, tau, int(moving))[0] @ grid[self.time.cell_dofs[ct[0]]]
             return inside, lambda chunk, change, order: basis.at(rows[int(change)], cells[chunk], xi[chunk], order)
-        ct, tau = self.time.locate(np.broadcast_to(times, cells.shape))
+        ct, tau = self.time.locate(when := np.broadcast_to(times, cells.shape))
         first, count = self.time.cell_dofs[ct, 0], self.time.local_size  # other functions of time follow the first
         key = ct * basis.n_cells + cells
 
         def at(chunk: IntArray, change: bool, order: int) -> Tables:
             new = np.diff(key[chunk], prepend=-1) != 0  # neighbours share what belongs to a cell
-            blocks = basis.gathered(grid, first[chunk[new]], count, cells[chunk[new]])[np.cumsum(new) - 1]
-            local = (self.time.tabulate(ct[chunk], tau[chunk], int(change))[:, -1:] @ blocks)[:, 0]
-            return basis.contract(local, cells[chunk], xi[chunk], order)
+            own = new | (np.diff(when[chunk], prepend=-1.0) != 0)  # and at one time what that leaves of it
+            few, block = chunk[own], np.cumsum(new)[own] - 1
+            blocks = basis.gathered(grid, first[chunk[new]], count, cells[chunk[new]])[block]
+            local = (self.time.tabulate(ct[few], tau[few], int(change))[:, -1:] @ blocks)[:, 0]
+            return basis.contract(local[np.cumsum(own) - 1], cells[chunk], xi[chunk], order)
 
         return inside[np.argsort(key[inside], kind="stable")], at
 
@@ -440,9 +441,8 @@ class Space:
     def locate_inside(self, x: FloatArray, shape: tuple[int, ...], outside: str) -> tuple[IntArray, FloatArray]:
         """Cells and reference coordinates of points (n, d); DomainError if outside="error" and some are outside."""
         cells, xi = self.spatial.locate(x)
-        if outside == "error" and (cells < 0).any():
-            where = (cells < 0).reshape(shape), x.reshape(*shape, self.dim)
-            raise DomainError(_describe_outside(*where, self.spatial.box))
+        if outside == "error" and (bad := cells < 0).any():
+            raise DomainError(_describe_outside(bad.reshape(shape), x.reshape(*shape, self.dim), self.spatial.box))
         return cells, xi
 
     def chunk_size(self, width: int) -> int:

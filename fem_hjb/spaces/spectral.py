@@ -108,7 +108,6 @@ class SpectralLine(Plain):
     _points: FloatArray = field(init=False, repr=False)
     _barycentric: FloatArray = field(init=False, repr=False)
     _D: FloatArray = field(init=False, repr=False)
-    _both: FloatArray = field(init=False, repr=False)
     _tail: FloatArray = field(init=False, repr=False)
 
     def __init__(self, grid: ArrayLike, degree: int) -> None:
@@ -137,16 +136,14 @@ class SpectralLine(Plain):
             ("_points", unit),
             ("_barycentric", 1.0 / eval_legendre(p, points)),
             ("_D", 2 * D),
-            ("_both", np.vstack([np.eye(p + 1), 2 * D.T])),
             ("_tail", eval_legendre(modes[:, None], points) * w / norms[:, None]),
         ):
             put(self, name, frozen(array))
 
     def _assemble(self, local: FloatArray) -> FloatArray:
         """The (n, n) sum of cell matrices (m, p+1, p+1)."""
-        result = np.zeros((self.n, self.n))
-        np.add.at(result, (self.cell_dofs[:, :, None], self.cell_dofs[:, None, :]), local)
-        return result
+        place = self.n * self.cell_dofs[:, :, None] + self.cell_dofs[:, None, :]
+        return np.asarray(np.bincount(place.ravel(), local.ravel(), self.n**2).reshape(self.n, self.n), np.float64)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -162,10 +159,10 @@ class SpectralLine(Plain):
 
     def reference(self, xi: FloatArray, order: int = 0) -> FloatArray:
         """The p + 1 Lagrange polynomials of a cell (order 0), or their derivatives in xi (order 1), at xi (k,)."""
-        return np.asarray(self.local(xi, order)[order].T)
+        return self.local(xi, order)[order].T
 
-    def local(self, xi: FloatArray, order: int = 1) -> FloatArray:
-        """The same up to an order, points last: shape (order + 1, p + 1, k).
+    def local(self, xi: FloatArray, order: int = 1) -> list[FloatArray]:
+        """The same up to an order, points last: (p + 1, k) each.
 
         By the second barycentric formula, which is stable for every degree: J.-P. Berrut and L. N. Trefethen,
         SIAM Review 46 (2004), 501-517.
@@ -179,7 +176,7 @@ class SpectralLine(Plain):
         if hit is not None:
             at_node = hit.any(axis=0)
             values[:, at_node] = hit[:, at_node]
-        return (self._both @ values).reshape(2, -1, xi.size) if order else values[None]
+        return [values, self._D.T @ values] if order else [values]
 
     def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 1) -> FloatArray:
         """The p + 1 functions of each cell, for order 1 also their derivatives in x, shape (k, order + 1, p + 1).
@@ -188,9 +185,11 @@ class SpectralLine(Plain):
         """
         if order not in (0, 1):
             raise SpaceError(f"order must be 0 (values) or 1 (derivatives), got {order!r}")
-        result = self.local(xi, order)
-        result[1:] /= self.widths[cells]
-        return np.moveaxis(result, 2, 0)
+        result = np.empty((len(xi), order + 1, self.degree + 1))
+        for k, part in enumerate(self.local(xi, order)):
+            result[:, k] = part.T
+        result[:, 1:] /= self.widths[cells, None, None]
+        return result
 
     def rows(self, x: ArrayLike, order: int = 0) -> FloatArray:
         """The values (k, n) of all basis functions at points x (k,), or for order 1 their derivatives in x.
@@ -205,8 +204,9 @@ class SpectralLine(Plain):
         cells = np.searchsorted(self.grid[1:-1], points, side="right")
         tables = self.tabulate(cells, (points - self.grid[cells]) / self.widths[cells], order)
         results = [np.zeros((points.size, self.n)) for _ in range(order + 1)]
+        where = np.arange(points.size)[:, None], self.cell_dofs[cells]
         for k, result in enumerate(results):
-            np.put_along_axis(result, self.cell_dofs[cells], tables[:, k], axis=1)
+            result[where] = tables[:, k]
         return results
 
     def mass(self) -> FloatArray:
@@ -270,7 +270,7 @@ class SpectralBasis(SpatialBasis):
         found = [line.locate(x[:, k]) for k, line in enumerate(self.lines)]
         index = np.stack([cells for cells, _ in found])
         cells = np.ravel_multi_index(tuple(np.maximum(index, 0)), self._counts)
-        return np.where((index >= 0).all(axis=0), cells, -1), np.stack([xi for _, xi in found], axis=-1)
+        return np.where((index >= 0).all(axis=0), cells, -1), np.stack([xi for _, xi in found]).T
 
     def tabulate(self, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         self._check_order(order)
@@ -301,7 +301,12 @@ class SpectralBasis(SpatialBasis):
     def at(self, coefficients: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
         self._check_order(order)
         index = np.unravel_index(cells, self._counts)
-        return at_points(coefficients.reshape(self.shape), self.lines, index, list(xi.T), order)
+        if len(cells) < self.n_cells:
+            first = np.zeros(len(cells), dtype=np.int64)
+            local = cell_windows(coefficients.reshape(1, *self.shape), self.lines, first, 1, index)[:, 0].T
+        else:  # all cells are few, and stay in the cache
+            local = coefficients[self.cell_dofs.T].take(cells, axis=1)
+        return contract_axes(np.ascontiguousarray(local), self.lines, index, list(xi.T), order)
 
     def interpolate(self, values: ArrayLike) -> FloatArray:
         return nodal_values(values, self.n_dofs)
@@ -342,21 +347,6 @@ def cell_windows(
     sizes = count, *[line.degree + 1 for line in lines]
     corners = [line.degree * c for line, c in zip(lines, cells, strict=True)]
     return np.asarray(sliding_window_view(rows, sizes)[(first, *corners)].reshape(len(first), count, -1))
-
-
-def at_points(
-    values: FloatArray, lines: Sequence[SpectralLine], cells: Sequence[IntArray], xi: Sequence[FloatArray], order: int
-) -> Tables:
-    """A function by its values (n_1, ..., n_d) at the nodes, at points; the rest as in `contract_axes`."""
-    counts, sizes = tuple(line.n_cells for line in lines), tuple(line.degree + 1 for line in lines)
-    if len(cells[0]) < math.prod(counts):
-        first = np.zeros(len(cells[0]), dtype=np.int64)
-        local = np.ascontiguousarray(cell_windows(values[None], lines, first, 1, cells)[:, 0].T)
-    else:  # all cells are few, and stay in the cache
-        own = tuple(slice(None, None, line.degree) for line in lines)
-        windows = np.moveaxis(sliding_window_view(values, sizes)[own], range(len(lines)), range(-len(lines), 0))
-        local = windows.reshape(math.prod(sizes), -1).take(np.ravel_multi_index(tuple(cells), counts), axis=1)
-    return contract_axes(local, lines, cells, xi, order)
 
 
 def contract_axes(

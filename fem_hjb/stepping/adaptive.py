@@ -15,6 +15,8 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
 ORDER = 4  # in h, of the local errors that methods estimate
+ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
+_TELLING, _LONGER = 0.05, 1.2  # of the largest change; times as much that steps which have become longer change
 _MAX_STEPS = 100_000
 _ROOM = 0.85  # of what is allowed: the error of a step halved after it was rejected
 _GROW_BELOW = 0.5  # steps double if the estimate of the doubled step stays below this part of the tolerance
@@ -281,3 +283,15 @@ def replay(panel: Panel, u: FloatArray, s0: float, lengths: Sequence[float] | Fl
         shown = _eased(panel, step, shown)
         yield shown
         u, slope = step.u1, step.slope1
+
+
+def error_share(two: FloatArray, four: FloatArray) -> float:
+    """What steps are wrong by, in parts of what steps twice as long change; at least a tenth, at most all of it.
+
+    two, four : (k,), what steps twice and four times as long change, at some times. Of order p the share is
+    1 / (2^p - 1), and the second is 2^p + 1 times the first: the median of those times at which that tells anything,
+    as not everywhere is there a step to be joined to one. Where functions are not smooth, p is less than 4.
+    """
+    telling = (two > _TELLING * two.max()) & (four > _LONGER * two)
+    ratio = float(np.median(four[telling] / two[telling])) if telling.any() else np.inf
+    return 1.0 / min(max(ratio - 2.0, 1.0), ORDER_GAIN)

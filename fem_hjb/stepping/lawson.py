@@ -56,7 +56,8 @@ class LawsonPanel:
     ) -> None:
         self.separable, self.remainder, self.size, self.damped = separable, remainder, size, damped
         self._weights = [None] * len(separable) if weights is None else weights
-        self._axes: list[AxisMatrix] = [in_blocks(S) for S in separable]
+        self._alone = len(separable) == 1
+        self._axes: list[AxisMatrix] = [in_blocks(S, self._alone) for S in separable]
         self._norm = max(float(np.abs(S).sum(axis=1).max()) for S in separable)
         self._dense: dict[int, list[FloatArray]] = {}
         self._halves: dict[int, list[AxisMatrix]] = {}
@@ -102,7 +103,8 @@ class LawsonPanel:
             for longer in range(shortest + _OCTAVE, key + 1, _OCTAVE):
                 self._dense[longer] = [part @ part for part in self._dense[longer - _OCTAVE]]
             kept = zip(self._dense[key], self._weights, strict=True)
-            self._halves[key] = [in_blocks(E if w is None else E + np.diag((w - w @ E) / w)) for E, w in kept]
+            exact = [E if w is None else E + np.diag((w - w @ E) / w) for E, w in kept]
+            self._halves[key] = [in_blocks(E, self._alone) for E in exact]
         return self._halves[key]
 
     def forget(self) -> None:

@@ -173,6 +173,8 @@ def as_points(x: ArrayLike, dim: int) -> FloatArray:
 
 def as_times(t: ArrayLike, horizon: float, name: str = "t") -> FloatArray:
     """`t` as float64 times within [0, horizon] (a rounding error of 1e-12 horizon is forgiven and moved inside)."""
+    if isinstance(t, float) and 0.0 <= t <= horizon:
+        return np.asarray(t)  # the usual case
     times = real_array(t, name, DomainError)
     slack = 1e-12 * horizon
     if not (np.isfinite(times).all() and (times >= -slack).all() and (times <= horizon + slack).all()):

@@ -47,6 +47,11 @@ def threads(count: int) -> Iterator[None]:
             _POOL.reset(token)
 
 
+def shared_out() -> bool:
+    """Whether `for_each` has more than one thread."""
+    return _POOL.get() is not None
+
+
 def for_each(parts: Sequence[Part], work: Callable[[Part], None]) -> None:
     """work(part) for each part, in any order; what one of them raises comes out when all threads have stopped."""
     pooled = _POOL.get()
@@ -72,7 +77,7 @@ def for_each(parts: Sequence[Part], work: Callable[[Part], None]) -> None:
     # each in a copy of the caller's context, as NumPy's error state is part of it; which must not have a pool itself
     others = [pool.submit(copy_context().run, _alone, drain) for _ in range(min(count, len(parts) - 1))]
     try:
-        drain()
+        copy_context().run(_alone, drain)  # what a part shares out itself is not to wait for threads that are busy
     finally:
         left.clear()
         failures = [other.exception() for other in others]

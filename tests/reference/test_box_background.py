@@ -11,7 +11,7 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, QuadraticGauge, constant_gauge
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference.box_background import quadratic_gauge, ranges
+from fem_hjb.reference.box_background import fields_at, quadratic_gauge, ranges
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import InfiniteValueError
 from tests.support.exactness import hjb_residual
@@ -57,7 +57,7 @@ def test_nothing_is_left_of_linear_quadratic_problems(dim: int, keywords: Any):
     moment = float(t[0])
     rate = quadratic.rate(moment, x, problem.r(moment, x), problem.b(moment, x), problem.Lambda(moment, x))
     assert np.abs(rate).max() < 1e-9
-    above, below = ranges(problem, quadratic, x, np.linspace(0.0, problem.horizon, 5))
+    above, below = ranges(problem, quadratic, x, fields_at(problem, x, np.linspace(0.0, problem.horizon, 5)))
     assert max(above, below) < 1e-9
 
 
@@ -136,8 +136,9 @@ def test_it_is_used_where_it_fits_and_where_it_does_not_there_is_none():
     assert found.constants.temperature == problem.temperature
     np.testing.assert_array_equal(found.centre, [0.0])
     x, times = np.linspace(-4, 4, 41)[:, None], np.linspace(0.0, 1.0, 5)
-    assert sum(ranges(problem, found, x, times)) < 0.7 * sum(
-        ranges(problem, constant_gauge(problem, x, times), x, times)
+    fields = fields_at(problem, x, times)
+    assert sum(ranges(problem, found, x, fields)) < 0.7 * sum(
+        ranges(problem, constant_gauge(problem, x, times), x, fields)
     )
 
 
@@ -174,12 +175,12 @@ def test_ranges_bound_what_is_left(name: str):
     assert exact is not None
     x, times = np.linspace(-4, 4, 81)[:, None], np.linspace(0.0, 1.0, 9)
     for found in (constant_gauge(problem, x, times), background(problem, 4.0)):
-        above, below = ranges(problem, found, x, times)
+        above, below = ranges(problem, found, x, fields_at(problem, x, times))
         logs = np.array([exact.value(t, x[20:61]) - found.guess(t, x[20:61]) for t in times]) / problem.temperature
         assert logs.max() <= above + 1e-9
         assert -logs.min() <= below + 1e-9
     hot = replace(problem, temperature=10 * problem.temperature, exact=None)
     assert (
-        ranges(hot, constant_gauge(hot, x, times), x, times)[1]
-        < ranges(problem, constant_gauge(problem, x, times), x, times)[1]
+        ranges(hot, constant_gauge(hot, x, times), x, fields_at(hot, x, times))[1]
+        < ranges(problem, constant_gauge(problem, x, times), x, fields_at(problem, x, times))[1]
     )

@@ -412,7 +412,7 @@ def test_the_weights_of_a_grid_are_those_of_the_law() -> None:
     assert grid.mean(z[..., 0] ** 4) == pytest.approx(3.0, rel=1e-5)
     assert grid.mean(z[..., 0] * z[..., 1]) == pytest.approx(0.0, abs=1e-10)
     assert (grid.dim, grid.size, grid.shape) == (2, 73**2, (73, 73))
-    assert grid.basis().shape == grid.shape
+    assert grid.basis.shape == grid.shape
 
 
 @pytest.mark.parametrize("linear", [True, False])

@@ -13,7 +13,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Uniform
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference import box_tolerance
+from fem_hjb.reference import box_judge, box_tolerance
 from fem_hjb.reference.box_march import Marcher
 from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.compare import compare
@@ -353,5 +353,33 @@ def test_threads_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(axes, "_rows_into", watched)
     one, two = (solve(problem, rtol=3e-3, workers=count, verify=False) for count in (1, 2))
     assert len(seen) == 2
+    np.testing.assert_array_equal(one.coefficients, two.coefficients)  # type: ignore[union-attr]
+    assert vars(one.error_estimate) == vars(two.error_estimate)
+
+
+def test_two_plans_are_followed_at_once_and_callables_are_called_from_ones_own_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of = zoo.get("mixture-diffusion", 1)
+    asked, made = set[int](), set[int]()
+    both = threading.Barrier(2, timeout=20.0)
+    panel_run = box_judge.panel_run
+
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        asked.add(threading.get_ident())
+        return of.b(t, x)
+
+    def watched(*arguments: Any) -> Any:
+        if threading.get_ident() not in made:
+            made.add(threading.get_ident())
+            both.wait()  # for the other one
+        return panel_run(*arguments)
+
+    problem = replace(of, drift=drift, exact=None)
+    one = solve(problem, rtol=1e-2, verify=False)
+    monkeypatch.setattr(box_judge, "panel_run", watched)
+    two = solve(problem, rtol=1e-2, workers=2, verify=False)
+    assert asked == {threading.get_ident()}
+    assert len(made) == 2
     np.testing.assert_array_equal(one.coefficients, two.coefficients)  # type: ignore[union-attr]
     assert vars(one.error_estimate) == vars(two.error_estimate)

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from fem_hjb.stepping import adaptive as room
-from fem_hjb.stepping.adaptive import PowersOfTwo, ProportionalIntegral, Step, adaptive, hermite, march, replay
+from fem_hjb.stepping.adaptive import (
+    PowersOfTwo,
+    ProportionalIntegral,
+    Step,
+    adaptive,
+    error_share,
+    hermite,
+    march,
+    replay,
+)
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 
@@ -288,3 +297,12 @@ def test_a_replay_takes_steps_whatever_their_errors_and_many_of_them_do_not_drif
     assert method.counts == {"steps": 100_000, "rejected": 0}
     drifting = np.cumsum([1.0, *(step.h for step in steps[:-1])])
     assert np.abs(drifting - exact).max() > 1e-13
+
+
+@pytest.mark.parametrize(("p", "share"), [(4, 0.1), (3, 1 / 7), (2, 1 / 3), (1, 1.0), (0.5, 1.0)])
+def test_the_share_of_an_error_is_that_of_the_order_seen(p: float, share: float) -> None:
+    error = np.array([1e-9, 2.0, 1.0, 3.0, 0.5])
+    two, four = error * (2**p - 1), error * (4**p - 1)
+    two[1] = four[1] = 5.0  # no longer steps there
+    assert error_share(two, four) == pytest.approx(share)
+    assert error_share(two, two) == pytest.approx(0.1)  # nothing was longer: as promised
