@@ -16,7 +16,7 @@ from fem_hjb.support.errors import ConvergenceError
 
 ORDER = 4  # in h, of the local errors that methods estimate
 ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
-_TELLING, _LONGER = 0.05, 1.2  # of the largest change; times as much that steps which have become longer change
+_TELLING, _LONGER = 0.05, 2.0  # of the largest change; times as much that steps which have become longer change
 _MAX_STEPS = 100_000
 _ROOM = 0.85  # of what is allowed: the error of a step halved after it was rejected
 _GROW_BELOW = 0.5  # steps double if the estimate of the doubled step stays below this part of the tolerance

@@ -112,7 +112,7 @@ class LawsonPanel:
         longest = max(self._halves)
         self._halves = {longest: self._halves[longest]}
         self._dense = {longest: self._dense[longest]}
-        self._slow = {}
+        self._slow = {key: kept for key, kept in self._slow.items() if key == longest}
 
     def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """u at s + h, k_5, and h/10 (k_4 - k_5)."""
