@@ -368,3 +368,13 @@ def test_a_step_that_blows_up_is_only_too_long() -> None:
     steps = marched(own, np.full(1, 30.0), 1.0, 1e-6, 1e-3, 1.0)
     assert steps[-1].u1[0] == pytest.approx((30.0**-2 + 2e3) ** -0.5, rel=1e-4)
     assert own.counts["rejected"] > 3
+
+
+def test_slopes_are_as_they_are_where_something_is_carried_far_in_a_step() -> None:
+    """1 - exp(h S / 2) is 2 on what turns around in a step: a power of it would be any number."""
+    turn = 6.0 * np.array([[0.0, -1.0], [1.0, 0.0]])
+    own, u0 = LawsonPanel([turn], nothing, relative), np.array([1.0, 0.3])
+    u1 = expm(turn) @ u0
+    np.testing.assert_array_equal(own.eased(1.0, u0, u1, turn @ u1), turn @ u1)
+    near = own.eased(0.02, u0, expm(0.02 * turn) @ u0, turn @ u0)
+    np.testing.assert_allclose(near, turn @ u0, rtol=1e-8)
