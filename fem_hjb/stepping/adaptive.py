@@ -17,6 +17,7 @@ from fem_hjb.support.errors import ConvergenceError
 ORDER = 4  # in h, of the local errors that methods estimate
 ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
 _TELLING, _LONGER = 0.05, 2.0  # of the largest change; times as much that steps which have become longer change
+_BEGINNING = 4.0  # steps
 _MAX_STEPS = 100_000
 _ROOM = 0.85  # of what is allowed: the error of a step halved after it was rejected
 _GROW_BELOW = 0.5  # steps double if the estimate of the doubled step stays below this part of the tolerance
@@ -240,7 +241,12 @@ def adaptive(
 
 
 def _eased(panel: Panel, step: Step, before: Step | None) -> Step:
-    """The step with slopes that its length follows: the first as the one before it has left it."""
+    """The step with slopes that its length follows: the first as the one before it has left it.
+
+    At the beginning of time what is fast is no imbalance of steps but what happens, and settles within a few of them.
+    """
+    if step.s < _BEGINNING * step.h:
+        return step
     first = panel.eased(step.h, step.u0, step.u1, step.slope0) if before is None else before.slope1
     return Step(step.s, step.h, step.u0, first, step.u1, panel.eased(step.h, step.u0, step.u1, step.slope1))
 

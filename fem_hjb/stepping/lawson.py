@@ -30,6 +30,7 @@ from fem_hjb.stepping.adaptive import Size, Step
 from fem_hjb.support.checks import FloatArray
 
 _OCTAVE = 10**9  # lengths of steps are known to so many parts of a doubling, so that rounding does not matter
+_CARRIED = 2.0  # the largest entry of what takes the fast part of a slope, where S damps it
 _FLAT = 8  # the order to which slopes are left as they are where steps follow them
 
 Remainder = Callable[[float, FloatArray], FloatArray]
@@ -69,23 +70,23 @@ class LawsonPanel:
         return combined((1.0, apply_sum(self._axes, u)), (1.0, left))
 
     def eased(self, h: float, u0: FloatArray, u1: FloatArray, slope: FloatArray) -> FloatArray:
-        """A slope at an end of a step from u0 to u1 without what h does not follow: there it is (u1 - u0) / h.
-
-        As it is where S carries more than it damps, so that 1 - exp(h/2 S) is no contraction.
-        """
-        gap = combined((1.0, slope), (1.0 / h, u0), (-1.0 / h, u1))
-        fast = combined((1.0, gap), (-1.0, apply_all(self._followed(h), gap)))
-        if not np.abs(fast).max() <= np.abs(gap).max():
-            return slope
-        return combined((1.0, slope), (-1.0, fast))
+        """A slope at an end of a step from u0 to u1 without what h does not follow: there it is (u1 - u0) / h."""
+        straight = combined((1.0 / h, u1), (-1.0 / h, u0))
+        gap = combined((1.0, slope), (-1.0, straight))
+        return combined((1.0, straight), (1.0, apply_all(self._followed(h), gap)))
 
     def _followed(self, h: float) -> list[AxisMatrix]:
-        """1 - (1 - exp(h/2 S_k))^8: 1 to the eighth order of h S_k, 0 where that is large."""
+        """1 - (1 - exp(h/2 S_k))^8: 1 to the eighth order of h S_k, 0 where that is large.
+
+        1 on an axis along which S carries more than it damps, so that what is taken from 1 is no contraction.
+        """
         key = _key(h)
         if key not in self._slow:
             self._half(h)
             fast = [np.linalg.matrix_power(np.eye(len(E)) - E, _FLAT) for E in self._dense[key]]
-            self._slow[key] = [in_blocks(np.eye(len(part)) - part) for part in fast]
+            self._slow[key] = [
+                in_blocks(np.eye(len(part)) - part * bool(np.abs(part).max() <= _CARRIED)) for part in fast
+            ]
         return self._slow[key]
 
     def first(self, s: float, u: FloatArray) -> FloatArray:
