@@ -16,7 +16,8 @@ ORDER = {
         "fingerprint blocks rewards closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
     "paths": (
-        "steering breaks walls stiffness simulate likelihood exit_paths tree_sum extent tails tilted sources stored"
+        "steering breaks walls stiffness simulate likelihood exit_paths tree_sum extent tails growth tilted"
+        " sources stored"
     ),
     "spaces": (
         "axes line recovery meshes basis mesh_cells mesh_names mesh_files dictionary features mesh spectral tensor "

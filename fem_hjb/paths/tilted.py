@@ -11,7 +11,7 @@ importance out of a Student t density with the curvature of G. A mode that no st
 not found.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -19,6 +19,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from fem_hjb.paths.extent import LawSample, Reach, reach_of
+from fem_hjb.paths.growth import outgrowing
 from fem_hjb.paths.tails import reach_beyond
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass
 from fem_hjb.problems.linear import linear_marginal
@@ -42,6 +43,7 @@ WORTH = 100.0  # draws, that the law under control is read off
 _COVERED = 0.01  # of draws lie further out on each side, where these still tell how paths under control get there
 _LOWEST = -1e300
 
+Frame = tuple[FloatArray, FloatArray]
 Height = Callable[[FloatArray], FloatArray]
 
 
@@ -68,7 +70,8 @@ def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> Ti
 
     Raises
     ------
-    InfiniteValueError : p_T is known, and p_T exp(y / alpha) grows without bound, so that E exp(y / alpha) = infinity.
+    InfiniteValueError : the law of X_T from a point is known, and its product with exp(y / alpha) grows without bound,
+        so that E exp(y / alpha) = infinity; or rewards outgrow all laws (`growth`).
     """
     domain = problem.box
     if domain is not None and domain.bounded:
@@ -78,10 +81,34 @@ def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> Ti
         ends = ends[~domain.exited(ends)]
     if len(ends) < _STARTS or not np.ptp(ends, axis=0).all():
         return None
-    rng = np.random.default_rng(seed)
     middle, axes = _frame(ends)
-    law = _known_law(problem)
-    known = law is not None
+    if (fast := outgrowing(problem, middle, axes, seed)) is not None:
+        raise InfiniteValueError(
+            f"the value of {problem.name!r} is +infinity: {fast} grows faster than the square of the distance up to 96"
+            " standard deviations of the law, and the drift no faster than the distance, so that E exp((y + int r dt) /"
+            " alpha) is infinite; use rewards that grow less"
+        )
+    laws, from_point = _known_laws(problem)
+    tried: Sequence[Law | None] = laws or [None]
+    for law in tried:
+        found, towards = _tilted(problem, law, ends, np.random.default_rng(seed), (middle, axes))
+        if towards is None:
+            return found
+    if from_point:
+        raise InfiniteValueError(
+            f"the value of {problem.name!r} is +infinity: y / alpha + log p_T still grows {_FAR:g} standard deviations"
+            f" from the middle of the law, towards x={towards}, so that exp(y / alpha) has no expectation; use a reward"
+            " that grows less, or a higher temperature"
+        )
+    none = np.empty((0, problem.dim))
+    return TiltedEnds(maxima=none, x=none[:, None], mass=np.empty(0), growing=True)
+
+
+def _tilted(
+    problem: ControlProblem, law: Law | None, ends: FloatArray, rng: np.random.Generator, frame: Frame
+) -> tuple[TiltedEnds | None, list[float] | None]:
+    """The same with p_T as it is known, or fitted if it is not; or a point in whose direction G grows without bound."""
+    (middle, axes), known = frame, law is not None
     log_law = _fitted_law(ends, middle, axes) if law is None else law.logpdf
     height = _height(problem, log_law)
     far = _FAR if known else _FAR_GUESSED
@@ -97,22 +124,15 @@ def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> Ti
     away = (radius > far) & (heights > float(heights[radius <= far].max(initial=_LOWEST)))
     if known:  # unless it falls again: then it is a maximum, however far out
         away &= height(middle + 1.05 * (top - middle)) > heights
-    if away.any() and known:
-        raise InfiniteValueError(
-            f"the value of {problem.name!r} is +infinity: y / alpha + log p_T still grows {far:g} standard deviations"
-            f" from the middle of the law, towards x={top[away][0].tolist()}, so that exp(y / alpha) has no"
-            " expectation; use a reward that grows less, or a higher temperature"
-        )
     if away.any():
-        none = np.empty((0, problem.dim))
-        return TiltedEnds(maxima=none, x=none[:, None], mass=np.empty(0), growing=True)
+        return None, top[away][0].tolist()
     if not (heights > _LOWEST).any():
-        return None
+        return None, None
     maxima, covariances = _maxima(height, top, heights, axes)
     x, logs = _draws(height, maxima, covariances, rng)
     if not known:
         logs = logs + _FIT * (np.linalg.solve(axes, (maxima - middle).T) ** 2).sum(axis=0)
-    return TiltedEnds(maxima=maxima, x=x, mass=np.exp(logs - logsumexp(logs)), growing=False)
+    return TiltedEnds(maxima=maxima, x=x, mass=np.exp(logs - logsumexp(logs)), growing=False), None
 
 
 def tilted_paths(sample: LawSample, ends: FloatArray) -> FloatArray:
@@ -144,16 +164,19 @@ def _frame(ends: FloatArray) -> tuple[FloatArray, FloatArray]:
     return middle, scale[:, None] * vectors * np.sqrt(np.maximum(values, 1e-12))
 
 
-def _known_law(problem: ControlProblem) -> Law | None:
-    """The law of X_T, if it is given, or Gaussian by the form in which the drift is given."""
-    if problem.marginal is not None:
-        return problem.marginal(problem.horizon)
-    constant, start = problem.constant_diffusion, problem.initial_law
+def _known_laws(problem: ControlProblem) -> tuple[list[Law], bool]:
+    """The law of X_T, if it is given, or Gaussian by the form in which the drift is given; and that from one start.
+
+    The process starts where it does, under control, too: exp(y / alpha) may have an expectation from each start and
+    none over all of them, and the value is finite then. Whether the last law is one from a point.
+    """
+    constant, start, T = problem.constant_diffusion, problem.initial_law, problem.horizon
+    laws = [] if problem.marginal is None else [problem.marginal(T)]
     if problem.domain is not None or constant is None or not isinstance(problem.drift, LinearDrift):
-        return None
-    if not isinstance(start, Gaussian | GaussianMixture | PointMass):
-        return None
-    return linear_marginal(problem.drift, constant, start)(problem.horizon)
+        return laws, bool(laws) and isinstance(start, PointMass)
+    if not laws and isinstance(start, Gaussian | GaussianMixture):
+        laws = [linear_marginal(problem.drift, constant, start)(T)]
+    return [*laws, linear_marginal(problem.drift, constant, PointMass(start.expectation))(T)], True
 
 
 def _fitted_law(ends: FloatArray, middle: FloatArray, axes: FloatArray) -> Height:

@@ -20,7 +20,7 @@ from fem_hjb.problems.gauge import Background, Gauge, QuadraticGauge
 from fem_hjb.problems.laws import tensor_rule
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import InfiniteValueError
+from fem_hjb.support.errors import FemHjbError, InfiniteValueError
 
 Fields = Sequence[tuple[float, FloatArray, FloatArray, FloatArray]]
 
@@ -32,58 +32,46 @@ _TIGHT, _LOOSE = 1e-13, 1e-7  # tolerances of the Riccati equations
 _RINGING = 1e-5  # last coefficients, relative: those of a jump among 41 are a hundredth, of a kink 1e-4
 _DAMPING = 18.0  # of the last coefficient of a series that does not converge, as an exponent
 _EXACT = 1e-10  # relative residual below which a fit counts as exact
+_FAR, _NEARLY = 4096.0, 1e-3  # times as wide; misfit there, of which a square at one deviation is a sixteenth
+_CRITICAL = 0.02  # of the horizon, by which a Riccati equation that is nearly that of a problem has to blow up before 0
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """t (k,) -> A, Lambda, Q (d, d), a, q (d,) and q0, one after the other; R, s, s0; whether all of it is exact."""
+    """t (k,) -> A, Lambda, Q (d, d), a, q (d,) and q0, one after the other; R, s, s0 so, too; the largest misfit."""
 
     at: Callable[[FloatArray], FloatArray]
-    R: FloatArray
-    s: FloatArray
-    s0: float
+    start: FloatArray
     largest: float  # of |Lambda|
-    exact: bool
+    misfit: float  # relative
 
 
 def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> QuadraticGauge | None:
     """The background above for a box, or None if its Riccati equation blows up on [0, T].
 
-    Raises InfiniteValueError if it blows up and the problem is linear-quadratic: the value is then infinite.
+    Raises InfiniteValueError if it blows up and the problem is linear-quadratic, at least far away: the value is then
+    infinite.
     """
-    fit = _fit(problem, box)
-    d, T, alpha = problem.dim, problem.horizon, problem.temperature
-
-    def rate(s: FloatArray, states: FloatArray) -> FloatArray:
-        return _riccati(fit.at(T - s), states, d, alpha)
-
-    scale = alpha / max(fit.largest * T, 1e-300)
-
-    def tame(_: float, state: FloatArray) -> float:
-        return float(np.linalg.eigvalsh(state[: d * d].reshape(d, d))[0] + 1e6 * scale)
-
-    tame.terminal = True  # type: ignore[attr-defined]
-    start = np.concatenate([fit.R.ravel(), fit.s, [fit.s0]])
-    if tame(0.0, start) <= 0:
-        return None
-    with np.errstate(over="ignore", invalid="ignore"):
-        rtol = _TIGHT if fit.exact else _LOOSE  # what is not the value itself need only be smooth
-        how = {"dense_output": True, "events": tame, "rtol": rtol, "atol": 0.1 * rtol}
-        run = solve_ivp(lambda s, state: rate(np.array([s]), state[None])[0], (0.0, T), start, "DOP853", **how)
-    if run.status != 0:
-        if fit.exact:
-            raise InfiniteValueError(
-                f"the value of {problem.name!r} is +infinity before t = {T - float(run.t[-1]):.6g}: the problem is"
-                " linear-quadratic and its Riccati equation blows up there; let the rewards grow more slowly, raise the"
-                " temperature or shorten the horizon"
-            )
+    fit, T = _fit(problem, box), problem.horizon
+    exact = fit.misfit <= _EXACT
+    run = _solved(problem, fit, _TIGHT if exact else _LOOSE)  # what is not the value itself need only be smooth
+    blown = run is None or run.status != 0
+    when = _infinite_before(problem, box, T - float(run.t[-1]) if exact and blown and run is not None else None)
+    if when is not None:
+        raise InfiniteValueError(
+            f"the value of {problem.name!r} is +infinity before t = {when:.6g}: the problem is linear-quadratic,"
+            " everywhere or far away, and its Riccati equation blows up there; let the rewards grow more slowly,"
+            " raise the temperature or shorten the horizon"
+        )
+    if blown:
         return None
     # The slope is expanded and its series integrated: differentiating that of the state would amplify rounding errors,
     # which the rate of u would then have to undo.
-    slopes = _series(lambda t: -rate(T - t, run.sol(T - t).T), T)
+    d, alpha = problem.dim, problem.temperature
+    slopes = _series(lambda t: -_riccati(fit.at(t), run.sol(T - t).T, d, alpha), T)
     series = chebyshev.chebint(slopes, scl=T / 2)
-    series[0] += start - chebyshev.chebval(1.0, series)
+    series[0] += fit.start - chebyshev.chebval(1.0, series)
     P = series[:, : d * d].reshape(-1, d, d)
     lower, upper = box.bounds
     return QuadraticGauge(
@@ -93,6 +81,47 @@ def quadratic_gauge(problem: ControlProblem, box: Box, constants: Gauge) -> Quad
         p=series[:, d * d : -1],
         c=series[:, -1],
     )
+
+
+def _solved(problem: ControlProblem, fit: _Fit, rtol: float) -> Any:
+    """P, p and c of a fit on [0, T] in time to go, as `solve_ivp` has them, up to where P blows up; None if at once."""
+    d, T, alpha = problem.dim, problem.horizon, problem.temperature
+    scale = alpha / max(fit.largest * T, 1e-300)
+
+    def tame(_: float, state: FloatArray) -> float:
+        return float(np.linalg.eigvalsh(state[: d * d].reshape(d, d))[0] + 1e6 * scale)
+
+    def rate(s: float, state: FloatArray) -> FloatArray:
+        return np.asarray(_riccati(fit.at(np.array([T - s])), state[None], d, alpha)[0])
+
+    tame.terminal = True  # type: ignore[attr-defined]
+    if tame(0.0, fit.start) <= 0:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        how = {"dense_output": True, "events": tame, "rtol": rtol, "atol": 0.1 * rtol}
+        return solve_ivp(rate, (0.0, T), fit.start, "DOP853", **how)
+
+
+def _infinite_before(problem: ControlProblem, box: Box, near: float | None) -> float | None:
+    """The time before which the value is infinite as the problem is linear-quadratic far away; None if it is not known.
+
+    What rewards and coefficients do besides is small beside squares of distances there, and changes critical rates,
+    which decide, by as little.
+
+    near : the same if it is everywhere what it is on the box.
+    """
+    if problem.domain is not None:
+        return near
+    try:
+        with np.errstate(all="ignore"):
+            fit = _fit(problem, box, _FAR)
+    except (FemHjbError, ArithmeticError):  # coefficients are not asked to be anything so far out
+        return near
+    run = _solved(problem, fit, _LOOSE) if fit.misfit <= _NEARLY else None
+    if run is None or run.status == 0:
+        return None
+    doubt = 0.0 if fit.misfit <= _EXACT else _CRITICAL
+    return problem.horizon - float(run.t[-1]) if run.t[-1] <= (1.0 - doubt) * problem.horizon else None
 
 
 def _riccati(rows: FloatArray, states: FloatArray, d: int, alpha: float) -> FloatArray:
@@ -126,10 +155,13 @@ def ranges(problem: ControlProblem, background: Background, x: FloatArray, field
     return above, below
 
 
-def _fit(problem: ControlProblem, box: Box) -> _Fit:
+def _fit(problem: ControlProblem, box: Box, far: float = 1.0) -> _Fit:
+    """far : how often as wide as the box the weight is; if it is, what matters next to nothing there is no misfit."""
     d, T = problem.dim, problem.horizon
     lower, upper = box.bounds
-    centre, deviation = (lower + upper) / 2, (upper - lower) / (2 * _REACH)
+    centre, deviation = (lower + upper) / 2, far * (upper - lower) / (2 * _REACH)
+    least = far**2 * problem.temperature if far > 1.0 else 0.0
+    slow = deviation.min() / T if far > 1.0 else 0.0
     nodes, weights = np.polynomial.hermite_e.hermegauss(_ORDER[d])
     z, w = tensor_rule(nodes, weights, d)
     kept = (np.abs(z) <= _REACH).all(axis=1)
@@ -142,16 +174,16 @@ def _fit(problem: ControlProblem, box: Box) -> _Fit:
     solve_linear, solve_quadratic = (np.linalg.pinv(table * root) * root.T for table in (linear, quadratic))
     misfits: list[float] = []
 
-    def fitted(values: FloatArray, table: FloatArray, solve: FloatArray) -> FloatArray:
-        """The coefficients (k, m, ...) of values (k, n, ...)."""
+    def fitted(values: FloatArray, table: FloatArray, solve: FloatArray, least: float) -> FloatArray:
+        """The coefficients (k, m, ...) of values (k, n, ...); misfits are relative to at least `least`."""
         flat = values.reshape(*values.shape[:2], -1)
         coefficients: FloatArray = np.asarray(solve @ flat)
-        sizes = np.maximum(np.abs(flat).max(axis=(1, 2)), 1e-300)
+        sizes = np.maximum(np.abs(flat).max(axis=(1, 2)), max(least, 1e-300))
         misfits.append(float((np.abs(table @ coefficients - flat).max(axis=(1, 2)) / sizes).max()))
         return coefficients.reshape(len(values), -1, *values.shape[2:])
 
-    def reward(values: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        c = fitted(values, quadratic, solve_quadratic)
+    def reward(values: FloatArray, least: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+        c = fitted(values, quadratic, solve_quadratic, least)
         matrix = np.zeros((len(values), d, d))
         matrix[:, *pairs] = -c[:, 1 + d :] / (deviation[pairs[0]] * deviation[pairs[1]])
         return matrix + np.swapaxes(matrix, 1, 2), c[:, 1 : 1 + d] / deviation, c[:, 0]
@@ -161,16 +193,16 @@ def _fit(problem: ControlProblem, box: Box) -> _Fit:
     if problem.running_reward is None and problem.constant_diffusion is not None and (samples == samples[:1]).all():
         times = times[:1]
     every = all_times(times, x)
-    slope = fitted(problem.b(*every), linear, solve_linear)
+    slope = fitted(problem.b(*every), linear, solve_linear, slow)
     Lambda = problem.Lambda(*every)
     mean = np.asarray(np.einsum("n,knij->kij", w / w.sum(), Lambda))
     largest = np.abs(mean).max(axis=(1, 2))
     misfits.append(float((np.abs(Lambda - mean[:, None]).max(axis=(1, 2, 3)) / largest).max()))
-    Q, q, q0 = reward(problem.r(*every))
+    Q, q, q0 = reward(problem.r(*every), least / T)
     parts = np.swapaxes(slope[:, 1:], 1, 2) / deviation, mean, Q, slope[:, 0], q, q0
     rows = np.concatenate([part.reshape(len(times), -1) for part in parts], axis=1)
-    (R,), (s,), (s0,) = reward(problem.y(x)[None])
-    return _Fit(_through(times, rows), R, s, float(s0), float(largest.max()), max(misfits) <= _EXACT)
+    (R,), (s,), (s0,) = reward(problem.y(x)[None], least)
+    return _Fit(_through(times, rows), np.concatenate([R.ravel(), s, [s0]]), float(largest.max()), max(misfits))
 
 
 def _through(times: FloatArray, rows: FloatArray) -> Callable[[FloatArray], FloatArray]:

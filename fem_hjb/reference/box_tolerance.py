@@ -19,7 +19,7 @@ from fem_hjb.problems.gauge import Gauge, ValueGauge
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_asked import LEAST, Tolerances, asked
 from fem_hjb.reference.box_coefficients import Coefficients
-from fem_hjb.reference.box_cost import Cost
+from fem_hjb.reference.box_cost import Cost, announce
 from fem_hjb.reference.box_form import choose_form, given_box
 from fem_hjb.reference.box_judge import Judge, Parts
 from fem_hjb.reference.box_march import Marcher
@@ -34,7 +34,7 @@ from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, ProblemError
-from fem_hjb.support.progress import LOGGER, OutOfTimeError, Progress, part_of
+from fem_hjb.support.progress import OutOfTimeError, Progress, part_of
 
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
@@ -208,6 +208,7 @@ class _Search:
         self.judged = _JUDGED  # times what the last run took
         self.levels: tuple[float, float] | None = None  # of a tamed value form
         self.calm = False  # whether drifts are tamed
+        self.endless = False  # whether paths under the policy left box after box
 
     def choose(self, form: str | None) -> None:
         """What is taken out, and the form."""
@@ -255,9 +256,14 @@ class _Search:
         loose = asked(self.problem.dim, max(self.rtol, _LOOSE), self.most)
         for _ in range(_LARGER if left else 0):
             self._follow(self.controlled)
-            self.controlled = steered(self._marched(loose, tell), self.seed)
+            run = self._marched(loose, tell)
+            self.controlled = steered(run, self.seed)
             if not self._left_by(self.controlled):
                 break
+        else:
+            if left:  # the larger the box, the further rewards drive paths: there may be no finite value
+                self.endless = True
+                return run
         run = self._marched(self.tolerances, tell)
         self.controlled = steered(run, self.seed)
         return run
@@ -297,7 +303,7 @@ class _Search:
         marcher = Marcher(equation, self.coefficients, tolerances, tell)
         begun = time.perf_counter()
         grid = marcher.first_grid()
-        self._announce(grid.shape, tolerances)
+        announce(f"{self.problem.name}: run {self.runs}", self.cost, 1.0 + self.judged, grid.shape, tolerances)
         run = marcher.run(grid)
         self.cost = Cost(grid.size, tolerances, max(time.perf_counter() - begun, 1e-9))
         return run
@@ -309,13 +315,6 @@ class _Search:
         followed = [] if self.controlled is None else [(self.controlled.times, self.controlled.x)]
         laws = self.sample, self.ends, followed
         return most_of(self.problem, equation.metric, *laws, self.box, self.jumps, self.mass)
-
-    def _announce(self, shape: tuple[int, ...], tolerances: Tolerances) -> None:
-        """How long a run, with what judges it, may take; nothing where no earlier one says so."""
-        if self.cost is not None:
-            seconds = (1.0 + self.judged) * self.cost.of(math.prod(shape), tolerances, len(shape))
-            unknowns = " x ".join(map(str, shape))
-            LOGGER.info("%s: run %d: %s, about %.2g s", self.problem.name, self.runs, unknowns, seconds)
 
     @property
     def tameable(self) -> bool:
@@ -350,6 +349,8 @@ class _Search:
 
     def tightened(self, found: _Judged) -> bool:
         """Ask for more where the parts exceed their shares; False if nothing more can be asked for."""
+        if self.endless:
+            return False
         if self.tameable and not math.isfinite(found.error):  # plans like it run away, and tell nothing
             self.tame()
             return True

@@ -110,22 +110,38 @@ def test_units_and_correlations_change_nothing() -> None:
     assert any(np.linalg.norm(place - far) < 0.3 for place in long.maxima)
 
 
+@pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize(
     "y",
     [
         lambda x: 0.01 * x[..., 0] ** 4,
         lambda x: 0.02 * np.exp(np.abs(x[..., 0])),
+        lambda x: 0.05 * np.abs(x[..., 0]) ** 3,
         lambda x: 0.6 * x[..., 0] ** 2 + np.cos(3.0 * x[..., 0]),
-        lambda x: 1e-3 * np.abs(x[..., 0]) ** 3,
     ],
+    ids=["quartic", "exponential", "cubic", "quadratic"],
 )
-def test_a_reward_that_outgrows_the_law_is_infinite_or_said_to_be(y: Callable[[FloatArray], FloatArray]) -> None:
-    with pytest.raises(InfiniteValueError, match="infinity"):
-        ends(problem(y, 2))
-    guessed = ends(problem(y, declared=False))
-    # fitted tails are trusted 24 standard deviations far, where the last one is still small
-    assert guessed.growing == (float(y(np.array([[24.0]]))[0]) > 24.0**2 / 2)
-    assert len(guessed.maxima) == (0 if guessed.growing else 1)
+def test_a_reward_that_outgrows_the_law_is_infinite_or_said_to_be(
+    y: Callable[[FloatArray], FloatArray], declared: bool
+) -> None:
+    """Where a quadratic decides, the law has to be known."""
+    if declared or float(y(np.array([[96.0]]))[0]) > 96.0**2:
+        with pytest.raises(InfiniteValueError, match="infinity"):
+            ends(problem(y, 2 if declared else 1, declared=declared))
+    else:
+        guessed = ends(problem(y, declared=False))
+        assert guessed.growing
+        assert not len(guessed.maxima)
+
+
+def test_a_wide_start_makes_no_value_infinite() -> None:
+    """E exp(y) is infinite over all starts N(0, 1), of which each has a finite one: y = .4 x^2, X_1 = X_0 + N(0, 1)."""
+    for y in (lambda x: 0.4 * x[..., 0] ** 2, lambda x: 0.4 * x[..., 0] ** 2 - np.cos(x[..., 0])):
+        found = ends(problem(y, initial_law=Gaussian([0.0], 1.0)))
+        assert not found.growing
+        assert found.x.std() == pytest.approx(1 / np.sqrt(0.2), rel=0.3)
+    with pytest.raises(InfiniteValueError):
+        ends(problem(lambda x: 0.6 * x[..., 0] ** 2, initial_law=Gaussian([0.0], 1.0)))
 
 
 def test_rewards_that_grow_less_are_not() -> None:

@@ -164,8 +164,31 @@ def test_an_infinite_value_is_an_error_with_its_time():
         background(upward(0.0, running_reward=lambda t, x: 3.0 * (x**2).sum(-1)))
     tame = background(upward(0.39))
     assert tame.guess(0.0, [[0.0]])[0] == pytest.approx(-0.4 * np.log(1 - 2 * 0.39 / 0.8), rel=1e-8)
-    almost = upward(1.0, terminal_reward=lambda x: (x**2).sum(-1) + 1e-3 * np.cos(3 * x[..., 0]))
-    assert quadratic_gauge(almost, Box([-2.0], [2.0]), constants(almost)) is None  # nobody knows
+
+
+def test_far_away_quadratics_decide():
+    """Bounded things besides do not change that the value is infinite, nor since when."""
+
+    def found(k: float, y: Any, b: Any = lambda x: 0.0 * x, **others: Any) -> QuadraticGauge | None:
+        of = upward(0.0, terminal_reward=lambda x: k * (x**2).sum(-1) + y(x), drift=lambda t, x: b(x), **others)
+        return quadratic_gauge(of, Box([-2.0], [2.0]), constants(of))
+
+    for bounded in (
+        lambda x: np.cos(3 * x[..., 0]),
+        lambda x: 3.0 * np.tanh(x[..., 0]),
+        lambda x: -np.abs(x[..., 0]),
+    ):
+        with pytest.raises(InfiniteValueError, match=r"before t = 0\.(599|60).*everywhere or far away"):
+            found(1.0, bounded)
+    with pytest.raises(InfiniteValueError, match=r"before t = 0\.(599|60)"):
+        found(1.0, lambda x: np.cos(x[..., 0]), lambda x: np.sin(2.0 * x))
+    with pytest.raises(InfiniteValueError):
+        found(0.0, lambda x: np.cos(x[..., 0]), running_reward=lambda t, x: 3.0 * (x**2).sum(-1))
+    assert found(0.405, lambda x: np.abs(x[..., 0])) is None  # before t = 0.012, if not for that: nobody knows
+    assert found(1.0, lambda x: np.minimum(0.0, 1e3 - x[..., 0] ** 2)) is None  # a plain far away
+    assert found(1.0, lambda x: np.cos(3 * x[..., 0]), lambda x: -(x**3)) is not None  # drifts that hold
+    with pytest.raises(InfiniteValueError):  # rewards that fail there: it is what it is on the box
+        found(1.0, lambda x: np.full(x.shape[:-1], 0.1 / (np.abs(x).max() < 40.0)))
 
 
 @pytest.mark.parametrize("name", ["brownian-mixture", "mixture-diffusion"])

@@ -128,6 +128,9 @@ def test_a_box_that_paths_still_leave_is_wrong_there_and_widened_with_the_next_r
     assert first.controlled is not None
     assert first.controlled.lost > 0.1
     assert first.parts["truncation"][1] > 0.3
+    assert search.endless  # no larger box has held the paths, as none was tried: there is no use in asking for more
+    assert not search.tightened(first)
+    search.endless = False
     assert search.tightened(first)
     second = search.run(lambda _: None)
     assert second.controlled is not None

@@ -12,7 +12,7 @@ from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Uniform
-from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.reference import box_judge, box_tolerance
 from fem_hjb.reference.box_march import Marcher
 from fem_hjb.reference.solve import solve
@@ -383,3 +383,28 @@ def test_two_plans_are_followed_at_once_and_callables_are_called_from_ones_own_t
     assert len(made) == 2
     np.testing.assert_array_equal(one.coefficients, two.coefficients)  # type: ignore[union-attr]
     assert vars(one.error_estimate) == vars(two.error_estimate)
+
+
+def test_a_value_that_is_finite_from_each_start_is_found_where_it_is_not_over_all() -> None:
+    """y = x^2 - cos x, dX = -X dt + dB: E exp(y) is infinite from X_0 ~ N(0, 1), and finite from each X_0."""
+
+    def y(x: FloatArray) -> FloatArray:
+        return np.asarray(x[..., 0] ** 2 - np.cos(x[..., 0]))
+
+    problem = ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=LinearDrift([[-1.0]], [0.0]),
+        diffusion=1.0,
+        terminal_reward=y,
+        initial_law=Gaussian([0.0], 1.0),
+    )
+    found = solve(problem, rtol=1e-3)
+    assert found.status == "ok"
+    starts = np.array([-2.0, 0.0, 1.0])
+    ends = np.linspace(-60.0, 60.0, 24001)
+    mean, variance = np.exp(-1.0) * starts[:, None], (1 - np.exp(-2.0)) / 2
+    logs = y(ends[:, None]) - (ends - mean) ** 2 / (2 * variance) - 0.5 * np.log(2 * np.pi * variance)
+    exact = np.logaddexp.reduce(logs, axis=1) + np.log(ends[1] - ends[0])
+    np.testing.assert_allclose(found.value(0.0, starts[:, None]), exact, rtol=2e-4)
