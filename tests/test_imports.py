@@ -53,8 +53,8 @@ ORDER = {
     "atlas": "settings entries forever collection tables pictures",
     "experiments": (
         "trial certificates coercivity critical_radius ellipticity harder_than_regression high_dimension iteration "
-        "linear_quadratic long_horizon observation_times rotated_wells networks score_error self_mitigation "
-        "suboptimality two_dimensions two_equations two_sided"
+        "linear_quadratic long_horizon observation_times rotated_wells mixture_tilts networks score_error "
+        "self_mitigation suboptimality two_dimensions two_equations two_sided"
     ),
     "cli_input": "",
     "cli_output": "",

@@ -175,5 +175,7 @@ def test_signatures_in_the_folders_can_be_read_too(folder: str) -> None:
     for name, thing in list(public.items()):
         if isinstance(thing, type):
             public |= {f"{name}.{key}": of for key, of in vars(thing).items() if key[0] != "_" and callable(of)}
+    for name in set(public) & set(fh.__all__):  # what is on top, too, is looked at there
+        del public[name]
     long = [name for name, of in public.items() if callable(of) and len(str(inspect.signature(of))) > 500]
     assert long == []

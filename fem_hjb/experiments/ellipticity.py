@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
-from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
+from fem_hjb.experiments.trial import Claim, Trial, check_seeds, conclude, fitted_slope
 from fem_hjb.learning.inequality import Diagnostics, diagnose
 from fem_hjb.learning.measures import law_measure
 from fem_hjb.learning.population import yardstick
@@ -176,6 +176,7 @@ def _after_flow(x: FloatArray, t: float) -> FloatArray:
 
 def run(config: Config, tell: Progress) -> Trial:
     """One row per level of noise."""
+    check_seeds(config.seeds)
     started = time.perf_counter()
     each = config.deltas + config.seeds + 4
     step = steps_of(tell, each * (len(config.etas) + len(config.epsilons)))

@@ -47,7 +47,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from fem_hjb.experiments.trial import Claim, Slope, Trial, conclude, fitted_slope
+from fem_hjb.experiments.trial import Claim, Slope, Trial, check_seeds, conclude, fitted_slope
 from fem_hjb.learning.estimators import Estimator
 from fem_hjb.learning.matching import choose_penalty
 from fem_hjb.learning.measures import law_measure
@@ -95,6 +95,7 @@ Errors = dict[tuple[str, int], FloatArray]
 
 def run(config: Config, tell: Progress) -> Trial:
     """One row per method, n and class; "best" marks those between which exponents are fitted."""
+    check_seeds(config.seeds)
     started = time.perf_counter()
     problem = zoo.get("reflected", dim=1, Lambda=0.01, coefficients=(1.0, 0.0, 0.3, 0.0, -0.25, 0.0, 0.2, 0.0, 0.15))
     wrong = replace(problem, drift=LinearDrift([[-0.2]], [0.1]))

@@ -36,7 +36,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.linalg import solve_continuous_are
 
-from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
+from fem_hjb.experiments.trial import Claim, Trial, check_seeds, conclude, fitted_slope
 from fem_hjb.learning.matching import choose_penalty
 from fem_hjb.learning.measures import sampled_law_measure
 from fem_hjb.learning.population import yardstick
@@ -107,6 +107,7 @@ _COLUMNS = (
 
 def run(config: Config, tell: Progress) -> Trial:
     """One row per case and estimator; medians over seeds, low and high are the 10 and 90 per cent quantiles."""
+    check_seeds(config.seeds)
     started = time.perf_counter()
     rows: list[tuple[Any, ...]] = []
     all_, some = (*_ESTIMATORS, WRONG), _ESTIMATORS[:3]

@@ -25,7 +25,7 @@ from typing import Any, cast, final
 import numpy as np
 from matplotlib.figure import Figure
 
-from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
+from fem_hjb.experiments.trial import Claim, Trial, check_seeds, conclude, fitted_slope
 from fem_hjb.learning.measures import law_measure
 from fem_hjb.learning.population import yardstick
 from fem_hjb.learning.solve_system import solve_system
@@ -116,6 +116,7 @@ def _case(d: int) -> _Case:
 
 def run(config: Config, tell: Progress) -> Trial:
     """One row per class and mesh, or number of paths."""
+    check_seeds(config.seeds)
     started = time.perf_counter()
     learned = sum(len(cells) for _, cells in config.law) * 2
     learned += sum(len(cells) for _, cells in config.paths) * (1 + config.repeats)

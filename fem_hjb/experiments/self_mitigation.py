@@ -43,7 +43,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from fem_hjb.experiments.trial import Claim, Slope, Trial, conclude, fitted_slope
+from fem_hjb.experiments.trial import Claim, Slope, Trial, check_seeds, conclude, fitted_slope
 from fem_hjb.learning.measures import law_measure, sampled_law_measure
 from fem_hjb.learning.population import Yardstick, yardstick
 from fem_hjb.learning.solve_system import solve_system
@@ -140,6 +140,7 @@ def _polynomial(config: Config, epsilon: float) -> tuple[ControlProblem, Space]:
 
 def run(config: Config, tell: Progress) -> Trial:
     """One row per estimator and epsilon, number of steps, or class."""
+    check_seeds(config.seeds)
     started = time.perf_counter()
     rows: list[tuple[Any, ...]] = []
     fitted = len(config.epsilons) * (len(_ESTIMATORS) + 1) + len(config.all_steps)

@@ -120,6 +120,12 @@ class Trial(Plain):
         return np.array(chosen, dtype=np.float64)
 
 
+def check_seeds(seeds: int) -> None:
+    """TrialError for one seed, where a spread over seeds is looked at."""
+    if seeds < 2:
+        raise TrialError(f"the spread over seeds needs at least two of them, got seeds={seeds}")
+
+
 def conclude(
     config: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], claims: Iterable[Claim], started: float
 ) -> Trial:

@@ -33,7 +33,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fem_hjb.experiments.observation_times import with_end
-from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
+from fem_hjb.experiments.trial import Claim, Trial, check_seeds, conclude, fitted_slope
 from fem_hjb.learning.estimators import Estimator
 from fem_hjb.learning.matching import choose_penalty
 from fem_hjb.learning.measures import law_measure
@@ -148,6 +148,7 @@ class _WrongDrift:
 
 def run(config: Config, tell: Progress) -> Trial:
     """One row per class, estimator, number of paths, or number of times."""
+    check_seeds(config.seeds)
     started = time.perf_counter()
     finer, more = _classes(config), _sizes(config)
     cases = dict.fromkeys([*finer, *more])
@@ -288,13 +289,9 @@ def figure(trial: Trial) -> Figure:
             ticks_at(panel.xaxis, [float(f"{value:.2g}") for value in best])
         for estimator in (*_LABELLED, "generator"):
             where = {"series": "paths", "problem": name, "estimator": estimator}
-            panels[2].loglog(
-                trial.column("n", **where), trial.column("error", **where), **styles[estimator], label=estimator
-            )
+            panels[2].loglog(trial.column("n", **where), trial.column("error", **where), **styles[estimator])
         panels[2].set(xlabel="paths $n$", ylabel="error", title="best class, finest class")
         ticks_at(panels[2].xaxis, config.sizes)
-        for panel in panels[:3]:
-            panel.legend(fontsize="xx-small")
         for style, rule in zip(STYLES, _RULES, strict=False):
             for element, estimator in _OBSERVED:
                 where = {"series": "times", "problem": name, "element": element, "estimator": f"{estimator}, {rule}"}
@@ -303,5 +300,6 @@ def figure(trial: Trial) -> Figure:
                 panels[3].loglog(trial.column("K", **where), found, **look, label=f"{estimator}, {rule}")
         panels[3].set(xlabel="times $K$", ylabel="observation error", title="under the law")
         ticks_at(panels[3].xaxis, _times(config, name))
-        panels[3].legend(fontsize="xx-small")
+    shown = {label: line for panel in every[0] for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    made.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=7, fontsize="x-small")
     return made

@@ -26,7 +26,7 @@ _CHOSEN, _LEARNED = 0.8, 0.95  # of progress: after the choice of a class, and b
 def fit(
     problem: ControlProblem,
     data: Data,
-    space: Space | str,
+    space: Space | str = "auto",
     *,
     estimator: str | Estimator = "generator",
     method: str = "direct",

@@ -12,7 +12,10 @@ only moments: see `moments`.
 
 `simplex_sums` (Lagrange elements on simplices) does the same with the polynomials of a simplex: see `simplices`.
 
-`cell_sums` (every other class: squares and cubes of a mesh, dictionaries of features). The rows P g and Q f of all
+`instant_sums` (dictionaries of features at samples that share their times, as those of trajectories do): products of
+features alone, instant by instant, and functions of time afterwards.
+
+`cell_sums` (every other class: squares and cubes of a mesh, dictionaries at random times). The rows P g and Q f of all
 local functions at the samples are formed, and multiplied cell by cell.
 
 `pair_sums`: test and trial functions at two points of different cells, as increments along paths need.
@@ -24,20 +27,25 @@ from typing import final
 import numpy as np
 import scipy.sparse as sp
 
-from fem_hjb.learning.forms import Integrands
+from fem_hjb.learning.forms import Integrands, Operator
 from fem_hjb.learning.moments import tensor_axes, tensor_sums
 from fem_hjb.learning.samples import Located, chunks, operator_rows, run_products, runs, sorted_order
 from fem_hjb.learning.scatter import GramSums, Scatter, at_once
 from fem_hjb.learning.simplices import on_simplices, simplex_sums
+from fem_hjb.spaces.dictionary import Dictionary
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import MeasureError
+
+_TOGETHER = 16  # samples at one time, in the mean, from which on products are formed instant by instant
 
 
 def gram_sums(space: Space, at: Located, weights: FloatArray, integrands: Integrands) -> GramSums:
     """The sums over samples, all of them inside the space: located points (m,), weights (m,)."""
     if tensor_axes(space) is not None:
         return tensor_sums(space, at, weights, integrands)
+    if isinstance(space.spatial, Dictionary) and at.tau.size >= _TOGETHER * np.unique(_instants(at)).size:
+        return instant_sums(space, at, weights, integrands)
     return (simplex_sums if on_simplices(space) else cell_sums)(space, at, weights, integrands)
 
 
@@ -83,6 +91,56 @@ def cell_sums(space: Space, at: Located, weights: FloatArray, integrands: Integr
             dofs = space.cell_dofs(here.cells[starts])
             loads += np.bincount(dofs.ravel(), sums.ravel(), minlength=space.n_dofs)
     return CellSums(local=local, loads=loads)
+
+
+def instant_sums(space: Space, at: Located, weights: FloatArray, integrands: Integrands) -> CellSums:
+    """As `cell_sums`, for one cell in space, which is all of it: the samples of an instant share functions of time.
+
+    An operator is psi(t) A + psi'(t) B with operators A and B on features, and at an instant
+    sum_i w_i (P g)(Q f) = sum over such parts of psi^(r) psi^(s) (sum_i w_i (A_r g)(x_i) (A_s f)(x_i)).
+    """
+    lt, lx = space.time.local_size, space.spatial.local_size
+    count, size = len(integrands.forms), space.local_size
+    local, loads = np.zeros((count, space.n_cells, lt, lx, lt, lx)), np.zeros((space.time.n_dofs, lx))
+    width = (2 * len(integrands.operators) + 2) * lx
+    for rows in chunks(np.lexsort((at.tau, at.cells)), width):
+        here, part, w = at.take(rows), integrands.take(rows), weights[rows, None]
+        starts, counts = runs(_instants(here))
+        cells = here.cells[starts]
+        first, _ = runs(cells)
+        psi = space.time.tabulate(cells, here.tau[starts], 1)
+        tables = [_parts(space, here, operator) for operator in part.operators]
+        for k, form in enumerate(part.forms):
+            products: dict[tuple[int, int], FloatArray | float] = {}
+            for test, trial in form:
+                for r, left in tables[test].items():
+                    for s, right in tables[trial].items():
+                        products[r, s] = products.get((r, s), 0.0) + run_products(counts, left * w, right)
+            for (r, s), product in products.items():
+                for a, b in np.ndindex(lt, lt):
+                    share = (psi[:, r, a] * psi[:, s, b])[:, None, None] * product
+                    local[k, cells[first], a, :, b, :] += np.add.reduceat(share, first)
+        for test, target in part.loads:
+            for r, left in tables[test].items():
+                sums = np.add.reduceat(left * (w[:, 0] * target)[:, None], starts)
+                np.add.at(loads, space.time.cell_dofs[cells], psi[:, r, :, None] * sums[:, None, :])
+    return CellSums(local=local.reshape(count, space.n_cells, size, size), loads=loads.ravel())
+
+
+def _instants(at: Located) -> FloatArray:
+    """One number for each time; tau is at most 1, so that those of two cells in time are different."""
+    return np.asarray(2.0 * at.cells + at.tau)
+
+
+def _parts(space: Space, at: Located, operator: Operator) -> dict[int, FloatArray]:
+    """What an operator does to features at points, (m, lx), by the order of the derivative in time beside it."""
+    whole = np.zeros(at.cells.size, dtype=np.int64)
+    given = {0: (operator.value, operator.gradient, operator.hessian), 1: (operator.time, operator.mixed, None)}
+    return {
+        order: space.spatial.operator_rows(whole, at.xi, value, gradient, hessian)
+        for order, (value, gradient, hessian) in given.items()
+        if not (np.ndim(value) == 0 and value == 0.0) or gradient is not None or hessian is not None
+    }
 
 
 def pair_sums(space: Space, here: Located, then: Located, weights: FloatArray, integrands: Integrands) -> sp.csr_matrix:

@@ -60,7 +60,7 @@ def applied(space: Space, c: FloatArray, at: Located, operator: Operator, inside
     return np.concatenate(found) if found else np.zeros(0)
 
 
-def runs(keys: IntArray) -> tuple[IntArray, IntArray]:
+def runs(keys: IntArray | FloatArray) -> tuple[IntArray, IntArray]:
     """Where equal neighbours start in a sorted array, and how long the runs are."""
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
     return starts, np.diff(starts, append=keys.size)

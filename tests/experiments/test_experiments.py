@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from fem_hjb import experiments
 from fem_hjb.cli import app
+from fem_hjb.experiments import mixture_tilts
 from fem_hjb.experiments.trial import Claim, Trial, fitted_slope, save_trial
 from fem_hjb.support.errors import ConvergenceError, TrialError
 
@@ -120,6 +121,23 @@ def test_slopes() -> None:
 def test_bad_input(message: str, call: object) -> None:
     with pytest.raises(TrialError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_regression_in_the_log_domain_finds_logarithms_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    group, labels, weights = rng.integers(0, 3, 60), 2 * rng.standard_normal(60), rng.uniform(0.1, 1.0, 60)
+    rows = np.eye(3)[group]
+    mean = (rows * (weights * np.exp(labels))[:, None]).sum(axis=0) / (rows * weights[:, None]).sum(axis=0)
+    np.testing.assert_allclose(mixture_tilts.log_regression(rows, labels, weights), np.log(mean), atol=1e-5)
+    monkeypatch.setattr(mixture_tilts, "_NEWTON", 2)
+    with pytest.raises(ConvergenceError, match="did not settle in 2 steps; take more paths"):
+        mixture_tilts.log_regression(rows, labels, weights)
+
+
+@pytest.mark.parametrize("name", ["mixture-tilts", "rotated-wells", "high-dimension", "two-dimensions", "ellipticity"])
+def test_one_seed_has_no_spread(name: str) -> None:
+    with pytest.raises(TrialError, match="the spread over seeds needs at least two of them, got seeds=1"):
+        experiments.run(name, quick=True, seeds=1)
 
 
 def test_command(tmp_path: Path) -> None:

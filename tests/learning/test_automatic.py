@@ -23,7 +23,7 @@ class Told:
 
 
 def test_the_least_estimate_is_chosen_and_what_was_tried_is_told():
-    found = fh.fit(LQ, PATHS, "auto")
+    found = fh.fit(LQ, PATHS)  # "auto" if nothing is said
     tried = found.stats["tried"]
     (best,) = [row for row in tried if row["chosen"]]
     assert best["policy"] == min(row["policy"] for row in tried)

@@ -9,7 +9,7 @@ import skfem
 
 from fem_hjb.learning import samples, scatter
 from fem_hjb.learning.forms import RATE_OF_CHANGE, VALUE, Integrands, Operator, residual
-from fem_hjb.learning.gram import cell_sums, gram_sums, pair_sums
+from fem_hjb.learning.gram import cell_sums, gram_sums, instant_sums, pair_sums
 from fem_hjb.learning.moments import legendre_table, tensor_axes, tensor_sums
 from fem_hjb.learning.samples import Located, operator_rows
 from fem_hjb.learning.scatter import Scatter
@@ -197,6 +197,30 @@ def test_sums_are_products_of_design_matrices(name):
             close(ours, explicit(space, t, x, weights, form))
             assert abs(ours).max() > 0
         close(sums.load(), explicit_load(space, t, x, weights, loads))
+
+
+@pytest.mark.parametrize("name", DICTIONARIES)
+@pytest.mark.parametrize("doubles", [16, 1 << 21])
+def test_samples_of_dictionaries_that_share_their_times(name, doubles, monkeypatch):
+    """Instant by instant as one by one, with cells that no sample is in, and times on both sides of a grid point."""
+    monkeypatch.setattr(samples, "_CHUNK_DOUBLES", doubles)
+    space = SPACES[name]()
+    m, rng = 320, np.random.default_rng(3)
+    _, x, weights, products, loads = random_case(space, m)
+    edge = space.time.points[1]
+    every = space.horizon * np.array([0.02, 0.05, 0.7, 1.0])
+    t = rng.permutation(np.concatenate([np.repeat(every, 60), np.repeat([edge, np.nextafter(edge, 0)], 40)]))
+    products.append([(Operator(), products[0][0][0])])
+    one, other = (summed(engine, space, t, x, weights, products, loads) for engine in (gram_sums, cell_sums))
+    by_instant = summed(instant_sums, space, t, x, weights, products, loads)
+    np.testing.assert_array_equal(one.local, by_instant.local)  # chosen, as 16 samples and more share a time
+    close(one.load(), other.load())
+    for ours, expected in zip(one.local[:-1], other.local[:-1], strict=True):
+        close(ours, expected)
+    assert not one.local[-1].any()
+    close((one + other).load(), 2 * other.load())
+    few = summed(gram_sums, space, *random_case(space, 100))
+    np.testing.assert_array_equal(few.local, summed(cell_sums, space, *random_case(space, 100)).local)
 
 
 @pytest.mark.parametrize("name", SPACES)
