@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import skfem
 from matplotlib import image
+from matplotlib.figure import Figure
 from rich.text import Text
 from typer.testing import CliRunner, Result
 
@@ -65,6 +66,12 @@ def mine(tmp_path: Path) -> str:
     return str(tmp_path / "mine.py")
 
 
+@pytest.fixture
+def blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the picture is not what is tested, it is empty: drawing takes longer than all the rest."""
+    monkeypatch.setattr("fem_hjb.plotting.pictures.report", lambda *_, **__: Figure(figsize=(1.0, 1.0)))
+
+
 def test_compare_writes_three_files_and_prints_the_table(tmp_path: Path) -> None:
     out = tmp_path / "results" / "lq"
     result = run("compare", "lq", "--dim", "1", *SMALL, "--out", str(out))
@@ -90,6 +97,7 @@ def test_the_command_of_the_readme_runs(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.usefixtures("blank")
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path: Path) -> None:
     texts = []
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
@@ -107,6 +115,7 @@ def test_a_problem_of_ones_own_is_compared_with_the_reference(tmp_path: Path, mi
     assert "against the reference" in result.stdout
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_mesh_can_be_the_reference(tmp_path: Path) -> None:
     result = run("compare", "lq", *SMALL, "--reference-cells", "32", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
@@ -165,6 +174,7 @@ def test_faces_of_a_refined_mesh_are_told(tmp_path: Path) -> None:
     assert "note: solution:" in result.stderr
 
 
+@pytest.mark.usefixtures("blank")
 def test_quick_runs_are_small_and_what_is_given_stays(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     stats = []
@@ -191,6 +201,7 @@ def test_the_seed_of_solve(tmp_path: Path) -> None:
     assert estimates[0] == estimates[1] != estimates[2]
 
 
+@pytest.mark.usefixtures("blank")
 def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = json.loads(run("compare", "lq", *SMALL, "--json", "--quiet", "--out", str(out)).stdout)
@@ -213,6 +224,7 @@ def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) 
     assert found == {"a": None, "b": [1, 2], "c": [None, "x", None, True], "d": "f"}
 
 
+@pytest.mark.usefixtures("blank")
 def test_quiet_leaves_only_what_matters_on_stderr(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     assert run("compare", "lq", "--quick", "--quiet", "--out", out).stderr == ""

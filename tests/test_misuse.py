@@ -854,9 +854,11 @@ EXCUSED = {
 }
 ALIKE = {  # as right as others of the list, and all that a call does with them is the same
     *(("rng", kind) for kind in ("3", "10**12", "10**18")),
-    *(("max_seconds", kind) for kind in ("3", "1.5", "10**12", "10**18")),
+    *(("max_seconds", kind) for kind in ("3", "1.5", "10**12", "10**18", "10**30")),
     *(("workers", kind) for kind in ("10**12", "10**18")),
-    *((most, "10**12") for most in ("max_dofs", "max_iterations")),
+    *((most, kind) for most in ("max_dofs", "max_iterations") for kind in ("10**12", "10**18")),
+    *((weight, kind) for weight in ("ridge", "smoothing") for kind in ("3", "10**12", "10**18")),
+    ("config", "None"),  # all of an experiment, which tests of experiments run
 }
 
 

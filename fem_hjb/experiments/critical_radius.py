@@ -92,9 +92,9 @@ QUICK = Config(
     classes=((2, 3), (4, 6)),
     radii=(2.0,),
     paths=(500, 2000),
-    ball_paths=(50, 200, 800),
+    ball_paths=(50, 400),
     sigma_paths=2000,
-    seeds=12,
+    seeds=10,
     ball_seeds=8,
 )
 

@@ -81,12 +81,12 @@ class Config:
 QUICK = Config(
     etas=(1.0, 0.125, 0.0625),
     epsilons=(1.0, 0.1, 1e-3),
-    deltas=4,
+    deltas=3,
     classes=((10, 5), (8, 2)),
-    n=500,
+    n=200,
     steps=32,
     seeds=2,
-    rtol=1e-3,
+    rtol=3e-3,
 )
 
 _COLUMNS = (

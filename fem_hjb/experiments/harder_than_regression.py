@@ -45,9 +45,8 @@ from typing import Any, final
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
-from fem_hjb.experiments.trial import Claim, Slope, Trial, check_seeds, conclude, fitted_slope
+from fem_hjb.experiments.trial import Claim, Slope, Trial, check_seeds, conclude, fitted_slope, students_t
 from fem_hjb.learning.estimators import Estimator
 from fem_hjb.learning.matching import choose_penalty
 from fem_hjb.learning.measures import law_measure
@@ -170,7 +169,7 @@ def _exponent(config: Config, errors: Errors, method: str, less: str | None = No
         return np.array([fitted_slope(inverse, curve).value for curve in curves])
 
     slopes = fitted(method) - (0.0 if less is None else fitted(less))
-    margin = stats.t.ppf(0.975, slopes.size - 1) * slopes.std(ddof=1) / np.sqrt(slopes.size)
+    margin = students_t(slopes.size - 1) * slopes.std(ddof=1) / np.sqrt(slopes.size)
     return Slope(value=slopes.mean(), low=slopes.mean() - margin, high=slopes.mean() + margin)
 
 

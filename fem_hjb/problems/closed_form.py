@@ -11,7 +11,8 @@ time term by term.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import count
 from typing import Any, final
 
@@ -98,6 +99,7 @@ class ClosedForm(Plain, ABC):
 _MOST_CALLS = 50_000  # of the right-hand side of Riccati equations; a few hundred are usual
 _LOOK = 2_500  # calls, after every so many of which it is seen how far they have come
 _HOPELESS = 100  # times too slow for _MOST_CALLS: steps grow by no more where P does not change any more
+_SMALL = 16  # entries of all P, up to which integrated systems are kept
 
 
 @final
@@ -155,59 +157,10 @@ class LinearQuadratic(ClosedForm):
         self._q = frozen_array(np.zeros(d) if q is None else q, "q", (d,), ProblemError)
         self._q0 = float(frozen_array(q0, "q0", (), ProblemError))
         self._terms = terminal.terms
-        self._solution = self._integrate(terminal)
-
-    def _integrate(self, terminal: LogSumExpReward) -> Any:
-        """Dense output of the Riccati systems in the time to go s = T - t."""
-        k, d = self._terms, self.dim
-        A, a, Lambda, alpha = self._A, self._a, self._Lambda, self.temperature
-        root = np.linalg.cholesky(Lambda)
-
-        calls, seen = count(1), (0.0, np.inf)
-
-        def rate(s: float, state: FloatArray) -> FloatArray:
-            nonlocal seen
-            done = next(calls)
-            if done % _LOOK == 0:
-                size, (before, other) = float(np.abs(state[: k * d * d]).max()), seen
-                steady = 0.5 * other < size < 2.0 * other  # it does not blow up, nor decay
-                reached = s + _HOPELESS * (s - before) * (_MOST_CALLS - done) / _LOOK
-                if done >= _MOST_CALLS or (steady and reached < self.horizon):
-                    raise ProblemError(
-                        f"the Riccati equations are too stiff to be integrated to T = {self.horizon:g}: {done}"
-                        f" evaluations went {s:g} backwards from it; shorten the horizon, or let drift, noise and"
-                        " rewards differ less"
-                    )
-                seen = s, size
-            P, p, _c = self._unpack(state[:, None])
-            P, p = P[0], p[0]
-            PA, PL = P @ A, P @ Lambda
-            dP = np.swapaxes(PA, -1, -2) + PA + self._Q - PL @ P / alpha
-            dp = p @ A - np.einsum("kij,kj->ki", PL, p) / alpha - P @ a + self._q
-            dc = p @ a + np.einsum("ki,ij,kj->k", p, Lambda, p) / (2 * alpha)
-            dc += self._q0 - 0.5 * np.trace(PL, axis1=-2, axis2=-1)
-            return np.concatenate([dP.ravel(), dp.ravel(), dc])
-
-        def lowest(_: float, state: FloatArray) -> float:
-            """Above zero as long as no eigenvalue of L'PL/alpha (1 / time, Lambda = LL') has run off to -infinity."""
-            P = state[: k * d * d].reshape(k, d, d)
-            return float(np.linalg.eigvalsh(root.T @ P @ root / alpha).min() * self.horizon + 1e8)
-
-        lowest.terminal = True  # type: ignore[attr-defined]
-        start = np.concatenate([array.ravel() for array in terminal.coefficients])
-        blow_up = 0.0 if lowest(0.0, start) <= 0 else None
-        if blow_up is None:
-            with np.errstate(over="ignore", invalid="ignore"):
-                run = solve_ivp(
-                    rate, (0.0, self.horizon), start, "DOP853", dense_output=True, events=lowest, rtol=1e-13, atol=1e-14
-                )
-            if run.status == 0:
-                return run.sol
-            blow_up = float(run.t[-1])
-        raise InfiniteValueError(
-            f"the value is +infinity before t = {self.horizon - blow_up:.9g}: a Riccati equation, integrated backwards"
-            f" from T = {self.horizon:g}, blows up there; {TAMER}"
-        )
+        numbers = (self.horizon, self.temperature, self._q0)
+        arrays = (self._A, self._a, self._Lambda, self._Q, self._q, *terminal.coefficients)
+        integrate = _kept if self._terms * d * d <= _SMALL else _integrated
+        self._solution = integrate(self._terms, d, numbers, tuple(array.tobytes() for array in arrays))
 
     def _unpack(self, state: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """P (u, k, d, d), p (u, k, d), c (u, k) from states in columns (m, u)."""
@@ -233,6 +186,82 @@ class LinearQuadratic(ClosedForm):
 
     def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:
         return np.asarray(gradient @ self._Lambda)
+
+
+def _integrated(k: int, d: int, numbers: tuple[float, float, float], arrays: tuple[bytes, ...]) -> Any:
+    """Dense output of the k Riccati systems in the time to go s = T - t.
+
+    numbers : T, alpha, q0.  arrays : A, a, Lambda, Q, q, and R, s, s0 of the terms.
+    """
+    horizon, alpha, _ = numbers
+    shapes = ((d, d), (d,), (d, d), (d, d), (d,))
+    given = [np.frombuffer(array) for array in arrays]
+    matrices = [array.reshape(shape) for array, shape in zip(given, shapes, strict=False)]
+    root, start = np.linalg.cholesky(matrices[2]), np.concatenate(given[len(shapes) :])
+
+    def lowest(_: float, state: FloatArray) -> float:
+        """Above zero as long as no eigenvalue of L'PL/alpha (1 / time, Lambda = LL') has run off to -infinity."""
+        P = state[: k * d * d].reshape(k, d, d)
+        return float(np.linalg.eigvalsh(root.T @ P @ root / alpha).min() * horizon + 1e8)
+
+    lowest.terminal = True  # type: ignore[attr-defined]
+    blow_up = 0.0 if lowest(0.0, start) <= 0 else None
+    if blow_up is None:
+        rate = _rate(k, d, numbers, *matrices)
+        with np.errstate(over="ignore", invalid="ignore"):
+            run = solve_ivp(
+                rate, (0.0, horizon), start, "DOP853", dense_output=True, events=lowest, rtol=1e-13, atol=1e-14
+            )
+        if run.status == 0:
+            return run.sol
+        blow_up = float(run.t[-1])
+    raise InfiniteValueError(
+        f"the value is +infinity before t = {horizon - blow_up:.9g}: a Riccati equation, integrated backwards"
+        f" from T = {horizon:g}, blows up there; {TAMER}"
+    )
+
+
+_kept = lru_cache(maxsize=64)(_integrated)  # the same problems are made again and again, and this takes most of it
+
+
+def _rate(
+    k: int,
+    d: int,
+    numbers: tuple[float, float, float],
+    A: FloatArray,
+    a: FloatArray,
+    Lambda: FloatArray,
+    Q: FloatArray,
+    q: FloatArray,
+) -> Callable[[float, FloatArray], FloatArray]:
+    """The right-hand side of the Riccati systems in the time to go; it gives up what goes on for too long."""
+    horizon, alpha, q0 = numbers
+    calls, seen = count(1), (0.0, np.inf)
+
+    def rate(s: float, state: FloatArray) -> FloatArray:
+        nonlocal seen
+        done = next(calls)
+        if done % _LOOK == 0:
+            size, (before, other) = float(np.abs(state[: k * d * d]).max()), seen
+            steady = 0.5 * other < size < 2.0 * other  # it does not blow up, nor decay
+            reached = s + _HOPELESS * (s - before) * (_MOST_CALLS - done) / _LOOK
+            if done >= _MOST_CALLS or (steady and reached < horizon):
+                raise ProblemError(
+                    f"the Riccati equations are too stiff to be integrated to T = {horizon:g}: {done}"
+                    f" evaluations went {s:g} backwards from it; shorten the horizon, or let drift, noise and"
+                    " rewards differ less"
+                )
+            seen = s, size
+        P, p = state[: k * d * d].reshape(k, d, d), state[k * d * d : k * d * (d + 1)].reshape(k, d)
+        PA, PL = P @ A, P @ Lambda
+        steered = (PL @ p[:, :, None])[:, :, 0]
+        dP = PA.swapaxes(-1, -2) + PA + Q - PL @ P / alpha
+        dp = p @ A - steered / alpha - P @ a + q
+        dc = p @ a + ((p @ Lambda) * p).sum(-1) / (2 * alpha)
+        dc += q0 - 0.5 * PL.reshape(k, -1)[:, :: d + 1].sum(-1)
+        return np.concatenate([dP.ravel(), dp.ravel(), dc])
+
+    return rate
 
 
 @final

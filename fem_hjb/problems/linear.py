@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +21,8 @@ from fem_hjb.support.checks import (
     spd_array,
 )
 from fem_hjb.support.errors import DomainError, EllipticityError, ProblemError
+
+_SMALL = 4  # dimensions up to which transitions are kept
 
 
 def linear_transition(
@@ -44,6 +46,14 @@ def linear_transition(
     Lambda = frozen_array(given * np.eye(d) if given.ndim == 0 else given, "diffusion", (d, d), ProblemError)
     if non_negative_number(time, "time", ProblemError) > LARGEST:
         raise ProblemError(f"time is {time:.3g}{UNITS}")
+    move = _kept if d <= _SMALL else _moved
+    Phi, shift, C = move(d, float(time), A.tobytes(), a.tobytes(), Lambda.tobytes())
+    return Phi.copy(), shift.copy(), C.copy()
+
+
+def _moved(d: int, time: float, *arrays: bytes) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """What `linear_transition` returns, from A, a and Lambda."""
+    A, a, Lambda = (np.frombuffer(array).reshape(-1, d) for array in arrays)
     doublings = int(np.ceil(np.log2(max(float(np.abs(A).sum(0).max()) * time, 1.0))))
     block = expm(time / 2**doublings * np.block([[-A, Lambda], [np.zeros((d, d)), A.T]]))
     Phi = block[d:, d:].T
@@ -51,8 +61,11 @@ def linear_transition(
     for _ in range(doublings):
         C = C + Phi @ C @ Phi.T
         Phi = Phi @ Phi
-    whole = expm(time * np.block([[A, a[:, None]], [np.zeros((1, d + 1))]]))
+    whole = expm(time * np.block([[A, a.T], [np.zeros((1, d + 1))]]))
     return whole[:d, :d], whole[:d, d], (C + C.T) / 2
+
+
+_kept = lru_cache(maxsize=512)(_moved)  # laws are asked for at the same times, and paths have steps of one length
 
 
 def linear_marginal(drift: LinearDrift, diffusion: ArrayLike, initial_law: Law) -> MarginalLaw:

@@ -23,7 +23,7 @@ LQ = Setting(
 )
 LINEAR = Setting(name="linear", problem="soc-ou-linear", dim=4, rtol=None, **SMALL)
 WELLS = Setting(name="wells", problem="soc-double-well", dim=5, rtol=1e-2, paths=512, steps=100, fine=100)
-WELL = Setting(name="well", problem="double-well", dim=1, rtol=1e-4, paths=1024, steps=100, fine=200)
+WELL = Setting(name="well", problem="double-well", dim=1, rtol=1e-3, paths=1024, steps=100, fine=200)
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +103,12 @@ def test_a_record_has_the_value_with_its_error_bar(made):
 def test_the_value_is_the_mean_over_the_law_of_the_start(well):
     """Of a law that is not known at later times; nothing is drawn."""
     record = well
-    solution = fh.solve(WELL.make(), rtol=1e-6, verify=False)
+    solution = fh.solve(WELL.make(), rtol=1e-5, verify=False)
     x = np.linspace(-3, 3, 4001)
     density = np.exp(-2 * x**2)
     right = (density * solution.value(0.0, x[:, None])).sum() / density.sum()
     assert record["value"] == pytest.approx(right, abs=3 * record["value_error"])
-    assert 0 < record["value_error"] < 1e-4
+    assert 0 < record["value_error"] < 1e-3
 
 
 def test_the_triple_and_the_certificate_agree_with_the_value(made):

@@ -109,8 +109,8 @@ def statistical_slope(drift, sizes, seeds):
 
 
 def test_learned_and_galerkin_solutions_approach_at_the_rate_of_the_square_root_of_n():
-    sizes = (1000, 3162, 10_000, 31_623)
-    assert statistical_slope(LQ.drift, sizes, (24, 24, 16, 8)) == pytest.approx(-0.5, abs=0.1)
+    sizes = (1000, 3162, 10_000)
+    assert statistical_slope(LQ.drift, sizes, (24, 24, 16)) == pytest.approx(-0.5, abs=0.1)
 
 
 def test_they_do_not_when_the_equation_is_told_a_wrong_drift():

@@ -413,3 +413,17 @@ def test_diffusions_that_are_not_elliptic_are_refused(diffusion):
 def test_ill_formed_arguments_are_refused(call, message):
     with pytest.raises(DomainError, match=message):
         call()
+
+
+def test_what_is_kept_is_told_apart_by_every_number():
+    def value(A=-0.5, a=0.1, diffusion=1.2, R=1.0, s=0.3, s0=0.2, temperature=0.8, **changes):
+        given = {"horizon": 0.7, "Q": [[0.6]], "q": [0.4], "q0": 0.1} | changes
+        terminal = LogSumExpReward(temperature=temperature, R=[[[R]]], s=[[s]], s0=[s0])
+        form = LinearQuadratic(drift=LinearDrift([[A]], [a]), diffusion=diffusion, terminal=terminal, **given)
+        return float(form.value(0.2, [0.9]))
+
+    numbers = {"A": -0.4, "a": 0.2, "diffusion": 1.3, "R": 0.9, "s": 0.4, "s0": 0.3, "temperature": 0.9}
+    numbers |= {"horizon": 0.8, "Q": [[0.5]], "q": [0.3], "q0": 0.2}
+    usual = value()
+    assert value() == usual
+    assert [name for name, other in numbers.items() if abs(value(**{name: other}) - usual) < 1e-4] == []

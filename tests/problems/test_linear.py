@@ -83,3 +83,16 @@ def test_a_law_that_a_linear_drift_does_not_carry_is_refused():
 def test_a_negative_time_is_refused():
     with pytest.raises(DomainError, match="t must be a non-negative finite number"):
         linear_marginal(ZERO, 1.0, PointMass([0.0, 0.0]))(-1.0)
+
+
+def test_what_is_kept_is_not_what_those_who_asked_have_changed():
+    drift = LinearDrift([[-0.7]], [0.2])
+    first = linear_transition(drift, 1.3, 0.5)
+    expected = [part.copy() for part in first]
+    for part in first:
+        part[...] = 7.0
+    for again, right in zip(linear_transition(drift, 1.3, 0.5), expected, strict=True):
+        np.testing.assert_array_equal(again, right)
+    for other in ((drift, 1.4, 0.5), (drift, 1.3, 0.6), (LinearDrift([[-0.8]], [0.2]), 1.3, 0.5)):
+        assert linear_transition(*other)[2][0, 0] != expected[2][0, 0]
+    assert linear_transition(LinearDrift([[-0.7]], [0.3]), 1.3, 0.5)[1][0] != expected[1][0]

@@ -115,7 +115,7 @@ def test_jumps_are_met_and_the_error_is_known(name: str) -> None:
 
 
 def test_values_at_nodes_are_of_the_first_order_and_seen_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, truth, Lambda, latest, rtol = POSED["a half plane"]
+    problem, truth, Lambda, latest, rtol = POSED["one dimension"]
     monkeypatch.setattr(box_faces, "averages", lambda grid, g, deeper: g(grid.nodes).reshape(grid.shape))
     search = _Search(problem, rtol, None, None, None, 0)
     found = search.run(lambda _: None)
