@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -91,7 +91,7 @@ def _plane(ax: Axes, arrays: dict[str, FloatArray]) -> None:
         middle = value.shape[2] // 2
         value, control = value[:, :, middle], control[:, :, middle, :2]
     low, high = np.nanquantile(value, [10 * _REACH, 1.0])
-    smooth = "auto" if "t" in arrays else "gouraud"  # what is left of a grid is coarse
+    smooth: Literal["auto", "gouraud"] = "auto" if "t" in arrays else "gouraud"  # what is left of a grid is coarse
     ax.pcolormesh(
         arrays["x1"], arrays["x2"], value.T, cmap="cividis", vmin=low, vmax=high, shading=smooth, rasterized=True
     )

@@ -278,19 +278,25 @@ def _solved(chain: _Chain, rtol: float, watch: Watch) -> StagedSolution:
     free = chain.draws(None)
     laws = chain.laws(free)
     loose = min(max(_LOOSER * rtol, _LOOSE), LARGEST_RTOL)
-    for k in range(_SCOUTS):
-        first = chain.solved(laws, loose, part_of(watch, 0.1 * k, 0.1 * (k + 1)), verify=False)
-        steered = chain.draws(_steering(first))
-        laws = chain.laws(free, steered)
-        if _lost(first, steered) <= _losable(chain, loose):
-            break
-    draws = free, steered
+    first: StagedSolution | None = None
+    steered = free
     share = max(rtol / chain.count, LEAST_RTOL)
     try:
+        for k in range(_SCOUTS):
+            first = chain.solved(laws, loose, part_of(watch, 0.1 * k, 0.1 * (k + 1)), verify=False)
+            steered = chain.draws(_steering(first))
+            laws = chain.laws(free, steered)
+            if _lost(first, steered) <= _losable(chain, loose):
+                break
+        draws = free, steered
         found = chain.solved(laws, share, part_of(watch, 0.1 * _SCOUTS, 0.9), verify=True)
     except OutOfTimeError:
+        if first is None:
+            raise
         over = f"max_seconds were over: the first solution, which was asked for {loose:g} in each stage"
-        return _with_checks(replace(first, status=over), _told(first, draws), chain.seed)
+        return _with_checks(replace(first, status=over), _told(first, (free, steered)), chain.seed)
+    if first is None:
+        raise ConvergenceError("a chain without one that is looser")
     sums, loose_sums = _told(found, draws), _told(first, draws)
     known = loose_sums.value + sums.value, loose_sums.policy + sums.policy  # what two chains may be apart
     short = [max(seen / max(told, 1e-300), 1.0) for seen, told in zip(_apart(first, found, draws), known, strict=True)]

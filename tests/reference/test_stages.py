@@ -15,6 +15,7 @@ from fem_hjb.problems import LogSumExpReward
 from fem_hjb.problems.closed_form import LinearQuadratic
 from fem_hjb.reference.pathwise import along_paths, walk
 from fem_hjb.solutions.staged import StagedSolution, bounds_of
+from fem_hjb.support.progress import OutOfTimeError
 
 ALPHA = 0.5
 DRIFT, NOISE = fh.LinearDrift([[-1.0]], [0.2]), [[0.6]]
@@ -293,7 +294,24 @@ def test_solutions_are_kept_and_told(solution: StagedSolution) -> None:
         solution.rewards[0.5] = FIRST  # type: ignore[index]
 
 
-def test_time_that_is_over_leaves_the_looser_chain_or_an_error() -> None:
+def test_time_that_is_over_leaves_the_looser_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = fh.reference.stages.solve  # type: ignore[attr-defined]
+
+    def slow(problem: Any, **options: Any) -> Any:
+        if options["verify"]:
+            raise OutOfTimeError
+        return own(problem, **options)
+
+    monkeypatch.setattr("fem_hjb.reference.stages.solve", slow)
+    with pytest.warns(fh.ToleranceWarning, match="max_seconds were over"):
+        found = fh.solve_stages(PROBLEM, {0.3: FIRST}, rtol=1e-6)
+    assert found.status.startswith("max_seconds were over: the first solution, which was asked for 0.01 in each stage")
+    assert found.error_estimate is not None
+    assert 1e-6 < max(errors(found, riccati(DRIFT, NOISE, END, {0.3: FIRST}, 1.0))) < 1e-2
+    assert [check.name for check in found.checks[-2:]] == ["value along paths", "policy along paths"]
+
+
+def test_time_that_is_over_before_there_is_anything_is_an_error() -> None:
     with pytest.raises(fh.errors.ConvergenceError, match=r"no solution within max_seconds=0\.001"):
         fh.solve_stages(PROBLEM, {0.5: FIRST}, max_seconds=1e-3)
     seen: list[float] = []
