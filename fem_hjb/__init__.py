@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # what `_NAMES` and `_FOLDERS` say, for those who read types
     from fem_hjb.reference import solve as solve
     from fem_hjb.reference import solve_exit as solve_exit
     from fem_hjb.reference import solve_on_mesh as solve_on_mesh
+    from fem_hjb.reference import solve_stages as solve_stages
     from fem_hjb.solutions import Solution as Solution
     from fem_hjb.solutions import ToleranceWarning as ToleranceWarning
     from fem_hjb.solutions import compare as compare
@@ -74,6 +75,7 @@ _NAMES = {
     "problems": "Box ControlProblem ExitProblem Gaussian GaussianMixture LinearDrift MeshDomain PointMass Uniform zoo",
     "reference": (
         "feynman_kac fokker_planck ground_state refine_on_mesh schroedinger_bridge solve solve_exit solve_on_mesh"
+        " solve_stages"
     ),
     "solutions": "Solution ToleranceWarning compare load_solution save_solution",
     "spaces": "Space load_mesh",

@@ -8,6 +8,7 @@ import typer
 
 from fem_hjb import atlas
 from fem_hjb import cli_output as output
+from fem_hjb.atlas.entries import Record
 from fem_hjb.atlas.settings import Setting
 from fem_hjb.cli_input import Debug, Json, OptionError, Quiet
 from fem_hjb.problems import zoo
@@ -23,7 +24,10 @@ def atlas_command(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for grid files and atlas.jsonl.")] = Path("results", "atlas"),
     table: Annotated[Path | None, typer.Option(help="Write the page with the table of all that is in OUT.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Write a picture of all that is in OUT, .png.")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Write a picture of all that is in OUT, .png; beside it one of entries for ever."),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Make entries that are there already again.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="List the entries, and make none.")] = False,
     max_seconds: Annotated[
@@ -55,14 +59,12 @@ def atlas_command(
         settings, out, again=again, seconds=seconds, stage=lambda setting: report.stage(f"{setting.name:<24}")
     )
     everything = atlas.read(out)
-    if picture is not None:
-        with atomic_file(picture) as part:
-            atlas.sheet(out, everything).savefig(part, format="png", dpi=80)
+    pictures = [] if picture is None else _draw(out, everything, picture)
     if table is not None:
         shown = "images/atlas.png" if picture is None else os.path.relpath(picture, table.parent).replace(os.sep, "/")
         with atomic_file(table) as part:
             part.write_text(atlas.page(everything, shown), encoding="utf-8")
-    files = [path for path in (out / atlas.RECORDS, picture, table) if path is not None]
+    files = [path for path in (out / atlas.RECORDS, *pictures, table) if path is not None]
     if json:
         output.print_json({"entries": found, "files": files})
     else:
@@ -74,6 +76,18 @@ def atlas_command(
             print(file)
     if any(record["error"] is not None for record in found):
         raise typer.Exit(1)
+
+
+def _draw(out: Path, records: list[Record], picture: Path) -> list[Path]:
+    """A picture of the entries with a horizon, and beside it one of those for ever, if there are any."""
+    ever = [record for record in records if atlas.for_ever(record)]
+    rest = [record for record in records if not atlas.for_ever(record)]
+    drawn = [(rest, picture)] if rest or not ever else []
+    drawn += [(ever, Path(atlas.beside(str(picture))))] if ever else []
+    for some, target in drawn:
+        with atomic_file(target) as part:
+            atlas.sheet(out, some).savefig(part, format="png", dpi=80)
+    return [target for _, target in drawn]
 
 
 def _list(settings: list[Setting], json: bool) -> None:

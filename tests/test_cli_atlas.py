@@ -71,6 +71,25 @@ def test_what_cannot_be_solved_is_exit_code_1(tmp_path: Path, monkeypatch: pytes
     assert "ring: ConvergenceError: none" in result.stdout
 
 
+def test_entries_for_ever_have_a_picture_beside_that_of_the_others(
+    made: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = made
+    ever = atlas.Setting(
+        name="calm", problem="lq", dim=1, parameters={"A": -1.0, "horizon": 40.0}, rtol=1e-2, forever=True
+    )
+    monkeypatch.setattr(atlas, "chosen", lambda names, quick: [ever])
+    result = run("calm", "--out", str(folder / "out"), "--picture", str(folder / "b.png"))
+    assert result.exit_code == 0, result.output
+    for name in ("b.png", "b-forever.png"):
+        assert image.imread(folder / name).std() > 0.05
+        assert name in result.stdout
+    alone = run("calm", "--out", str(folder / "alone"), "--picture", str(folder / "c.png"))
+    assert alone.exit_code == 0, alone.output
+    assert not (folder / "c.png").exists()
+    assert (folder / "c-forever.png").is_file()
+
+
 def test_entries_are_listed() -> None:
     told = run("--list").stdout
     assert all(name in told for name in atlas.names())

@@ -12,7 +12,7 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box curved locate cells cell_measure facets mesh_domain laws kernels problem exit probing "
+        "divergence box curved locate cells cell_measure facets mesh_domain laws kernels problem exit stages probing "
         "fingerprint blocks rewards closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
     "paths": (
@@ -25,7 +25,8 @@ ORDER = {
     ),
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": (
-        "density estimate checks norms solution steady ground bridge comparison compare packing packing_steady files"
+        "density estimate checks norms solution staged steady ground bridge comparison compare packing packing_steady "
+        "files"
     ),
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
@@ -36,7 +37,7 @@ ORDER = {
         "tolerance feynman_kac "
         "steady_operators steady_checks steady_ladder exit_equation exit_box exit_mesh ground_equation ground_state "
         "mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine "
-        "pathwise residual solve bridge"
+        "pathwise residual solve stages bridge"
     ),
     "learning": (
         "linear_set bernstein constraints dissection fronts factors bordered active_sets interior_point "

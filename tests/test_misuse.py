@@ -95,6 +95,7 @@ MESH = fh.spaces.box_mesh(fh.Box([-4.0], [4.0]), 8, "line")
 PATHS = fh.sample_paths(LQ, n=40, steps=4, rng=0)
 SOLUTION = fh.solve_on_mesh(LQ, MESH, steps=4)
 CHECKED = fh.solve(LQ, rtol=1e-2)
+STAGED = fh.solve_stages(WALLED, {0.5 * WALLED.horizon: WALLED.terminal_reward}, rtol=1e-1)
 PRODUCT = fh.solutions.ProductSolution(problem=LQ2, parts=(((0,), CHECKED), ((1,), CHECKED)), status="ok")
 MEASURE = fh.learning.empirical_measure(LQ, PATHS)
 SYSTEM = fh.learning.assemble(LQ, PATHS, LINE, outside="drop")
@@ -234,8 +235,8 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "Uniform in a mesh": (fh.Uniform, {"box": MESH_DOMAIN}),
         "certify": (
             fh.certify,
-            {"problem": LQ, "policy": b, "x0": [0.0], "n": 64, "steps": 2, "rng": 0, "level": 0.9, "starts": None}
-            | {"executor": None, "progress": None, "max_seconds": None},
+            {"problem": LQ, "policy": b, "x0": [0.0], "n": 64, "steps": 4, "rng": 0, "level": 0.9, "starts": None}
+            | {"executor": None, "progress": None, "max_seconds": None, "rewards": {0.5 * LQ.horizon: y}},
         ),
         "certify by a value": (
             fh.certify,
@@ -389,6 +390,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.ExitProblem,
             {"dim": 1, "temperature": 1.0, "drift": steady, "diffusion": 1.0, "running_reward": y, "exit_reward": y}
             | {"domain": BOX, "name": "a"},
+        ),
+        "solve_stages": (
+            fh.solve_stages,
+            {"problem": WALLED, "rewards": STAGED.rewards, "rtol": 1e-1, "max_dofs": 300, "rng": 0, "progress": None}
+            | {"max_seconds": None},
         ),
         "solve_exit": (
             fh.solve_exit,
@@ -739,6 +745,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.solutions.ProductSolution,
             {"problem": LQ2, "parts": PRODUCT.parts, "status": "ok", "stats": {}, "error_estimate": estimate},
         ),
+        "solutions.StagedSolution": (
+            fh.solutions.StagedSolution,
+            {name: getattr(STAGED, name) for name in inspect.signature(fh.solutions.StagedSolution).parameters},
+        ),
         "solutions.from_callables": (fh.solutions.from_callables, {"value": r, "gradient": b, "policy": b}),
         "solutions.load_paths": (fh.solutions.load_paths, {"path": path_file}),
         "solutions.save_paths": (fh.solutions.save_paths, {"path": folder / "c.npz", "paths": PATHS}),
@@ -768,9 +778,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
     }
     evaluated = {**where, "outside": "nan"}
     own = {**evaluated, "nonpositive": "nan"}
-    for name, of in (("Solution", SOLUTION), ("ProductSolution", PRODUCT)):
-        at = own if name == "Solution" else {**own, "x": np.array([[0.1, 0.2]])}
-        found[f"{name}.f"] = of.f, {k: at[k] for k in evaluated}
+    for name, of in (("Solution", SOLUTION), ("ProductSolution", PRODUCT), ("StagedSolution", STAGED)):
+        at = {**own, "x": np.array([[0.1, 0.2]])} if name == "ProductSolution" else own
+        if name != "StagedSolution":
+            found[f"{name}.f"] = of.f, {k: at[k] for k in evaluated}
         found |= {f"{name}.{method}": (getattr(of, method), at) for method in ("value", "gradient", "policy")}
     found |= {f"ControlProblem.{name}": (getattr(LQ, name), where) for name in ("b", "Lambda", "r", "exit_reward")}
     laws = {

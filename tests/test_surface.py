@@ -76,6 +76,7 @@ SOLVERS: dict[str, Call] = {
     "solve": lambda of: fh.solve(of),
     "solve_on_mesh": lambda of: fh.solve_on_mesh(of),
     "refine_on_mesh": lambda of: fh.refine_on_mesh(of, rtol=1e-2),
+    "solve_stages": lambda of: fh.solve_stages(of, {0.5: LQ.terminal_reward}),
     "fokker_planck.solve": lambda of: fh.fokker_planck.solve(of),
 }
 

@@ -6,7 +6,7 @@
 from fem_hjb.atlas.collection import RECORDS, collect, read
 from fem_hjb.atlas.pictures import sheet
 from fem_hjb.atlas.settings import QUICK, SETTINGS, Published, Setting, chosen, names
-from fem_hjb.atlas.tables import HEAD, notes_of, page, row
+from fem_hjb.atlas.tables import HEAD, beside, for_ever, notes_of, page, row
 
 __all__ = [
     "HEAD",
@@ -15,8 +15,10 @@ __all__ = [
     "SETTINGS",
     "Published",
     "Setting",
+    "beside",
     "chosen",
     "collect",
+    "for_ever",
     "names",
     "notes_of",
     "page",

@@ -102,4 +102,4 @@ def _made(setting: Setting, place: Path, seconds: float | None, stage: Callable[
 
 
 def _record(setting: Setting, place: Path, tell: Progress, seconds: float | None) -> Record:
-    return make_forever(setting, tell, seconds) if setting.forever else make(setting, place, tell, seconds)
+    return make_forever(setting, place, tell, seconds) if setting.forever else make(setting, place, tell, seconds)

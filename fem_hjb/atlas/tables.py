@@ -70,9 +70,10 @@ Near the edges of a box, where hardly a path goes, nothing is right to the toler
 What a problem tends to as its horizon grows, by `ground_state`: the average reward, the price of steering taken off,
 and the spectral gap, at whose rate it and the law under the stationary policy are approached. The settings are those of
 Claeys, Goldman, Shen and He, arXiv 2603.23173, with cost -r. Independent coordinates are solved one by one. Error bars
-are what these numbers change by with elements of one degree less; *estimate* is of value and policy, as above.
+are what these numbers change by with elements of one degree less; *estimate* is of value and policy, as above. Grid
+files have w (v up to a constant), control and stationary density.
 
-{forever}
+{settled}{forever}
 
 ## What is not as it should be, and what is to be known
 
@@ -98,6 +99,13 @@ Parameters that are not named have the defaults of `fem-hjb zoo`.
 {left_out}
 """
 
+SETTLED = """![Control and law of each entry for ever]({picture})
+
+In one dimension the stationary density under the control (grey) and the control (red, right axis), in two w with the
+direction of the control, both where that law is. Of problems in more dimensions one coordinate is shown.
+
+"""
+
 LEFT_OUT = """- Walls inside of the domain. Kappen's double slit is posed as what is to be paid at the wall, up to which
   the process is free: behind it the value is known. A wall that stands for a while would be a running reward of
   -infinity.
@@ -111,19 +119,30 @@ LEFT_OUT = """- Walls inside of the domain. Kappen's double slit is posed as wha
 
 def page(records: Sequence[Record], picture: str = "images/atlas.png") -> str:
     """The whole page, Markdown; picture : where its picture is, seen from the page."""
-    followed = [record["asked"] for record in records if not _forever(record)]
+    followed = [record["asked"] for record in records if not for_ever(record)]
     paths, fine = (sorted({asked[name] for asked in followed}) for name in ("paths", "fine"))
     return TEXT.format(
         picture=picture,
         paths=" or ".join(map(str, paths)) or "no",
         fine=" to ".join(map(str, fine[:: max(len(fine) - 1, 1)])) or "no",
-        main=table(HEAD, [row(record) for record in records if not _forever(record)]),
-        forever=table(FOREVER_HEAD, [_forever_row(record) for record in records if _forever(record)]),
+        main=table(HEAD, [row(record) for record in records if not for_ever(record)]),
+        settled=SETTLED.format(picture=beside(picture)) if any(map(for_ever, records)) else "",
+        forever=table(FOREVER_HEAD, [_forever_row(record) for record in records if for_ever(record)]),
         notes="\n".join(map(_note, filter(notes_of, records))) or "Nothing.",
         known=table(_KNOWN_HEAD, [line for record in records for line in _known(record)]),
         sources=table(_SOURCE_HEAD, map(_source, records)),
         left_out=LEFT_OUT,
     )
+
+
+def for_ever(record: Record) -> bool:
+    """Whether an entry is one for ever."""
+    return bool(record["asked"].get("forever"))
+
+
+def beside(picture: str) -> str:
+    """Beside a picture, a.png, that of the entries for ever, a-forever.png."""
+    return f"{picture.removesuffix('.png')}-forever.png"
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -153,10 +172,6 @@ def row(record: Record) -> tuple[str, ...]:
         _objective(record, "uncontrolled"),
         f"{record['seconds']['reference']:.1f}, {sum(record['seconds'].values()):.1f}",
     )
-
-
-def _forever(record: Record) -> bool:
-    return bool(record["asked"].get("forever"))
 
 
 def _forever_row(record: Record) -> tuple[str, ...]:

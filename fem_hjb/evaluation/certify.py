@@ -30,8 +30,10 @@ from fem_hjb.evaluation.weights import Found, found_in
 from fem_hjb.paths.sources import child_seed
 from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
+from fem_hjb.problems.problem import ControlProblem, TerminalReward, ValueFunction, require_problem
+from fem_hjb.problems.stages import Rewards, checked_rewards
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.solutions.staged import Continued, StagedSolution
 from fem_hjb.support.checks import FloatArray, Rng, as_seed, at_most, finite_number
 from fem_hjb.support.errors import ConvergenceError, MeasureError, ProblemError
 from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_progress, checked_seconds, part_of, until
@@ -43,12 +45,13 @@ _ESS, _ESS_OF_START = 100.0, 8.0  # effective sample sizes below which intervals
 _SHARE = 0.5  # of the paths, from a fixed start, that are effective samples enough, however few they are
 _SECOND_ORDER = 10.0  # times the square of the bias that was taken out of a logarithm: about what is left of it
 _NOTHING = 1e-4  # of a temperature: a half-width below which nobody asks what steps put into it
+_SAME = 1e-12  # of the horizon: times that close are one
 _BIAS = 2.0  # half-widths of an interval that steps may put into it: what extrapolating leaves is a fraction of that
 
 
 def certify(
     problem: ControlProblem,
-    policy: Policy | Solution | ProductSolution | ValueFunction | None,
+    policy: Policy | Solution | ProductSolution | StagedSolution | ValueFunction | None,
     *,
     x0: ArrayLike | None = None,
     n: int,
@@ -56,6 +59,7 @@ def certify(
     rng: Rng,
     value: ValueFunction | None = None,
     bounds: Box | ArrayLike | None = None,
+    rewards: Rewards | None = None,
     level: float = 0.95,
     starts: int | None = None,
     executor: Executor | None = None,
@@ -88,6 +92,8 @@ def certify(
     bounds : of R and D = y - w_T, ((least R, largest R), (least D, largest D)), with which Hoeffding's lemma bounds v*
         from above; or a box on which they are looked for (at random points and along the paths: found, not proved).
         None: `upper` is that of the estimate.
+    rewards : on the way, t_i -> y_i as in `solve_stages`, at times at which a step of the longer ones begins; not
+        together with value=. None: those of a staged solution that is given as policy=, else there are none.
     level : of each interval, and of [lower, upper].
     starts : of X_0 ~ p_0, 16 at least; None: so many that 32 paths begin at each (n^0.4 if that is more, n / 64
         if that is less, and 16 at least). Where v_0 is skewed over few starts, intervals hold less often than they say.
@@ -112,7 +118,13 @@ def certify(
     require_problem(problem, "certify")
     watch = until(checked_progress(progress), checked_seconds(max_seconds))
     plan, start = checked_plan(problem, x0, n, checked_steps(steps), starts)
-    work = _Work(problem, start, plan, steps, checked_level(level), executor, np.random.SeedSequence(as_seed(rng)))
+    if rewards is None and isinstance(policy, StagedSolution):
+        rewards = policy.rewards
+    on_the_way = on_grid(problem, rewards, steps)
+    if on_the_way and value is not None:
+        raise MeasureError("value= knows of no rewards on the way; leave it out, or rewards=")
+    seeds = np.random.SeedSequence(as_seed(rng))
+    work = _Work(problem, start, plan, steps, checked_level(level), executor, seeds, on_the_way)
     if value is None and bounds is not None:
         raise MeasureError("bounds= are those of the residual of value=, which is missing; give both or neither")
     try:
@@ -163,12 +175,13 @@ class _Work:
     level: float
     executor: Executor | None
     seed: np.random.SeedSequence
+    rewards: Rewards
 
     def likelihood(self, policy: Any, tell: Progress) -> _Run:
         """Along paths of the policy, exact for the chain."""
         pi = followed(self.problem, policy)
         probe(self.problem, pi, self.x0, self.steps)
-        return self._run(Likelihood(self.problem, pi), 0, tell)
+        return self._run(Likelihood(self.problem, pi, self.rewards), 0, tell)
 
     def from_value(self, policy: Any, value: Any, bounds: Any, watch: Watch, seconds: float | None) -> Certificate:
         """With v* from paths of an approximate value's own policy."""
@@ -253,6 +266,23 @@ def checked_steps(steps: Any) -> int:
     return count
 
 
+def on_grid(problem: ControlProblem, rewards: Any, steps: int) -> Rewards:
+    """Rewards on the way, by the times of the steps of chains of `steps` and half as many; none if there are none."""
+    if rewards is None:
+        return {}
+    times = np.linspace(0.0, problem.horizon, steps + 1)  # as in `log_weights`
+    found: dict[float, TerminalReward] = {}
+    for t, reward in checked_rewards(problem, rewards, "certify").items():
+        k = 2 * round(t / problem.horizon * steps / 2)
+        if abs(times[k] - t) > _SAME * problem.horizon:
+            raise MeasureError(
+                f"steps={steps}: no step of {steps // 2} begins at t={t:g}, where there is a reward; take steps so that"
+                f" t = 2 k T / steps for a whole k"
+            )
+        found[float(times[k])] = reward
+    return found
+
+
 def checked_level(level: Any) -> float:
     """A probability between 0 and 1."""
     number = finite_number(level, "level", MeasureError)
@@ -270,6 +300,8 @@ def followed(problem: ControlProblem, policy: Any) -> Policy:
     """What was given as policy=, as a callable."""
     if policy is None:
         return uncontrolled
+    if isinstance(policy, StagedSolution):
+        return Continued(policy)
     if isinstance(policy, Solution | ProductSolution) or callable(policy) or not isinstance(policy, ValueFunction):
         return checked_policy(problem, policy, "certify")
     return policy_of(problem, policy)

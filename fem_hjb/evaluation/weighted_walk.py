@@ -21,6 +21,7 @@ from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.paths.walls import moved
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.stages import Rewards, paid
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.progress import Progress
 
@@ -60,17 +61,24 @@ def nothing_seen() -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """Rewards, less the logarithm of the likelihood ratio: exact for the chain."""
+    """Rewards, less the logarithm of the likelihood ratio: exact for the chain.
+
+    rewards : those on the way, at times at which a step of each chain begins.
+    """
 
     problem: ControlProblem
     policy: Policy
+    rewards: Rewards = field(default_factory=dict)
     seen: FloatArray = field(default_factory=nothing_seen)
 
     def start(self, x: FloatArray) -> FloatArray:
         return np.zeros(len(x))
 
     def along(self, t: float, h: float, x: FloatArray, log_ratio: FloatArray) -> FloatArray:
-        return self.problem.r(t, x) * h / self.problem.temperature - log_ratio
+        earned = self.problem.r(t, x) * h
+        if t in self.rewards:
+            earned = earned + paid(self.rewards, t, x)
+        return earned / self.problem.temperature - log_ratio
 
     def end(self, x: FloatArray) -> FloatArray:
         return self.problem.y(x) / self.problem.temperature

@@ -9,6 +9,7 @@ from fem_hjb.reference.ground_state import ground_state
 from fem_hjb.reference.mesh_refine import refine_on_mesh
 from fem_hjb.reference.mesh_solve import solve_on_mesh
 from fem_hjb.reference.solve import solve
+from fem_hjb.reference.stages import solve_stages
 
 __all__ = [
     "DensitySolution",
@@ -21,4 +22,5 @@ __all__ = [
     "solve",
     "solve_exit",
     "solve_on_mesh",
+    "solve_stages",
 ]

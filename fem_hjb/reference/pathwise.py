@@ -21,6 +21,7 @@ from fem_hjb.paths.likelihood import euler_step
 from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.problems.problem import ControlProblem
+from fem_hjb.problems.stages import Rewards, paid
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import ErrorEstimate
 from fem_hjb.support.checks import FloatArray
@@ -92,17 +93,35 @@ def _times(T: float, steps: int, jumps: Sequence[float]) -> FloatArray:
     return np.asarray(T * (1.0 - np.append(np.concatenate(parts), 0.0) ** 2))
 
 
-def walk(problem: ControlProblem, solution: Any, jumps: Sequence[float] = (), seed: int = 0) -> "Walk | None":
-    """The paths of `along_paths`; None where they would say nothing."""
+def _staged_times(T: float, steps: int, jumps: Sequence[float], ends: Sequence[float]) -> FloatArray:
+    """The same with so many steps for each stage, shorter towards the end of each."""
+    parts = [
+        start + _times(end - start, steps, [t - start for t in jumps if start < t < end])[:-1]
+        for start, end in pairwise([0.0, *ends, T])
+    ]
+    return np.append(np.concatenate(parts), T)
+
+
+def walk(
+    problem: ControlProblem,
+    solution: Any,
+    jumps: Sequence[float] = (),
+    seed: int = 0,
+    rewards: Rewards | None = None,
+) -> "Walk | None":
+    """The paths of `along_paths`; None where they would say nothing.
+
+    rewards : those on the way, t_i -> y_i in increasing time.
+    """
     if problem.domain is not None and problem.domain.absorbing:
         return None
     # the longest of the long steps lasts four of T / steps: -db/dx dt is 1 there at most
     steps = max(_STEPS, 2 * _COARSE * (substeps_of(problem, _COARSE) or 1))
     if steps > _MOST_STEPS:
         return None
-    made = Walk(problem, solution, steps, jumps, seed)
+    made = Walk(problem, solution, steps, jumps, seed, rewards or {})
     if made.lost > _STRAYED and 4 * steps <= _LAST_STEPS:  # by steps that are too long, perhaps
-        made = Walk(problem, solution, 4 * steps, jumps, seed)
+        made = Walk(problem, solution, 4 * steps, jumps, seed, rewards or {})
     return made
 
 
@@ -115,9 +134,17 @@ class Walk:
     energy : E int |Lambda^{-1/2} pi|^2 dt.
     """
 
-    def __init__(self, problem: ControlProblem, solution: Any, steps: int, jumps: Sequence[float], seed: int) -> None:
-        self.problem, self.solution = problem, solution
-        self.times = _times(problem.horizon, steps, jumps)
+    def __init__(
+        self,
+        problem: ControlProblem,
+        solution: Any,
+        steps: int,
+        jumps: Sequence[float],
+        seed: int,
+        rewards: Rewards,
+    ) -> None:
+        self.problem, self.solution, self.rewards = problem, solution, rewards
+        self.times = _staged_times(problem.horizon, steps, jumps, list(rewards))
         self.count = max(_FEWEST_PATHS, _PATHS.get(problem.dim, _FEW_PATHS) * _STEPS // steps)
         self.size = self.energy = 0.0
         self._places: list[FloatArray] = []
@@ -152,6 +179,9 @@ class Walk:
             first, second = (np.sqrt(h) * rng.standard_normal((self.count, d)) for h in (half - t, end - half))
             self._follow(t, np.array([end - t, half - t]), np.stack([first + second, first]), places, found)
             self._follow(half, np.array([end - half]), second[None], places[1:], found[1:])
+            if end in self.rewards:
+                for row, place in zip(found, places, strict=True):
+                    row += paid(self.rewards, end, place) / alpha
         self._places.append(places[1])
         for row, place in zip(found, places, strict=True):
             earned = problem.y(place) / alpha

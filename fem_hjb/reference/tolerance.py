@@ -11,13 +11,16 @@ import numpy as np
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.ground import GroundState
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.solutions.staged import StagedSolution
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution
 from fem_hjb.support.errors import ConvergenceError
 
 LEAST_RTOL, LARGEST_RTOL = 1e-10, 0.1
 
 AnySolution = TypeVar("AnySolution", bound=Solution | ProductSolution)
-Judged = TypeVar("Judged", bound=Solution | ProductSolution | ExitSolution | ExitExpectation | GroundState)
+Judged = TypeVar(
+    "Judged", bound=Solution | ProductSolution | StagedSolution | ExitSolution | ExitExpectation | GroundState
+)
 
 
 def checked_rtol(rtol: Any, name: str = "rtol") -> float:

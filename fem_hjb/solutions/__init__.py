@@ -6,6 +6,7 @@ from fem_hjb.solutions.density import DensityLaw
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.files import OtherProblemWarning, load_paths, load_solution, save_paths, save_solution
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.solutions.staged import StagedSolution
 
 __all__ = [
     "Comparison",
@@ -14,6 +15,7 @@ __all__ = [
     "OtherProblemWarning",
     "ProductSolution",
     "Solution",
+    "StagedSolution",
     "ToleranceWarning",
     "compare",
     "from_callables",

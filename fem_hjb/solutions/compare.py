@@ -32,6 +32,7 @@ from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_prob
 from fem_hjb.solutions.comparison import Comparison, Row
 from fem_hjb.solutions.norms import LAWS, LawPoints, controlled_points, l2_norm, law_points, policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.solutions.staged import StagedSolution
 from fem_hjb.support.calls import call
 from fem_hjb.support.checks import FloatArray, Rng, one_of, require_rng
 from fem_hjb.support.errors import ComparisonError, ConvergenceError, FemHjbError, MeasureError
@@ -259,7 +260,7 @@ class _Values:
 
 def _callables(of: ValueFunction) -> tuple[Batched, Batched | None, Batched | None]:
     """Value, gradient and policy, nan where there are none; None for what is not known."""
-    if isinstance(of, Solution | ProductSolution):
+    if isinstance(of, Solution | ProductSolution | StagedSolution):
         value, gradient = (partial(f, outside="nan", nonpositive="nan") for f in (of.value, of.gradient))
         return value, gradient, None
     if isinstance(of, UserFunctions):

@@ -191,6 +191,13 @@ def test_for_ever_average_rewards_of_coordinates_add_up(tmp_path):
     assert record["value"] == pytest.approx(2 - 2 * np.sqrt(3), abs=1e-4)
     assert record["true_error"] <= 3 * record["value_error"] + 1e-9
     assert record["gap"] == pytest.approx(np.sqrt(3), abs=1e-4)
+    assert record["files"] == ["calm-x1.npz"]  # the other coordinates are like the first
+    with np.load(tmp_path / "calm-x1.npz") as grid:
+        inner = np.abs(grid["x1"]) < 1.0
+        slope = grid["control"][inner, 0] + (np.sqrt(3) - 1) * grid["x1"][inner]
+        assert np.abs(slope).max() < 1e-3
+        density = np.exp(-np.sqrt(3) * grid["x1"] ** 2) * np.sqrt(np.sqrt(3) / np.pi)
+        assert np.abs(grid["p_optimal"] - density).max() < 1e-3
     assert atlas.collect([setting], tmp_path) == [record]
     assert not collection.is_made(tmp_path, replace(setting, forever=False), atlas.read(tmp_path))
     page = atlas.page([record])
@@ -198,6 +205,35 @@ def test_for_ever_average_rewards_of_coordinates_add_up(tmp_path):
     assert "| `calm` | 4 | -1.46410" in table
     assert "| `calm`" not in page[: page.index("## For ever")]
     assert "| `calm` | closed form |" in page
+    assert "](images/atlas-forever.png)" in page
+    axes = atlas.sheet(tmp_path, [record]).axes
+    assert axes[0].get_title() == "calm"
+    x, red = axes[-1].lines[0].get_data()
+    assert np.abs(red + (np.sqrt(3) - 1) * x).max() < 1e-2
+    assert np.abs(x).max() < 2.5  # where the law is, not the whole grid
+
+
+def test_for_ever_in_a_plane_arrows_are_drawn_where_the_law_is(tmp_path):
+    tied = {"A": [[-1.0, 0.5], [0.5, -1.0]], "Q": [[2.0, 0.5], [0.5, 2.0]], "Lambda": 1.0, "horizon": 40.0}
+    setting = Setting(name="tied", problem="lq", dim=2, parameters=tied, rtol=1e-2, forever=True)
+    (record,) = atlas.collect([setting], tmp_path)
+    assert record["files"] == ["tied.npz"]
+    figure = atlas.sheet(tmp_path, [record])
+    arrows = figure.axes[0].collections[1]
+    assert np.isfinite(arrows.U).all()
+    with np.load(tmp_path / "tied.npz") as grid:
+        assert np.abs(arrows.X).max() < 0.9 * np.abs(grid["x1"]).max()
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_found(tmp_path, monkeypatch):
+    def fails(*given):
+        raise OutputError("no room")
+
+    monkeypatch.setattr("fem_hjb.atlas.forever.export", fails)
+    setting = Setting(name="calm", problem="lq", dim=1, parameters=CALM, rtol=1e-2, forever=True)
+    (record,) = atlas.collect([setting], tmp_path)
+    assert record["value"] == pytest.approx(0.5 * (1 - np.sqrt(3)), abs=1e-2)
+    assert "files: OutputError: no room" in tables.notes_of(record)
 
 
 def test_what_fails_for_ever_is_told(tmp_path):
