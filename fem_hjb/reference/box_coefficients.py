@@ -29,6 +29,7 @@ from fem_hjb.support.errors import EllipticityError
 from fem_hjb.support.threads import for_each
 
 CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
+_AT_ONCE = 8  # chunks, what is made of which threads share out
 _SCAN_POINTS = 24
 _COUNTS = (2, 3, 4, 5, 7, 9, 11, 13, 17)  # times of a table
 _TOLD = 3.0  # intervals of a table, that a step may span
@@ -59,11 +60,15 @@ class Coefficients:
 
     def into(self, result: Sequence[FloatArray], t: float, x: FloatArray) -> None:
         """The same, each field (n,) written where it is to go."""
-        for first in range(0, len(x), CHUNK):
-            part = slice(first, first + CHUNK)
-            b, r, Lambda = self._call(t, x[part])
-            for field, values in zip(result, self._stacked(t, x[part], b, r, Lambda), strict=True):
+        parts = [slice(first, first + CHUNK) for first in range(0, len(x), CHUNK)]
+
+        def put(given: tuple[slice, tuple[FloatArray, FloatArray, FloatArray]]) -> None:
+            part, called = given
+            for field, values in zip(result, self._stacked(t, x[part], *called), strict=True):
                 field[part] = values
+
+        for some in range(0, len(parts), _AT_ONCE):  # the user's callables are called from one's own thread
+            for_each([(part, self._call(t, x[part])) for part in parts[some : some + _AT_ONCE]], put)
 
     def over(self, times: FloatArray, x: FloatArray) -> FloatArray:
         """(k, m, n) at times (k,), each at all points, which are few: the callables are called once."""
@@ -73,12 +78,16 @@ class Coefficients:
     def slower(self) -> "Coefficients":
         """The same, with drifts that are tamed at a lower speed."""
         other = copy(self)
-        other.most = LOWER * self.most
+        other.most, other.calls, other.points, other.seconds = LOWER * self.most, 0, 0, 0.0
         return other
 
     def spent(self, other: "Coefficients") -> None:
-        """What a copy has cost, too."""
-        self.calls, self.points, self.seconds = other.calls, other.points, other.seconds
+        """What slower ones have cost, too."""
+        self.calls, self.points, self.seconds = (
+            self.calls + other.calls,
+            self.points + other.points,
+            self.seconds + other.seconds,
+        )
 
     def reward_at(self, t: float, x: FloatArray) -> FloatArray:
         """The running reward as part of its field (n,), at points x (n, d)."""
