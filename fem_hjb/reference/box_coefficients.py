@@ -29,7 +29,7 @@ from fem_hjb.support.errors import EllipticityError
 from fem_hjb.support.threads import for_each
 
 CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
-_AT_ONCE = 8  # chunks, what is made of which threads share out
+_STACKED = 1 << 13  # of these, what is made of them at once
 _SCAN_POINTS = 24
 _COUNTS = (2, 3, 4, 5, 7, 9, 11, 13, 17)  # times of a table
 _TOLD = 3.0  # intervals of a table, that a step may span
@@ -60,15 +60,22 @@ class Coefficients:
 
     def into(self, result: Sequence[FloatArray], t: float, x: FloatArray) -> None:
         """The same, each field (n,) written where it is to go."""
-        parts = [slice(first, first + CHUNK) for first in range(0, len(x), CHUNK)]
+        for first in range(0, len(x), CHUNK):
+            part = slice(first, first + CHUNK)
+            self._put([field[part] for field in result], t, x[part], *self._call(t, x[part]))
 
-        def put(given: tuple[slice, tuple[FloatArray, FloatArray, FloatArray]]) -> None:
-            part, called = given
-            for field, values in zip(result, self._stacked(t, x[part], *called), strict=True):
+    def _put(
+        self, result: Sequence[FloatArray], t: float, x: FloatArray, b: FloatArray, r: FloatArray, Lambda: FloatArray
+    ) -> None:
+        """`_stacked`, in parts."""
+
+        def put(first: int) -> None:
+            part = slice(first, first + _STACKED)
+            rows = self._stacked(t, x[part], b[part], r[part], Lambda[part])
+            for field, values in zip(result, rows, strict=True):
                 field[part] = values
 
-        for some in range(0, len(parts), _AT_ONCE):  # the user's callables are called from one's own thread
-            for_each([(part, self._call(t, x[part])) for part in parts[some : some + _AT_ONCE]], put)
+        for_each(range(0, len(x), _STACKED), put)
 
     def over(self, times: FloatArray, x: FloatArray) -> FloatArray:
         """(k, m, n) at times (k,), each at all points, which are few: the callables are called once."""

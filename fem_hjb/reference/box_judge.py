@@ -100,7 +100,7 @@ def plans(
             if ended is not None:
                 u, ended = settled(equation, grid, *ended), None
             elif before is None and grid is own.grid:
-                u = np.asarray(own.states[0])
+                u = own.states[0]
             else:
                 u = begun(equation, grid, s0, before)
             if anew or grid is not own.grid:

@@ -73,7 +73,12 @@ class Grid:
     @property
     def nodes(self) -> FloatArray:
         """(n, d)."""
-        return tensor_points([line.nodes for line in self.lines])
+        return self.nodes_of(slice(None))
+
+    def nodes_of(self, rows: slice) -> FloatArray:
+        """Those of a part of the first axis."""
+        first, *others = (line.nodes for line in self.lines)
+        return tensor_points([first[rows], *others])
 
     @cached_property
     def basis(self) -> SpectralBasis:
@@ -261,13 +266,19 @@ class Operators:
                 S = S + np.diag(rate)
                 middle[d] -= grid.along(rate, k)  # so that constants go to one axis only
                 taken[d] = rate
-            for place, part in taken.items():
-                field = values[place]
-                field -= grid.along(part, k)
+            self._take_out(taken, k, values)
             self.separable.append(S)
             self.axes.append(in_blocks(S, d))
             self._taken.append(diffusion)
             self._taken_of.append(taken)
+
+    def _take_out(self, taken: dict[int, FloatArray], k: int, values: Sequence[FloatArray]) -> None:
+        def subtract(time: int) -> None:
+            for place, part in taken.items():
+                field = values[place][time]
+                field -= self.grid.along(part, k)
+
+        for_each(range(len(values[0])), subtract)
 
     def _frozen_diffusion(self, middle: Fields, k: int) -> FloatArray:
         """(n_k,)."""
