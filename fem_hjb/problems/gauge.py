@@ -246,7 +246,7 @@ class QuadraticGauge(Unknown):
         """v0_t(x), shape (...)."""
         P, p, c = self.coefficients(t)
         z = self._z(x)
-        return np.asarray(((p - 0.5 * _times(P, z)) * z).sum(-1) + c)
+        return np.asarray(_product(p - 0.5 * _times(P, z), z) + c)
 
     def guess_gradient(self, t: ArrayLike, x: ArrayLike) -> FloatArray:
         """grad v0_t(x), shape (..., d)."""
@@ -262,7 +262,7 @@ class QuadraticGauge(Unknown):
         slope = p - _times(P, z)
         matrix = diffusion[(0,) * (diffusion.ndim - 2)] if not any(diffusion.strides[:-2]) else None  # one, broadcast
         pushed = slope @ matrix if matrix is not None else np.einsum("...ij,...j->...i", diffusion, slope)
-        result = ((dp - 0.5 * _times(dP, z)) * z + slope * (drift + pushed / (2.0 * self.temperature))).sum(-1)
+        result = _product(dp - 0.5 * _times(dP, z), z) + _product(slope, drift + pushed / (2.0 * self.temperature))
         result += dc + reward
         result -= 0.5 * np.einsum("...ij,...ij->...", diffusion if matrix is None else matrix, P)
         return np.asarray(result / self.temperature)
@@ -318,7 +318,12 @@ def _times(P: FloatArray, z: FloatArray) -> FloatArray:
     """P z for one symmetric matrix, one for each point, or one for each of many points of a time."""
     if P.ndim > 2 and P.shape[-3] == 1 and z.ndim > 1:
         return np.asarray(z @ P[..., 0, :, :])
-    return np.asarray(z @ P if P.ndim == 2 else (P @ z[..., None])[..., 0])
+    return np.asarray(z @ P if P.ndim == 2 else np.einsum("...ij,...j->...i", P, z))
+
+
+def _product(a: FloatArray, b: FloatArray) -> FloatArray:
+    """The scalar products (...) of vectors (..., d): sums along an axis as short as that would take longer."""
+    return np.asarray(np.einsum("...i,...i->...", a, b))
 
 
 def constant_gauge(problem: ControlProblem, x: ArrayLike, times: ArrayLike) -> Gauge:

@@ -24,17 +24,17 @@ class Adjoint:
         self._held = [(axis, -side) for side, axis in np.argwhere(held).tolist()]
         weights = [line.weights for line in grid.lines]
         self.D: list[AxisMatrix] = [
-            in_blocks(_adjoint(line.derivative, w)) for line, w in zip(grid.lines, weights, strict=True)
+            in_blocks(_adjoint(line.derivative, w), grid.dim) for line, w in zip(grid.lines, weights, strict=True)
         ]
         self.second: list[AxisMatrix] = [
-            in_blocks(_adjoint(inner[:, None] * line.laplacian, w))
+            in_blocks(_adjoint(inner[:, None] * line.laplacian, w), grid.dim)
             for inner, line, w in zip(operators.inner, grid.lines, weights, strict=True)
             if varying
         ]
         self.separable = [_adjoint(S, w) for S, w in zip(operators.separable, weights, strict=True)]
         for axis, end in self._held:
             self.separable[axis][end] = self.separable[axis][:, end] = 0.0
-        self.axes: list[AxisMatrix] = [in_blocks(S) for S in self.separable]
+        self.axes: list[AxisMatrix] = [in_blocks(S, grid.dim) for S in self.separable]
         self._left = operators.left()
 
     @property

@@ -29,6 +29,7 @@ from fem_hjb.support.errors import EllipticityError
 from fem_hjb.support.threads import for_each
 
 CHUNK = 1 << 15  # points given to a callable at once: what is made of them stays in the cache
+_STACKED = 1 << 13  # of these, what is made of them at once
 _SCAN_POINTS = 24
 _COUNTS = (2, 3, 4, 5, 7, 9, 11, 13, 17)  # times of a table
 _TOLD = 3.0  # intervals of a table, that a step may span
@@ -61,9 +62,20 @@ class Coefficients:
         """The same, each field (n,) written where it is to go."""
         for first in range(0, len(x), CHUNK):
             part = slice(first, first + CHUNK)
-            b, r, Lambda = self._call(t, x[part])
-            for field, values in zip(result, self._stacked(t, x[part], b, r, Lambda), strict=True):
+            self._put([field[part] for field in result], t, x[part], *self._call(t, x[part]))
+
+    def _put(
+        self, result: Sequence[FloatArray], t: float, x: FloatArray, b: FloatArray, r: FloatArray, Lambda: FloatArray
+    ) -> None:
+        """`_stacked`, in parts."""
+
+        def put(first: int) -> None:
+            part = slice(first, first + _STACKED)
+            rows = self._stacked(t, x[part], b[part], r[part], Lambda[part])
+            for field, values in zip(result, rows, strict=True):
                 field[part] = values
+
+        for_each(range(0, len(x), _STACKED), put)
 
     def over(self, times: FloatArray, x: FloatArray) -> FloatArray:
         """(k, m, n) at times (k,), each at all points, which are few: the callables are called once."""
@@ -73,12 +85,16 @@ class Coefficients:
     def slower(self) -> "Coefficients":
         """The same, with drifts that are tamed at a lower speed."""
         other = copy(self)
-        other.most = LOWER * self.most
+        other.most, other.calls, other.points, other.seconds = LOWER * self.most, 0, 0, 0.0
         return other
 
     def spent(self, other: "Coefficients") -> None:
-        """What a copy has cost, too."""
-        self.calls, self.points, self.seconds = other.calls, other.points, other.seconds
+        """What slower ones have cost, too."""
+        self.calls, self.points, self.seconds = (
+            self.calls + other.calls,
+            self.points + other.points,
+            self.seconds + other.seconds,
+        )
 
     def reward_at(self, t: float, x: FloatArray) -> FloatArray:
         """The running reward as part of its field (n,), at points x (n, d)."""

@@ -1,15 +1,18 @@
 """Grids along the axes of a box: where cells are small is decided by what is seen of the gradient, cell by cell."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, reduce
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from fem_hjb.paths.extent import Reach
 from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.reference.box_panel import Equation, Grid
+from fem_hjb.spaces.axes import AxisMatrix, apply_axis, in_blocks
 from fem_hjb.spaces.spectral import SpectralLine, gll
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.threads import for_each
 
 FIRST_CELLS = {1: 6, 2: 6, 3: 5}
 _SINH = 2.0  # of the grading of a first grid
@@ -66,6 +69,15 @@ def unresolved(grid: Grid, gradient: Sequence[FloatArray], metric: FloatArray) -
     Legendre coefficients decay geometrically in a cell; with t1 the norm of the two highest and t2 that of the two
     before, t1 (t1 / t2) is what the next two would be.
     """
+    pairs = [(k, m) for k in range(grid.dim) for m in range(grid.dim)]
+    squares = {pair: np.empty(0) for pair in pairs}
+
+    def look(pair: tuple[int, int]) -> None:
+        k, m = pair
+        squares[pair] = _mode_squares(grid, k, float(metric[m]), gradient[m])
+
+    with np.errstate(over="ignore", invalid="ignore"):  # what has run away is not resolved
+        for_each(pairs, look)
     result = []
     for k, (line, mass) in enumerate(zip(grid.lines, grid.masses, strict=True)):
         density = mass / line.weights
@@ -73,20 +85,27 @@ def unresolved(grid: Grid, gradient: Sequence[FloatArray], metric: FloatArray) -
         held = floor[line.cell_dofs].max(axis=1) * line.widths
         held = held / held.sum() if held.sum() > 1 else held
         tails = np.zeros((line.n_cells, 2))
-        for part, root in zip(gradient, metric.tolist(), strict=True):
-            local = np.moveaxis(part, k, 0).reshape(line.n, -1)[line.cell_dofs]
-            with np.errstate(over="ignore"):  # what has run away is not resolved
-                modes = np.matmul(root * _modes(line.degree), local) ** 2
-            for j in range(grid.dim - 1, -1, -1):
-                if j != k:
-                    modes = modes.reshape(*modes.shape[:2], -1, len(grid.masses[j])) @ grid.masses[j]
-            modes = modes.reshape(line.n_cells, 4)
+        for modes in (squares[k, m] for m in range(grid.dim)):
             tails += np.stack([modes[:, 2:].sum(axis=1), modes[:, :2].sum(axis=1)], axis=1)
         with np.errstate(invalid="ignore"):
             ratio = np.minimum(tails[:, 0] / np.maximum(tails[:, 1], 1e-300), 1.0)
         tails[:, 0], ratio = np.where(np.isnan(ratio), np.inf, tails[:, 0]), np.where(np.isnan(ratio), 1.0, ratio)
         result.append(np.sqrt(tails[:, 0] * ratio * held))
     return result
+
+
+def _mode_squares(grid: Grid, k: int, root: float, part: FloatArray) -> FloatArray:
+    """Means (cells, 4) over the other axes of the squares of `_modes` along axis k, of root times an array."""
+    line = grid.lines[k]
+    ahead, behind = (
+        reduce(np.multiply.outer, masses, np.ones(1)).ravel() for masses in (grid.masses[:k], grid.masses[k + 1 :])
+    )
+    flat, modes = part.reshape(len(ahead), line.n, len(behind)), root * _modes(line.degree)
+    local = sliding_window_view(flat, line.degree + 1, axis=1)[:, :: line.degree]  # (ahead, cells, behind, p + 1)
+    if len(behind) == 1:
+        return np.asarray(ahead @ (np.swapaxes(local[:, :, 0], 0, 1) @ modes.T) ** 2)
+    squares = (modes @ np.swapaxes(local, 2, 3)) ** 2 @ behind
+    return np.asarray((ahead @ squares.reshape(len(ahead), -1)).reshape(-1, 4))
 
 
 def regraded(line: SpectralLine, found: FloatArray, allowed: float, tried: int = 0) -> FloatArray:
@@ -172,6 +191,11 @@ def narrowed(edges: Sequence[FloatArray], moving: BoolArray, share: float) -> li
 def transfer(u: FloatArray, old: Grid, new: Grid) -> FloatArray:
     """The function on another grid, by its own polynomials."""
     for k, (before, after) in enumerate(zip(old.lines, new.lines, strict=True)):
-        if before is not after:
-            u = np.moveaxis(np.tensordot(before.rows(after.nodes), u, (1, k)), 0, k)
+        if (matrix := rows_at(before, after.nodes, old.dim)) is not None:
+            u = apply_axis(matrix, u, k)
     return np.ascontiguousarray(u)
+
+
+def rows_at(line: SpectralLine, x: FloatArray, dim: int) -> AxisMatrix | None:
+    """What takes values at the nodes of a line, an axis of dim, to points x (k,) of it; None if these are the nodes."""
+    return None if np.array_equal(line.nodes, x) else in_blocks(line.rows(x), dim)

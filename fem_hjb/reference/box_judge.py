@@ -20,21 +20,20 @@ from fem_hjb.paths.extent import LawSample
 from fem_hjb.problems.box import BoolArray
 from fem_hjb.reference.box_coefficients import Coefficients, Table, inside
 from fem_hjb.reference.box_faces import begun
-from fem_hjb.reference.box_grading import make_grid, narrowed, stretched, widened
+from fem_hjb.reference.box_grading import make_grid, narrowed, rows_at, stretched, widened
 from fem_hjb.reference.box_moments import Places, at_edges, between, looked_at, places_of
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run, settled
 from fem_hjb.reference.box_running import method_of, sources_of, table_on
 from fem_hjb.reference.box_sizes import FAINTEST
-from fem_hjb.reference.box_steps import End, Plans, Steps, cut, followed_by, itself, joined, made, merged, told
-from fem_hjb.spaces.axes import AxisMatrix, apply_axis, copy_to, in_blocks
-from fem_hjb.spaces.spectral import SpectralLine
+from fem_hjb.reference.box_steps import End, Plans, Steps, Work, cut, followed_by, itself, joined, made, merged, told
+from fem_hjb.spaces.axes import apply_axis, copy_to
 from fem_hjb.stepping.adaptive import ORDER_GAIN, Panel, error_share, replay
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
 from fem_hjb.support.progress import Progress
-from fem_hjb.support.threads import for_each, shared_out
+from fem_hjb.support.threads import Job, beside, shared_out
 
 LESS = {1: 2, 2: 2, 3: 1}  # degrees
 WIDER = 0.06  # of the width, by which a box is enlarged on each side
@@ -101,7 +100,7 @@ def plans(
             if ended is not None:
                 u, ended = settled(equation, grid, *ended), None
             elif before is None and grid is own.grid:
-                u = np.asarray(own.states[0])
+                u = own.states[0]
             else:
                 u = begun(equation, grid, s0, before)
             if anew or grid is not own.grid:
@@ -140,7 +139,8 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients, anew: bool) ->
     bounds = [line.bounds for line in own.grid.lines]
     inner = [(line.nodes >= low) & (line.nodes <= high) for line, (low, high) in zip(grid.lines, bounds, strict=True)]
     known = tuple(slice(int(part.argmax()), int(part.argmax() + part.sum())) for part in inner)
-    rows = [rows_at(line, new.nodes[part]) for line, new, part in zip(own.grid.lines, grid.lines, known, strict=True)]
+    lines = zip(own.grid.lines, grid.lines, known, strict=True)
+    rows = [rows_at(line, new.nodes[part], grid.dim) for line, new, part in lines]
     beyond = np.flatnonzero(~reduce(np.logical_and.outer, inner))
     further = grid.nodes[beyond]
     kind = np.float32 if old.single else np.float64  # at once: two tables of a large grid need not exist
@@ -161,11 +161,6 @@ def _table(own: PanelRun, grid: Grid, coefficients: Coefficients, anew: bool) ->
             values[grid.dim][k].reshape(-1)[beyond] -= coefficients.reward_at(t, further)
             values[grid.dim][k] += sources[k]
     return Table(old.s0, old.s1, values, single=old.single, sources=sources)
-
-
-def rows_at(line: SpectralLine, x: FloatArray) -> AxisMatrix | None:
-    """What takes values at the nodes of a line to those at points x (k,) of it; None if these are the nodes."""
-    return None if np.array_equal(line.nodes, x) else in_blocks(line.rows(x))
 
 
 @final
@@ -230,26 +225,14 @@ class Judge:
         return self.seen(made(plan), resolved=False)
 
     def several(self, *runs: tuple[Plans, bool]) -> list[Callable[[], Seen]]:
-        """The same of several runs: each when it is called, or, if there are threads, together and now.
+        """The same of several runs: each when it is called, or, if there are threads, beside each other and now.
 
-        Of all of them a panel is prepared, then all of these are made: the user's callables are called from one thread.
+        Panels are prepared in one's own thread, where the user's callables are called, and made in all of them.
         """
         if not shared_out() or self.equation.absorbing.any():
             return [partial(self.seen, made(plan), resolved) for plan, resolved in runs]
         looks = [_Look(self, resolved) for _, resolved in runs]
-        works = {k: next(plan, None) for k, (plan, _) in enumerate(runs)}
-        ends: dict[int, End] = {}
-
-        def go(k: int) -> None:
-            if (work := works.pop(k)) is not None:
-                found = work()
-                if looks[k].at(found):
-                    ends[k] = found.last.copy(), found.finite
-
-        while works:
-            ends.clear()
-            for_each(list(works), go)
-            works.update((k, followed_by(runs[k][0], end)) for k, end in ends.items())
+        beside([look.along(plan) for look, (plan, _) in zip(looks, runs, strict=True)])
         return [partial(itself, look.seen) for look in looks]
 
     def _whole(self, place: Places, w: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -314,16 +297,22 @@ class Judge:
         enough : what makes no trouble, of each. Steps twice as long may be less stable on a poorer grid, which is no
         error of the run's: a part of space that exceeds this is measured again with the run's own steps.
         """
-        follow = partial(plans, self.run, coefficients, tell=self.tell)
-        found, base, steps = self._coarser(follow, enough)
-        less, wide, runs = LESS[self.equation.problem.dim], follow, []
+        follow = wide = partial(plans, self.run, coefficients, tell=self.tell)
+        less = LESS[self.equation.problem.dim]
         if tamed := math.isfinite(coefficients.most):  # what that changes counts as part of what a larger box does
             slower = coefficients.slower()
             wide = partial(plans, self.run, slower, tell=self.tell, anew=True)
         outwards = tamed or bool(self.equation.truncated.any())
-        runs += [] if self.run.layer else [(self._first(coefficients, steps, less), False)]
-        runs += [(wide(steps, wider=stretched), False)] if outwards else []
-        looks = self.several(*runs)
+
+        def others(steps: Steps) -> list[tuple[Plans, bool]]:
+            runs = [] if self.run.layer else [(self._first(coefficients, steps, less), False)]
+            return runs + ([(wide(steps, wider=stretched), False)] if outwards else [])
+
+        # Exponentials serve steps of few lengths only; implicit steps may be of any.
+        longer: Steps = joined if self.equation.absorbing.any() else merged
+        looks = self.several((follow(longer), False), (follow(longer, less=less), True), *others(longer))
+        found, base, steps = self._coarser(follow, longer, looks[:2], enough)
+        looks = looks[2:] if steps is longer else self.several(*others(steps))
         if not self.run.layer:
             found["space"] = max(found["space"], self._at_first(base, looks[0]()), key=max)
         if max(found["space"]) > enough["space"]:
@@ -343,12 +332,12 @@ class Judge:
             coefficients.spent(slower)
         return found
 
-    def _coarser(self, follow: Follow, enough: Mapping[str, float]) -> tuple[Parts, Seen, Steps]:
+    def _coarser(
+        self, follow: Follow, steps: Steps, looks: Sequence[Callable[[], Seen]], enough: Mapping[str, float]
+    ) -> tuple[Parts, Seen, Steps]:
         """What longer steps and fewer degrees tell; the run with longer steps, or the own one; and which steps."""
-        # Exponentials serve steps of few lengths only; implicit steps may be of any.
-        steps: Steps = joined if self.equation.absorbing.any() else merged
         less, gain = LESS[self.equation.problem.dim], (1.0 / ORDER_GAIN, 1.0 / ORDER_GAIN)
-        longer, poorer = self.several((follow(steps), False), (follow(steps, less=less), True))
+        longer, poorer = looks
         base = other = longer()
         if other.failed:  # steps as they are are the longest that are stable: see what shorter ones change
             other, steps, base = self._seen(follow(cut(2))), cut(1), self.own
@@ -417,6 +406,18 @@ class _Look:
     def __init__(self, judge: Judge, resolved: bool) -> None:
         self.judge, self.resolved = judge, resolved
         self.seen = Seen([], 0.0)
+
+    def along(self, plan: Plans) -> Job[End | None]:
+        """What there is to be made of a plan, each panel looked at and let go of."""
+        work = next(plan, None)
+        while work is not None:
+            end = yield partial(self._end, work)
+            work = None if end is None else followed_by(plan, end)
+
+    def _end(self, work: Work) -> End | None:
+        """How a panel ends, if there is more to be looked at."""
+        found = work()
+        return (found.last.copy(), found.finite) if self.at(found) else None
 
     def at(self, panel: PanelRun) -> bool:
         """Whether there is more to be looked at."""

@@ -36,6 +36,7 @@ from fem_hjb.spaces.axes import apply_axis
 from fem_hjb.stepping.adaptive import Panel, Step, march
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
+from fem_hjb.support.threads import for_each
 
 _EDGES = np.array([0.0, 0.02, 0.1, 0.3, 1.0])  # of the time to go
 _STEPS = 48  # of the length of the last one: a panel is no longer, so that grids follow what steps see
@@ -259,10 +260,17 @@ class Marcher:
         """v and grad v, or u and grad u in the linear form."""
         if self.equation.linear:
             return [u, *slopes]
-        gauge, x = self.equation.gauge, grid.nodes
-        gradient = gauge.guess_gradient(t, x)
-        whole = [slope + gradient[:, k].reshape(grid.shape) for k, slope in enumerate(slopes)]
-        return [u + gauge.guess(t, x).reshape(grid.shape), *whole]
+        gauge, result = self.equation.gauge, [np.empty(grid.shape) for _ in range(1 + grid.dim)]
+
+        def add(rows: slice) -> None:
+            x = grid.nodes_of(rows)
+            for whole, left, taken in zip(
+                result, [u, *slopes], [gauge.guess(t, x), *gauge.guess_gradient(t, x).T], strict=True
+            ):
+                np.add(left[rows], taken.reshape(-1, *grid.shape[1:]), out=whole[rows])
+
+        for_each(grid.parts, add)
+        return result
 
     def _table(self, grid: Grid, s0: float, s1: float) -> Table:
         """The table of a panel, which is cut short until the most times allowed are enough."""

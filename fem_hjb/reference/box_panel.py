@@ -73,7 +73,12 @@ class Grid:
     @property
     def nodes(self) -> FloatArray:
         """(n, d)."""
-        return tensor_points([line.nodes for line in self.lines])
+        return self.nodes_of(slice(None))
+
+    def nodes_of(self, rows: slice) -> FloatArray:
+        """Those of a part of the first axis."""
+        first, *others = (line.nodes for line in self.lines)
+        return tensor_points([first[rows], *others])
 
     @cached_property
     def basis(self) -> SpectralBasis:
@@ -189,7 +194,7 @@ class Operators:
         self.grid, self.table, self.constant, self.alpha, self.linear = grid, table, constant, alpha, linear
         self.metric = metric
         d = grid.dim
-        self.D: list[AxisMatrix] = [in_blocks(line.derivative, grid.dim == 1) for line in grid.lines]
+        self.D: list[AxisMatrix] = [in_blocks(line.derivative, d) for line in grid.lines]
         self._upper = {(i, j): d + 1 + n for n, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
         inward = self._inward(begun)
         open_ = truncated & inward
@@ -199,7 +204,7 @@ class Operators:
         for k in range(d):
             self.inner[k][[0, -1]] = np.where(open_[:, k], 0.0, 1.0)
         second = [inner[:, None] * line.laplacian for inner, line in zip(self.inner, grid.lines, strict=True)]
-        self.second: list[AxisMatrix] = [in_blocks(matrix, grid.dim == 1) for matrix in second]
+        self.second: list[AxisMatrix] = [in_blocks(matrix, d) for matrix in second]
         self._averages = [_broad(line) for line in grid.lines]
         self._pairs = list(combinations(range(d), 2))
         self._closed = {(k, m): grid.along(self.inner[k], k) * grid.along(self.inner[m], m) for k, m in self._pairs}
@@ -261,13 +266,19 @@ class Operators:
                 S = S + np.diag(rate)
                 middle[d] -= grid.along(rate, k)  # so that constants go to one axis only
                 taken[d] = rate
-            for place, part in taken.items():
-                field = values[place]
-                field -= grid.along(part, k)
+            self._take_out(taken, k, values)
             self.separable.append(S)
-            self.axes.append(in_blocks(S, d == 1))
+            self.axes.append(in_blocks(S, d))
             self._taken.append(diffusion)
             self._taken_of.append(taken)
+
+    def _take_out(self, taken: dict[int, FloatArray], k: int, values: Sequence[FloatArray]) -> None:
+        def subtract(time: int) -> None:
+            for place, part in taken.items():
+                field = values[place][time]
+                field -= self.grid.along(part, k)
+
+        for_each(range(len(values[0])), subtract)
 
     def _frozen_diffusion(self, middle: Fields, k: int) -> FloatArray:
         """(n_k,)."""

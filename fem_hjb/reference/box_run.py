@@ -30,14 +30,14 @@ _KEPT = 32  # panels whose exponentials or factors are kept
 class PanelRun:
     """One panel of a run: what was solved there, the times to go at the ends of its steps (k,), and u and u' there.
 
-    states : (2 k, *shape), u and u' by turns.
+    states : 2 k of (*shape), u and u' by turns, which nobody is to write to.
     plan : the lengths of the steps, of which some may have been joined in `ends`.
     """
 
     operators: Operators
     stepped: Panel | None  # kept for its exponentials or factors
     ends: FloatArray
-    states: FloatArray
+    states: Sequence[FloatArray]
     plan: FloatArray
 
     @property
@@ -52,7 +52,7 @@ class PanelRun:
     @property
     def last(self) -> FloatArray:
         """u at the end."""
-        return np.asarray(self.states[-2])
+        return self.states[-2]
 
     @property
     def finite(self) -> bool:
@@ -77,13 +77,13 @@ def panel_run(
     operators: Operators, stepped: Panel, steps: Iterable[Step], count: int, s1: float, plan: FloatArray | None = None
 ) -> PanelRun:
     """So many steps that end at s1; one at a time need exist. plan : lengths of those that some of them replace."""
-    ends, states = np.empty(count + 1), np.empty((2 * count + 2, *operators.grid.shape))
+    ends, states = np.empty(count + 1), list[FloatArray]()
     for k, step in enumerate(steps):
         if not k:
-            ends[0], states[0], states[1] = step.s, step.u0, step.slope0
+            ends[0] = step.s
+            states += step.u0, step.slope0
         ends[k + 1] = step.s + step.h
-        copy_to(states[2 * k + 2], step.u1)
-        copy_to(states[2 * k + 3], step.slope1)
+        states += step.u1, step.slope1
     ends[-1] = s1
     stepped.forget()
     operators.table.rest()
@@ -136,11 +136,11 @@ class Layer:
         """What is handed out in the layer: from values at T (*shape) on, in straight lines where they are no better."""
         panels = self.run.panels
         ends = np.concatenate([[0.0], *(panel.ends[1:] for panel in panels)])
-        u = np.concatenate([panel.states[2::2] for panel in panels])
+        u = np.stack([u for panel in panels for u in panel.states[2::2]])
         w = np.concatenate([at_end[None], restored(equation, u, at_end)])
         shown = np.repeat(w, 2, axis=0)
         shown[1::2] = np.gradient(w, ends, axis=0)
-        return PanelRun(panels[-1].operators, None, ends, shown, np.diff(ends))
+        return PanelRun(panels[-1].operators, None, ends, list(shown), np.diff(ends))
 
 
 @final
@@ -196,9 +196,10 @@ class Run:
             line = LineBasis(times, "hermite")
             rows = result[place : place + line.n_dofs * panel.grid.size].reshape(line.n_dofs, -1)
             place += rows.size
-            states = panel.states.reshape(len(rows), -1)
-            rows[::2] = states[-2::-2]
-            np.multiply(states[::-2], -line.node_widths[:, None], out=rows[1::2])
+            states = zip(panel.states[-2::-2], panel.states[::-2], line.node_widths.tolist(), strict=True)
+            for row, slope_row, (u, slope, width) in zip(rows[::2], rows[1::2], states, strict=True):
+                copy_to(row, u.reshape(-1))
+                np.multiply(slope.reshape(-1), -width, out=slope_row)
             spaces.append(Space.from_(line, panel.grid.basis))
         result.setflags(write=False)
         return PanelSpace(tuple(spaces)), result

@@ -116,7 +116,7 @@ class SourcedPanel:
         mu = _RATE / horizon
         inverse = SeparableInverse(operators.separable, [line.weights for line in operators.grid.lines])
         self.p = inverse(source / mu, 1.0 / mu)
-        moved = apply_sum([in_blocks(S) for S in operators.separable], self.p)
+        moved = apply_sum([in_blocks(S, len(operators.separable)) for S in operators.separable], self.p)
         self._inner = LawsonPanel(
             operators.separable, lambda s, z: operators.remainder(s, z + self.p) + moved, size, damped=operators.damped
         )

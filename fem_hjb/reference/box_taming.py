@@ -39,7 +39,9 @@ def damping(
     """
     poorer = [SpectralLine(line.grid, line.degree - 1) for line in lines]
     less = [
-        in_blocks((1.0 - _DAMPED) * np.eye(line.n) + _DAMPED * less.rows(line.nodes) @ line.rows(less.nodes))
+        in_blocks(
+            (1.0 - _DAMPED) * np.eye(line.n) + _DAMPED * less.rows(line.nodes) @ line.rows(less.nodes), len(lines)
+        )
         for line, less in zip(lines, poorer, strict=True)
     ]
     densities = [mass / line.weights for mass, line in zip(masses, lines, strict=True)]

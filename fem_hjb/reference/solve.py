@@ -73,10 +73,10 @@ def solve(
     max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so;
         where there is none after six tenths of them, one to a looser tolerance is sought.
     verify : follow paths under the policy with the problem as it was given (`pathwise`), and compare the value.
-    workers : threads that share out what is done to large arrays, as in three dimensions, and follow a run again in two
-        ways at once; -1 for as many as there are processors, as in `scipy.fft`. Results have the same digits. Callables
-        are called from your own thread only. At 1e-3 in three dimensions a second thread took three tenths of the
-        work, elsewhere it has less to do: measure first (`benchmarks/bench_solve.py`).
+    workers : threads that share out what is done to large arrays, as in three dimensions, and follow a run again in
+        several ways at once, which takes memory; -1 for as many as there are processors, as in `scipy.fft`. Results
+        have the same digits. Callables are called from your own thread only. At 1e-3 in three dimensions seven tenths
+        of the work are shared out, elsewhere there is less: measure first (`benchmarks/bench_solve.py`).
 
     Returns
     -------

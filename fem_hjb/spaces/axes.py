@@ -10,11 +10,11 @@ import numpy as np
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.threads import for_each
 
-_BLOCK, _FEWEST = 32, 64  # rows, of a block and of a matrix that is worth more than one
-_FEWEST_ALONE = 320  # the same of one that is for single vectors
+_ROWS = {1: 32, 2: 16, 3: 16}  # of a block, by the axes of the arrays that it is for
+_FEWEST = {1: 320, 2: 48, 3: 30}  # of a matrix that is worth more than one block: small products take their calls
+_WORTH = {1: 0.6, 2: 0.6, 3: 0.9}  # of the dense work, below which blocks are taken
 _NEGLIGIBLE = 1e-17  # of the largest entry
 _PART, _MOST_PARTS = 1 << 15, 16  # numbers at least in a part of an array that is worked on in parts
-_WORTH = 0.6  # of the dense work, below which blocks are taken
 
 
 def lagrange_weights(nodes: FloatArray, at: float) -> FloatArray:
@@ -49,7 +49,11 @@ def differentiation_matrix(nodes: FloatArray) -> FloatArray:
 
 def tensor_points(arrays: Sequence[FloatArray]) -> FloatArray:
     """All combinations of one number from each array, (prod n_k, d), the first axis slowest."""
-    return np.stack([grid.ravel() for grid in np.meshgrid(*arrays, indexing="ij")], axis=-1)
+    d = len(arrays)
+    result = np.empty((*map(len, arrays), d))
+    for k, array in enumerate(arrays):
+        result[..., k] = np.reshape(array, [-1 if axis == k else 1 for axis in range(d)])
+    return result.reshape(-1, d)
 
 
 @final
@@ -59,10 +63,10 @@ class BlockMatrix:
     Made for 1-D operators on elements, which are banded, and for their exponentials over short times, which nearly are.
     """
 
-    def __init__(self, matrix: FloatArray) -> None:
+    def __init__(self, matrix: FloatArray, rows: int = 16) -> None:
         self.shape, self.dtype = matrix.shape, matrix.dtype
         large = np.abs(matrix) > _NEGLIGIBLE * np.abs(matrix).max()
-        ends = np.linspace(0, len(matrix), max(round(len(matrix) / _BLOCK), 1) + 1).astype(np.int64)
+        ends = np.linspace(0, len(matrix), max(round(len(matrix) / rows), 1) + 1).astype(np.int64)
         self.blocks: list[tuple[slice, slice, FloatArray, FloatArray]] = []
         for first, last in pairwise(ends.tolist()):
             used = np.flatnonzero(large[first:last].any(axis=0))
@@ -89,15 +93,15 @@ class BlockMatrix:
 AxisMatrix = FloatArray | BlockMatrix
 
 
-def in_blocks(matrix: FloatArray, alone: bool = False) -> AxisMatrix:
-    """The matrix as a `BlockMatrix` where that saves work.
+def in_blocks(matrix: FloatArray, dim: int = 2) -> AxisMatrix:
+    """The matrix as a `BlockMatrix` where that saves time.
 
-    alone : whether it is for single vectors, of which a matrix that stays in the cache takes no more by blocks.
+    dim : the number of axes of the arrays that it is for; single vectors take no more of a matrix in the cache.
     """
-    if len(matrix) < (_FEWEST_ALONE if alone else _FEWEST):
+    if len(matrix) < _FEWEST[dim]:
         return matrix
-    blocks = BlockMatrix(matrix)
-    return blocks if blocks.work < _WORTH * matrix.size else matrix
+    blocks = BlockMatrix(matrix, _ROWS[dim])
+    return blocks if blocks.work < _WORTH[dim] * matrix.size else matrix
 
 
 def apply_axis(matrix: AxisMatrix, u: FloatArray, axis: int) -> FloatArray:
@@ -146,7 +150,7 @@ def parts_of(length: int, size: int) -> list[slice]:
     """An axis of this length of arrays of this size in parts that stay in the cache, the same for all such arrays."""
     if size < 2 * _PART:
         return [slice(0, length)]
-    count = max(min(size // _PART, _MOST_PARTS, length), 1)
+    count = min((size // _PART + 1) // 2 * 2, _MOST_PARTS, length)  # even: two threads do as much
     return [slice(k * length // count, (k + 1) * length // count) for k in range(count)]
 
 

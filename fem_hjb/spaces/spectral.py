@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, partial, reduce
 from typing import final
 
 import numpy as np
@@ -262,7 +262,7 @@ class SpectralBasis(SpatialBasis):
         dofs = tuple(line.cell_dofs[c, i] for line, c, i in zip(self.lines, cells, local, strict=True))
         self.cell_dofs = frozen(np.ravel_multi_index(dofs, self.shape), np.int64)
         self.nodes = frozen(tensor_points([line.nodes for line in self.lines]))
-        self.weights = frozen(tensor_points([line.weights for line in self.lines]).prod(axis=1))
+        self.weights = frozen(reduce(np.multiply.outer, [line.weights for line in self.lines]).ravel())
         bounds = np.array([line.bounds for line in self.lines])
         self.box = Box(bounds[:, 0], bounds[:, 1])
 

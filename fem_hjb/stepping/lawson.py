@@ -57,8 +57,7 @@ class LawsonPanel:
     ) -> None:
         self.separable, self.remainder, self.size, self.damped = separable, remainder, size, damped
         self._weights = [None] * len(separable) if weights is None else weights
-        self._alone = len(separable) == 1
-        self._axes: list[AxisMatrix] = [in_blocks(S, self._alone) for S in separable]
+        self._axes: list[AxisMatrix] = [in_blocks(S, len(separable)) for S in separable]
         self._norm = max(float(np.abs(S).sum(axis=1).max()) for S in separable)
         self._dense: dict[int, list[FloatArray]] = {}
         self._halves: dict[int, list[AxisMatrix]] = {}
@@ -85,7 +84,7 @@ class LawsonPanel:
             self._half(h)
             fast = [np.linalg.matrix_power(np.eye(len(E)) - E, _FLAT) for E in self._dense[key]]
             self._slow[key] = [
-                in_blocks(np.eye(len(part)) - part * bool(np.abs(part).max() <= _CARRIED)) for part in fast
+                in_blocks(np.eye(len(part)) - part * bool(np.abs(part).max() <= _CARRIED), len(fast)) for part in fast
             ]
         return self._slow[key]
 
@@ -110,7 +109,7 @@ class LawsonPanel:
                 self._dense[longer] = [part @ part for part in self._dense[longer - _OCTAVE]]
             kept = zip(self._dense[key], self._weights, strict=True)
             exact = [E if w is None else E + np.diag((w - w @ E) / w) for E, w in kept]
-            self._halves[key] = [in_blocks(E, self._alone) for E in exact]
+            self._halves[key] = [in_blocks(E, len(exact)) for E in exact]
         return self._halves[key]
 
     def forget(self) -> None:

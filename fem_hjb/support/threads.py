@@ -6,9 +6,9 @@ parts are the same however many threads there are: so are the digits of what com
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ import numpy as np
 from fem_hjb.support.errors import FemHjbError
 
 Part = TypeVar("Part")
+Found = TypeVar("Found")
+Job = Generator[Callable[[], Found], Found, None]  # of works, which hears what came out of each
 
 _POOL: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("pool", default=None)
 
@@ -75,7 +77,7 @@ def for_each(parts: Sequence[Part], work: Callable[[Part], None]) -> None:
 
     pool, count = pooled
     # each in a copy of the caller's context, as NumPy's error state is part of it; which must not have a pool itself
-    others = [pool.submit(copy_context().run, _alone, drain) for _ in range(min(count, len(parts) - 1))]
+    others = [_elsewhere(pool, drain) for _ in range(min(count, len(parts) - 1))]
     try:
         copy_context().run(_alone, drain)  # what a part shares out itself is not to wait for threads that are busy
     finally:
@@ -86,6 +88,44 @@ def for_each(parts: Sequence[Part], work: Callable[[Part], None]) -> None:
             raise failure
 
 
-def _alone(work: Callable[[], None]) -> None:
+def beside(jobs: Sequence[Job[Found]]) -> None:
+    """All the works of jobs: of each one after the other, of several beside each other, one on its own by all threads.
+
+    The jobs themselves go on in the caller's thread, from one work to the next.
+    """
+    ready = deque[tuple[Job[Found], Callable[[], Found]]]()
+    busy = dict[Future[Found], Job[Found]]()
+
+    def go_on(job: Job[Found], found: Any = None) -> None:
+        with suppress(StopIteration):
+            ready.append((job, job.send(found)))
+
+    for job in jobs:
+        go_on(job)
+    pool, count = _POOL.get() or (None, 0)
+    try:
+        while ready or busy:
+            if pool is not None and (busy or len(ready) > 1):
+                while len(busy) < count + (len(ready) > 1) and ready:  # one waits, or a thread would for the caller
+                    job, work = ready.popleft()
+                    busy[_elsewhere(pool, work)] = job
+            if ready:
+                job, work = ready.popleft()
+                go_on(job, copy_context().run(_alone, work) if busy else work())
+            else:
+                wait(busy, return_when=FIRST_COMPLETED)
+            for done in [each for each in busy if each.done()]:
+                go_on(busy.pop(done), done.result())
+    finally:
+        for each in busy:
+            each.cancel()
+        wait(busy)
+
+
+def _elsewhere(pool: ThreadPoolExecutor, work: Callable[[], Found]) -> Future[Found]:
+    return pool.submit(copy_context().run, _alone, work)
+
+
+def _alone(work: Callable[[], Found]) -> Found:
     _POOL.set(None)
-    work()
+    return work()

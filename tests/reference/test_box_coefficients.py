@@ -10,6 +10,7 @@ from fem_hjb.problems.gauge import Gauge, QuadraticGauge
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import (
+    CHUNK,
     Coefficients,
     Table,
     by_field,
@@ -302,3 +303,16 @@ def test_a_background_that_moves_makes_steady_coefficients_move() -> None:
     count = needed(Coefficients(lq, moving_quadratic(), linear=False))
     assert count is not None
     assert count > 2
+
+
+@pytest.mark.parametrize("beta", [2.0, (0.5, 3.0)], ids=["constant", "varying"])
+def test_coefficients_of_many_points_are_those_of_some_of_them(beta: Any) -> None:
+    """What is made of a call in parts, and calls for parts of the points."""
+    problem = zoo.get("mixture-diffusion", 2, beta=beta)
+    few, many = CHUNK // 4 + 3, CHUNK + 5
+    x = np.random.default_rng(3).uniform(-1.0, 1.0, (many, 2))
+    background = Gauge(temperature=problem.temperature, horizon=problem.horizon, terminal=0.0, running=0.3)
+    coefficients = Coefficients(problem, background, True)
+    whole = coefficients.at(0.3, x)
+    for part in (slice(0, few), slice(few, few + 7), slice(many - 9, many)):
+        np.testing.assert_allclose(whole[:, part], coefficients.at(0.3, x[part]), rtol=1e-13, atol=1e-13)

@@ -124,6 +124,20 @@ def test_blocks_are_taken_where_they_save_work() -> None:
         assert in_blocks(dense) is dense
 
 
+@pytest.mark.parametrize(("dim", "cells"), [(1, 45), (2, 7), (3, 5)])
+def test_blocks_serve_arrays_of_one_two_and_three_axes(dim: int, cells: int) -> None:
+    """On a line only where there are many: a matrix that stays in the cache takes no more there."""
+    line = SpectralLine(np.linspace(0.0, 1.0, cells + 1), 8)
+    u = np.random.default_rng(4).standard_normal((line.n,) * dim)
+    blocks = in_blocks(line.derivative, dim)
+    assert isinstance(blocks, BlockMatrix)
+    for axis in range(dim):
+        exact = np.moveaxis(np.tensordot(line.derivative, u, (1, axis)), 0, axis)
+        np.testing.assert_allclose(apply_axis(blocks, u, axis), exact, atol=1e-13 * np.abs(exact).max())
+    fewer = SpectralLine(line.grid[:4], 8).derivative
+    assert in_blocks(fewer, dim) is fewer
+
+
 def test_rows_of_zeros_are_no_trouble() -> None:
     matrix = banded(100)
     matrix[:60] = 0.0

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fem_hjb.support.errors import ConvergenceError
-from fem_hjb.support.threads import for_each, threads, worker_count
+from fem_hjb.support.threads import beside, for_each, shared_out, threads, worker_count
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -97,6 +99,71 @@ def test_parts_of_parts_are_done_too() -> None:
     with threads(2):
         for_each(range(4), work)
     assert done.all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_jobs_go_on_in_ones_own_thread_and_hear_what_their_works_found(count: int) -> None:
+    own, heard, workers = threading.get_ident(), {k: list[int]() for k in range(5)}, set[int]()
+
+    def work(k: int, n: int) -> int:
+        workers.add(threading.get_ident())
+        time.sleep(1e-3)
+        return 10 * k + n
+
+    def job(k: int) -> Generator[Callable[[], int], int, None]:
+        for n in range(k):
+            heard[k].append((yield partial(work, k, n)))
+            assert threading.get_ident() == own
+
+    with threads(count):
+        beside([job(k) for k in range(5)])
+        beside([])
+    assert heard == {k: [10 * k + n for n in range(k)] for k in range(5)}
+    assert 1 <= len(workers) <= count
+    assert own in workers
+
+
+def test_several_works_meet_and_one_on_its_own_has_all_threads() -> None:
+    """A barrier that takes two; the last works of the longer job share out their own parts."""
+    met, alone = threading.Barrier(2), list[bool]()
+
+    def look() -> None:
+        alone.append(shared_out())
+        time.sleep(0.02)  # until the other job is over
+
+    def job(works: int) -> Generator[Callable[[], Any], Any, None]:
+        yield lambda: met.wait(10.0)
+        for _ in range(works):
+            yield look
+
+    with threads(2):
+        beside([job(0), job(3)])
+    assert alone[-2:] == [True, True]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("where", ["job", "work"])
+def test_what_fails_in_jobs_comes_out_and_nothing_runs_on(count: int, where: str) -> None:
+    under_way = set[int]()
+
+    def work(k: int) -> None:
+        under_way.add(k)
+        time.sleep(1e-3)
+        under_way.remove(k)
+        if k == 1 and where == "work":
+            raise ValueError("here")
+
+    def job(k: int) -> Generator[Callable[[], None], None, None]:
+        for _ in range(20):
+            yield partial(work, k)
+            if k == 2 and where == "job":
+                raise ValueError("here")
+
+    with threads(count):
+        with pytest.raises(ValueError, match="here"):
+            beside([job(k) for k in range(3)])
+        assert not under_way
+        for_each(range(3), work) if where == "job" else for_each([0, 2], work)
 
 
 def test_threads_are_counted_as_scipy_counts_them() -> None:
