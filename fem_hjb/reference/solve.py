@@ -40,6 +40,7 @@ Draws = tuple[FloatArray, FloatArray]  # times (k, n), points (k, n, d)
 _LONG = 5e6  # unknowns times steps, from which on a thorough look takes no more than a tenth of the time
 _FOR_THE_FIRST = 0.6  # of max_seconds; then there is to be one to a looser tolerance
 _STEPS, _PATHS = 32, 256  # of paths along which independence is looked at
+_TIMES = 8  # in each step; where nobody asks for checks, a time costs a call, perhaps (`policy_value`)
 _EACH = 0.7  # of the tolerance, to which each of several independent problems is solved
 
 
@@ -111,7 +112,7 @@ def solve(
     started = time.perf_counter()
     require_box(problem, "solve")
     blocks = [tuple(range(problem.dim))] if box is not None else independent_blocks(problem)
-    seen = [] if len(blocks) == 1 else _met(problem, seed)
+    seen = [] if len(blocks) == 1 else _met(problem, seed, _TIMES if verify else 1)
     blocks = _still(problem, blocks, seen)
     watched = until(told, seconds)
     sooner = None if seconds is None else until(watched, _FOR_THE_FIRST * seconds)
@@ -156,7 +157,7 @@ def _solved(
     walked = _walked(solution, seed)
     if len(blocks) > 1 and walked is not None:
         ends = problem.horizon * np.arange(1, _STEPS + 1) / _STEPS
-        steered = _between(walked.at(ends), problem.horizon, seed)
+        steered = _between(walked.at(ends), problem.horizon, seed, _TIMES)
         now = _still(problem, blocks, [steered])
         if now != blocks or not _same(solution, steered):  # where paths under the policy go
             blocks, solution = now, found(now, [*seen, steered])
@@ -168,20 +169,20 @@ def _solved(
     return solution
 
 
-def _met(problem: ControlProblem, seed: int) -> list[Draws]:
-    """Draws of the process as it is, if paths can be made."""
+def _met(problem: ControlProblem, seed: int, times: int) -> list[Draws]:
+    """Draws of the process as it is, if paths can be made; `times` of each step."""
     with suppress(ConvergenceError):
         substeps = substeps_of(problem, _STEPS)
         paths = sample_paths(problem, n=_PATHS, steps=_STEPS, rng=seed, scheme="euler", substeps=substeps or 1)
-        return [_between(np.moveaxis(paths.x, 1, 0)[1:], problem.horizon, seed)]
+        return [_between(np.moveaxis(paths.x, 1, 0)[1:], problem.horizon, seed, times)]
     return []
 
 
-def _between(x: FloatArray, horizon: float, seed: int) -> Draws:
-    """Draws (k, n, d) at the ends of equal steps, of at most so many paths; times in these steps, all different."""
+def _between(x: FloatArray, horizon: float, seed: int, times: int) -> Draws:
+    """Draws (k, n, d) at the ends of equal steps, of some paths; each at one of so many times of its step."""
     x = x[:, :_PATHS]
-    steps = np.arange(len(x))[:, None] + np.random.default_rng([seed, 4]).random(x.shape[:2])
-    return horizon * steps / len(x), x
+    at = (np.arange(times) + np.random.default_rng([seed, 4]).random((len(x), times))) / times
+    return horizon * (np.arange(len(x))[:, None] + at[:, np.arange(x.shape[1]) % times]) / len(x), x
 
 
 def _still(problem: ControlProblem, blocks: Sequence[Block], seen: Sequence[Draws]) -> list[Block]:
