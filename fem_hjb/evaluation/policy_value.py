@@ -6,8 +6,8 @@ J^pi_t(x) = E^pi[ y(X_T) + int_t^T (r - (alpha/2) pi' Lambda^{-1} pi) ds | X_t =
 
 That is the equation of a control problem with the drift b + pi, the reward r - (alpha/2) pi' Lambda^{-1} pi, and a
 temperature A so high that steering does not pay: its value is A log E e^{G/A} = E G + Var G / (2 A) + O(A^-2), G being
-what a path earns. So `solve` solves it, with its boxes, grids and error bar. A is 1e8 times the largest G that a few
-hundred paths have shown, so that what it changes is far below any tolerance.
+what a path earns. So `solve` solves it, with its boxes, grids and error bar. A is 100 / rtol times the largest G that a
+few hundred paths have shown, so that what it changes is far below the tolerance.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from fem_hjb.support.checks import FloatArray, Rng
 from fem_hjb.support.objects import Plain
 from fem_hjb.support.progress import Progress, checked_progress, checked_seconds
 
-_HOT = 1e8  # the temperature, in units of what paths earn
+_HOT = (
+    100.0  # over the tolerance: the temperature, in units of what paths earn; hotter, exp(y / A) of a jump is rounding
+)
 _PATHS, _STEPS = 512, 32  # that tell these units
 
 
@@ -117,7 +119,7 @@ def evaluate_policy(
         problem,
         drift=of.drift,
         running_reward=of.reward,
-        temperature=_HOT * _size(problem, of, rng),
+        temperature=_HOT / rtol * _size(problem, of, rng),
         exact=None,
         marginal=None,
         name=f"{problem.name} under a policy",

@@ -21,14 +21,16 @@ from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, P
 from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.probing import instants, scattered
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import ProblemError
 from fem_hjb.support.objects import Plain
 
 Reward = Callable[[FloatArray], ArrayLike]
+Block = tuple[int, ...]
 
 _SPLITTABLE = (Gaussian, GaussianMixture, KernelDensity, PointMass, Uniform)
 _PROBES = 256
+_ENTRIES = 1 << 18  # of matrices in memory at once
 _RELATIVE = 1e-11  # change that counts as rounding
 
 
@@ -37,7 +39,7 @@ def _splits(law: Law) -> bool:
     return isinstance(law, _SPLITTABLE) and not (isinstance(law, Uniform) and isinstance(law.box, MeshDomain))
 
 
-def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
+def independent_blocks(problem: ControlProblem) -> list[Block]:
     """The groups of coordinates, in order; one group of all of them if nothing falls apart."""
     d = problem.dim
     if d == 1 or isinstance(problem.domain, MeshDomain) or (problem.domain is not None and problem.domain.absorbing):
@@ -45,8 +47,69 @@ def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
     if not _splits(problem.initial_law):
         return [tuple(range(d))]
     x, y = scattered(problem, _PROBES, 0), scattered(problem, _PROBES, 1)
-    linked = np.zeros((d, d), dtype=np.bool_)
-    for t in instants(problem.horizon):
+    return _linked(problem, [(t, x, y) for t in instants(problem.horizon)], np.zeros((d, d), dtype=np.bool_))
+
+
+def joined(problem: ControlProblem, blocks: Sequence[Block], t: FloatArray, x: FloatArray) -> list[Block]:
+    """The groups again, those together that hang together where the process goes: at draws x (k, n, d), times t (k, n).
+
+    Some groups of a draw, chosen by lot, are those of another draw next to it. Drift and diffusion of each group are
+    then what they are at the draw that it is from, and rewards at what was chosen and at the rest add up as before.
+    """
+    if len(blocks) < 2:
+        return list(blocks)
+    d = problem.dim
+    t, one, other = t.ravel(), x.reshape(-1, d), np.roll(x, 1, axis=1).reshape(-1, d)
+    group = np.empty(d, dtype=np.int64)
+    for k, block in enumerate(blocks):
+        group[list(block)] = k
+    moved = np.random.default_rng(0).random((len(t), len(blocks))) < 0.5  # the same draws, the same groups
+    wrong = np.zeros(len(t), dtype=np.bool_)
+    for first in range(0, len(t), max(1, _ENTRIES // d**2)):
+        part = slice(first, first + max(1, _ENTRIES // d**2))
+        wrong[part] = _mixed(problem, group, moved[part], t[part], one[part], other[part])
+    places = np.flatnonzero(wrong)
+    if places.size == 0:
+        return list(blocks)
+    places = places[:: -(-places.size // _PROBES)]
+    known = np.asarray(group[:, None] == group)
+    found = _linked(problem, [(t[places], one[places], other[places])], known)
+    return found if len(found) < len(blocks) else [tuple(range(d))]  # whatever it is, they are not independent
+
+
+def _mixed(
+    problem: ControlProblem,
+    group: IntArray,
+    moved: BoolArray,
+    t: FloatArray,
+    x: FloatArray,
+    y: FloatArray,
+) -> BoolArray:
+    """At which of n places the groups of two draws x, y (n, d) feel each other; moved (n, k): which are exchanged."""
+    swapped = moved[:, group]
+    some, rest = np.where(swapped, y, x), np.where(swapped, x, y)
+    noise = np.sqrt(np.diagonal(problem.Lambda(t, x), axis1=1, axis2=2).max(axis=0))
+    b, speed = [problem.b(t, z) for z in (x, y, some)], noise / np.sqrt(problem.horizon)
+    speed = np.maximum(speed, np.abs(b[0]).max(axis=0))
+    wrong = (np.abs(b[2] - np.where(swapped, b[1], b[0])) > _RELATIVE * speed).any(axis=1)
+    pairs, apart = noise[:, None] * noise, group[:, None] != group
+    if problem.constant_diffusion is None:
+        Lambda = [problem.Lambda(t, z) for z in (x, y, some)]
+        own = np.where(apart, 0.0, np.where(swapped[:, :, None], Lambda[1], Lambda[0]))
+        wrong |= (np.abs(Lambda[2] - own) > _RELATIVE * pairs).any(axis=(1, 2))
+    for function in (problem.y, lambda z: problem.r(t, z)):
+        values = np.stack([np.asarray(function(z)) for z in (x, y, some, rest)])
+        wrong |= np.abs(values[0] + values[1] - values[2] - values[3]) > 10 * _RELATIVE * np.abs(values).max()
+    return np.asarray(wrong)
+
+
+def _linked(
+    problem: ControlProblem, places: Sequence[tuple[ArrayLike, FloatArray, FloatArray]], linked: BoolArray
+) -> list[Block]:
+    """The groups that hang together by what is known (d, d), and at places: a time, or times (n,), and x, y (n, d)."""
+    d = problem.dim
+    linked = linked.copy()
+    for t, x, y in places:
         base = problem.b(t, x), problem.Lambda(t, x)
         noise = np.sqrt(np.diagonal(base[1], axis1=1, axis2=2).max(axis=0))  # each coordinate in a unit of its own
         pairs = noise[:, None] * noise
@@ -59,8 +122,9 @@ def independent_blocks(problem: ControlProblem) -> list[tuple[int, ...]]:
             diffusion = np.abs(problem.Lambda(t, moved) - base[1]) > _RELATIVE * pairs
             linked[:, j] |= diffusion.any(axis=(0, 2))
     groups = _components(linked)
-    for function in (problem.y, *(_at(problem, t) for t in instants(problem.horizon))):
-        linked |= _coupling(function, x, y, groups, d)
+    for t, x, y in places:
+        for function in (problem.y, partial(problem.r, t)):
+            linked |= _coupling(function, x, y, groups, d)
     return _components(linked)
 
 
@@ -139,8 +203,11 @@ def coordinates(law: Law, index: Sequence[int]) -> Law:
     raise ProblemError(f"the law of some coordinates of a {type(law).__name__} is not known in closed form")
 
 
-def alike(one: ControlProblem, other: ControlProblem) -> bool:
-    """Whether two groups have the same problem: the same coefficients and rewards at random points, to rounding."""
+def alike(one: ControlProblem, other: ControlProblem, *draws: tuple[FloatArray, FloatArray]) -> bool:
+    """Whether two groups have the same problem: the same coefficients and rewards at random points, to rounding.
+
+    draws : times (k, n) and points (k, n, d) of the process, to look at, too.
+    """
     if one.dim != other.dim:
         return False
     boxes = [np.zeros(0) if p.box is None else np.stack(p.box.bounds) for p in (one, other)]
@@ -149,9 +216,10 @@ def alike(one: ControlProblem, other: ControlProblem) -> bool:
     x = scattered(one, _PROBES, 0)
     if not np.array_equal(x, scattered(other, _PROBES, 0)):
         return False
-    pairs = [(one.y(x), other.y(x))]
-    for t in instants(one.horizon):
-        pairs += [(getattr(one, name)(t, x), getattr(other, name)(t, x)) for name in ("b", "Lambda", "r")]
+    pairs = []
+    for t, points in (*((t, x) for t in instants(one.horizon)), *draws):
+        pairs += [(getattr(one, name)(t, points), getattr(other, name)(t, points)) for name in ("b", "Lambda", "r")]
+        pairs.append((one.y(points), other.y(points)))
     return all(bool((np.abs(a - b) <= 1e-13 * np.abs(a).max()).all()) for a, b in pairs)
 
 
@@ -159,10 +227,6 @@ def _replace(x: FloatArray, y: FloatArray, index: Sequence[int]) -> FloatArray:
     moved = x.copy()
     moved[:, list(index)] = y[:, list(index)]
     return moved
-
-
-def _at(problem: ControlProblem, t: float) -> Reward:
-    return lambda x: problem.r(t, x)
 
 
 def _coupling(function: Reward, x: FloatArray, y: FloatArray, groups: list[tuple[int, ...]], d: int) -> BoolArray:

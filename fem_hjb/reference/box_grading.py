@@ -116,7 +116,7 @@ def regraded(line: SpectralLine, found: FloatArray, allowed: float, tried: int =
     """
     share = _MARGIN * allowed / np.sqrt(line.n_cells)
     with np.errstate(invalid="ignore"):
-        factor = (share / np.maximum(found, 1e-300)) ** ((tried + 1.0) / (line.degree + 1))
+        factor = (share / np.maximum(found, max(1e-300, 1e-300 * share))) ** ((tried + 1.0) / (line.degree + 1))
     factor = np.where(np.isnan(factor), 0.0, factor)  # where all is infinite nothing is resolved
     wanted = line.widths * np.clip(factor, _SHRINK, _STRETCH)
     width = line.grid[-1] - line.grid[0]

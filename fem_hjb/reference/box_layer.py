@@ -15,6 +15,7 @@ from fem_hjb.support.checks import FloatArray
 
 JUMP = 0.1  # of the gradient: what no grid resolves of a jump; of a kink it is less
 STEEPEST = 24.0  # temperatures in a cell: rounding of exp is no more than 3e-6 of small values next to large ones
+FAINTEST = 3e-7  # temperatures in a cell: below, rounding of exp is not small beside slopes of what jumps
 SETTLED = 0.5  # of what is allowed not to be resolved of the gradient: where a layer ends
 _MOST = {1: 600, 2: 80_000, 3: 250_000}  # unknowns; more would make the layer thinner and nothing else better
 _WITHIN = 0.35  # of the spread of paths: the distance of nodes that follows it

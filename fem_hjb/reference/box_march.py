@@ -27,7 +27,7 @@ from fem_hjb.reference.box_grading import (
     transfer,
     unresolved,
 )
-from fem_hjb.reference.box_layer import JUMP, SETTLED, STEEPEST, edges_for_layer, steepest
+from fem_hjb.reference.box_layer import FAINTEST, JUMP, SETTLED, STEEPEST, edges_for_layer, steepest
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_run import THICKEST, Layer, Run, panel_run, restored, run_of, settled, tails_of
 from fem_hjb.reference.box_running import method_of, table_on
@@ -112,7 +112,7 @@ class Marcher:
             return None
         grid = self._grid(self.layer_edges, 0.0, self.corners[1])
         at_end = begun(equation, grid, 0.0, None)
-        if not equation.linear and steepest(grid, at_end) > STEEPEST * alpha:
+        if not equation.linear and not FAINTEST * alpha <= steepest(grid, at_end) <= STEEPEST * alpha:
             return None
         paid = equation.at_end if equation.linear else lambda x: np.exp(equation.left(x) / alpha)
         averaged = replace(equation, linear=True, levels=None, payoff=paid, averaged=True)

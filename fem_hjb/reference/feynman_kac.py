@@ -43,6 +43,7 @@ class FeynmanKacSolution(Plain):
     error_estimate : of that function. Its `value` is the max over t of the L2(p_t) norm of the error over that of the
         function, p being the law of the process, its `policy` the same of the gradient in the norm |a|^2 = a' Lambda a,
         which counts as a thousandth of the function over the width of the box at least.
+        Where h jumps or has kinks both are those up to T - stats["layer"]; after it u goes over to h.
     status : "ok", or what was not reached.  stats : figures of the solver.
     """
 

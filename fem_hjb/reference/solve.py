@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -16,11 +17,13 @@ from typing import Any, Literal
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fem_hjb.problems.blocks import alike, independent_blocks, restrict
+from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.paths.stiffness import substeps_of
+from fem_hjb.problems.blocks import Block, alike, independent_blocks, joined, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, require_box
 from fem_hjb.reference.box_tolerance import solve_to_tolerance
-from fem_hjb.reference.pathwise import along_paths, walk
+from fem_hjb.reference.pathwise import Walk, along_paths, walk
 from fem_hjb.reference.residual import residual_checks
 from fem_hjb.reference.tolerance import AnySolution, checked_rtol, judged
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate
@@ -32,10 +35,12 @@ from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress,
 from fem_hjb.support.threads import threads, worker_count
 
 Form = Literal["linear", "value"]
-Block = tuple[int, ...]
+Draws = tuple[FloatArray, FloatArray]  # times (k, n), points (k, n, d)
 
 _LONG = 5e6  # unknowns times steps, from which on a thorough look takes no more than a tenth of the time
 _FOR_THE_FIRST = 0.6  # of max_seconds; then there is to be one to a looser tolerance
+_STEPS, _PATHS = 32, 256  # of paths along which independence is looked at
+_TIMES = 8  # in each step; where nobody asks for checks, a time costs a call, perhaps (`policy_value`)
 _EACH = 0.7  # of the tolerance, to which each of several independent problems is solved
 
 
@@ -107,27 +112,20 @@ def solve(
     started = time.perf_counter()
     require_box(problem, "solve")
     blocks = [tuple(range(problem.dim))] if box is not None else independent_blocks(problem)
-    largest = max(map(len, blocks))
-    if largest > 3:
-        raise DomainError(
-            f"boxes go up to dimension 3, but {largest} coordinates of {problem.name!r} hang together; learn its value"
-            " from paths instead"
-        )
+    seen = [] if len(blocks) == 1 else _met(problem, seed, _TIMES if verify else 1)
+    blocks = _still(problem, blocks, seen)
     watched = until(told, seconds)
     sooner = None if seconds is None else until(watched, _FOR_THE_FIRST * seconds)
 
-    def found(blocks: Sequence[Block]) -> Solution | ProductSolution:
+    def found(blocks: Sequence[Block], seen: Sequence[Draws]) -> Solution | ProductSolution:
         if len(blocks) == 1:
             return solve_to_tolerance(problem, rtol, form, box, max_dofs, watched, seed, sooner)
-        return _product(
-            problem, blocks, *_each(problem, blocks, _EACH * rtol, form, max_dofs, (watched, sooner), seed), seed
-        )
+        each = _each(problem, blocks, _EACH * rtol, form, max_dofs, (watched, sooner), seed, seen)
+        return _product(problem, blocks, *each, seed)
 
     try:
         with threads(workers):
-            solution = _verified(found(blocks), seed) if verify else found(blocks)
-            if len(blocks) > 1 and problem.dim <= 3 and not all(check.passed for check in solution.checks):
-                solution = _verified(found([tuple(range(problem.dim))]), seed)  # they may not be independent after all
+            solution = _solved(problem, blocks, seen, found, seed) if verify else found(blocks, seen)
     except OutOfTimeError:
         if seconds is None:  # the limit is that of a caller, whose progress= raised it
             raise
@@ -147,14 +145,86 @@ def _estimate_of(solution: Solution | ProductSolution) -> ErrorEstimate:
     return solution.error_estimate
 
 
-def _verified(solution: AnySolution, seed: int) -> AnySolution:
+def _solved(
+    problem: ControlProblem,
+    blocks: Sequence[Block],
+    seen: Sequence[Draws],
+    found: Callable[[Sequence[Block], Sequence[Draws]], AnySolution],
+    seed: int,
+) -> AnySolution:
+    """What is found, with all of its checks; found again where groups are not what they seemed to be."""
+    solution = found(blocks, seen)
+    walked = _walked(solution, seed)
+    if len(blocks) > 1 and walked is not None:
+        ends = problem.horizon * np.arange(1, _STEPS + 1) / _STEPS
+        steered = _between(walked.at(ends), problem.horizon, seed, _TIMES)
+        now = _still(problem, blocks, [steered])
+        if now != blocks or not _same(solution, steered):  # where paths under the policy go
+            blocks, solution = now, found(now, [*seen, steered])
+            walked = _walked(solution, seed)
+    solution = _verified(solution, walked, seed)
+    if len(blocks) > 1 and problem.dim <= 3 and not all(check.passed for check in solution.checks):
+        solution = found([tuple(range(problem.dim))], [])  # they may not be independent after all
+        solution = _verified(solution, _walked(solution, seed), seed)
+    return solution
+
+
+def _met(problem: ControlProblem, seed: int, times: int) -> list[Draws]:
+    """Draws of the process as it is, if paths can be made; `times` of each step."""
+    with suppress(ConvergenceError):
+        substeps = substeps_of(problem, _STEPS)
+        paths = sample_paths(problem, n=_PATHS, steps=_STEPS, rng=seed, scheme="euler", substeps=substeps or 1)
+        return [_between(np.moveaxis(paths.x, 1, 0)[1:], problem.horizon, seed, times)]
+    return []
+
+
+def _between(x: FloatArray, horizon: float, seed: int, times: int) -> Draws:
+    """Draws (k, n, d) at the ends of equal steps, of some paths; each at one of so many times of its step."""
+    x = x[:, :_PATHS]
+    at = (np.arange(times) + np.random.default_rng([seed, 4]).random((len(x), times))) / times
+    return horizon * (np.arange(len(x))[:, None] + at[:, np.arange(x.shape[1]) % times]) / len(x), x
+
+
+def _still(problem: ControlProblem, blocks: Sequence[Block], seen: Sequence[Draws]) -> list[Block]:
+    """The groups, joined where draws show that they hang together; DomainError if they become too large."""
+    groups = list(blocks)
+    for draws in seen:
+        groups = joined(problem, groups, *draws)
+    largest = max(map(len, groups))
+    if largest > 3:
+        raise DomainError(
+            f"boxes go up to dimension 3, but {largest} coordinates of {problem.name!r} hang together; learn its value"
+            " from paths instead"
+        )
+    return groups
+
+
+def _same(solution: AnySolution, draws: Draws) -> bool:
+    """Whether groups that were solved once, as they looked alike, are so at draws of the whole, too."""
+    parts = solution.parts if isinstance(solution, ProductSolution) else ()
+    t, x = draws
+    return all(
+        alike(part.problem, restrict(solution.problem, block, len(parts)), (t, x[..., list(block)]))
+        for block, part in parts
+    )
+
+
+def _walked(solution: AnySolution, seed: int) -> Walk | None:
+    """Paths under the policy."""
+    with threadpool_limits(1, user_api="blas"):  # a few points at a time: more threads wait for each other
+        return walk(solution.problem, solution, _jumps_of(solution), seed)
+
+
+def _jumps_of(solution: AnySolution) -> list[float]:
+    return sorted({t for part in getattr(solution, "parts", [((), solution)]) for t in part[1].stats["jumps"]})
+
+
+def _verified(solution: AnySolution, walked: Walk | None, seed: int) -> AnySolution:
     """The solution with the checks that use the problem as it was given, thorough where structure was assumed."""
     assumed = isinstance(solution, ProductSolution)
     thorough = assumed or solution.stats["dofs"] * solution.stats["steps"] > _LONG
-    jumps = sorted({t for part in getattr(solution, "parts", [((), solution)]) for t in part[1].stats["jumps"]})
-    known = solution.problem, solution, _estimate_of(solution), jumps, seed
-    with threadpool_limits(1, user_api="blas"):  # a few points at a time: more threads wait for each other
-        walked = walk(solution.problem, solution, jumps, seed)
+    known = solution.problem, solution, _estimate_of(solution), _jumps_of(solution), seed
+    with threadpool_limits(1, user_api="blas"):
         followed = () if walked is None else along_paths(*known, walked)
         witnesses = *residual_checks(*known, thorough=thorough, walked=walked), *followed
     return replace(solution, checks=(*solution.checks, *witnesses))
@@ -168,16 +238,18 @@ def _each(
     max_dofs: int | None,
     progress: tuple[Progress, Progress | None],
     seed: int,
+    seen: Sequence[Draws],
 ) -> tuple[list[Solution], list[int]]:
     """The distinct solutions of independent problems, and which of them is that of each block.
 
-    progress : for all of it, and for first runs.
+    progress : for all of it, and for first runs.  seen : draws of the whole, to see which are alike.
     """
     distinct: list[Solution] = []
     which: list[int] = []
     for k, block in enumerate(blocks):
         own = restrict(problem, block, len(blocks))
-        known = next((i for i, solution in enumerate(distinct) if alike(solution.problem, own)), None)
+        draws = [(t, x[..., list(block)]) for t, x in seen]
+        known = next((i for i, solution in enumerate(distinct) if alike(solution.problem, own, *draws)), None)
         if known is None:
             known = len(distinct)
             told, sooner = (None if one is None else partial(_part, one, k, len(blocks)) for one in progress)

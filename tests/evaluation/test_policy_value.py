@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 import fem_hjb as fh
 from fem_hjb.evaluation import policy_value
@@ -38,6 +39,27 @@ def test_a_linear_policy_earns_what_its_moments_say() -> None:
         np.testing.assert_allclose(found.gradient(t, X)[:, 0], slope, atol=1e-6)
     other = evaluate_policy(LINE, lambda t, x: -0.5 * x, rtol=1e-6)
     assert np.abs(other.value(0.0, X) - earned(0.0, X)).max() > 1e-3
+
+
+def test_a_reward_that_jumps_is_earned_with_its_probability() -> None:
+    """A temperature so high that exp(y / A) of a jump were rounding had steps of no length at T."""
+    reward = fh.ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=lambda t, x: -1.5 * x,
+        diffusion=1.0,
+        terminal_reward=lambda x: np.where(x[..., 0] > 0.2, 1.0, 0.0),
+        initial_law=fh.Gaussian([0.0], 0.2),
+    )
+    decay = np.exp(-1.5)
+    spread = np.sqrt((1 - decay**2) / 3)
+    for rtol in (1e-2, 1e-4):
+        found = evaluate_policy(reward, None, rtol=rtol)
+        assert found.status == "ok"
+        exact = ndtr((decay * X[:, 0] - 0.2) / spread)
+        np.testing.assert_allclose(found.value(0.0, X), exact, atol=3 * found.error + 1e-9)
+        assert found.error < rtol
 
 
 @pytest.mark.parametrize(("problem", "solved"), [(MODES, True), (PLANE, False)], ids=["modes", "plane"])

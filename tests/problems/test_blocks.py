@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fem_hjb.problems import zoo
-from fem_hjb.problems.blocks import alike, coordinates, independent_blocks, restrict
+from fem_hjb.problems.blocks import alike, coordinates, independent_blocks, joined, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, PointMass, Uniform
 from fem_hjb.problems.problem import ControlProblem
@@ -97,6 +97,70 @@ FOUND: list[tuple[str, ControlProblem, Groups]] = [
 @pytest.mark.parametrize(("problem", "groups"), [row[1:] for row in FOUND], ids=[row[0] for row in FOUND])
 def test_the_groups(problem: ControlProblem, groups: Groups):
     assert independent_blocks(problem) == groups
+
+
+def window(t: Any) -> Any:
+    """Between two of the times at which callables are probed."""
+    return np.where((np.asarray(t) > 0.45) & (np.asarray(t) < 0.5), 1.0, 0.0)
+
+
+def far(x: FloatArray, i: int, j: int) -> Any:
+    """Nothing where the process starts."""
+    return np.maximum(x[..., i] - 3.0, 0.0) * np.maximum(x[..., j] - 3.0, 0.0)
+
+
+def along(x: FloatArray, i: int) -> Any:
+    return np.eye(3)[i] * x[..., None]
+
+
+def between(t: Any, x: FloatArray) -> Any:
+    matrix = np.eye(3) + 0.2 * window(t)[..., None, None] * (np.eye(3)[[2, 1, 0]] - np.diag([0.0, 1.0, 0.0]))
+    return np.broadcast_to(matrix, (*x.shape, 3))
+
+
+SEEN: list[tuple[str, dict[str, Any], Groups]] = [
+    ("nothing", {}, [(0,), (1,), (2,)]),
+    ("drift, far away", {"drift": lambda t, x: -x + 1e-6 * along(far(x, 0, 1), 2)}, [(0, 1, 2)]),
+    ("drift, in a window", {"drift": lambda t, x: -x + along(window(t) * x[..., 2], 0)}, [(0, 2), (1,)]),
+    ("diffusion, in a window", {"diffusion": between}, [(0, 2), (1,)]),
+    ("terminal reward, far away", {"terminal_reward": lambda x: x.sum(-1) + 1e-6 * far(x, 0, 2)}, [(0, 2), (1,)]),
+    ("running reward, far away", {"running_reward": lambda t, x: np.sin(8 * far(x, 1, 2))}, [(0,), (1, 2)]),
+    ("running reward, in a window", {"running_reward": lambda t, x: window(t) * x[..., 0] * x[..., 1]}, [(0, 1), (2,)]),
+    (
+        "of all three, far away",
+        {"terminal_reward": lambda x: far(x, 0, 1) * np.maximum(x[..., 2] - 3.0, 0.0)},
+        [(0, 1, 2)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "groups"), [row[1:] for row in SEEN], ids=[row[0] for row in SEEN])
+def test_draws_show_what_hangs_together_where_probes_do_not_look(changes: dict[str, Any], groups: Groups):
+    problem = alone(3, initial_law=Gaussian(np.zeros(3), 0.01), **{"diffusion": 0.1, **changes})
+    apart = [(0,), (1,), (2,)]
+    assert independent_blocks(problem) == apart
+    rng = np.random.default_rng(0)
+    t, x = rng.random((32, 100)), rng.normal(4.0, 0.5, (32, 100, 3))
+    assert joined(problem, apart, t, x) == groups
+    assert joined(problem, groups, t, x) == groups
+    assert joined(problem, [(0, 1, 2)], t, x) == [(0, 1, 2)]
+
+
+def test_draws_show_what_is_not_alike():
+    rng = np.random.default_rng(0)
+    t, x = rng.random((32, 100)), rng.normal(4.0, 0.5, (32, 100, 1))
+    start, draws = Gaussian([0.0], 0.01), (t, x)
+    one = alone(1, initial_law=start, diffusion=0.1)
+    assert alike(one, replace(one), draws)
+    others: list[dict[str, Any]] = [
+        {"running_reward": lambda t, x: 1.0 + np.cos(x).sum(-1) + window(t)},
+        {"terminal_reward": lambda x: 2.0 - (x**2).sum(-1) + np.maximum(x[..., 0] - 3.0, 0.0)},
+        {"drift": lambda t, x: -x + np.sin(x) + window(t)[..., None]},
+    ]
+    for changes in others:
+        other = replace(one, **changes)
+        assert alike(one, other)
+        assert not alike(one, other, draws)
 
 
 def test_restricted_problems_add_up():

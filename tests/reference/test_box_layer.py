@@ -195,3 +195,21 @@ def test_neighbours_differ_by_the_ratio_at_most() -> None:
     assert found[0] == edges[0]
     assert found[-1] == edges[-1]
     np.testing.assert_allclose(evened(np.linspace(0.0, 1.0, 7), 2.0), np.linspace(0.0, 1.0, 7), atol=1e-14)
+
+
+def test_a_jump_that_is_faint_beside_the_temperature_is_no_rounding() -> None:
+    """exp(y / alpha) is 1 + 1e-8: averages of it had steps of no length at T. Nodes know y itself."""
+    problem = ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1e8,
+        drift=lambda t, x: -x,
+        diffusion=1.0,
+        terminal_reward=lambda x: np.where(x[..., 0] > 0.2, 1.0, 0.0),
+        initial_law=Gaussian([0.0], 0.2),
+    )
+    found = solve(problem, rtol=1e-2, max_dofs=150, verify=False)
+    assert found.status == "ok"
+    x, decay = np.linspace(-1.0, 1.0, 21), np.exp(-1.0)
+    exact = ndtr((decay * x - 0.2) / np.sqrt((1 - decay**2) / 2))
+    np.testing.assert_allclose(found.value(0.0, x[:, None]), exact, atol=1e-3)

@@ -21,6 +21,7 @@ from fem_hjb.reference.pathwise import along_paths
 from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import ErrorEstimate, ToleranceWarning
+from fem_hjb.solutions.solution import ProductSolution
 from fem_hjb.support.checks import FloatArray
 
 GOOD = ErrorEstimate(value=1e-3, policy=1e-3, space=1e-3, time=0.0, truncation=0.0)
@@ -184,6 +185,7 @@ def test_coordinates_taken_for_independent_are_solved_as_a_whole(monkeypatch: py
     whole = solve(problem, rtol=1e-3)
     assert whole.method == "box"
     monkeypatch.setattr(sys.modules[solve.__module__], "independent_blocks", lambda problem: [(0,), (1,)])
+    monkeypatch.setattr(sys.modules[solve.__module__], "_still", lambda problem, blocks, seen: blocks)
     again = solve(problem, rtol=1e-3)
     assert again.method == "box"
     x = np.random.default_rng(0).normal(0.0, 0.5, (50, 2))
@@ -191,6 +193,52 @@ def test_coordinates_taken_for_independent_are_solved_as_a_whole(monkeypatch: py
     blind = solve(problem, rtol=1e-3, verify=False)
     assert blind.method == "product"  # and wrong, as nobody looked
     assert np.abs(blind.value(0.3, x) - whole.value(0.3, x)).max() > 0.1
+
+
+def waves(x: FloatArray) -> Any:
+    """Of mean 0, where paths arrive and none starts."""
+    return np.sin(4 * x[..., 0]) * np.sin(4 * x[..., 1]) * np.clip(x - 2, 0, 1).prod(axis=-1)
+
+
+def arriving(terminal_reward: Callable[[FloatArray], Any], **changes: Any) -> ControlProblem:
+    """Two coordinates that the drift carries from 0 to 4."""
+    given: dict[str, Any] = {
+        "dim": 2,
+        "horizon": 1.0,
+        "temperature": 1.0,
+        "drift": lambda t, x: 3.0 * (4.0 - x),
+        "diffusion": 0.1,
+        "terminal_reward": terminal_reward,
+        "initial_law": Gaussian([0.0, 0.0], 0.01),
+    }
+    return ControlProblem(**{**given, **changes})
+
+
+def test_what_hangs_together_only_where_the_process_arrives_is_solved_as_a_whole() -> None:
+    """The coupling has the mean 0 over all that a check takes the mean of, and moves the policy by some per cent."""
+    problem = arriving(lambda x: np.cos(2 * x).sum(axis=-1) + 0.03 * waves(x))
+    for verify in (True, False):
+        assert solve(problem, rtol=1e-2, verify=verify).method == "box"
+
+
+def test_what_hangs_together_only_where_the_policy_steers_is_solved_as_a_whole() -> None:
+    def reward(x: FloatArray) -> Any:
+        return -40 * ((x - 3) ** 2).sum(axis=-1) + np.tanh(np.clip(x - 2, 0, None).prod(axis=-1) ** 3)
+
+    problem = arriving(reward, drift=lambda t, x: -0.3 * x)
+    assert solve(problem, rtol=1e-2, verify=False).method == "product"  # paths under the policy alone go there
+    assert solve(problem, rtol=1e-2).method == "box"
+
+
+def test_groups_that_differ_for_a_while_are_not_solved_once() -> None:
+    def late(t: Any, x: FloatArray) -> Any:
+        return 0.6 * np.sin(6 * x[..., 1]) * ((np.asarray(t) > 0.42) & (np.asarray(t) < 0.7))
+
+    found = solve(arriving(lambda x: np.cos(2 * x).sum(axis=-1), drift=lambda t, x: -x, running_reward=late), rtol=1e-2)
+    assert isinstance(found, ProductSolution)
+    (_, first), (_, second) = found.parts
+    x = np.full((1, 1), 0.2)
+    assert abs(first.value(0.4, x)[0] - second.value(0.4, x)[0]) > 0.05
 
 
 def test_a_failed_check_is_in_the_status_and_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
