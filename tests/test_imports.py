@@ -16,7 +16,7 @@ ORDER = {
         "fingerprint blocks rewards closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
     "paths": (
-        "steering breaks walls stiffness simulate likelihood exit_paths tree_sum extent tails growth tilted"
+        "steering breaks walls stiffness simulate likelihood exit_paths tree_sum extent tails growth tilted met"
         " sources stored"
     ),
     "spaces": (

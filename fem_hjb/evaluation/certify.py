@@ -25,12 +25,12 @@ from fem_hjb.evaluation.certificate import Bounds, Certificate, Interval, interv
 from fem_hjb.evaluation.controlled_law import checked_policy, policy_of
 from fem_hjb.evaluation.residual_score import Range, Residual, checked_range, checked_value
 from fem_hjb.evaluation.walk_sums import Chunks, Plan, checked_plan, starts_of, summed
-from fem_hjb.evaluation.weighted_walk import Likelihood
+from fem_hjb.evaluation.weighted_walk import Likelihood, times_of
 from fem_hjb.evaluation.weights import Found, found_in
 from fem_hjb.paths.sources import child_seed
 from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.problem import ControlProblem, TerminalReward, ValueFunction, require_problem
+from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.problems.stages import Rewards, checked_rewards
 from fem_hjb.solutions.solution import ProductSolution, Solution
 from fem_hjb.solutions.staged import Continued, StagedSolution
@@ -45,7 +45,6 @@ _ESS, _ESS_OF_START = 100.0, 8.0  # effective sample sizes below which intervals
 _SHARE = 0.5  # of the paths, from a fixed start, that are effective samples enough, however few they are
 _SECOND_ORDER = 10.0  # times the square of the bias that was taken out of a logarithm: about what is left of it
 _NOTHING = 1e-4  # of a temperature: a half-width below which nobody asks what steps put into it
-_SAME = 1e-12  # of the horizon: times that close are one
 _BIAS = 2.0  # half-widths of an interval that steps may put into it: what extrapolating leaves is a fraction of that
 
 
@@ -83,7 +82,8 @@ def certify(
         continued outside its box by that of the nearest point; anything with value and gradient, such as problem.exact;
         None: no control.
     x0 : (d,), a start; None: the initial law (which may be a point).
-    n, steps : how many paths, and N, even, the number of steps: N and N/2 are followed with the same noise.
+    n, steps : how many paths, and N, even, the number of steps: N and N/2 are followed with the same noise. Where the
+        policy or a coefficient jumps in time, as seen at 257 times, steps begin, so that there are somewhat more.
     rng : an int or a SeedSequence (the same bits on every call, whatever the executor) or a Generator.
     value : an approximate value w with value(t, x) and gradient(t, x), for bounds of v* from paths under its policy,
         n more of them (those of the policy itself if that is the same object, policy=w). If it has residual(t, x), R,
@@ -92,7 +92,7 @@ def certify(
     bounds : of R and D = y - w_T, ((least R, largest R), (least D, largest D)), with which Hoeffding's lemma bounds v*
         from above; or a box on which they are looked for (at random points and along the paths: found, not proved).
         None: `upper` is that of the estimate.
-    rewards : on the way, t_i -> y_i as in `solve_stages`, at times at which a step of the longer ones begins; not
+    rewards : on the way, t_i -> y_i as in `solve_stages`, at times at which steps begin then; not
         together with value=. None: those of a staged solution that is given as policy=, else there are none.
     level : of each interval, and of [lower, upper].
     starts : of X_0 ~ p_0, 16 at least; None: so many that 32 paths begin at each (n^0.4 if that is more, n / 64
@@ -120,7 +120,7 @@ def certify(
     plan, start = checked_plan(problem, x0, n, checked_steps(steps), starts)
     if rewards is None and isinstance(policy, StagedSolution):
         rewards = policy.rewards
-    on_the_way = on_grid(problem, rewards, steps)
+    on_the_way = {} if rewards is None else checked_rewards(problem, rewards, "certify")
     if on_the_way and value is not None:
         raise MeasureError("value= knows of no rewards on the way; leave it out, or rewards=")
     seeds = np.random.SeedSequence(as_seed(rng))
@@ -200,7 +200,8 @@ class _Work:
 
     def _run(self, score: Likelihood | Residual, k: int, tell: Progress) -> _Run:
         """The paths of run k, each with random numbers of its own."""
-        chunks = Chunks(score, self.x0, self.plan, self.steps, child_seed(self.seed, k))
+        times = times_of(self.problem, score.policy, self.steps, list(self.rewards))
+        chunks = Chunks(score, self.x0, self.plan, times, child_seed(self.seed, k))
         found = found_in(summed(chunks, self.executor, tell), self.plan.starts > 1)
         return _Run(found, *intervals(found, self.problem.temperature, self.level))
 
@@ -264,23 +265,6 @@ def checked_steps(steps: Any) -> int:
     if count % 2:
         raise MeasureError(f"steps must be even, as half of them are taken, too, got {count}; take {count + 1}")
     return count
-
-
-def on_grid(problem: ControlProblem, rewards: Any, steps: int) -> Rewards:
-    """Rewards on the way, by the times of the steps of chains of `steps` and half as many; none if there are none."""
-    if rewards is None:
-        return {}
-    times = np.linspace(0.0, problem.horizon, steps + 1)  # as in `log_weights`
-    found: dict[float, TerminalReward] = {}
-    for t, reward in checked_rewards(problem, rewards, "certify").items():
-        k = 2 * round(t / problem.horizon * steps / 2)
-        if abs(times[k] - t) > _SAME * problem.horizon:
-            raise MeasureError(
-                f"steps={steps}: no step of {steps // 2} begins at t={t:g}, where there is a reward; take steps so that"
-                f" t = 2 k T / steps for a whole k"
-            )
-        found[float(times[k])] = reward
-    return found
 
 
 def checked_level(level: Any) -> float:

@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 from scipy.special import ndtr
 
+from fem_hjb.paths.met import met
 from fem_hjb.paths.steering import Policy, require_policy, steer
-from fem_hjb.problems.blocks import coordinates, independent_blocks, restrict
+from fem_hjb.problems.blocks import coordinates, independent_blocks, joined, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Law, MarginalLaw, PointMass
 from fem_hjb.problems.mesh_domain import MeshDomain
@@ -119,12 +120,13 @@ class ControlledLaw:
 
 
 def groups_of(problem: ControlProblem, reference: ValueFunction | None) -> list[Block]:
-    """Independent groups of coordinates: those of the reference, or as found by probing the problem."""
-    return (
-        [index for index, _ in reference.parts]
-        if isinstance(reference, ProductSolution)
-        else independent_blocks(problem)
-    )
+    """Independent groups of coordinates: those of the reference, or as found by probing the problem where it goes."""
+    if isinstance(reference, ProductSolution):
+        return [index for index, _ in reference.parts]
+    blocks = independent_blocks(problem)
+    for draws in met(problem, 0) if len(blocks) > 1 else ():
+        blocks = joined(problem, blocks, *draws)
+    return blocks
 
 
 def probes(problem: ControlProblem) -> tuple[FloatArray, FloatArray]:

@@ -32,9 +32,7 @@ from fem_hjb.support.checks import FloatArray, Rng
 from fem_hjb.support.objects import Plain
 from fem_hjb.support.progress import Progress, checked_progress, checked_seconds
 
-_HOT = (
-    100.0  # over the tolerance: the temperature, in units of what paths earn; hotter, exp(y / A) of a jump is rounding
-)
+_HOT = 100.0  # over the tolerance: the temperature, by what paths earn; hotter, exp(y / A) of a jump is rounding
 _PATHS, _STEPS = 512, 32  # that tell these units
 
 

@@ -94,7 +94,7 @@ class Chunks:
     score: Score
     x0: FloatArray | None
     plan: Plan
-    steps: int
+    times: FloatArray  # between which are the steps, an even number
     seed: np.random.SeedSequence
     tell: Callable[[int, float], None] | None = None
 
@@ -105,9 +105,9 @@ class Chunks:
         count = self.plan.size(i)
         if self.x0 is not None:
             x = np.repeat(self.x0[None], count, axis=0)
-            return of_one_start(log_weights(score, x, self.steps, rng, tell), score.seen)
+            return of_one_start(log_weights(score, x, self.times, rng, tell), score.seen)
         x = np.repeat(starts_of(score.problem, count, rng), self.plan.inner, axis=0)
-        W = log_weights(score, x, self.steps, rng, tell)
+        W = log_weights(score, x, self.times, rng, tell)
         return of_many_starts(W.reshape(2, count, self.plan.inner), score.seen)
 
     def told(self, i: int, fraction: float) -> None:

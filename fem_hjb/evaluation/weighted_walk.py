@@ -10,20 +10,28 @@ formula for w along these paths takes the stochastic integral out (R the residua
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
+from fem_hjb.paths.breaks import all_times, fields_of, jumps_of
 from fem_hjb.paths.likelihood import euler_step, shared_steps
 from fem_hjb.paths.simulate import in_range
 from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.paths.walls import moved
 from fem_hjb.problems.box import BoolArray
+from fem_hjb.problems.probing import scattered
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.problems.stages import Rewards, paid
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.progress import Progress
+
+_PROBES = 8  # points at which jumps in time are looked for
+_AFTER = 1e-9  # of the horizon: the time after a jump at which a step begins
+_ROUNDING = 1e-6  # of a pair of steps
 
 
 class Score(Protocol):
@@ -63,7 +71,7 @@ def nothing_seen() -> FloatArray:
 class Likelihood:
     """Rewards, less the logarithm of the likelihood ratio: exact for the chain.
 
-    rewards : those on the way, at times at which a step of each chain begins.
+    rewards : those on the way, at times at which a step of each chain begins (`times_of`).
     """
 
     problem: ControlProblem
@@ -87,11 +95,28 @@ class Likelihood:
         return self.problem.exit_reward(t, x) / self.problem.temperature
 
 
-def log_weights(score: Score, x: FloatArray, steps: int, rng: np.random.Generator, tell: Progress) -> FloatArray:
-    """W (2, n) of paths from x (n, d): with steps / 2 steps, and with `steps` of them, of the same length."""
+def times_of(problem: ControlProblem, policy: Policy, steps: int, given: Sequence[float]) -> FloatArray:
+    """`steps` equal steps, or a few more: pairs of them begin at given times, and where policy or coefficients jump."""
+    T, x = problem.horizon, scattered(problem, _PROBES, 0)
+    varies = problem.constant_diffusion is None
+
+    def rows(times: FloatArray) -> FloatArray:
+        t, points = all_times(times, x)
+        fields = fields_of(problem.b(t, points), problem.r(t, points), problem.Lambda(t, points) if varies else None)
+        return np.concatenate([fields, [steer(policy, t, x).T for t in times.tolist()]], axis=1)
+
+    jumps = np.array(jumps_of(rows, T * (1.0 - 1.0 / steps))) + _AFTER * T  # steps begin with what is there afterwards
+    near = np.abs(jumps[:, None] - np.array([0.0, *given, T])) < 10.0 * _AFTER * T
+    ends = np.unique([0.0, *given, *jumps[~near.any(axis=1)], T])
+    counts = np.maximum(2 * np.ceil(steps / 2 * np.diff(ends) / T - _ROUNDING).astype(np.int64), 2)
+    parts = [np.linspace(*pair, count + 1)[:-1] for pair, count in zip(pairwise(ends), counts.tolist(), strict=True)]
+    return np.append(np.concatenate(parts), T)
+
+
+def log_weights(score: Score, x: FloatArray, times: FloatArray, rng: np.random.Generator, tell: Progress) -> FloatArray:
+    """W (2, n) of paths from x (n, d): with steps between every second one of these times, and between all of them."""
     problem = score.problem
     chains = [_Chain(score, x, rng), _Chain(score, x, rng)]
-    times = np.linspace(0.0, problem.horizon, steps + 1)
     with np.errstate(over="ignore", invalid="ignore"):  # explosions are found and told by in_range
         for k, (row, t, h, noise) in enumerate(shared_steps(times, len(x), problem.dim, rng)):
             chains[row].step(t, h, noise)

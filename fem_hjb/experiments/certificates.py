@@ -142,7 +142,13 @@ def _unjudged(
     """Whether an interval holds v* that does not ask whether the weights have degenerated."""
     seed, n = seed_and_paths
     plan, start = checked_plan(problem, x0, n, steps, None)
-    chunks = Chunks(Likelihood(problem, policy), start, plan, steps, np.random.SeedSequence((seed, 1)))
+    chunks = Chunks(
+        Likelihood(problem, policy),
+        start,
+        plan,
+        np.linspace(0.0, problem.horizon, steps + 1),
+        np.random.SeedSequence((seed, 1)),
+    )
     sums = summed(chunks, None, unheard)
     return truth in intervals(found_in(sums, plan.starts > 1), problem.temperature, _LEVEL)[0].optimal
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -17,8 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fem_hjb.paths.simulate import sample_paths
-from fem_hjb.paths.stiffness import substeps_of
+from fem_hjb.paths.met import TIMES, Draws, between, ends_of, met
 from fem_hjb.problems.blocks import Block, alike, independent_blocks, joined, restrict
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem, require_box
@@ -35,12 +33,9 @@ from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress,
 from fem_hjb.support.threads import threads, worker_count
 
 Form = Literal["linear", "value"]
-Draws = tuple[FloatArray, FloatArray]  # times (k, n), points (k, n, d)
 
 _LONG = 5e6  # unknowns times steps, from which on a thorough look takes no more than a tenth of the time
 _FOR_THE_FIRST = 0.6  # of max_seconds; then there is to be one to a looser tolerance
-_STEPS, _PATHS = 32, 256  # of paths along which independence is looked at
-_TIMES = 8  # in each step; where nobody asks for checks, a time costs a call, perhaps (`policy_value`)
 _EACH = 0.7  # of the tolerance, to which each of several independent problems is solved
 
 
@@ -112,7 +107,7 @@ def solve(
     started = time.perf_counter()
     require_box(problem, "solve")
     blocks = [tuple(range(problem.dim))] if box is not None else independent_blocks(problem)
-    seen = [] if len(blocks) == 1 else _met(problem, seed, _TIMES if verify else 1)
+    seen = [] if len(blocks) == 1 else met(problem, seed, TIMES if verify else 1)
     blocks = _still(problem, blocks, seen)
     watched = until(told, seconds)
     sooner = None if seconds is None else until(watched, _FOR_THE_FIRST * seconds)
@@ -156,8 +151,7 @@ def _solved(
     solution = found(blocks, seen)
     walked = _walked(solution, seed)
     if len(blocks) > 1 and walked is not None:
-        ends = problem.horizon * np.arange(1, _STEPS + 1) / _STEPS
-        steered = _between(walked.at(ends), problem.horizon, seed, _TIMES)
+        steered = between(walked.at(ends_of(problem)), problem.horizon, seed)
         now = _still(problem, blocks, [steered])
         if now != blocks or not _same(solution, steered):  # where paths under the policy go
             blocks, solution = now, found(now, [*seen, steered])
@@ -167,22 +161,6 @@ def _solved(
         solution = found([tuple(range(problem.dim))], [])  # they may not be independent after all
         solution = _verified(solution, _walked(solution, seed), seed)
     return solution
-
-
-def _met(problem: ControlProblem, seed: int, times: int) -> list[Draws]:
-    """Draws of the process as it is, if paths can be made; `times` of each step."""
-    with suppress(ConvergenceError):
-        substeps = substeps_of(problem, _STEPS)
-        paths = sample_paths(problem, n=_PATHS, steps=_STEPS, rng=seed, scheme="euler", substeps=substeps or 1)
-        return [_between(np.moveaxis(paths.x, 1, 0)[1:], problem.horizon, seed, times)]
-    return []
-
-
-def _between(x: FloatArray, horizon: float, seed: int, times: int) -> Draws:
-    """Draws (k, n, d) at the ends of equal steps, of some paths; each at one of so many times of its step."""
-    x = x[:, :_PATHS]
-    at = (np.arange(times) + np.random.default_rng([seed, 4]).random((len(x), times))) / times
-    return horizon * (np.arange(len(x))[:, None] + at[:, np.arange(x.shape[1]) % times]) / len(x), x
 
 
 def _still(problem: ControlProblem, blocks: Sequence[Block], seen: Sequence[Draws]) -> list[Block]:

@@ -442,3 +442,47 @@ def test_what_is_done_when_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None
     part = certify(LINE, None, max_seconds=ticks / 2, **how)
     assert part.status.count("max_seconds were over after ") == 2  # half of the time for each policy
     assert part.lower < whole.value < part.upper
+
+
+def test_steps_begin_where_policies_coefficients_and_rewards_jump() -> None:
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        return -x * (1.0 + (np.asarray(t) >= 0.3141))[..., None]
+
+    jumping = fh.ControlProblem(
+        dim=1, horizon=1.0, temperature=1.0, drift=drift, diffusion=1.0, terminal_reward=lambda x: x[..., 0],
+        initial_law=fh.Gaussian([0.0], 1.0),
+    )  # fmt: skip
+    times = weighted_walk.times_of(jumping, lambda t, x: -x * (t > 0.7182), 20, [0.5])
+    assert len(times) % 2 == 1
+    assert np.diff(times).min() > 1e-3
+    for place in (0.3141 + 1e-9, 0.5, 0.7182 + 1e-9):
+        assert np.abs(times[::2] - place).min() < 1e-12
+    smooth = weighted_walk.times_of(LINE, linear, 20, [0.1])
+    np.testing.assert_allclose(smooth, np.linspace(0.0, 1.0, 21), atol=1e-15)
+
+
+def test_a_policy_that_is_there_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """-8 (x - 1.5) in a window that no step meets: J by moments, and far off where steps begin anywhere."""
+    k, Lambda, start, end, gain, aim = 1.0, 0.5, 0.3333, 0.4181, 8.0, 1.5
+    problem = fh.ControlProblem(
+        dim=1, horizon=1.0, temperature=1.0, drift=lambda t, x: -k * x, diffusion=Lambda,
+        terminal_reward=lambda x: -(x[..., 0] ** 2), initial_law=fh.Gaussian([0.0], 0.1),
+    )  # fmt: skip
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    mean, variance, J = 0.0, 0.0, 0.0
+    for a, b, push in ((0.0, start, 0.0), (start, end, gain), (end, 1.0, 0.0)):
+        rate, goal = k + push, push * aim / (k + push)
+        s = np.append((b - a) * (nodes + 1) / 2, b - a)
+        means = goal + (mean - goal) * np.exp(-rate * s)
+        variances = variance * np.exp(-2 * rate * s) + Lambda * (1 - np.exp(-2 * rate * s)) / (2 * rate)
+        J -= (b - a) / 4 * push**2 / Lambda * float(weights @ ((means - aim) ** 2 + variances)[:-1])
+        mean, variance = float(means[-1]), float(variances[-1])
+    J -= mean**2 + variance
+
+    def off(steps: int) -> float:
+        policy = lambda t, x: -gain * (start < t < end) * (x - aim)  # noqa: E731
+        return abs(errors(certify(problem, policy, x0=[0.0], n=16384, steps=steps, rng=1).diffusion.reward, J))
+
+    assert off(200) < 4.0
+    monkeypatch.setattr(weighted_walk, "jumps_of", lambda *_: [])
+    assert off(200) > 6.0

@@ -144,8 +144,8 @@ def test_certificates_know_rewards_on_the_way(solution: StagedSolution) -> None:
     assert abs(asked.value - found.value) < 1e-12
     without = fh.certify(PROBLEM, solution.policy, x0=x0, n=1024, steps=80, rng=0)
     assert abs(without.lower - found.lower) > 0.05
-    with pytest.raises(fh.errors.MeasureError, match=r"no step of 32 begins at t=0\.3"):
-        fh.certify(PROBLEM, solution, x0=x0, n=1024, steps=64, rng=0)
+    between = fh.certify(PROBLEM, solution, x0=x0, n=1024, steps=64, rng=0)  # steps begin at 0.3 all the same
+    assert between.lower <= exact <= between.upper
     with pytest.raises(fh.errors.MeasureError, match="value= knows of no rewards on the way"):
         fh.certify(PROBLEM, solution, x0=x0, n=1024, steps=80, rng=0, value=EXACT)
 
