@@ -2,7 +2,7 @@
 
 Candidates are learned from all the data, as asked for, sets included, one after the other; `witness` estimates the
 error of each policy with the same noise, and the least estimate is taken, where one of a system that is in doubt counts
-half as much again. Ladders of cells are climbed until two steps
+half as much again. Ladders of cells are climbed until two steps (three on a mesh)
 in a row are no better than the best so far: there it is the data that is missing. Where nothing is to be simulated the
 choice is that of `cross_validate`, by held-out residuals and labels.
 """
