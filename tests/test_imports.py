@@ -12,7 +12,7 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box curved locate cells cell_measure facets mesh_domain laws kernels problem exit probing "
+        "divergence box curved locate cells cell_measure facets arcs mesh_domain laws kernels problem exit probing "
         "fingerprint blocks rewards closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
     "paths": (
