@@ -2,7 +2,7 @@
 
 Candidates are learned from all the data, as asked for, sets included, one after the other; `witness` estimates the
 error of each policy with the same noise, and the least estimate is taken, where one of a system that is in doubt counts
-half as much again. Ladders of cells are climbed until two steps
+half as much again. Ladders of cells are climbed until two steps (three on a mesh)
 in a row are no better than the best so far: there it is the data that is missing. Where nothing is to be simulated the
 choice is that of `cross_validate`, by held-out residuals and labels.
 """
@@ -17,6 +17,7 @@ from typing import Any, final
 
 import numpy as np
 
+from fem_hjb.learning.estimators import Estimator, find_estimator
 from fem_hjb.learning.folds import FOLDS, as_source
 from fem_hjb.learning.measures import Measure
 from fem_hjb.learning.recipe import Recipe
@@ -27,6 +28,7 @@ from fem_hjb.learning.witness import witness
 from fem_hjb.paths.simulate import Paths
 from fem_hjb.paths.sources import PathSource
 from fem_hjb.problems.laws import Gaussian
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.dictionary import Dictionary, Envelope, Union
@@ -34,10 +36,11 @@ from fem_hjb.spaces.features import HermiteCross
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
+from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError, SpaceError
 from fem_hjb.support.progress import OutOfTimeError, Progress, part_of
 
 AUTO, DICTIONARY = "auto", "dictionary"
+_ON_MESH = "corrected"
 _CELLS = 3  # coordinates up to which there are cells
 _PATIENCE = 2  # classes in a row that are no better, after which no larger ones are tried
 _DOUBT = 1.5  # times the error: what is gained must outweigh a status that is not "ok"
@@ -88,8 +91,21 @@ def chosen(
     if not follow:
         found = validated(problem, data, candidates, recipe.estimator, None, FOLDS, recipe.delta, recipe.terminal, tell)
         return Choice(space=found.best.space, tried=found.table)
-    patience = len(candidates) if is_dictionary(candidates[0].space) else _PATIENCE
+    patience = _PATIENCE + isinstance(problem.domain, MeshDomain)  # where linear and quadratic elements take turns
+    if is_dictionary(candidates[0].space):
+        patience = len(candidates)
     return _followed(recipe, data, [one.space for one in candidates], patience, accept, seed, tell, seconds)
+
+
+def on_mesh(estimator: str | Estimator | None) -> str | Estimator:
+    """The estimator on the mesh of a domain, where classes are only continuous. SpaceError for one that needs more."""
+    found = find_estimator(_ON_MESH if estimator is None else estimator)
+    if found.smoothness:
+        raise SpaceError(
+            f"space='auto' on the mesh of a domain tries classes that are only continuous, and estimator {found.name!r}"
+            f" needs C1 ones; leave out estimator=, which is {_ON_MESH!r} then"
+        )
+    return found
 
 
 def _followed(

@@ -7,12 +7,13 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-from fem_hjb.learning.automatic import AUTO, DICTIONARY, Choice, chosen
+from fem_hjb.learning.automatic import AUTO, DICTIONARY, Choice, chosen, on_mesh
 from fem_hjb.learning.constraints import Constraint
 from fem_hjb.learning.estimators import Estimator
 from fem_hjb.learning.recipe import Recipe
-from fem_hjb.learning.system import Data, System
+from fem_hjb.learning.system import Data, System, check_domain
 from fem_hjb.learning.verification import Verification
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, require_problem
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.space import Space
@@ -20,6 +21,7 @@ from fem_hjb.support.checks import Rng, as_seed, one_of
 from fem_hjb.support.errors import ConvergenceError, MeasureError
 from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress, checked_seconds, part_of, until
 
+_DEFAULT = "generator"
 _CHOSEN, _LEARNED = 0.8, 0.95  # of progress: after the choice of a class, and before it is verified
 
 
@@ -28,7 +30,7 @@ def fit(
     data: Data,
     space: Space | str = "auto",
     *,
-    estimator: str | Estimator = "generator",
+    estimator: str | Estimator | None = None,
     method: str = "direct",
     constraint: Constraint | None = None,
     terminal: str = "penalty",
@@ -57,9 +59,10 @@ def fit(
     ----------
     data : `Paths`; a `PathSource` (`paths`: chunks of a file, or simulated again on every pass); or a `Measure`
         (`empirical_measure`, `law_measure`, `sampled_law_measure`).
-    space : a `Space`; or "auto": classes of growing size on a common box (C1 cubics times quadratics in time), in more
-        than three dimensions dictionaries; or "dictionary": those in any. Each is learned in as asked for, with its
-        constraint, and the one is taken whose policy has the least error by the paths that verify, where that of a
+    space : a `Space`; or "auto": classes of growing size on a common box (C1 cubics times quadratics in time), on the
+        mesh of a `MeshDomain` (linear and quadratic elements on it, and on it refined; none is coarser than it is), in
+        more than three dimensions dictionaries; or "dictionary": those in any. Each is learned in as asked for, with
+        its constraint, and the one is taken whose policy has the least error by the paths that verify, where that of a
         system in doubt counts half as much again; with verify=False or "held-out" it is the choice of
         `cross_validate`, which knows no constraint. `stats["tried"]` is the table.
     estimator : an `Estimator`, or the name of one in `ESTIMATORS`, whose module has the formulas: "generator" and
@@ -67,7 +70,8 @@ def fit(
         "weak", first derivatives and the score of the law; "corrected", increments of f along the paths less
         grad f' (dX - b dt); "increment", model-free; "regression", least squares of Feynman-Kac labels, the baseline;
         "doob", the same with a gradient penalty, whose weight is chosen by cross-validation over trajectories
-        (`choose_penalty`) or given, as by `doob(0.01)`: the stronger baseline.
+        (`choose_penalty`) or given, as by `doob(0.01)`: the stronger baseline. None: "generator"; with space="auto" on
+        a mesh, where no class is C1, "corrected".
     method : "direct", sparse factors (GMRES on incomplete ones where those do not fit into memory; active sets where
         there is a constraint); "projected", the projected iteration of arXiv 2509.02528, whose steps are projections in
         the norm E and which contracts at a rate that does not depend on the mesh if delta > 0; "minimal-residual", the
@@ -147,7 +151,11 @@ def fit(
     started = time.perf_counter()
     told, limit = checked_progress(progress), checked_seconds(max_seconds)
     require_problem(problem, "fit")
-    given: dict[str, Any] = {"estimator": estimator, "method": method, "constraint": constraint, "terminal": terminal}
+    check_domain(problem)
+    row = _DEFAULT if estimator is None else estimator
+    if isinstance(space, str) and space == AUTO and isinstance(problem.domain, MeshDomain):
+        row = on_mesh(estimator)
+    given: dict[str, Any] = {"estimator": row, "method": method, "constraint": constraint, "terminal": terminal}
     given |= {"delta": delta, "smoothing": smoothing, "ridge": ridge, "outside": outside, "executor": executor}
     recipe = Recipe(problem=problem, **given)
     verification = Verification(verify=verify, accept=accept, seed=as_seed(rng))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import numpy as np
+import skfem
 from numpy.typing import NDArray
 
 from fem_hjb.learning.estimators import ESTIMATORS, Estimator, doob, find_estimator
@@ -18,10 +19,13 @@ from fem_hjb.learning.solve_system import TERMINALS, solve_watched
 from fem_hjb.learning.system import Data, System, all_of_them, assemble_until
 from fem_hjb.paths.extent import truncation_box
 from fem_hjb.paths.sources import PathSource
+from fem_hjb.problems.cells import mesh_kind
 from fem_hjb.problems.gauge import Gauge, constant_gauge
 from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, require_problem
-from fem_hjb.spaces.space import Space
+from fem_hjb.spaces.line import LineBasis
+from fem_hjb.spaces.meshes import refined_mesh
+from fem_hjb.spaces.space import Space, spatial_basis
 from fem_hjb.support.checks import FloatArray, one_of, require
 from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError
 from fem_hjb.support.objects import Plain
@@ -35,6 +39,8 @@ _LADDER = {  # (time cells, cells per axis) of the classes tried by dimension
     2: ((2, 3), (2, 4), (3, 6), (4, 8), (6, 12)),
     3: ((2, 2), (2, 3), (3, 4)),
 }
+_ON_MESH = ((1, 0, 2), (1, 0, 4), (1, 1, 2), (2, 0, 2), (1, 1, 4), (1, 2, 4), (2, 1, 4), (2, 2, 6))
+"""(degree, refinements, time cells) of the classes tried on the mesh of a domain."""
 _QUANTILE = 1e-3  # of the samples beyond each face of the automatic box
 
 
@@ -178,7 +184,7 @@ def _each_judged(
 ) -> Iterator[_Judged]:
     """The candidates one after the other; what `tell` raises comes out."""
     require_problem(problem, "cross_validate")
-    _check_candidates(candidates)
+    _check_candidates(candidates, problem)
     row, parts = find_estimator(estimator), fold_sources(data, folds)
     smooth = all(candidate.space.smoothness for candidate in candidates)
     one_of(terminal, "terminal", TERMINALS, MeasureError)
@@ -253,9 +259,10 @@ def _excess(risks: FloatArray, allowed: NDArray[np.bool_]) -> tuple[FloatArray, 
 def automatic_candidates(
     problem: ControlProblem, n: int, *, smoothing: float | None = None, ridge: float = 0.0
 ) -> list[Candidate]:
-    """C1 cubics x quadratics in time of growing size, the larger ones with at most as many unknowns as there are paths.
+    """Classes x quadratics in time of growing size, the larger ones with at most as many unknowns as there are paths.
 
-    The box holds all but 2 d thousandths of the paths; it is the problem's own if the process is reflected there.
+    C1 cubics on a box, which holds all but 2 d thousandths of the paths; it is the problem's own if the process is
+    reflected there. Where the domain is a mesh: linear and quadratic elements on it, and on it refined once or twice.
     """
     if problem.dim not in _LADDER:
         raise MeasureError(
@@ -263,21 +270,39 @@ def automatic_candidates(
             "instance Space.product of a time basis and a dictionary of features"
         )
     if isinstance(problem.domain, MeshDomain):
-        raise MeasureError(
-            f"space='auto' is for boxes, but the domain of {problem.name!r} is a mesh: give Space(problem,"
-            " element='P2')"
-        )
-    box = truncation_box(problem, quantile=_QUANTILE, margin=0.0).box if problem.domain is None else None
-    spaces = [Space(problem, cells=cells, time_cells=times, box=box) for times, cells in _LADDER[problem.dim]]
+        spaces = _spaces_on_mesh(problem, problem.domain.mesh, n)
+    else:
+        box = truncation_box(problem, quantile=_QUANTILE, margin=0.0).box if problem.domain is None else None
+        spaces = [Space(problem, cells=cells, time_cells=times, box=box) for times, cells in _LADDER[problem.dim]]
     allowed = [space for space in spaces if space.n_dofs <= n] or spaces[:1]
     return [Candidate(space=space, smoothing=smoothing, ridge=ridge) for space in allowed]
 
 
-def _check_candidates(candidates: Sequence[Candidate]) -> None:
+def _spaces_on_mesh(problem: ControlProblem, mesh: skfem.Mesh, n: int) -> list[Space]:
+    """The classes on the mesh, and on refined ones as long as these have as many vertices as there are paths."""
+    family = "P" if mesh_kind(mesh, curved=True) in ("line", "tri", "tet") else "Q"
+    meshes = [mesh]
+    while meshes[-1].nvertices <= n and len(meshes) <= max(row[1] for row in _ON_MESH):
+        meshes.append(refined_mesh(meshes[-1]))
+    bases = {
+        (degree, refined): spatial_basis(meshes[refined], f"{family}{degree}")
+        for degree, refined, _ in _ON_MESH
+        if refined < len(meshes)
+    }
+    return [
+        Space.product(LineBasis.uniform(problem.horizon, times, "P2"), bases[degree, refined])
+        for degree, refined, times in _ON_MESH
+        if refined < len(meshes)
+    ]
+
+
+def _check_candidates(candidates: Sequence[Candidate], problem: ControlProblem) -> None:
     if not isinstance(candidates, Sequence) or not candidates:
         raise MeasureError(f"cross_validate needs a sequence of candidates, at least one, got {candidates!r:.80}")
     for candidate in candidates:
         require(candidate, Candidate, "cross_validate", MeasureError)
+    if isinstance(problem.domain, MeshDomain) and problem.domain.curved:
+        return  # meshes that cover it have different boxes, which hold the control points of their edges
     boxes = [np.asarray(candidate.space.spatial.box.bounds) for candidate in candidates]
     for k, box in enumerate(boxes):
         if not np.array_equal(box, boxes[0]):

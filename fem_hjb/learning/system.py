@@ -105,7 +105,8 @@ def all_of_them(done: int, count: int) -> bool:
     return False
 
 
-def _check_domain(problem: ControlProblem) -> None:
+def check_domain(problem: ControlProblem) -> None:
+    """DomainError where the process is stopped, or a mesh ends and it does not."""
     domain = problem.domain
     if domain is not None and (domain.absorbing or domain.has("natural")):
         where, call = (domain.place, "solve_on_mesh") if isinstance(domain, MeshDomain) else (domain, "solve")
@@ -142,7 +143,7 @@ def assemble_until(
         )
     if executor is not None:
         require(executor, Executor, "executor=", MeasureError)
-    _check_domain(problem)
+    check_domain(problem)
     if constants is None:
         constants = constant_gauge(problem, space.spatial.nodes, space.time.nodes)
     setting = Setting(problem=problem, space=space, gauge=constants, delta=delta)

@@ -7,7 +7,6 @@ for each query, of which the distance is computed; pieces of very different size
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,7 +21,6 @@ _EDGE = 1e-9  # of its size: as far beyond the edge of a piece it still counts a
 _PAIRS = 1 << 18  # pairs of points and candidates treated at once
 
 
-@final
 class Facets:
     """m pieces with corners (m, d, d) and unit normals (m, d), which point out of the domain.
 
@@ -88,6 +86,21 @@ class Facets:
 
         self._around(middle, lambda rows: reach[rows], look)
         return share, facet
+
+    def touched(self, x: FloatArray, facets: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Points x (n, d) that are on these facets (n,) but for rounding, moved onto them, and the normals there."""
+        normal = self.normals[facets]
+        return x - ((x - self.corners[facets, 0]) * normal).sum(axis=1, keepdims=True) * normal, normal
+
+    def spots(self) -> tuple[FloatArray, FloatArray]:
+        """Points on the pieces, and the normals there, each (k, d)."""
+        return self.corners.mean(axis=1), self.normals
+
+    def moments(self) -> tuple[FloatArray, FloatArray]:
+        """The sizes (m,) of the pieces, and the integrals (m, d) of x over them."""
+        edges = self.corners[:, 1:] - self.corners[:, :1]
+        size = np.sqrt(np.abs(np.linalg.det(edges @ edges.swapaxes(1, 2)))) if self.dim > 1 else np.ones(len(self))
+        return size, size[:, None] * self.corners.mean(axis=1)
 
     def _around(
         self,

@@ -289,6 +289,11 @@ class Uniform(Law):
     def __post_init__(self) -> None:
         if not isinstance(self.box, Box | MeshDomain):
             raise ProblemError(f"Uniform needs a Box or a MeshDomain, got {type(self.box).__name__}")
+        if isinstance(self.box, MeshDomain) and self.box.curved:
+            raise DomainError(
+                "Uniform takes meshes with straight edges; give the corners of this one,"
+                " MeshDomain(MeshTri1(mesh.p[:, :mesh.nvertices], mesh.t)), whose law lies within it where it is convex"
+            )
         if isinstance(self.box, Box) and not self.box.bounded:
             raise DomainError(f"Uniform needs a box with finite faces, got {self.box}")
         object.__setattr__(self, "dim", self.box.dim)

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from fem_hjb.problems.arcs import Arcs
 from fem_hjb.problems.box import FACES, BoolArray, ExitReward
-from fem_hjb.problems.cells import DIMENSION, mesh_kind, sound_mesh
+from fem_hjb.problems.cells import DIMENSION, closures, is_curved, locator_of, mesh_kind, sound_mesh
 from fem_hjb.problems.facets import Facets
 from fem_hjb.problems.locate import CellLocator
 from fem_hjb.support.checks import FloatArray, IntArray, as_points, one_of
@@ -36,9 +37,10 @@ class MeshDomain(Plain):
     """The domain that the cells of a mesh cover, and what happens to a process at its boundary.
 
     As `ControlProblem.domain` it says where the process itself lives, like a `Box`, and `solve_on_mesh` solves on its
-    mesh. The mesh is a scikit-fem mesh with straight edges, such as `load_mesh` makes; `boundary` is one word for all
-    of its boundary, or a mapping of names in `mesh.boundaries` to words, in which None stands for all that has no name
-    in the mapping:
+    mesh. The mesh is a scikit-fem mesh such as `load_mesh` makes, of cells with straight edges, or of triangles of
+    second order, at whose curved edges the process is reflected or stopped; `boundary` is one word for all of its
+    boundary, or a mapping of names in `mesh.boundaries` to words, in which None stands for all that has no name in the
+    mapping:
 
     - "reflecting": normal reflection;
     - "absorbing": the process is stopped there, and collects `exit_reward` g(t, x), a callable (t, x) -> (...) like a
@@ -48,11 +50,13 @@ class MeshDomain(Plain):
       otherwise.
 
     What a reward or coefficient depends on must be known in all of the domain. Paths in it are of weak order 1 in the
-    step, see `sample_paths`. Curved edges are refused here: what is solved, and sampled, is a polygon or polyhedron.
+    step, see `sample_paths`. What is solved, and sampled, is what the edges enclose: a polygon or polyhedron, or what
+    parabolas do, whose distance from a smooth boundary falls with the cube of their length, and with its fourth power
+    if nodes are halfway.
 
-    Raises `DomainError` for a mesh that is none or not sound (see `solve_on_mesh`), names and words that are not known,
-    boundary facets with no word or with two, hexahedra with bent boundary faces, and an exit reward that is not
-    callable or that no absorbing facet could pay.
+    Raises `DomainError` for a mesh that is none or not sound (see `solve_on_mesh`), curved tetrahedra, names and words
+    that are not known, boundary facets with no word or with two, hexahedra with bent boundary faces, and an exit reward
+    that is not callable or that no absorbing facet could pay.
 
     >>> square = skfem.MeshTri().with_boundaries({"left": lambda x: x[0] == 0.0})
     >>> domain = MeshDomain(square, {"left": "absorbing", None: "reflecting"})
@@ -68,7 +72,14 @@ class MeshDomain(Plain):
     facets: IntArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        kind = mesh_kind(self.mesh)
+        kind = mesh_kind(self.mesh, curved=True)
+        if kind == "tet" and is_curved(self.mesh):
+            raise DomainError(
+                "MeshDomain takes curved triangles, but no curved tetrahedra, at whose faces paths would have to be"
+                f" reflected or stopped, got {type(self.mesh).__name__}; take the corners, load_mesh(path,"
+                " straight=True), or MeshTet1(mesh.p[:, :mesh.nvertices], mesh.t), or a problem without a domain, which"
+                " solve_on_mesh solves on curved cells"
+            )
         sound_mesh(self.mesh, "the mesh of a MeshDomain")
         put = object.__setattr__
         mesh = replace(self.mesh, doflocs=self.mesh.p.copy(), t=self.mesh.t.copy())
@@ -105,16 +116,25 @@ class MeshDomain(Plain):
         made = {name for name, part in vars(type(self)).items() if isinstance(part, cached_property)}
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
-    @property
+    @cached_property
     def bounds(self) -> tuple[FloatArray, FloatArray]:
         """Lower and upper corner, each (d,), of the box around the mesh."""
-        return self.mesh.p.min(axis=1), self.mesh.p.max(axis=1)
+        p = self.mesh.p
+        if self.curved:
+            arcs = Arcs(*self._pieces[:2], 0.0)
+            p = np.concatenate([p.T, arcs.extremes()]).T
+        return p.min(axis=1), p.max(axis=1)
+
+    @property
+    def curved(self) -> bool:
+        """Whether its edges may be curved."""
+        return is_curved(self.mesh)
 
     @property
     def place(self) -> str:
         """Where it is, in words."""
         lower, upper = self.bounds
-        cells = f"{self.mesh.t.shape[1]} {mesh_kind(self.mesh)} cells"
+        cells = f"{self.mesh.t.shape[1]} {'curved ' if self.curved else ''}{mesh_kind(self.mesh, curved=True)} cells"
         return f"a mesh of {cells} within {lower.tolist()} to {upper.tolist()}"
 
     @property
@@ -209,8 +229,7 @@ class MeshDomain(Plain):
             hit = facet >= 0
             active, facet = active[hit], facet[hit]
             at = start[active] + share[hit, None] * (new[active] - start[active])
-            normal = walls.normals[facet]
-            at -= ((at - walls.corners[facet, 0]) * normal).sum(axis=1, keepdims=True) * normal
+            at, normal = walls.touched(at, facet)
             stops = words[facet] == ABSORBING
             new[active[stops]] = at[stops]
             stopped[active[stops]] = True
@@ -260,29 +279,29 @@ class MeshDomain(Plain):
     @property
     def measures(self) -> FloatArray:
         """By which it is told from others: for each word, the size of these facets, and their centre; (3, 1 + d)."""
-        of, words = self._all, self._piece_words
-        edges = of.corners[:, 1:] - of.corners[:, :1]
-        size = np.sqrt(np.abs(np.linalg.det(edges @ edges.swapaxes(1, 2)))) if self.dim > 1 else np.ones(len(of))
+        size, moment = self._all.moments()
         rows = []
         for word in range(len(FACES)):
-            held = size * (words == word)
-            centre = held @ of.corners.mean(axis=1) / max(held.sum(), 1e-300)
-            rows.append(np.concatenate([[held.sum()], centre]))
+            held = self._piece_words == word
+            total = size[held].sum()
+            rows.append(np.concatenate([[total], moment[held].sum(axis=0) / max(total, 1e-300)]))
         return np.array(rows)
 
     def normals(self, word: str) -> tuple[FloatArray, FloatArray]:
-        """Centres and outward unit normals (m, d) of the pieces of facets of this kind."""
-        of = self._of(word)
-        return of.corners.mean(axis=1), of.normals
+        """Points on the facets of this kind, one on each flat piece, and outward unit normals there, each (m, d)."""
+        return self._of(word).spots()
 
     @cached_property
     def _locator(self) -> CellLocator:
-        return CellLocator(self.mesh.p, self.mesh.t, mesh_kind(self.mesh))
+        return locator_of(self.mesh)
 
     @cached_property
     def _pieces(self) -> tuple[FloatArray, FloatArray, IntArray]:
-        """Corners (m, d, d), outward normals (m, d) and words (m,) of flat pieces of the boundary."""
+        """Corners (m, d, d), outward normals (m, d) and words (m,) of flat pieces of the boundary; of curved edges the
+        nodes (m, 3, 2), and on which side the domain is (m,)."""
         mesh = self.mesh
+        if self.curved:
+            return *_arcs(mesh, self.facets), self.words
         vertices, words = mesh.facets[:, self.facets].T, self.words
         owner = mesh.f2t[0, self.facets]
         if vertices.shape[1] == 4:
@@ -305,28 +324,36 @@ class MeshDomain(Plain):
     def _piece_words(self) -> IntArray:
         return self._pieces[2]
 
+    def _where(self, held: BoolArray) -> Facets:
+        corners, normals, _ = self._pieces
+        return (Arcs if self.curved else Facets)(corners[held], normals[held], 1e-12 * self.diameter)
+
     @cached_property
     def _all(self) -> Facets:
-        corners, normals, _ = self._pieces
-        return Facets(corners, normals, 1e-12 * self.diameter)
+        return self._where(np.ones(len(self._piece_words), dtype=np.bool_))
 
     @cached_property
     def _walls(self) -> tuple[Facets, IntArray]:
         """All that the process does not pass, and the words."""
-        corners, normals, words = self._pieces
-        held = words != NATURAL
-        return Facets(corners[held], normals[held], 1e-12 * self.diameter), words[held]
+        held = self._piece_words != NATURAL
+        return self._where(held), self._piece_words[held]
 
     @cached_property
     def _by_word(self) -> dict[str, Facets]:
-        corners, normals, words = self._pieces
-        return {
-            word: Facets(corners[words == k], normals[words == k], 1e-12 * self.diameter)
-            for k, word in enumerate(FACES)
-        }
+        return {word: self._where(self._piece_words == k) for k, word in enumerate(FACES)}
 
     def _of(self, word: str) -> Facets:
         return self._by_word[word]
+
+
+def _arcs(mesh: skfem.Mesh, facets: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Start, end and middle (m, 3, 2) of curved edges of the boundary, and 1 where the domain is to the left of them,
+    -1 to the right (m,): where the third corner of their cell is, as curved cells are not turned inside out."""
+    ends, cell = mesh.facets[:, facets], mesh.t[:, mesh.f2t[0, facets]]
+    nodes = closures(mesh, ends).transpose(2, 1, 0)
+    third = mesh.p.T[cell.sum(axis=0) - ends.sum(axis=0)]
+    along, up = nodes[:, 1] - nodes[:, 0], third - nodes[:, 0]
+    return np.ascontiguousarray(nodes), np.sign(along[:, 0] * up[:, 1] - along[:, 1] * up[:, 0])
 
 
 def _words(mesh: skfem.Mesh, facets: IntArray, boundary: str | Mapping[str | None, str]) -> IntArray:

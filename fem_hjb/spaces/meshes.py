@@ -20,7 +20,7 @@ from fem_hjb.problems.cells import (
     nodes_of,
     sound_mesh,
 )
-from fem_hjb.problems.curved import EDGES, functions, reference_nodes
+from fem_hjb.problems.curved import EDGES, functions, powers, reference_nodes
 from fem_hjb.problems.locate import REFERENCE_CORNERS, corner_jacobians
 from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem
@@ -154,14 +154,13 @@ def _check_covers(mesh: skfem.Mesh, boundary: IntArray, domain: MeshDomain) -> N
     """A mesh as large as the domain's, whose boundary facets lie in that one's boundary, covers the same."""
     if mesh is domain.mesh:
         return
-    if is_curved(mesh):
+    if is_curved(mesh) != domain.curved:
+        edges, cells = ("curved", "straight") if domain.curved else ("straight", "curved")
         raise DomainError(
-            f"the process lives in {domain.place}, whose edges are straight, but the mesh ({type(mesh).__name__}) has"
-            " curved cells; leave out mesh=, or refine the domain's own mesh"
+            f"the process lives in {domain.place}, whose edges are {edges}, but the mesh ({type(mesh).__name__}) has"
+            f" {cells} cells; leave out mesh=, or refine the domain's own mesh"
         )
-    p = np.asarray(mesh.p, dtype=np.float64)
-    corners = p.T[boundary]
-    points = np.concatenate([*corners, corners.mean(axis=0)])
+    points = np.concatenate(closures(mesh, boundary).transpose(1, 2, 0))
     near = np.min([domain.distance(word, points) for word in FACES], axis=0)
     sizes = [_volume(of) for of in (mesh, domain.mesh)]
     off = near > 1e-8 * domain.diameter
@@ -218,7 +217,13 @@ def refined_mesh(mesh: skfem.Mesh) -> skfem.Mesh:
 
 
 def _volume(mesh: skfem.Mesh) -> float:
-    """The volume of the cells, by two Gauss points per axis where Jacobians vary, which is exact."""
+    """The volume of the cells, by two Gauss points per axis where Jacobians vary, or where cells are curved by the
+    middles of edges, which is exact."""
+    nodes = nodes_of(mesh)
+    if nodes is not None and mesh.dim() == 2:
+        linear, bent = powers(nodes, "tri")
+        slopes = linear[:, None] + 2.0 * np.einsum("cijk,qj->cqik", bent, reference_nodes("tri")[3:])
+        return float(np.abs(np.linalg.det(slopes)).mean(axis=1).sum()) / 2.0
     jacobians, d = corner_jacobians(np.asarray(mesh.p), np.asarray(mesh.t), mesh_kind(mesh)), mesh.p.shape[0]
     if len(jacobians) == 1:
         return float(np.abs(np.linalg.det(jacobians)).sum()) / math.factorial(d)

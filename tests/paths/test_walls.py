@@ -109,6 +109,44 @@ def test_the_uniform_law_is_kept_by_reflection_however_long_the_steps(name):
     assert near(back) - near(start) > 8 * error
 
 
+def test_the_uniform_law_is_kept_within_curved_edges():
+    """Straight flights between mirrors keep volumes, here to the rim that the polygon of the corners does not have."""
+    domain, n, rng = MeshDomain(skfem.MeshTri2.init_circle(1)), 4000, np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (2 * n, 2))
+    start = x = x[domain.contains(x)][:n]
+    for _ in range(6):
+        x = domain.moved(x, x + 0.3 * rng.standard_normal(x.shape), None, rng)
+    assert domain.contains(x).all()
+    radius = [np.linalg.norm(y, axis=1) for y in (start, x)]
+    beyond = [(r > np.cos(np.pi / 8)).mean() for r in radius]  # of the octagon
+    assert beyond[0] > 0.1
+    assert abs(beyond[0] - beyond[1]) < 4 * np.sqrt(2 * beyond[0] / n)
+    assert abs((radius[0] ** 2).mean() - (radius[1] ** 2).mean()) < 4 * np.sqrt(2 / 12 / n)
+
+
+def test_exits_from_a_disc_are_of_order_four_at_curved_edges_and_two_at_straight_ones():
+    """E|X_tau|^2 = |x|^2 + 2 E tau, by Dynkin's formula: the mean exit time from the unit disc is (1 - |x|^2) / 2."""
+    found, x0 = {"curved": [], "straight": []}, np.array([0.05, 0.1])
+    for n in (0, 1, 2):
+        mesh = skfem.MeshTri2.init_circle(n)
+        for shape, one in (("curved", mesh), ("straight", skfem.MeshTri(mesh.p[:, : mesh.nvertices], mesh.t))):
+            leaving = fh.ExitProblem(
+                dim=2, temperature=1.0, drift=np.zeros_like, diffusion=1.0, domain=MeshDomain(one, "absorbing")
+            )
+            paths = fh.stationary.sample_exit(leaving, x0, n=1000, step=0.05, rng=1)
+            off = (paths.exit**2).sum(axis=1) - 1.0
+            found[shape].append((off.mean() / 2, off.std() / 2 / np.sqrt(len(off))))
+            true = {("curved", 0): -0.0060, ("straight", 0): -0.2053, ("straight", 1): -0.0538}.get((shape, n))
+            by_time = paths.time - (1 - x0 @ x0) / 2
+            if true is not None:  # by elements on the same shape, refined
+                assert abs(off.mean() / 2 - true) < 4 * found[shape][-1][1]
+                assert abs(by_time.mean() - true) < 4 * by_time.std() / np.sqrt(len(off))
+    for shape, order in (("curved", 4), ("straight", 2)):
+        errors, chance = np.abs(np.array(found[shape])).T
+        assert (chance < 0.1 * errors).all()
+        assert slope([1, 2, 4], errors) == pytest.approx(order, abs=0.15)
+
+
 def bessel(radius, t):
     """The probability that Brownian motion from this radius is inside the unit disc up to t."""
     zeros = jn_zeros(0, 40)

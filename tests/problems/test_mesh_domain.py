@@ -13,7 +13,8 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.facets import Facets
 from fem_hjb.problems.fingerprint import differences, fingerprint
 from fem_hjb.problems.mesh_domain import MeshDomain
-from fem_hjb.spaces.meshes import box_mesh, check_mesh
+from fem_hjb.problems.zoo.meshed import ring_mesh
+from fem_hjb.spaces.meshes import box_mesh, check_mesh, refined_mesh
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
 
 PLATE = fh.load_mesh(Path(__file__).parents[2] / "meshes" / "plate.msh")
@@ -252,9 +253,9 @@ def within():
 
 REFUSED = {
     "list": (lambda: MeshDomain([1, 2]), "expected a scikit-fem mesh"),
-    "curved": (
-        lambda: MeshDomain(skfem.MeshTri2()),
-        "curved cells are not taken here: .*got MeshTri2; .*straight=True",
+    "curved in space": (
+        lambda: MeshDomain(skfem.MeshTet2()),
+        "takes curved triangles, but no curved tetrahedra, .*got MeshTet2; .*straight=True.*MeshTet1",
     ),
     "path": (lambda: MeshDomain("plate.msh"), "expected a scikit-fem mesh .*, got str"),
     "word": (lambda: MeshDomain(square(), "sticky"), "MeshDomain: boundary must be .*'reflecting'.* got 'sticky'"),
@@ -305,6 +306,61 @@ def test_what_is_refused(which):
     make, message = REFUSED[which]
     with pytest.raises(DomainError, match=message):
         make()
+
+
+def round_ring():
+    """With the nodes of edges along the circles on these."""
+    mesh = skfem.MeshTri2.from_mesh(ring_mesh(2.0, 2))
+    size = np.hypot(*mesh.p)
+    mesh.doflocs *= np.where(size > 1.9, 2.0 / size, np.where(size < 1.1, 1.0 / size, 1.0))
+    return mesh
+
+
+RING = round_ring()
+
+
+def test_a_ring_with_curved_edges():
+    """Eighteen parabolas along each circle, on the way to which polygons would be passed."""
+    round_ = RING.with_boundaries({"inner": lambda x: np.hypot(*x) < 1.2}, boundaries_only=True)
+    domain = MeshDomain(round_, {"inner": "absorbing", None: "reflecting"}, pays)
+    angle = np.linspace(0.0, 2 * np.pi, 500)
+    ray = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    near, far = 1.0 + 3e-4, 2.0 - 3e-4
+    assert domain.contains(np.concatenate([near * ray, far * ray])).all()
+    assert not domain.contains(np.concatenate([(2 - near) * ray, (4 - far) * ray])).any()
+    assert domain.exited(0.5 * ray).all()
+    assert not domain.exited(np.concatenate([2.5 * ray, 1.5 * ray])).any()
+    np.testing.assert_allclose(domain.bounds, [[-2.0] * 2, [2.0] * 2], atol=3e-4)
+    np.testing.assert_allclose(domain.measures[:2, 0], [4 * np.pi, 2 * np.pi], rtol=1e-4)
+    points, normals = domain.normals("absorbing")
+    np.testing.assert_allclose(normals, -points / np.linalg.norm(points, axis=1, keepdims=True), atol=3e-3)
+    np.testing.assert_allclose(domain.inside(2.3 * ray), 1.7 * ray, atol=3e-2)
+    stopped = domain.moved(1.4 * ray, 0.2 * ray, still(500), np.random.default_rng(0))
+    np.testing.assert_allclose(stopped, ray, atol=3e-4)
+    assert domain.exited(stopped).all()
+    mirrored = domain.moved(1.8 * ray, 2.4 * ray, still(500), np.random.default_rng(0))
+    np.testing.assert_allclose(mirrored, 1.6 * ray, atol=3e-2)
+    assert "72 curved tri cells" in repr(domain)
+    for other in (copy.deepcopy(domain), pickle.loads(pickle.dumps(domain))):
+        assert other.curved
+        np.testing.assert_array_equal(other.moved(1.8 * ray, 2.4 * ray, still(500), np.random.default_rng(0)), mirrored)
+
+
+def test_meshes_that_cover_what_curved_edges_enclose():
+    domain = MeshDomain(RING)
+    known = problem(domain, start=[1.5, 0.0])
+    assert differences(known, fingerprint(problem(MeshDomain(refined_mesh(RING)), start=[1.5, 0.0]))) == []
+    check_mesh(refined_mesh(RING), known)
+    flat = skfem.MeshTri(RING.p[:, : RING.nvertices], RING.t)
+    assert "boundary of the domain" in differences(problem(MeshDomain(flat), start=[1.5, 0.0]), fingerprint(known))
+    with pytest.raises(DomainError, match=r"whose edges are curved, but the mesh .MeshTri1. has straight cells"):
+        check_mesh(flat, known)
+    other = skfem.MeshTri2(RING.p.copy(), RING.t)
+    other.doflocs[:, RING.dofs.get_facet_dofs(RING.boundary_facets()).flatten()[-1]] *= 1.001
+    with pytest.raises(DomainError, match="the mesh must cover the same"):
+        check_mesh(other, known)
+    with pytest.raises(DomainError, match="Uniform takes meshes with straight edges; give the corners"):
+        fh.Uniform(domain)
 
 
 def test_steps_that_are_much_too_long():

@@ -12,7 +12,7 @@ from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.reference import faces, mesh_backward, mesh_refine
 from fem_hjb.solutions import norms
 from fem_hjb.spaces.meshes import box_mesh
-from fem_hjb.support.errors import DomainError, FemHjbError, MeasureError, ProblemError, SpaceError
+from fem_hjb.support.errors import DomainError, FemHjbError, ProblemError, SpaceError
 
 CORNER = {"corner": "absorbing", None: "reflecting"}
 INSIDE = np.random.default_rng(0).uniform(-1, 1, (3000, 2))
@@ -145,8 +145,6 @@ def test_trajectories_are_learned_from():
     absorbing = known(lshape(2), CORNER)
     with pytest.raises(DomainError, match=r"fit is for processes on R.d or reflected at all .*solve_on_mesh"):
         fh.fit(absorbing, paths, fh.Space(absorbing, element="P2"), estimator="increment")
-    with pytest.raises(MeasureError, match="space='auto' is for boxes"):
-        fh.fit(problem, paths, "auto")
 
 
 def test_densities_stay_in_the_domain():

@@ -239,7 +239,7 @@ SQUARE = fh.Box([-1.0, -1.0], [1.0, 1.0])
 @pytest.mark.parametrize(
     ("error", "call", "message"),
     [
-        (DomainError, lambda: fh.MeshDomain(disc()), "curved cells are not taken here.*straight=True"),
+        (DomainError, lambda: fh.MeshDomain(ball()), "no curved tetrahedra.*straight=True"),
         (DomainError, lambda: fh.refine_on_mesh(brownian(2), mesh=disc(), rtol=1e-2), "curved cells are not taken"),
         (DomainError, lambda: refine(disc(), np.array([0])), "curved cells are not taken here"),
         (DomainError, lambda: fh.spaces.spatial_basis(disc(), "hermite"), "curved cells are not taken here"),
