@@ -1,6 +1,8 @@
 """What learning from trajectories costs in accuracy: a linear-quadratic problem on the line, classes of growing size.
 
-    python benchmarks/bench_learning.py [--quick]
+    python benchmarks/bench_learning.py [--quick] [accuracy] [profile] [large] [sets]
+
+The parts that are named, or all of them.
 
 dX = -X dt + dB, X_0 ~ N(0, 1/2), r = y = -x^2/2, alpha = T = 1; n = 5000 trajectories of K = 50 steps; classes of
 (time cells) x (space cells) on [-4, 4], quadratic in time. Errors of the gauged f, relative in L2(dt x p_t), medians
@@ -61,10 +63,9 @@ def error(solution: fh.Solution, other: fh.Solution | None = None) -> float:
     return float(np.sqrt((weights @ difference**2) / (weights @ exact**2)))
 
 
-def main() -> None:
-    quick = "--quick" in sys.argv[1:]
+def accuracy(console: Console, quick: bool) -> None:
+    """Errors of classes, and the distance to the limit of many samples."""
     n, seeds = (500, 2) if quick else (5000, 8)
-    console = Console(width=120)
     table = Table(
         "estimator", "element", "smoothing", "class", "median", "max", "galerkin", "seconds", title=f"n = {n}"
     )
@@ -106,9 +107,6 @@ def main() -> None:
         ]
         distances.append(np.sqrt(np.mean([error(fit, limit) ** 2 for fit in fits])))
     slope = np.polyfit(np.log(sizes), np.log(distances), 1)[0]
-    profile(console, quick)
-    large(console, quick)
-    sets(console, quick)
     console.print(f"|| f_hat - f_bar ||, n = {sizes}: {', '.join(f'{d:.1e}' for d in distances)}; slope {slope:.3f}")
 
 
@@ -223,6 +221,16 @@ def sets(console: Console, quick: bool) -> None:
             name = f"{time_cells} x {cells} x {cells}"
             table.add_row(repr(convex), name, f"{system.space.n_dofs:,}", *in_set(system, convex))
     console.print(table)
+
+
+def main() -> None:
+    parts = {"accuracy": accuracy, "profile": profile, "large": large, "sets": sets}
+    names = [name for name in sys.argv[1:] if name != "--quick"]
+    if unknown := sorted(set(names) - set(parts)):
+        raise SystemExit(f"no part is called {', '.join(unknown)}; there are {', '.join(parts)}")
+    console = Console(width=120)
+    for name in names or parts:
+        parts[name](console, "--quick" in sys.argv[1:])
 
 
 if __name__ == "__main__":

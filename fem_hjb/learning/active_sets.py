@@ -18,10 +18,15 @@ from fem_hjb.support.checks import FloatArray
 
 Sides = NDArray[np.int8]
 
+ACCEPTED = 1e-11  # KKT residual with which the active set is done
 ROUNDING = 1e-13  # of the largest value: violations and wrong signs below it leave the active set alone
 _DIRECT = 1000  # unknowns up to which a sparse LU is faster than conjugate gradients
 _CG_TOLERANCE = 1e-14
 _CG_STEPS = 5000
+# In haste:
+_MANY = 0.1  # share of the rows that may change at first
+_FEWER = 0.8  # share of those that may change in the next step
+_SINGLE = 8  # rows that always may
 
 
 @final
@@ -144,10 +149,16 @@ class System:
         return c, multipliers
 
 
-def active_set(system: System, q: FloatArray, sides: Sides, guess: FloatArray, steps: int) -> Iterate | None:
-    """The best iterate of at most `steps` steps of the primal-dual active set; it ends when a set returns."""
+def active_set(
+    system: System, q: FloatArray, sides: Sides, guess: FloatArray, steps: int, hasty: bool = False
+) -> Iterate | None:
+    """The best iterate of at most `steps` steps of the primal-dual active set; it ends when a set returns.
+
+    hasty : also where a step changes many rows, or nearly as many as the one before: it is not near its end then.
+    """
     best: Iterate | None = None
     seen: set[bytes] = set()
+    may_change = _MANY * sides.size
     while len(seen) < steps and (key := sides.tobytes()) not in seen:
         seen.add(key)
         try:
@@ -159,5 +170,9 @@ def active_set(system: System, q: FloatArray, sides: Sides, guess: FloatArray, s
         residual = system.residual(q, guess, multipliers)
         if best is None or residual < best.residual:
             best = Iterate(guess, multipliers, sides, residual)
-        sides = system.sides_of(q, guess, multipliers, sides)
+        before, sides = sides, system.sides_of(q, guess, multipliers, sides)
+        changed = int((sides != before).sum())
+        if hasty and changed > max(may_change, _SINGLE):
+            break
+        may_change = _FEWER * changed
     return None if best is None else replace(best, iterations=len(seen))

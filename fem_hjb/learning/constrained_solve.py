@@ -8,7 +8,8 @@ with multipliers lambda >= 0 at upper bounds, <= 0 at lower ones, 0 elsewhere, a
 c' E c <= radius^2. A projection is the case M = E, q = E z. The method is the primal-dual active set (semismooth
 Newton: M. Hintermueller, K. Ito, K. Kunisch, SIAM J. Optim. 13 (2002) 865); where that cycles, an interior point with
 predictor and corrector (S. Mehrotra, SIAM J. Optim. 2 (1992) 575), finished by active-set steps. Large systems whose
-unknowns have places are factorised by fronts, without the rows that are held (`bordered`).
+unknowns have places are factorised by fronts, without the rows that are held (`bordered`); of the largest, active sets
+that do not settle at once are given up, and tried again from every fourth iterate of the interior point.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq, linprog
 
-from fem_hjb.learning.active_sets import Iterate, Sides, System, active_set, magnitude
+from fem_hjb.learning.active_sets import ACCEPTED, Iterate, Sides, System, active_set, magnitude
 from fem_hjb.learning.interior_point import interior_point
 from fem_hjb.learning.linear_set import LinearSet, energy_norm, is_identity, metric_of, square_matrix
 from fem_hjb.support.checks import FloatArray
@@ -28,7 +29,7 @@ from fem_hjb.support.errors import ConstraintError, ConvergenceError
 
 _ACTIVE_STEPS = 60
 _ACTIVE_STEPS_IF_LARGE = 30  # of which each takes a factorisation by fronts
-_ACCEPTED = 1e-11  # KKT residual with which the active set is done
+_HASTY = 30_000  # unknowns from which so many steps are given up early: they grow with the cells along an axis
 _FAILED = 1e-8  # KKT residual beyond which nothing is returned
 _NEGLIGIBLE = 1e-12  # relative to the row: entries that are zero but for rounding
 
@@ -81,14 +82,18 @@ def _refuse_empty(system: System) -> None:
 
 def _solve_polyhedral(system: System, q: FloatArray, sides: Sides, guess: FloatArray) -> Iterate:
     """The inequality over the rows alone."""
+    hasty = system.dissection is not None and q.size >= _HASTY
     steps = _ACTIVE_STEPS if system.dissection is None else min(_ACTIVE_STEPS, _ACTIVE_STEPS_IF_LARGE)
-    found = active_set(system, q, system.allowed(sides), guess, steps)
-    if found is None or not found.residual <= _ACCEPTED:
+    found = active_set(system, q, system.allowed(sides), guess, steps, hasty)
+    if found is None or not found.residual <= ACCEPTED:
         if not system.bounds and system.lower.size:
             _refuse_empty(system)
         inner, spent = interior_point(system, q), 0 if found is None else found.iterations
         if inner is not None and (found is None or not found.residual <= inner.residual):
             found = replace(inner, iterations=spent + inner.iterations)
+        if hasty and (found is None or not found.residual <= _FAILED):
+            patient = active_set(system, q, system.allowed(sides), guess, steps)
+            found = patient if patient is not None and patient.residual <= _FAILED else found
     if found is None or not found.residual <= _FAILED:
         reached = (
             "its linear systems are singular" if found is None else f"its relative KKT residual is {found.residual:.1e}"

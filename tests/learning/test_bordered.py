@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 import fem_hjb as fh
-from fem_hjb.learning import active_sets, bordered, constrained_solve
+from fem_hjb.learning import active_sets, bordered, constrained_solve, interior_point
 from fem_hjb.learning.bordered import Bordered, Restricted, dissection_of
 from fem_hjb.learning.constrained_solve import Projector, solve_inequality
 from fem_hjb.learning.constraints import Bounds, Convex, Monotone
@@ -53,6 +53,49 @@ def test_the_interior_point_by_fronts_reaches_rounding(constraint, system, inequ
     found = solve_inequality(form, load, constraint.on(system.space), places=places)
     assert found.how == "interior-point"
     assert found.residual < 1e-11
+
+
+@pytest.mark.parametrize("constraint", SETS[:2])
+def test_active_sets_finish_an_interior_point_sooner_than_it_would_itself(constraint, system, inequality, monkeypatch):
+    monkeypatch.setattr(constrained_solve, "_HASTY", 0)
+    _, load, energy, places = inequality
+    linear_set = constraint.on(system.space)
+    found = solve_inequality(energy, load, linear_set, places=places)
+    assert found.how == "interior-point"  # more than a tenth of the rows are violated without the set
+    assert found.residual < 1e-11
+    monkeypatch.setattr(interior_point, "_FINISH", 1000)
+    alone = solve_inequality(energy, load, linear_set, places=places)
+    assert found.iterations < alone.iterations
+    size = np.abs(alone.coefficients).max()
+    np.testing.assert_allclose(found.coefficients, alone.coefficients, atol=1e-9 * size)
+
+
+def test_active_sets_from_far_away_are_given_up(system, inequality):
+    _, load, energy, places = inequality
+    of = SETS[1].on(system.space)
+    large = active_sets.System(energy, of.rows, of.lower, of.upper, places=places)
+    nowhere = np.zeros(of.lower.size, dtype=np.int8)
+    patient, hasty = (active_sets.active_set(large, load, nowhere, load, 60, hasty) for hasty in (False, True))
+    assert hasty.iterations == 1 < patient.iterations
+    assert patient.residual < 1e-11 < hasty.residual
+    again = active_sets.active_set(large, load, patient.sides, load, 60, hasty=True)
+    assert again.iterations == 1
+    assert again.residual < 1e-11
+
+
+def test_the_interior_point_is_the_same_however_rows_are_scaled(system, inequality):
+    _, load, energy, places = inequality
+    of = SETS[1].on(system.space)
+    found = []
+    for scale in (np.ones(of.lower.size), 10.0 ** np.random.default_rng(0).uniform(-3, 3, of.lower.size)):
+        rows = sp.csr_matrix(sp.diags(scale) @ of.rows)
+        state = interior_point._Interior(
+            active_sets.System(energy, rows, scale * of.lower, scale * of.upper, places=places), load
+        )
+        for _ in range(5):
+            state.advance()
+        found.append(state.c)
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6 * np.abs(found[0]).max())
 
 
 @pytest.mark.parametrize("soft", [0.0, 0.3])
