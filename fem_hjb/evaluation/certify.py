@@ -83,7 +83,7 @@ def certify(
         None: no control.
     x0 : (d,), a start; None: the initial law (which may be a point).
     n, steps : how many paths, and N, even, the number of steps: N and N/2 are followed with the same noise. Where the
-        policy or a coefficient jumps in time, as seen at 257 times, steps begin, so that there are somewhat more.
+        policy or a coefficient jumps in time, as seen at 4 N times, 257 at most, steps begin: a few more, then.
     rng : an int or a SeedSequence (the same bits on every call, whatever the executor) or a Generator.
     value : an approximate value w with value(t, x) and gradient(t, x), for bounds of v* from paths under its policy,
         n more of them (those of the policy itself if that is the same object, policy=w). If it has residual(t, x), R,

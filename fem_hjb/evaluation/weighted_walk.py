@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fem_hjb.paths.breaks import all_times, fields_of, jumps_of
+from fem_hjb.paths.breaks import SCAN, all_times, fields_of, jumps_of
 from fem_hjb.paths.likelihood import euler_step, shared_steps
 from fem_hjb.paths.simulate import in_range
 from fem_hjb.paths.steering import Policy, steer
@@ -30,6 +30,7 @@ from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.progress import Progress
 
 _PROBES = 8  # points at which jumps in time are looked for
+_CLOSER = 4  # times as many times as steps, at which they are looked for
 _AFTER = 1e-9  # of the horizon: the time after a jump at which a step begins
 _ROUNDING = 1e-6  # of a pair of steps
 
@@ -97,15 +98,17 @@ class Likelihood:
 
 def times_of(problem: ControlProblem, policy: Policy, steps: int, given: Sequence[float]) -> FloatArray:
     """`steps` equal steps, or a few more: pairs of them begin at given times, and where policy or coefficients jump."""
-    T, x = problem.horizon, scattered(problem, _PROBES, 0)
+    T, x, start = problem.horizon, scattered(problem, _PROBES, 0), scattered(problem, _PROBES, 0, 0.0)
     varies = problem.constant_diffusion is None
 
     def rows(times: FloatArray) -> FloatArray:
         t, points = all_times(times, x)
         fields = fields_of(problem.b(t, points), problem.r(t, points), problem.Lambda(t, points) if varies else None)
-        return np.concatenate([fields, [steer(policy, t, x).T for t in times.tolist()]], axis=1)
+        return np.concatenate([fields, [steer(policy, t, start).T for t in times.tolist()]], axis=1)
 
-    jumps = np.array(jumps_of(rows, T * (1.0 - 1.0 / steps))) + _AFTER * T  # steps begin with what is there afterwards
+    jumps = (
+        np.array(jumps_of(rows, T * (1.0 - 1.0 / steps), min(_CLOSER * steps, SCAN))) + _AFTER * T
+    )  # steps begin with what is there afterwards
     near = np.abs(jumps[:, None] - np.array([0.0, *given, T])) < 10.0 * _AFTER * T
     ends = np.unique([0.0, *given, *jumps[~near.any(axis=1)], T])
     counts = np.maximum(2 * np.ceil(steps / 2 * np.diff(ends) / T - _ROUNDING).astype(np.int64), 2)

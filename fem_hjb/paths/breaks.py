@@ -7,19 +7,19 @@ import numpy as np
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
 
-_SCAN = 256  # intervals of time that are looked at
+SCAN = 256  # intervals of time that are looked at
 _MOST = 32
 _STEEP = 8.0  # times the median change: an interval that is looked at closely
 _HALVINGS = 44
 _EDGE = 1e-9  # of the horizon: its ends are looked at, and jumps stepped over, so far inside
 
 
-def jumps_of(rows: Callable[[FloatArray], FloatArray], horizon: float) -> list[float]:
-    """The times at which rows, from times (k,) to (k, m, n) with m fields at n points, jump, as seen at 257 times.
+def jumps_of(rows: Callable[[FloatArray], FloatArray], horizon: float, scan: int = SCAN) -> list[float]:
+    """The times at which rows, from times (k,) to (k, m, n) with m fields at n points, jump, as seen at scan + 1 times.
 
     Narrower windows are missed.
     """
-    grid = horizon * np.linspace(_EDGE, 1.0 - _EDGE, _SCAN + 1)
+    grid = horizon * np.linspace(_EDGE, 1.0 - _EDGE, scan + 1)
     values = rows(grid)
     scale = np.maximum(np.abs(values).max(axis=(0, 2)), 1e-300)[:, None]
     change = (np.abs(np.diff(values, axis=0)) / scale).max(axis=(1, 2))
