@@ -91,11 +91,11 @@ def test_in_a_domain_it_is_looked_at_inside() -> None:
 
 def test_windows_shorter_than_the_scan_are_missed() -> None:
     """A documented limit: 257 times are looked at."""
-    short = 0.5 / breaks._SCAN
+    short = 0.5 / breaks.SCAN
 
     def rows(length: float) -> Any:
-        start = (100 + 0.25) / breaks._SCAN
+        start = (100 + 0.25) / breaks.SCAN
         return lambda t: 1.0 + ((t > start) & (t < start + length))[:, None, None].astype(np.float64)
 
     assert jumps_of(rows(short), 1.0) == []
-    assert len(jumps_of(rows(2.2 / breaks._SCAN), 1.0)) == 2
+    assert len(jumps_of(rows(2.2 / breaks.SCAN), 1.0)) == 2
