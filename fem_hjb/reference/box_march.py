@@ -29,7 +29,7 @@ from fem_hjb.reference.box_grading import (
 )
 from fem_hjb.reference.box_layer import FAINTEST, JUMP, SETTLED, STEEPEST, edges_for_layer, steepest
 from fem_hjb.reference.box_panel import Equation, Grid, Operators
-from fem_hjb.reference.box_run import THICKEST, Layer, Run, panel_run, restored, run_of, settled, tails_of
+from fem_hjb.reference.box_run import MOST_HELD, THICKEST, Layer, Run, panel_run, restored, run_of, settled, tails_of
 from fem_hjb.reference.box_running import method_of, table_on
 from fem_hjb.reference.box_sizes import NOTHING, least_sizes
 from fem_hjb.spaces.axes import apply_axis
@@ -344,7 +344,7 @@ class Marcher:
         end = steps[-1].s + steps[-1].h
         end = table.s1 if end > table.s1 - _SHORTEST * self.T else end
         self.h, last = steps[-1].h, steps[-1].u1
-        self.result.keep(run_of(operators, panel, steps, end, self.tol.dense))
+        self.result.keep(run_of(operators, panel, steps, end, self.tol.dense), self._relative, self.tol.dense)
         allowed = self.tol.space * self.size_g * (1.0 if bad is None else _AHEAD)
         new = [
             regraded(line, part, allowed) for line, part in zip(grid.lines, good if bad is None else bad, strict=True)
@@ -385,7 +385,8 @@ class Marcher:
                     return steps[:kept], good, found
                 kept, good = len(steps), found
                 layered = self.rough and max(map(total, found)) <= allowed
-                if layered or kept >= _MOST_STEPS // 10:  # a panel ends anywhere
+                many = kept >= _MOST_STEPS // 10 or kept * u.size > MOST_HELD // 4  # steps, or values of them
+                if layered or many:  # a panel ends anywhere
                     break
         except ConvergenceError:
             if self.rough or self.unchecked:

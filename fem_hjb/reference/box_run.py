@@ -17,10 +17,15 @@ from fem_hjb.spaces.panels import PanelSpace
 from fem_hjb.spaces.space import Space
 from fem_hjb.stepping.adaptive import Panel, Step, hermite
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError
+
+Size = Callable[[Operators, FloatArray], float]
 
 _RUN_AWAY = 1e100  # of u, or of temperatures: no solution is as large
 THICKEST = 0.05  # of the horizon, that a layer may be
 _HELD = 2**22  # values of u in a panel, above which fewer are kept
+MOST_HELD = 2**27  # values of u in a run, and as many of u': 2 GiB
+_FREED = 0.8  # of them that are left where keeping fewer is worth it
 _JUST = 1e-12  # of the horizon
 _KEPT = 32  # panels whose exponentials or factors are kept
 
@@ -114,6 +119,15 @@ def fewer(steps: Sequence[Step], size: Callable[[FloatArray], float], allowed: f
     return result
 
 
+def thinned(panel: PanelRun, size: Size, allowed: float) -> PanelRun:
+    """A panel at fewer times, by `fewer`; the plan is the same."""
+    ends, states = panel.ends, panel.states
+    steps = [Step(s, h, *states[2 * k : 2 * k + 4]) for k, (s, h) in enumerate(zip(ends, np.diff(ends), strict=False))]
+    kept = fewer(steps, lambda gap: size(panel.operators, gap), allowed)
+    shown = [*states[:2], *(part for step in kept for part in (step.u1, step.slope1))]
+    return replace(panel, ends=np.array([step.s for step in kept] + [ends[-1]]), states=shown)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -156,9 +170,25 @@ class Run:
     smoothed: Layer | None = None  # what the panel after the layer begins with, if not with the end of the one before
     averaged: bool = False  # whether there is, or was, such a layer
 
-    def keep(self, panel: PanelRun) -> None:
-        """Add a panel."""
+    def keep(self, panel: PanelRun, size: Size | None = None, allowed: float = 0.0) -> None:
+        """Add a panel; where a run becomes too large, cubics over two steps are taken wherever they miss no more.
+
+        size : of what they miss in a panel, relative. Raises ConvergenceError if even so it is too large.
+        """
         self.panels.append(panel if len(self.panels) < _KEPT else replace(panel, stepped=None))
+        while size is not None and (held := self.held) > MOST_HELD:
+            self.panels = [thinned(panel, size, allowed) for panel in self.panels]
+            if self.held > _FREED * held:
+                raise ConvergenceError(
+                    f"a run of {len(self.panels)} panels and {sum(len(panel.ends) for panel in self.panels)} times has"
+                    f" {held:.3g} values at t={self.equation.problem.horizon - panel.ends[-1]:.6g} already, and at most"
+                    f" {MOST_HELD:.3g} are kept; raise rtol, or give a smaller box or max_dofs"
+                )
+
+    @property
+    def held(self) -> int:
+        """Values of u that are kept."""
+        return sum(len(panel.ends) * panel.grid.size for panel in self.panels)
 
     @property
     def nonpositive(self) -> int:

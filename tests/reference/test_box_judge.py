@@ -391,6 +391,21 @@ def test_of_large_arrays_fewer_states_are_kept_and_the_plan_is_the_same(monkeypa
     assert (truth(few.run) < 3 * np.array([estimate.value, estimate.policy])).all()
 
 
+def test_a_run_that_becomes_too_large_is_kept_at_fewer_times_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual_one = case("mixture-diffusion", 1, 1e-4, None, 9.0)
+    held = usual_one.run.held
+    monkeypatch.setattr(box_run, "MOST_HELD", int(0.8 * held))
+    few = case.__wrapped__("mixture-diffusion", 1, 1e-4, None, 9.0)
+    assert few.run.held <= 0.8 * held
+    for mine, other in zip(few.run.panels, usual_one.run.panels, strict=True):
+        assert np.array_equal(mine.plan, other.plan)
+        assert np.array_equal(mine.last, other.last)
+    assert (truth(few.run) < 1e-4).all()
+    monkeypatch.setattr(box_run, "MOST_HELD", held // 40)
+    with pytest.raises(ConvergenceError, match=r"are kept; raise rtol, or give a smaller box or max_dofs"):
+        case.__wrapped__("mixture-diffusion", 1, 1e-4, None, 9.0)
+
+
 def test_steps_are_joined_no_further_than_cubics_allow() -> None:
     """u = s^4: a cubic over [0, 2h] misses h^4 in the middle."""
     ends = np.array([0.0, 0.1, 0.2, 0.3, 0.5, 0.6])
