@@ -72,15 +72,14 @@ def solve_to_tolerance(
     """
     with threadpool_limits(1, user_api="blas"):  # matrices along axes are small: more threads wait for each other
         search = _Search(problem, rtol, form, box, max_dofs, seed)
+        looser = min(max(_LOOSER * rtol, _LOOSE), _LOOSEST)
         try:
-            best, stopped = _best(search, form, told, first or told)
+            return search.solution(*_best(search, form, told, first or told))
         except OutOfTimeError:
-            looser = min(max(_LOOSER * rtol, _LOOSE), _LOOSEST)
             if first is None or looser <= rtol:
                 raise
-            search = _Search(problem, looser, form, box, max_dofs, seed)
-            best, stopped = _best(search, form, told, told)[0], True
-        return search.solution(best, stopped)
+        search = _Search(problem, looser, form, box, max_dofs, seed)  # out here nothing holds what was begun
+        return search.solution(_best(search, form, told, told)[0], stopped=True)
 
 
 def solve_payoff(
@@ -143,13 +142,13 @@ def _found(search: "_Search", form: str | None, tell: Progress, first: bool) -> 
     try:
         return search.run(tell)
     except ConvergenceError as cause:
-        failure = cause
+        failure = type(cause)(*cause.args)  # without the frames of what has failed, which may hold gigabytes
     if search.tameable:
         search.tame()
         try:
             return search.run(tell)
         except ConvergenceError as cause:
-            failure = cause
+            failure = type(cause)(*cause.args)
     if form is not None or search.linear or not first:
         raise failure
     search.levels = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.estimate import ToleranceWarning
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
+from fem_hjb.support.progress import OutOfTimeError
 
 
 def to_two_modes(near: float, far: float, *, declared: bool = True) -> ControlProblem:
@@ -165,6 +167,33 @@ def test_time_that_is_over_returns_the_best_so_far_or_a_looser_one_or_says_that_
     assert best.error_estimate.policy < 0.1 * loose.error_estimate.policy
     with pytest.raises(ConvergenceError, match="max_seconds"):
         solve(kink, max_seconds=-1.0)
+
+
+class Histories:
+    """What a run would hold."""
+
+
+def test_a_run_that_failed_is_let_go_before_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Histories may be gigabytes: neither an error that is kept for later nor one that is being handled holds them."""
+    held: list[weakref.ref[Histories]] = []
+
+    def made(failure: type[Exception]) -> str:
+        if held:
+            assert held[0]() is None
+            return "a run"
+        history = Histories()
+        held.append(weakref.ref(history))
+        raise failure("it failed")
+
+    search: Any = SimpleNamespace(run=lambda tell: made(ConvergenceError), tameable=True, tame=lambda: None)
+    assert box_tolerance._found(search, None, lambda _: None, True) == "a run"
+    held.clear()
+    kept = SimpleNamespace(solution=lambda best, stopped: (best, stopped))
+    monkeypatch.setattr(box_tolerance, "_Search", lambda *args: kept)
+    monkeypatch.setattr(box_tolerance, "_best", lambda *args: (made(OutOfTimeError), False))
+    unused: Any = None
+    told = box_tolerance.solve_to_tolerance(unused, 1e-5, None, None, None, lambda _: None, first=lambda _: None)
+    assert told == ("a run", True)
 
 
 # How long a run may take
