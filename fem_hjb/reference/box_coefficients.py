@@ -177,6 +177,7 @@ class Table:
         sources: FloatArray | None = None,
     ) -> None:
         self.s0, self.s1, self.values, self.single = s0, s1, list(values), single
+        self._kind: type = np.float64  # of what is interpolated
         self.sources = sources  # rewards that jump in space (q, *shape), averaged, as part of a field
         count = len(self.values[0])
         self.nodes = lobatto(count)
@@ -197,6 +198,14 @@ class Table:
             elif self.single and len(field) > 1:
                 self.values[k] = field.astype(np.float32, copy=False)
         self._moving = any(len(field) > 1 for field in self.values)
+
+    def in_single(self) -> "Table":
+        """The same, and what is interpolated is in single precision, too."""
+        other = copy(self)
+        other.values = [field.astype(np.float32, copy=False) for field in self.values]
+        other.single, other._kind = True, np.float32
+        other.rest()
+        return other
 
     def row(self, k: int) -> FloatArray:
         """(m, *shape) at the k-th of the times."""
@@ -234,7 +243,7 @@ class Table:
 
     def _interpolated(self, weights: FloatArray) -> list[FloatArray]:
         shape = self.values[0].shape[1:]
-        result = [np.empty(shape) if len(field) > 1 else field[0] for field in self.values]
+        result = [np.empty(shape, self._kind) if len(field) > 1 else field[0] for field in self.values]
         size = math.prod(shape)
 
         def sum_up(work: tuple[int, slice]) -> None:

@@ -26,6 +26,7 @@ from fem_hjb.reference.box_panel import Equation, Grid, Operators
 from fem_hjb.reference.box_paths import Steered, logarithms
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run, settled
 from fem_hjb.reference.box_running import method_of, sources_of, table_on
+from fem_hjb.reference.box_single import ROUNDED, in_single, rounding
 from fem_hjb.reference.box_sizes import FAINTEST
 from fem_hjb.reference.box_steps import End, Plans, Steps, Work, cut, followed_by, itself, joined, made, merged, told
 from fem_hjb.spaces.axes import apply_axis, copy_to
@@ -66,6 +67,7 @@ def plans(
     wider: Widening | None = None,
     tell: Progress = lambda _: None,
     anew: bool = False,
+    single: bool = False,
 ) -> Plans:
     """The plan of a run again, with other steps, and perhaps elements of fewer degrees or a wider box.
 
@@ -75,6 +77,7 @@ def plans(
     lengths : what becomes of the steps (k,) of a panel.
     wider : `widened` or `stretched`.
     anew : whether the coefficients are others than those of the run.
+    single : whether steps are taken in single precision.
     """
     equation = run.equation
     if less and equation.averaged:  # or what averages are wrong by would be the same in all runs
@@ -109,6 +112,8 @@ def plans(
             if panel is None:
                 panel = method_of(equation, operators, operators.root_mean_square)
             plan = lengths(own.plan)
+            if single:
+                operators, panel, u = in_single(operators, panel, u)
         last, finite = yield partial(_made, operators, panel, u, s0, s1, plan, tell)
         before = grid, last
         del operators, panel, u  # before there is another one
@@ -297,15 +302,16 @@ class Judge:
         enough : what makes no trouble, of each. Steps twice as long may be less stable on a poorer grid, which is no
         error of the run's: a part of space that exceeds this is measured again with the run's own steps.
         """
-        follow = wide = partial(plans, self.run, coefficients, tell=self.tell)
+        single = rounding(self.run, self.sizes.max(axis=(0, 1))) < ROUNDED * min(enough.values())
+        follow = wide = partial(plans, self.run, coefficients, tell=self.tell, single=single)
         less = LESS[self.equation.problem.dim]
         if tamed := math.isfinite(coefficients.most):  # what that changes counts as part of what a larger box does
             slower = coefficients.slower()
-            wide = partial(plans, self.run, slower, tell=self.tell, anew=True)
+            wide = partial(plans, self.run, slower, tell=self.tell, anew=True, single=single)
         outwards = tamed or bool(self.equation.truncated.any())
 
         def others(steps: Steps) -> list[tuple[Plans, bool]]:
-            runs = [] if self.run.layer else [(self._first(coefficients, steps, less), False)]
+            runs = [] if self.run.layer else [(self._first(coefficients, steps, less, single), False)]
             return runs + ([(wide(steps, wider=stretched), False)] if outwards else [])
 
         # Exponentials serve steps of few lengths only; implicit steps may be of any.
@@ -357,11 +363,11 @@ class Judge:
             found["space"] = min(found["space"], again, key=max)
         return found, base, steps
 
-    def _first(self, coefficients: Coefficients, steps: Steps, less: int) -> Plans:
+    def _first(self, coefficients: Coefficients, steps: Steps, less: int, single: bool) -> Plans:
         """With more degrees, before a tenth of the work is done."""
         work = np.cumsum([panel.plan.size * panel.grid.size for panel in self.run.panels])
         begun = self.run.panels[: int((work <= _AT_FIRST * work[-1]).sum())]
-        return plans(replace(self.run, panels=begun), coefficients, steps, less=-less, tell=self.tell)
+        return plans(replace(self.run, panels=begun), coefficients, steps, less=-less, tell=self.tell, single=single)
 
     def _at_first(self, base: Seen, first: Seen) -> tuple[float, float]:
         """What more degrees change before a tenth of the work is done: next to T functions are steepest, panels short,

@@ -301,7 +301,7 @@ class Operators:
     def remainder(self, s: float, u: FloatArray) -> FloatArray:
         """N(s, u)."""
         fields, slopes = self.table.at(s), self.gradient(u)
-        result = np.empty(self.grid.shape)
+        result = np.empty(self.grid.shape, u.dtype)
         work = partial(self._transported, fields, u) if self.linear else partial(self._steered, fields)
         for_each(self.grid.parts, lambda rows: work(slopes, rows, result[rows]))
         self.add_second_order(fields, u, slopes, result)
@@ -334,10 +334,10 @@ class Operators:
         buffer = np.empty_like(result)
         for k, slope in enumerate(slopes):
             if self.constant is not None:
-                np.multiply(slope[rows], self.constant[k, k] / (2 * self.alpha), out=buffer)
+                np.multiply(slope[rows], float(self.constant[k, k]) / (2 * self.alpha), out=buffer)
                 for m in range(k + 1, d):
                     if self.constant[k, m]:
-                        buffer += (self.constant[k, m] / self.alpha) * slopes[m][rows]
+                        buffer += (float(self.constant[k, m]) / self.alpha) * slopes[m][rows]
             else:
                 np.multiply(self._varying(fields, k, k, rows), slope[rows], out=buffer)
                 buffer *= 0.5

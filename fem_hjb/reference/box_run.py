@@ -62,7 +62,7 @@ class PanelRun:
     @property
     def finite(self) -> bool:
         """Whether it is a number at all nodes, and has not run away."""
-        return bool((np.abs(self.last) < _RUN_AWAY).all())
+        return bool((np.abs(self.last) < min(_RUN_AWAY, float(np.finfo(self.last.dtype).max))).all())
 
     @property
     def tails(self) -> float:

@@ -13,7 +13,7 @@ from fem_hjb.support.threads import for_each
 _ROWS = {1: 32, 2: 16, 3: 16}  # of a block, by the axes of the arrays that it is for
 _FEWEST = {1: 320, 2: 48, 3: 30}  # of a matrix that is worth more than one block: small products take their calls
 _WORTH = {1: 0.6, 2: 0.6, 3: 0.9}  # of the dense work, below which blocks are taken
-_NEGLIGIBLE = 1e-17  # of the largest entry
+_NEGLIGIBLE = {8: 1e-17, 4: 1e-10}  # of the largest entry, by the bytes of one
 _PART, _MOST_PARTS = 1 << 15, 16  # numbers at least in a part of an array that is worked on in parts
 
 
@@ -65,7 +65,7 @@ class BlockMatrix:
 
     def __init__(self, matrix: FloatArray, rows: int = 16) -> None:
         self.shape, self.dtype = matrix.shape, matrix.dtype
-        large = np.abs(matrix) > _NEGLIGIBLE * np.abs(matrix).max()
+        large = np.abs(matrix) > _NEGLIGIBLE[matrix.itemsize] * np.abs(matrix).max()
         ends = np.linspace(0, len(matrix), max(round(len(matrix) / rows), 1) + 1).astype(np.int64)
         self.blocks: list[tuple[slice, slice, FloatArray, FloatArray]] = []
         for first, last in pairwise(ends.tolist()):
@@ -171,7 +171,7 @@ def combined(*terms: tuple[float, FloatArray]) -> FloatArray:
         for factor, array in others:
             result += array if factor == 1.0 else factor * array
         return result
-    result = np.empty(first.shape)
+    result = np.empty(first.shape, np.result_type(*(array for _, array in terms)))
     flat, out = [(factor, array.reshape(-1)) for factor, array in terms], result.reshape(-1)
 
     def add(part: slice) -> None:

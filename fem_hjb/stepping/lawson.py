@@ -20,6 +20,7 @@ estimate. A step is also no longer than the cubic through values and slopes at i
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import final
 
 import numpy as np
@@ -58,11 +59,20 @@ class LawsonPanel:
         self.separable, self.remainder, self.size, self.damped = separable, remainder, size, damped
         self._weights = [None] * len(separable) if weights is None else weights
         self._axes: list[AxisMatrix] = [in_blocks(S, len(separable)) for S in separable]
+        self._kind: type = np.float64
         self._norm = max(float(np.abs(S).sum(axis=1).max()) for S in separable)
         self._dense: dict[int, list[FloatArray]] = {}
         self._halves: dict[int, list[AxisMatrix]] = {}
         self._slow: dict[int, list[AxisMatrix]] = {}
         self.counts = {"steps": 0, "rejected": 0, "evaluations": 0, "exponentials": 0}
+
+    def in_single(self, remainder: Remainder) -> "LawsonPanel":
+        """The same in single precision, with a remainder that is."""
+        other = copy(self)
+        other.remainder, other._kind = remainder, np.float32
+        other._axes = [in_blocks(S.astype(np.float32), len(self.separable)) for S in self.separable]
+        other._dense, other._halves, other._slow = dict(self._dense), {}, {}
+        return other
 
     def slope(self, u: FloatArray, left: FloatArray) -> FloatArray:
         """S u + N."""
@@ -83,9 +93,8 @@ class LawsonPanel:
         if key not in self._slow:
             self._half(h)
             fast = [np.linalg.matrix_power(np.eye(len(E)) - E, _FLAT) for E in self._dense[key]]
-            self._slow[key] = [
-                in_blocks(np.eye(len(part)) - part * bool(np.abs(part).max() <= _CARRIED), len(fast)) for part in fast
-            ]
+            slow = [np.eye(len(part)) - part * bool(np.abs(part).max() <= _CARRIED) for part in fast]
+            self._slow[key] = [in_blocks(part.astype(self._kind, copy=False), len(fast)) for part in slow]
         return self._slow[key]
 
     def first(self, s: float, u: FloatArray) -> FloatArray:
@@ -109,7 +118,7 @@ class LawsonPanel:
                 self._dense[longer] = [part @ part for part in self._dense[longer - _OCTAVE]]
             kept = zip(self._dense[key], self._weights, strict=True)
             exact = [E if w is None else E + np.diag((w - w @ E) / w) for E, w in kept]
-            self._halves[key] = [in_blocks(E, len(exact)) for E in exact]
+            self._halves[key] = [in_blocks(E.astype(self._kind, copy=False), len(exact)) for E in exact]
         return self._halves[key]
 
     def forget(self) -> None:
