@@ -61,11 +61,11 @@ def fit(
         (`empirical_measure`, `law_measure`, `sampled_law_measure`).
     space : a `Space`; or "auto": classes of growing size on a common box (C1 cubics, then C2 cubic splines on more
         cells, times quadratics in time), on the mesh of a `MeshDomain` (linear and quadratic elements on it, and on it
-        refined; none is coarser than it is), in more than three dimensions dictionaries; or "dictionary": those in any. Each is learned in as asked for, with
-        its constraint, and the one is taken whose policy has the least error by the paths that verify, where that of a
-        system in doubt counts half as much again; with verify=False or "held-out" it is the choice of
-        `cross_validate`, which knows no constraint and tries no splines. `stats["tried"]` is the table, and `print`
-        shows it.
+        refined; none is coarser than it is), in more than three dimensions dictionaries; or "dictionary": those in any.
+        Each is learned in as asked for, with its constraint, and the one is taken whose policy has the least error by
+        the paths that verify, where that of a system in doubt counts half as much again; with verify=False or
+        "held-out" it is the choice of `cross_validate`, which knows no constraint and tries no splines.
+        `stats["tried"]` is the table, and `print` shows it.
     estimator : an `Estimator`, or the name of one in `ESTIMATORS`, whose module has the formulas: "generator" and
         "residual", second derivatives at the samples (C1 classes: elements "hermite", "B2", ..., dictionaries);
         "weak", first derivatives and the score of the law; "corrected", increments of f along the paths less
