@@ -11,6 +11,7 @@ from fem_hjb.learning import automatic
 from fem_hjb.learning.automatic import dictionaries, envelope
 from fem_hjb.learning.measures import law_measure
 from fem_hjb.learning.recipe import Recipe
+from fem_hjb.learning.witness import POLICY
 from fem_hjb.support.errors import ConvergenceError, MeasureError
 from fem_hjb.support.progress import OutOfTimeError
 
@@ -30,7 +31,7 @@ def test_the_least_estimate_is_chosen_and_what_was_tried_is_told():
     assert best["policy"] == min(row["policy"] for row in tried)
     assert found.space.n_dofs == best["dofs"]
     assert {"dofs", "cells", "time_cells", "policy", "value", "status", "seconds"} <= best.keys()
-    assert found.error_estimate.policy == best["policy"]  # the same paths, once more
+    assert {check.name: check.figure for check in found.checks}[POLICY] == best["policy"]  # the same paths, once more
     assert best["policy"] < 0.05
     assert {row["element"] for row in tried} == {"hermite", "B3"}
     *_, last = str(found).splitlines()
