@@ -371,8 +371,8 @@ def figure(trial: Trial) -> Figure:
                 panel.loglog(level, trial.column(column, series=series), **style, label=column)
             panel.set_xlabel(f"{series}: {name}")
         steps = row[0].twinx()
-        for column, style in (("steps", "-"), ("steps, run", "--"), ("steps, accelerated", ":")):
-            steps.loglog(level, trial.column(column, series=series), color="0.6", marker="x", linestyle=style)
+        for column, line in (("steps", "-"), ("steps, run", "--"), ("steps, accelerated", ":")):
+            steps.loglog(level, trial.column(column, series=series), color="0.6", marker="x", linestyle=line)
         steps.set(ylabel="steps to 1e-3 (grey):\npredicted, run (- -), accelerated (..)", xlabel=f"{series}: {name}")
         if series == "kinetic":
             row[1].loglog(
