@@ -186,9 +186,9 @@ def plain(names: list[str]) -> None:
             seconds = time.process_time() - begun
             if solution.error_estimate is None:
                 raise RuntimeError(f"the fit of {name} was not verified")
-            true, told = true_errors(problem, solution, reference)["policy"], solution.error_estimate.policy
             (row,) = [row for row in solution.stats["tried"] if row["chosen"]]
-            chosen = f"{row['time_cells']} x {row['cells']} cells"
+            true, told = true_errors(problem, solution, reference)["mean"], row["policy"]
+            chosen = f"{row['element']} {row['time_cells']} x {row['cells']}"
             print(
                 f"{name:24s} {terminal:13s} {told:9.2e} {true:9.2e} {seconds:6.1f} s  {chosen:16s}"
                 f" {solution.status[:60]}",
@@ -205,7 +205,7 @@ def known(problem: fh.ControlProblem, paths: fh.paths.Paths, reference: Referenc
         system = assemble(problem, paths, space, estimator=estimator, outside="drop")
         solution = solve_system(system, terminal=terminal, figures=False)
         how = f"{element}, {time_cells} x {cells}, q = {q:g}, {estimator}, {terminal}"
-        yield true_errors(problem, solution, reference)["policy"], how
+        yield true_errors(problem, solution, reference)["mean"], how
 
 
 def report(rows: list[dict[str, Any]]) -> None:
