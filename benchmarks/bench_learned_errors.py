@@ -16,7 +16,7 @@ most three times what is told, the same of its mean, and of the value; median of
 status "ok"; silent, "ok" but with a mean of the policy or a value off by more than three times what is accepted (10 %);
 CPU seconds of verifying.
 
---plain: `fit(problem, paths, "auto", terminal=..)` of 5000 trajectories of 64 steps: the error of the policy, estimated
+--plain: `fit(problem, paths, "auto", terminal=..)` of 5000 trajectories of 64 steps: the mean error of the policy, told
 and true, CPU seconds, the class that was chosen and the status; and below them the least true error of all classes,
 boxes, estimators and terminal conditions of `bench_policies.py` learned from the same trajectories: what can be had if
 the errors are known.
