@@ -93,8 +93,12 @@ class Witness:
 
     @property
     def estimate(self) -> ErrorEstimate:
-        """The relative errors, the largest over time where it was asked for; of what they are made up is not known."""
+        """The relative errors, the largest over time where it was asked for; of what they are made up is not known.
+
+        That of the policy is no less than its mean: the means over [s, T] do not see what is largest early.
+        """
         value, policy = self.largest or (self.value, self.policy)
+        policy = max(policy, self.policy)
         unknown = dict.fromkeys(("space", "time", "truncation"), math.inf)
         return ErrorEstimate(value=value, policy=policy, **unknown)
 
