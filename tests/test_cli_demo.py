@@ -36,6 +36,7 @@ def test_error_bars_hold_what_is_known_exactly(made: tuple[Path, dict[str, Any],
     for column in ("value", "policy"):
         assert 0 < true["solved"][column] < bar[column] < 1e-4
         assert 1e-3 < true["learned"][column] < 0.1
+        assert found["learned"]["error_estimate"][column] > true["learned"][column]
     for name in ("no control", "learned"):
         optimal = found["certified"][name]["diffusion"]["optimal"]
         assert optimal["low"] < found["value"] < optimal["high"]

@@ -16,16 +16,19 @@ What is added to q for the sake of the theory costs a bias of order eps.
 
 At each level, in a fixed class under the law: mu, L, the inf-sup constant sigma of the form with tests g - delta d_t g,
 and the steps to 1e-3 that the best |I - gamma E^{-1} B| predicts for the projected iteration (arXiv 2509.02528); delta
-is the best of a geometric ladder. E holds |grad f|_Lambda, hence ever less of grad f, and mu falls with the noise, as B
-pairs delta d_t g with b grad f: the more so the finer the class. sigma, for one delta, does not, nor does the error of
-the equation solved directly. Errors of f are in the norm of int E f^2 dt + E f_T^2, against the value of that level,
-relative; that of the policy is in the norm of Lambda^-1 in L2(p_t) where |x_i| < 2.8, beyond which is 0.3 per cent of
-the law at most and f too small for its logarithm; the largest over times up to 3T/4. "weak" under n paths has noise
-proportional to |grad f|_Lambda.
+is the best of a geometric ladder. It is run, too, from 0 until the residual |E^{-1} (B c - l)|_E is 1e-3 of the first:
+never longer than that, which is a bound by a norm; the form is far from normal, and what is left after a while falls by
+the spectral radius of I - gamma E^{-1} B. Accelerated it takes fewer. E holds |grad f|_Lambda, hence ever less of grad
+f, and mu falls with the noise, as B pairs delta d_t g with b grad f: the more so the finer the class. sigma, for one
+delta, does not, nor does the error of the equation solved directly. Errors of f are in the norm of int E f^2 dt + E
+f_T^2, against the value of that level, relative; that of the policy is in the norm of Lambda^-1 in L2(p_t) where |x_i|
+< 2.8, beyond which is 0.3 per cent of the law at most and f too small for its logarithm; the largest over times up to
+3T/4. "weak" under n paths has noise proportional to |grad f|_Lambda.
 
 Controls: the drift of eta = 1 kept while the noise falls (other marginals, another limit); in the kinetic series, the
-limit without any noise in its place; delta of the most elliptic level kept; and a box that cuts the law at 3.7
-deviations, where what the current carries through its faces makes the form indefinite, whatever delta is.
+limit without any noise in its place; delta of the most elliptic level kept; steps ten times as long; and a box that
+cuts the law at 3.7 deviations, where what the current carries through its faces makes the form indefinite, whatever
+delta is.
 """
 
 import time
@@ -37,13 +40,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
-from scipy.linalg import expm
+from scipy.linalg import eigvals, expm
+from scipy.linalg import solve as solve_dense
 
 from fem_hjb.experiments.trial import Claim, Trial, check_seeds, conclude, fitted_slope
-from fem_hjb.learning.inequality import Diagnostics, diagnose
+from fem_hjb.learning.inequality import Diagnostics, VariationalInequality, diagnose
 from fem_hjb.learning.measures import law_measure
 from fem_hjb.learning.population import yardstick
 from fem_hjb.learning.solve_system import reduce_system, solve_system
+from fem_hjb.learning.solvers import projected
 from fem_hjb.learning.system import assemble
 from fem_hjb.paths.simulate import sample_paths
 from fem_hjb.plotting.pictures import STYLES
@@ -97,6 +102,10 @@ _COLUMNS = (
         "mu",
         "L",
         "steps",
+        "steps, run",
+        "steps, accelerated",
+        "steps, spectral",
+        "steps, too long",
         "mu, control",
         "sigma, first delta",
         "condition",
@@ -106,6 +115,8 @@ _COLUMNS = (
     *("policy", "weak", "f, limit", "bias", "control"),
 )
 _FIRST_DELTA, _STEPS_TO = 0.04, 1e-3
+_TOO_LONG = 10.0  # times the step
+_PATIENCE = 4.0  # times the steps by the spectral radius
 _SMALL = 0.2  # levels below this are those exponents are fitted to
 _BAND = 0.15
 _NEAR = 4.0  # points beyond, of a law of deviation 1, may lie outside the box of `solve`
@@ -241,10 +252,12 @@ def _judged(
     far = measure if limit is None else yardstick(problem, law, space, exact=limit, norm="mass")
     step()
     found: dict[float, Diagnostics] = {}
+    forms: dict[float, VariationalInequality] = {}
     for k in range(config.deltas):
         delta = _FIRST_DELTA * 2.0**-k
         system = assemble(problem, law, space, estimator="weak", delta=delta)
-        found[delta] = diagnose(reduce_system(system).inequality)
+        forms[delta] = reduce_system(system).inequality
+        found[delta] = diagnose(forms[delta])
         step()
     best = min(found, key=lambda delta: found[delta].contraction)
     solved = solve_system(assemble(problem, law, space, estimator="generator"), smoothing=0.0, figures=False)
@@ -258,9 +271,8 @@ def _judged(
         step()
     square = sum(measure.norm(one) ** 2 for one in learned - np.mean(learned, axis=0)) / (config.seeds - 1)
     figures, same, size = found[best], found[best if kept is None else kept], measure.size
-    steps = np.log(_STEPS_TO) / np.log(figures.contraction) if figures.contraction < 1.0 else np.inf
     return (
-        *(best, figures.coercivity, figures.norm, float(steps)),
+        *(best, figures.coercivity, figures.norm, _steps_at(figures.contraction), *_run(forms[best], figures.gamma)),
         *(same.coercivity, same.stability, figures.condition, measure.approximation / size),
         *(
             measure.distance(c) / size,
@@ -269,6 +281,24 @@ def _judged(
             far.distance(c) / far.size,
         ),
     )
+
+
+def _steps_at(factor: float) -> float:
+    """How many it takes at this factor per step."""
+    return float(np.log(_STEPS_TO) / np.log(factor)) if factor < 1.0 else np.inf
+
+
+def _run(of: VariationalInequality, gamma: float) -> tuple[float, float, float, float]:
+    """Steps of the iteration, accelerated, by the spectral radius, and with steps that are too long; inf: no end."""
+    T = solve_dense(of.energy.toarray(), of.form.toarray(), assume_a="pos")
+    spectral = _steps_at(float(abs(1.0 - gamma * eigvals(T)).max()))
+    most = int(_PATIENCE * spectral) if spectral < np.inf else 1
+
+    def taken(length: float, accelerate: bool) -> float:
+        found = projected(of, gamma=length, tol=_STEPS_TO, maxiter=most, accelerate=accelerate)
+        return float(found.iterations) if found.converged else np.inf
+
+    return taken(gamma, False), taken(gamma, True), spectral, taken(_TOO_LONG * gamma, False)
 
 
 def _policy_error(solved: Solution, own: ValueFunction) -> float:
@@ -302,13 +332,31 @@ def _claims(config: Config, rows: list[tuple[Any, ...]]) -> Iterator[Claim]:
         for name in ("mu", "mu, control"):
             text = f"{series}, last level: mu{'' if name == 'mu' else f' with {broken}'} is positive"
             yield Claim(text=text, value=float(table[name][-1]), low=1e-9, high=1.0, control=name != "mu")
+        yield from _step_claims(series, table)
         for name, low, high, text in (
-            ("steps", 10.0 if series == "flow" else 2.0, np.inf, "steps of the iteration, last level over first"),
+            ("steps", 10.0 if series == "flow" else 2.0, np.inf, "steps predicted, last level over first"),
+            ("steps, run", 10.0 if series == "flow" else 1.2, np.inf, "steps run, last level over first"),
             ("sigma, first delta", 0.5, 2.0, "sigma with delta of the first level, last level over first"),
             ("f", 0.2, 2.0, "error of f over that of the class, last level over first"),
         ):
             values = table[name] / (table["approximation"] if name == "f" else 1.0)
             yield Claim(text=f"{series}: {text}", value=float(values[-1] / values[0]), low=low, high=high)
+
+
+def _step_claims(series: str, table: dict[str, FloatArray]) -> Iterator[Claim]:
+    """The iteration as it was run against what is predicted of it."""
+    run, bound, spectral = (table[name] for name in ("steps, run", "steps", "steps, spectral"))
+    text = f"{series}: steps of the iteration over those predicted, largest"
+    yield Claim(text=text, value=float((run / bound).max()), low=0.0, high=1.0)
+    broken = float((table["steps, too long"] / bound).max())
+    yield Claim(text=f"{text}, steps ten times as long", value=broken, low=0.0, high=1.0, control=True)
+    for of, least, wrong in ((spectral, 0.4, False), (bound, 0.4, True)):
+        text = f"{series}: steps over those {'predicted' if wrong else 'by the spectral radius'}, least"
+        yield Claim(text=text, value=float((run / of).min()), low=least, high=1.2, control=wrong)
+    text = f"{series}: steps over those by the spectral radius, largest"
+    yield Claim(text=text, value=float((run / spectral).max()), low=0.4, high=1.2)
+    text = f"{series}: accelerated over plain steps, largest"
+    yield Claim(text=text, value=float((table["steps, accelerated"] / run).max()), low=0.0, high=1.0)
 
 
 def figure(trial: Trial) -> Figure:
@@ -323,8 +371,9 @@ def figure(trial: Trial) -> Figure:
                 panel.loglog(level, trial.column(column, series=series), **style, label=column)
             panel.set_xlabel(f"{series}: {name}")
         steps = row[0].twinx()
-        steps.loglog(level, trial.column("steps", series=series), color="0.6", marker="x", label="steps")
-        steps.set(ylabel="steps to 1e-3 (grey)", xlabel=f"{series}: {name}")
+        for column, line in (("steps", "-"), ("steps, run", "--"), ("steps, accelerated", ":")):
+            steps.loglog(level, trial.column(column, series=series), color="0.6", marker="x", linestyle=line)
+        steps.set(ylabel="steps to 1e-3 (grey):\npredicted, run (- -), accelerated (..)", xlabel=f"{series}: {name}")
         if series == "kinetic":
             row[1].loglog(
                 level, trial.column("f, limit", series=series), **STYLES[4], label=r"f against $\epsilon = 0$"

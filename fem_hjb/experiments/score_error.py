@@ -14,8 +14,9 @@ f_size, the value of the wrong problem, is known (`solve`), and so is how far it
 d_t g + b grad g + Lambda/2 g'' = -beta size h grad f*, g_T = 0. What enters is |f_hat_size - f_hat_0|, learned from the
 same random numbers, in the norm of int E f^2 dt + E f_T^2; of the policy in L2(p_t), where |x| < 2.8, the largest over
 times up to 3T/4. Each is relative, and the median over the seeds ("corrected" loses its coercivity with a seed now and
-then). Over that of f_size it is a ratio of 1 where the wrong equation is what is solved. "increment" and "regression"
-use paths and rewards alone: what is believed does not enter, what is sampled does.
+then). Over that of f_size it is a ratio of 1 where the wrong equation is what is solved. "increment", "regression"
+and "doob", which is regression with a gradient penalty (its weight by cross-validation over the first paths of the true
+process), use paths and rewards alone: what is believed does not enter, what is sampled does.
 
 Controls: "generator" where a wrong score is believed is not unmoved; the whole error of "increment" does not grow with
 size there; and of "weak" with the right score in u, half does not cancel.
@@ -31,6 +32,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fem_hjb.experiments.trial import Claim, Trial, conclude, fitted_slope
+from fem_hjb.learning.estimators import Estimator
+from fem_hjb.learning.matching import choose_penalty
 from fem_hjb.learning.measures import Measure, empirical_measure, law_measure
 from fem_hjb.learning.population import Yardstick, yardstick
 from fem_hjb.learning.solve_system import solve_system
@@ -70,7 +73,7 @@ QUICK = Config(sizes=(0.05, 0.2), n=1000, steps=32, seeds=2, cells=6, time_cells
 
 BELIEVED, DRIFT_ONLY, SAMPLED = "believed", "drift only", "sampled"
 _COLUMNS = ("where", "estimator", "size", "f", "policy", "f ratio", "policy ratio", "whole error of f")
-_USE_MODEL, _MODEL_FREE = ("generator", "residual", "corrected", "weak"), ("increment", "regression")
+_USE_MODEL, _MODEL_FREE = ("generator", "residual", "corrected", "weak"), ("increment", "regression", "doob")
 _BETA, _HALF_WIDTH, _REACH, _TIMES = 2.0, 3.0, 2.8, (0.0, 0.25, 0.5, 0.75)
 _BAND, _RATIO = 0.15, 0.1
 _UNMOVED = 1e-12
@@ -101,6 +104,7 @@ class _Judge:
     problem: ControlProblem
     law: Measure
     measure: Yardstick
+    penalised: Estimator
 
     def values(self, of: ValueFunction, less: ValueFunction) -> float:
         """|f - f'|, of functions that need not be in the class, and agree at T."""
@@ -127,7 +131,13 @@ def run(config: Config, tell: Progress) -> Trial:
     how: dict[str, Any] = {"cells": config.cells, "time_cells": config.time_cells, "time_smooth": True}
     space = Space(problem, element="B3", time_degree=3, box=Box([-_HALF_WIDTH], [_HALF_WIDTH]), **how)
     law = law_measure(problem, space)
-    judge = _Judge(problem=problem, law=law, measure=yardstick(problem, law, space, norm="mass"))
+    first = sample_paths(problem, n=config.n, steps=config.steps, rng=config.seed)
+    judge = _Judge(
+        problem=problem,
+        law=law,
+        measure=yardstick(problem, law, space, norm="mass"),
+        penalised=choose_penalty(problem, first, space, outside="drop"),
+    )
     cases = [(where, name) for where in (BELIEVED, SAMPLED) for name in (*_USE_MODEL, *_MODEL_FREE)]
     cases.append((DRIFT_ONLY, "weak"))
     count = len(cases) * config.seeds * (len(config.sizes) + 1)
@@ -154,7 +164,7 @@ def _rows(
     for size in (0.0, *config.sizes):
         learned[size] = []
         for seed in range(config.seeds):
-            learned[size].append(_learned(config, judge.problem, space, case, size, config.seed + seed))
+            learned[size].append(_learned(config, judge, space, case, size, config.seed + seed))
             step()
     for size, (of_f, of_policy) in zip(config.sizes, expected, strict=True):
         found = []
@@ -167,10 +177,8 @@ def _rows(
         yield (*case, size, f, policy, f / of_f, policy / of_policy, whole)
 
 
-def _learned(
-    config: Config, problem: ControlProblem, space: Space, case: tuple[str, str], size: float, seed: int
-) -> Solution:
-    where, estimator = case
+def _learned(config: Config, judge: _Judge, space: Space, case: tuple[str, str], size: float, seed: int) -> Solution:
+    (where, estimator), problem = case, judge.problem
     wrong = _wrong(problem, size)
     paths = sample_paths(wrong if where == SAMPLED else problem, n=config.n, steps=config.steps, rng=seed)
     data: Any = paths
@@ -181,7 +189,8 @@ def _learned(
             here = points.t == t
             believed[here] = cast(MarginalLaw, problem.marginal)(t).score(points.x[here])
         data = replace(points, score=believed + (where != DRIFT_ONLY) * size * _shift(points.t, points.x))
-    return solve_system(assemble(wrong, data, space, estimator=estimator, outside="drop"), figures=False)
+    how = judge.penalised if estimator == "doob" else estimator
+    return solve_system(assemble(wrong, data, space, estimator=how, outside="drop"), figures=False)
 
 
 def _claims(config: Config, rows: list[tuple[Any, ...]]) -> Iterator[Claim]:
@@ -220,7 +229,8 @@ def figure(trial: Trial) -> Figure:
     made = Figure(figsize=(9.0, 6.0), layout="constrained")
     panels = made.subplots(2, 2)
     sizes = np.array(trial.config.sizes)
-    styles = [*STYLES, {**STYLES[0], "color": "0.5", "marker": "x"}]
+    grey = {**STYLES[0], "color": "0.5", "marker": "x"}
+    styles = [*STYLES[:5], grey, {**grey, "color": "0.2", "marker": "*", "linestyle": ":"}]
     for row, where in zip(panels, (BELIEVED, SAMPLED), strict=True):
         for panel, name in zip(row, ("f", "policy"), strict=True):
             for style, estimator in zip(styles, (*_USE_MODEL, *_MODEL_FREE), strict=True):
@@ -230,7 +240,7 @@ def figure(trial: Trial) -> Figure:
             if where == BELIEVED:
                 found = trial.column(name, where=DRIFT_ONLY, estimator="weak")
                 panel.loglog(sizes, found, **styles[3], markersize=4, markerfacecolor="none", label="weak, right score")
-                panel.plot([], [], " ", label="increment, regression: 0")
+                panel.plot([], [], " ", label="increment, regression, doob: 0")
             panel.set(xlabel="size of the error of the score", ylabel=f"{name}: what enters, relative", title=where)
             ticks_at(panel.xaxis, sizes)
             panel.legend(fontsize="x-small")

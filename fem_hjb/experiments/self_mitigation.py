@@ -12,9 +12,11 @@ the equation does not map into itself; the solution leaves the class by a fixed 
 
 Every fit is linear in f*, and the residual of the polynomial part vanishes at every sample. Hence the noise of
 "generator" and "residual" is proportional to epsilon: exponent 1. That of "increment", "weak" and "regression" has a
-part that does not depend on epsilon: exponent 0. "corrected" starts with exponent 1 and ends on a floor; as its
-increments f_{k+1} - f_k - grad f_k' dM_k are second-order remainders of size dt at each of the T/dt steps, the floor
-is proportional to dt^{1/2} (series "steps", at the smallest epsilon), and the exponent tends to 1 as dt tends to 0.
+part that does not depend on epsilon: exponent 0. So has that of "doob", regression with a gradient penalty, its weight
+by cross-validation over the first paths: it damps the noise, and does not make it vanish. "corrected" starts with
+exponent 1 and ends on a floor; as its increments f_{k+1} - f_k - grad f_k' dM_k are second-order remainders of size dt
+at each of the T/dt steps, the floor is proportional to dt^{1/2} (series "steps", at the smallest epsilon), and the
+exponent tends to 1 as dt tends to 0.
 
 growing class: a cosine series, Brownian motion reflected in an interval, and B-splines of degree p = 3 in space and
 time on ever finer cells of width h. Now the dimension N grows too, and with it what there is to be noisy: it is the
@@ -44,6 +46,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from fem_hjb.experiments.trial import Claim, Slope, Trial, check_seeds, conclude, fitted_slope
+from fem_hjb.learning.estimators import Estimator
+from fem_hjb.learning.matching import choose_penalty
 from fem_hjb.learning.measures import law_measure, sampled_law_measure
 from fem_hjb.learning.population import Yardstick, yardstick
 from fem_hjb.learning.solve_system import solve_system
@@ -89,7 +93,7 @@ QUICK = Config(
 )
 
 _COLUMNS = ("series", "estimator", "steps", "dofs", "approximation", "noise", "low", "high")
-_ESTIMATORS = ("generator", "residual", "corrected", "increment", "weak", "regression")
+_ESTIMATORS = ("generator", "residual", "corrected", "increment", "weak", "regression", "doob")
 _WRONG = "generator, wrong drift"
 _UNIT = 0.15  # half the width of a band around an exponent
 _DEGREE = 3  # of the splines of the growing class
@@ -176,12 +180,16 @@ def _rows(
     """A row for each fit (the problem it believes in, the estimator), all from the same paths of `problem`."""
     space = measuring.space
     learned: dict[str, list[FloatArray]] = {name: [] for name in fits}
+    penalised: Estimator | None = None
     finest = config.all_steps[-1] if series == "steps" else steps
     for sequence in np.random.SeedSequence(config.seed).spawn(config.seeds):
         fine = sample_paths(problem, n=config.n, steps=finest, rng=sequence)
         paths = replace(fine, t=fine.t[:: finest // steps], x=fine.x[:, :: finest // steps])
         for name, (believed, estimator) in fits.items():
-            system = assemble(believed, paths, space, estimator=estimator)
+            if estimator == "doob" and penalised is None:
+                penalised = choose_penalty(problem, paths, space, smoothing=0.0)
+            how = penalised if estimator == "doob" and penalised else estimator
+            system = assemble(believed, paths, space, estimator=how)
             solution = solve_system(system, smoothing=0.0, figures=False)
             learned[name].append(np.asarray(solution.coefficients).ravel())
             step()
@@ -211,10 +219,12 @@ def _claims(rows: list[tuple[Any, ...]]) -> Iterator[Claim]:
         ("fixed class", "increment", 0.0),
         ("fixed class", "weak", 0.0),
         ("fixed class", "regression", 0.0),
+        ("fixed class", "doob", 0.0),
         ("growing class", "residual", (_DEGREE - 0.5) / _DEGREE),
         ("growing class", "regression", 0.0),
     ]
-    controls = [("fixed class", _WRONG, 1.0), ("fixed class", "regression", 1.0), ("growing class", "regression", 1.0)]
+    controls = [("fixed class", _WRONG, 1.0), ("growing class", "regression", 1.0)]
+    controls += [("fixed class", name, 1.0) for name in ("regression", "doob")]
     for series, estimator, exponent in expected + controls:
         slope = _exponent(rows, series, estimator)
         yield Claim(
@@ -250,6 +260,7 @@ def figure(trial: Trial) -> Figure:
     styles = {
         **dict(zip(_ESTIMATORS, STYLES, strict=False)),
         "regression": {**STYLES[0], "color": "0.45", "marker": "x"},
+        "doob": {**STYLES[0], "color": "0.2", "marker": "*", "linestyle": ":"},
         _WRONG: {**STYLES[1], "color": "0.7", "marker": "+"},
     }
     for panel, series in zip(panels, ("fixed class", "growing class"), strict=False):
@@ -276,5 +287,5 @@ def figure(trial: Trial) -> Figure:
     panels[2].set(title="fixed class, floor", xlabel="time steps $K$", ylabel="noise constant")
     ticks_at(panels[2].xaxis, steps)
     panels[2].legend()
-    made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
+    made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=8)
     return made

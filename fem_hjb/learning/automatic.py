@@ -3,8 +3,11 @@
 Candidates are learned from all the data, as asked for, sets included, one after the other; `witness` estimates the
 error of each policy with the same noise, and the least estimate is taken, where one of a system that is in doubt counts
 half as much again. Ladders of cells are climbed until two steps (three on a mesh)
-in a row are no better than the best so far: there it is the data that is missing. Where nothing is to be simulated the
-choice is that of `cross_validate`, by held-out residuals and labels.
+in a row are no better than the best so far: there it is the data that is missing. On a box there are two of them, of
+C1 cubics and of C2 cubic splines, which have half the functions per axis, or a quarter in a plane, on as many cells:
+where samples are few for the cells that f asks for, above all with interpolated terminal values, they are the way.
+Where nothing is to be simulated the choice is that of `cross_validate` among the C1 cubics, by held-out residuals and
+labels.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from fem_hjb.spaces.dictionary import Dictionary, Envelope, Union
 from fem_hjb.spaces.features import HermiteCross
 from fem_hjb.spaces.line import LineBasis
 from fem_hjb.spaces.space import Space
+from fem_hjb.spaces.tensor import HermiteBasis
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, FemHjbError, MeasureError, SpaceError
 from fem_hjb.support.progress import OutOfTimeError, Progress, part_of
@@ -44,6 +48,11 @@ _ON_MESH = "corrected"
 _CELLS = 3  # coordinates up to which there are cells
 _PATIENCE = 2  # classes in a row that are no better, after which no larger ones are tried
 _DOUBT = 1.5  # times the error: what is gained must outweigh a status that is not "ok"
+_SPLINES = {  # (time cells, cells per axis) of the cubic splines tried by dimension
+    1: ((4, 8), (6, 16), (8, 24)),
+    2: ((4, 8), (6, 12), (8, 14), (10, 18)),
+    3: ((2, 4), (3, 6), (4, 8)),
+}
 _TIMES = (2, 4)  # cells in time of dictionaries
 _DEGREES = (2, 3)  # of polynomials
 _PILOT = 1 << 16  # samples from which the law of a dictionary and its envelope are taken
@@ -90,11 +99,28 @@ def chosen(
         candidates = automatic_candidates(problem, data.n, smoothing=recipe.smoothing, ridge=recipe.ridge)
     if not follow:
         found = validated(problem, data, candidates, recipe.estimator, None, FOLDS, recipe.delta, recipe.terminal, tell)
-        return Choice(space=found.best.space, tried=found.table)
+        return Choice(space=found.best.space, tried=tuple(map(_named, found.table, candidates)))
+    spaces = [one.space for one in candidates]
     patience = _PATIENCE + isinstance(problem.domain, MeshDomain)  # where linear and quadratic elements take turns
-    if is_dictionary(candidates[0].space):
-        patience = len(candidates)
-    return _followed(recipe, data, [one.space for one in candidates], patience, accept, seed, tell, seconds)
+    if is_dictionary(spaces[0]):
+        patience = len(spaces)
+    ladders = [spaces, _splines(problem, spaces[0], data.n)]
+    return _followed(recipe, data, ladders, patience, accept, seed, tell, seconds)
+
+
+def _named(row: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
+    return {"element": candidate.space.spatial.element, **row}
+
+
+def _splines(problem: ControlProblem, first: Space, n: int) -> list[Space]:
+    """C2 cubic splines on the box of the C1 cubics, those with no more unknowns than there are paths."""
+    if not isinstance(first.spatial, HermiteBasis):
+        return []
+    box = None if problem.domain is not None else first.spatial.box
+    how: dict[str, Any] = {"box": box, "element": "B3"}
+    ladder = _SPLINES[problem.dim]
+    spaces = (Space(problem, cells=cells, time_cells=times, **how) for times, cells in ladder)
+    return [space for space in spaces if space.n_dofs <= n]
 
 
 def on_mesh(estimator: str | Estimator | None) -> str | Estimator:
@@ -111,7 +137,7 @@ def on_mesh(estimator: str | Estimator | None) -> str | Estimator:
 def _followed(
     recipe: Recipe,
     data: Data,
-    spaces: Sequence[Space],
+    ladders: Sequence[Sequence[Space]],
     patience: int,
     accept: float,
     seed: int,
@@ -119,10 +145,13 @@ def _followed(
     seconds: Any,
 ) -> Choice:
     rows: list[dict[str, Any]] = []
-    best, behind, status, kept = -1, 0, "ok", None
-    for k, space in enumerate(spaces):
+    best, behind, status, kept = -1, [0] * len(ladders), "ok", None
+    classes = [(number, space) for number, ladder in enumerate(ladders) for space in ladder]
+    for k, (number, space) in enumerate(classes):
+        if best >= 0 and behind[number] >= patience:
+            continue
         started = time.perf_counter()
-        told = part_of(tell, k / len(spaces), (k + 1) / len(spaces))
+        told = part_of(tell, k / len(classes), (k + 1) / len(classes))
         row = {**_described(space), "policy": np.inf, "value": np.inf, "status": "ok"}
         try:
             learned = recipe.learned(space, data, part_of(told, 0.0, 0.7), seconds())
@@ -131,21 +160,18 @@ def _followed(
         except OutOfTimeError:
             if best < 0:
                 raise
-            status = f"max_seconds were over: chosen among the first {k} of {len(spaces)} classes"
+            status = f"max_seconds were over: chosen among the first {len(rows)} of {len(classes)} classes"
             break
         except FemHjbError as cause:  # too large for the data, say; the others may do
             row["status"] = str(cause)
         rows.append({**row, "seconds": time.perf_counter() - started})
+        behind[number] += 1
         if row["policy"] < np.inf and (best < 0 or _rank(row) < _rank(rows[best])):
-            best, behind, kept = k, 0, learned
-        else:
-            behind += 1
-        if best >= 0 and behind >= patience:
-            break
-    if best < 0:
+            best, behind[number], kept = len(rows) - 1, 0, learned
+    if kept is None:
         raise ConvergenceError(f"none of {len(rows)} classes could be learned in; the last one: {rows[-1]['status']}")
     table = tuple({**row, "chosen": k == best} for k, row in enumerate(rows))
-    return Choice(space=spaces[best], tried=table, status=status, learned=kept)
+    return Choice(space=kept[1].space, tried=table, status=status, learned=kept)
 
 
 def _rank(row: dict[str, Any]) -> float:

@@ -59,12 +59,13 @@ def fit(
     ----------
     data : `Paths`; a `PathSource` (`paths`: chunks of a file, or simulated again on every pass); or a `Measure`
         (`empirical_measure`, `law_measure`, `sampled_law_measure`).
-    space : a `Space`; or "auto": classes of growing size on a common box (C1 cubics times quadratics in time), on the
-        mesh of a `MeshDomain` (linear and quadratic elements on it, and on it refined; none is coarser than it is), in
-        more than three dimensions dictionaries; or "dictionary": those in any. Each is learned in as asked for, with
-        its constraint, and the one is taken whose policy has the least error by the paths that verify, where that of a
-        system in doubt counts half as much again; with verify=False or "held-out" it is the choice of
-        `cross_validate`, which knows no constraint. `stats["tried"]` is the table.
+    space : a `Space`; or "auto": classes of growing size on a common box (C1 cubics, then C2 cubic splines on more
+        cells, times quadratics in time), on the mesh of a `MeshDomain` (linear and quadratic elements on it, and on it
+        refined; none is coarser than it is), in more than three dimensions dictionaries; or "dictionary": those in any.
+        Each is learned in as asked for, with its constraint, and the one is taken whose policy has the least error by
+        the paths that verify, where that of a system in doubt counts half as much again; with verify=False or
+        "held-out" it is the choice of `cross_validate`, which knows no constraint and tries no splines.
+        `stats["tried"]` is the table, and `print` shows it.
     estimator : an `Estimator`, or the name of one in `ESTIMATORS`, whose module has the formulas: "generator" and
         "residual", second derivatives at the samples (C1 classes: elements "hermite", "B2", ..., dictionaries);
         "weak", first derivatives and the score of the law; "corrected", increments of f along the paths less
@@ -81,7 +82,9 @@ def fit(
         set everywhere, not only at nodes or samples.
     terminal : "penalty", as above; "interpolated": f_T is the interpolant of exp((y - c_y)/alpha), and g_T = 0. The
         penalty asks for f_T in mean square only, which is more accurate for f in a coarse class, but leaves log f,
-        hence policies near T, to chance where f_T is small: take "interpolated" where the policy matters.
+        hence policies near T, to chance where f_T is small: take "interpolated" where the policy matters and the class
+        has cells enough for exp(y/alpha), not in a coarse one, whose interpolant is further from it than f is from the
+        class.
     delta : weight of the Sobolev-weighted tests. Positive, B is bounded and not only coercive in the norm
         E[f, f] = int E[f^2 + |grad f|_Lambda^2 + delta (d_t f)^2] + terms at 0 and T (see `system.System`); terms at
         T which vanish at the solution are added. Not for the least-squares estimators "regression", "doob" and
@@ -107,13 +110,14 @@ def fit(
         a whole, the direct method has no iterate in a set but its last one, space="auto" chooses among the classes
         tried so far, and a factorisation is not interrupted: where that is not done in time there is no solution.
     verify : True: paths are simulated by the problem's own drift and diffusion, which follow the learned policy
-        (`witness` has the formulas), and tell how wrong it is: `error_estimate` and `checks`. Its value is the relative
-        root mean square error of v_0 under the initial law, its policy that of the policy over [0, T] under its own
-        law, with one standard error; it takes 0.2 to 4 seconds. Two more checks are of a fifth of the trajectories,
-        along which a second fit, to the others, is looked at: the residual of the equation (`held_out`), for C1
-        classes, and the share of extrapolation; if max_seconds left some unused, they are of these. "held-out": the
-        latter two alone, nothing is simulated; the policy has no error estimate then, and the status says so. False:
-        nothing is known of the error, and the status says nothing of it either.
+        (`witness` has the formulas), and tell how wrong it is. `checks` have the relative root mean square error of v_0
+        under the initial law and that of the policy over [0, T] under its own law, with one standard error;
+        `error_estimate` the largest over time of both, which cells in time that are too large raise, the last above
+        all; it takes 0.2 to 4 seconds. Two more checks are of a fifth of the trajectories, along which a second fit, to
+        the others, is looked at: the residual of the equation (`held_out`), for C1 classes, and the share of
+        extrapolation; if max_seconds left some unused, they are of these. "held-out": the latter two alone, nothing is
+        simulated; the policy has no error estimate then, and the status says so. False: nothing is known of the error,
+        and the status says nothing of it either.
     accept : the relative error up to which a value and a policy are good enough for the status "ok". If not, half of
         the trajectories are learned from again, to see whether more of them would help or a larger class.
     rng : seed of the paths that verify.

@@ -54,7 +54,7 @@ class Verification:
             return replace(solution, status=_also(solution.status, "; ".join([_ALONE, *told])), checks=checks)
         try:
             tell(0.5)
-            found = witness(solution, self.accept, self.seed, lambda: tell(0.5))
+            found = witness(solution, self.accept, self.seed, lambda: tell(0.5), over_time=True)
         except (ConvergenceError, OutOfTimeError) as cause:
             told.append(f"not verified: {_why(cause)}")
             return replace(solution, status=_also(solution.status, "; ".join(told)), checks=checks)

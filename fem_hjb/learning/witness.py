@@ -12,11 +12,17 @@ more than three dimensions, paths go on with the weights of Girsanov's theorem, 
 log(dP^pi / dP), instead, which have the same expectation whatever policy is followed: what is lost there is seen, too.
 Their variance in N steps has a part that falls with the length of a step: it is extrapolated from N and N/2 steps with
 the same noise.
+
+That is a mean over time, and errors are not: a class that follows f in time on cells is at its worst in the last of
+them. So paths branch again, from where the first ones are at s = T/2, 3T/4, 7T/8, ...: the variance of Z from there is
+E int_s^T |pi - pi*|^2 dt, and its logarithm v* - w at the time s. The largest of the means over [s, T], and of the
+values at s, are what the errors of other solutions are, which are the largest over time.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -50,6 +56,8 @@ _NOTHING = 1e-8  # of E int |pi|^2, and of E v^2 in temperatures: less than this
 _LEFT, _NONPOSITIVE = 0.1, 1e-3  # shares of the time of paths
 _BRIEF = 0.02  # the same, that a policy which is wild for other reasons may drive out
 _MOST = 0.5  # of the variance: what is the reason for it
+_LATER = (0.5, 0.75, 0.875, 0.9375, 0.96875)  # of the horizon, from where paths branch again
+_AGAIN, _BRANCHES, _SHORT = 48, 8, 8  # starts and paths from each there, and their fewest steps
 
 
 @final
@@ -65,6 +73,7 @@ class Witness:
     outside, nonpositive, unseen : the share of the time of paths outside the box, where f <= 0, and in cells with
         coefficients that the samples do not determine.
     by_end, by_faces : the shares of D, and of paths that left, in the variance.
+    largest : of value and policy, the largest over time over the largest of v* and of pi, where it was asked for.
     """
 
     policy: float
@@ -80,12 +89,18 @@ class Witness:
     by_faces: float
     paths: int
     steps: int
+    largest: tuple[float, float] | None = None
 
     @property
     def estimate(self) -> ErrorEstimate:
-        """The relative errors; of what they are made up is not known."""
+        """The relative errors, the largest over time where it was asked for; of what they are made up is not known.
+
+        That of the policy is no less than its mean: the means over [s, T] do not see what is largest early.
+        """
+        value, policy = self.largest or (self.value, self.policy)
+        policy = max(policy, self.policy)
         unknown = dict.fromkeys(("space", "time", "truncation"), math.inf)
-        return ErrorEstimate(value=self.value, policy=self.policy, **unknown)
+        return ErrorEstimate(value=value, policy=policy, **unknown)
 
     def checks(self, accept: float) -> tuple[Check, ...]:
         """The figures against what is accepted."""
@@ -109,52 +124,105 @@ class Witness:
         return None
 
 
-def witness(solution: Solution, accept: float, seed: int = 0, tell: Callable[[], None] = lambda: None) -> Witness:
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # where f <= 0, and far outside
+def witness(
+    solution: Solution,
+    accept: float,
+    seed: int = 0,
+    tell: Callable[[], None] = lambda: None,
+    *,
+    over_time: bool = False,
+) -> Witness:
     """Follow the policy of a learned solution; with more paths and steps, if its error may be less than accepted.
 
-    tell : called at every step; what it raises ends the work.
+    tell : called at every step; what it raises ends the work.  over_time : whether the largest over time is looked for.
     Raises ConvergenceError if hardly a start is inside the box, with f > 0, or paths explode.
     """
     problem = solution.problem
     fewest = max(_STEPS, 4 * _COARSE * (substeps_of(problem, _COARSE) or 1))  # long steps are stable in the drift
     for starts, times in _ROUNDS:
-        found = _walked(solution, starts, times * fewest, seed, tell)
+        walk = _walked(solution, starts, times * fewest, seed, tell)
+        found = walk.told()
         if found.policy <= accept or found.chance < _OPEN or problem.dim > _FEW:
             break
-    return found
+    return replace(found, largest=_largest(walk, seed, tell)) if over_time else found
 
 
-def _walked(solution: Solution, starts: int, steps: int, seed: int, tell: Callable[[], None]) -> Witness:
+def _walked(solution: Solution, starts: int, steps: int, seed: int, tell: Callable[[], None]) -> "_Walk":
     """With shorter steps where a policy, as steep as it is, makes paths explode."""
+    problem = solution.problem
     for finer in (1, _FINER):
-        walk = _Walk(solution, starts, np.random.default_rng([seed, 4]))
+        rng = np.random.default_rng([seed, 4])
+        x = inside(problem, problem.initial_law.sample(starts, rng))
+        walk = _Walk(solution, x, _INNER, rng)
         try:
-            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # where f <= 0, and far outside
-                walk.follow(finer * steps, tell)
-                return walk.told()
+            walk.follow(0.0, finer * steps, tell)
+            return walk
         except ConvergenceError as cause:
             failure = cause
     raise failure
+
+
+def _largest(walk: "_Walk", seed: int, tell: Callable[[], None]) -> tuple[float, float]:
+    """The errors of value and policy, the largest over time; of the end alone where no later paths can be followed."""
+    T, first = walk.problem.horizon, walk.found
+    off, size = [first.square, walk.at_end()], [first.scale]
+    wrong, effort = [first.wrong / T], [walk.energy / T]
+    for k, (t, x) in enumerate(walk.later):
+        steps = max(_SHORT, 2 * round(0.5 * walk.steps * (1.0 - t / T)))
+        try:
+            branch = _Walk(walk.solution, x, _BRANCHES, np.random.default_rng([seed, 5, k]))
+            branch.follow(t, steps, tell)
+        except ConvergenceError:
+            continue
+        off.append(branch.found.square)
+        size.append(branch.found.scale)
+        wrong.append(min(branch.found.wrong, first.wrong) / (T - t))  # a part of the whole, which more paths tell
+        effort.append(branch.energy / (T - t))
+    return math.sqrt(max(off) / max(size)), math.sqrt(max(wrong) / max(*effort, _NOTHING / T))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What the two chains have found.
+
+    off : e = v* - w of each start, and noise, its variance by chance.  square, size : the mean squares of e, with a
+    standard error, and of v*.  certain, chance : E int |pi - pi*|^2 dt and its standard error.
+    """
+
+    w: FloatArray
+    off: FloatArray
+    noise: FloatArray
+    square: float
+    size: float
+    certain: float
+    chance: float
+    total: float
+
+    @property
+    def wrong(self) -> float:
+        """E int |pi - pi*|^2 dt and its standard error."""
+        return self.certain + self.chance
+
+    @property
+    def scale(self) -> float:
+        """The mean square of v*, without what is chance in it, or of w."""
+        own = float((self.w**2).mean())
+        return max(own, float(((self.w + self.off) ** 2 - self.noise).mean()), _NOTHING)
 
 
 @final
 class _Walk:
     """Two chains with the same noise, (2, n): 0 with long steps, 1 with short ones."""
 
-    def __init__(self, solution: Solution, starts: int, rng: np.random.Generator) -> None:
-        self.solution, self.problem, self.starts, self.rng = solution, solution.problem, starts, rng
+    def __init__(self, solution: Solution, x: FloatArray, inner: int, rng: np.random.Generator) -> None:
+        self.solution, self.problem, self.starts, self.rng = solution, solution.problem, len(x), rng
+        self.inner, self.begun = inner, 0.0
+        self.later: list[tuple[float, FloatArray]] = []
         problem = self.problem
-        x = problem.initial_law.sample(starts, rng)
-        x = np.repeat(inside(problem, x), _INNER, axis=0)
+        x = np.repeat(x, inner, axis=0)
         self.x = np.stack([x, x])
-        self.start = self._value(0.0, x)  # w_0 / alpha
-        if np.isfinite(self.start).sum() <= _INNER:
-            raise ConvergenceError(
-                "no more than one of the starts is in the box of what was learned, with f > 0; take a larger box"
-            )
-        self.Z = np.tile(-self.start, (2, 1))
-        self.known = np.tile(np.isfinite(self.start), (2, 1))  # whether R has been known so far
-        self.swap = np.zeros((2, len(x)))  # what is added where a step ends beyond: its weight, for its R
         self.missed = np.zeros(len(x))  # D / alpha
         self.energy = self.outside = self.nonpositive = self.unseen = 0.0
         space, gauge = solution.space, solution.gauge
@@ -164,17 +232,30 @@ class _Walk:
         self.smooth = space.smoothness >= 1 and problem.dim <= _FEW
         self.pinned = np.zeros(space.n_dofs, dtype=np.bool_)
         self.pinned[solution.stats["pinned_dofs"]] = True
+
+    def _begin(self, t: float) -> None:
+        x = self.x[0]
+        self.begun = t
+        self.start = self._value(t, x)  # w / alpha
+        if np.isfinite(self.start).sum() <= self.inner:
+            raise ConvergenceError(
+                "no more than one of the starts is in the box of what was learned, with f > 0; take a larger box"
+            )
+        self.Z = np.tile(-self.start, (2, 1))
+        self.known = np.tile(np.isfinite(self.start), (2, 1))  # whether R has been known so far
+        self.swap = np.zeros((2, len(x)))  # what is added where a step ends beyond: its weight, for its R
         if self.smooth:
             self.Z[self.known] = 0.0
         else:
             self.known[:] = False
 
-    def follow(self, steps: int, tell: Callable[[], None]) -> None:
+    def follow(self, start: float, steps: int, tell: Callable[[], None]) -> None:
         """To T."""
         problem, T, self.steps = self.problem, self.problem.horizon, steps
+        self._begin(start)
         places = np.arange(steps + 1) + np.append(0.0, self.rng.uniform(-_UNEVEN, _UNEVEN, steps))
         places[-1] = steps
-        for step in shared_steps(T * places / steps, self.x.shape[1], problem.dim, self.rng):
+        for step in shared_steps(start + (T - start) * places / steps, self.x.shape[1], problem.dim, self.rng):
             tell()
             self._step(step)
         for row in range(2):
@@ -197,13 +278,20 @@ class _Walk:
         weight = problem.r(step.t, x) * h / alpha - ahead.log_ratio
         if row:
             self.energy += h * float(ahead.effort.mean())
-            self._note(step.t, x, here, h / problem.horizon)
+            self._note(step.t, x, here, h / (problem.horizon - self.begun))
+            if self._is_later(step.t):
+                self.later.append((step.t, x[:: self.inner * max(1, self.starts // _AGAIN)]))
         self._lose(row, self.known[row] & ~here)
         known, gone = self.known[row], R * h / alpha
         self.Z[row] += np.where(known, gone, weight)
         self.swap[row] = np.where(known, weight - gone - w, 0.0)
         new = in_range(ahead.x, step.t + h)
         self.x[row] = moved(problem, step.t, h, x, new, self.rng)
+
+    def _is_later(self, t: float) -> bool:
+        """Whether this is the first step after one of the times from which paths branch again."""
+        k = len(self.later)
+        return not self.begun and k < len(_LATER) and t >= _LATER[k] * self.problem.horizon
 
     def _lose(self, row: int, lost: BoolArray) -> None:
         """Paths whose last step ended where R is not known: that step, and all that come, by weights."""
@@ -245,35 +333,55 @@ class _Walk:
         inside = np.clip(x, *self.space.spatial.box.bounds)
         return np.nan_to_num(self.solution.gradient(t, inside, outside="nan", nonpositive="nan"))
 
-    def told(self) -> Witness:
+    @cached_property
+    def found(self) -> _Found:
         """Out of the two chains."""
-        alpha = self.problem.temperature
-        some = np.isfinite(self.start).reshape(self.starts, _INNER)[:, 0]
-        Z, w = self.Z.reshape(2, self.starts, _INNER)[:, some], self.start.reshape(self.starts, _INNER)[some, 0]
+        some = np.isfinite(self.start).reshape(self.starts, self.inner)[:, 0]
+        Z, w = self.Z.reshape(2, self.starts, self.inner)[:, some], self.start.reshape(self.starts, -1)[some, 0]
         count, squares = len(w), Z.var(axis=2, ddof=1)
         left = 2.0 * squares[1] - squares[0]
-        certain, chance = max(float(left.mean()), 0.0), float(left.std(ddof=1)) / math.sqrt(count)
         e, noise = _logarithms(Z)  # (v* - w) / alpha
         off = e**2 - noise
-        square = max(float(off.mean()), 0.0) + float(off.std(ddof=1)) / math.sqrt(count)
-        size = max(float(((w + e) ** 2).mean()), _NOTHING)
-        total = max(float(squares[1].mean()), 1e-300)
-        ends = self.missed.reshape(self.starts, _INNER)[some]
-        apart = (Z[1] - Z[1].mean(axis=1, keepdims=True)) ** 2
-        lost = ~self.known[1].reshape(self.starts, _INNER)[some]
+        return _Found(
+            w=w,
+            off=e,
+            noise=noise,
+            square=max(float(off.mean()), 0.0) + float(off.std(ddof=1)) / math.sqrt(count),
+            size=max(float(((w + e) ** 2).mean()), _NOTHING),
+            certain=max(float(left.mean()), 0.0),
+            chance=float(left.std(ddof=1)) / math.sqrt(count),
+            total=max(float(squares[1].mean()), 1e-300),
+        )
+
+    def at_end(self) -> float:
+        """The mean square of v* - w at T, in temperatures, where w is known."""
+        x = self.x[1]
+        D = self.problem.y(x) / self.problem.temperature - self._value(self.problem.horizon, x)
+        D = D[np.isfinite(D)]
+        return float((D**2).mean()) if D.size else 0.0
+
+    def told(self) -> Witness:
+        """What they tell."""
+        alpha, found = self.problem.temperature, self.found
+        count = len(found.w)
+        some = np.isfinite(self.start).reshape(self.starts, self.inner)[:, 0]
+        Z = self.Z[1].reshape(self.starts, self.inner)[some]
+        ends = self.missed.reshape(self.starts, self.inner)[some]
+        apart = (Z - Z.mean(axis=1, keepdims=True)) ** 2
+        lost = ~self.known[1].reshape(self.starts, self.inner)[some]
         return Witness(
-            policy=math.sqrt((certain + chance) / max(self.energy, _NOTHING)),
-            chance=(chance + max(total - certain, 0.0)) / max(certain + chance, 1e-300),
-            value=math.sqrt(square / size),
-            start=alpha * float((w + e).mean()),
-            margin=_ERRORS * alpha * math.sqrt(float(noise.mean()) / count),
-            learned=alpha * float(w.mean()),
+            policy=math.sqrt(found.wrong / max(self.energy, _NOTHING)),
+            chance=(found.chance + max(found.total - found.certain, 0.0)) / max(found.wrong, 1e-300),
+            value=math.sqrt(found.square / found.size),
+            start=alpha * float((found.w + found.off).mean()),
+            margin=_ERRORS * alpha * math.sqrt(float(found.noise.mean()) / count),
+            learned=alpha * float(found.w.mean()),
             outside=self.outside,
             nonpositive=self.nonpositive,
             unseen=self.unseen,
-            by_end=float(ends.var(axis=1, ddof=1).mean()) / total,
+            by_end=float(ends.var(axis=1, ddof=1).mean()) / found.total,
             by_faces=float((apart * lost).sum() / max(apart.sum(), 1e-300)) if self.smooth else 0.0,
-            paths=count * _INNER,
+            paths=count * self.inner,
             steps=self.steps,
         )
 

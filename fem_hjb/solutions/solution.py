@@ -109,7 +109,8 @@ class Solution(Plain):
             put(self, "_recovered", _RecoveredGradients(grid, space, space.spatial, self.floor))
 
     def __str__(self) -> str:
-        return told(self.problem.name, self.method, self.status, self.error_estimate, self.checks)
+        tried = self.stats.get("tried", ())
+        return told(self.problem.name, self.method, self.status, self.error_estimate, self.checks, tried)
 
     @property
     def minimum_f(self) -> float:

@@ -1,6 +1,7 @@
 """A class that is chosen by the error of its policy."""
 
 import dataclasses
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from fem_hjb.learning import automatic
 from fem_hjb.learning.automatic import dictionaries, envelope
 from fem_hjb.learning.measures import law_measure
 from fem_hjb.learning.recipe import Recipe
+from fem_hjb.learning.witness import POLICY
 from fem_hjb.support.errors import ConvergenceError, MeasureError
 from fem_hjb.support.progress import OutOfTimeError
 
@@ -29,20 +31,33 @@ def test_the_least_estimate_is_chosen_and_what_was_tried_is_told():
     assert best["policy"] == min(row["policy"] for row in tried)
     assert found.space.n_dofs == best["dofs"]
     assert {"dofs", "cells", "time_cells", "policy", "value", "status", "seconds"} <= best.keys()
-    assert found.error_estimate.policy == best["policy"]  # the same paths, once more
+    assert {check.name: check.figure for check in found.checks}[POLICY] == best["policy"]  # the same paths, once more
     assert best["policy"] < 0.05
+    assert {row["element"] for row in tried} == {"hermite", "B3"}
+    *_, last = str(found).splitlines()
+    assert last.startswith("classes tried, cells in time x in space, error of the policy: hermite 2 x 4 ")
+    assert f"{best['time_cells']} x {best['cells']} {best['policy']:.2g} (chosen)" in last
+    assert last.count("(chosen)") == 1
+    assert last.count(",") == len(tried) + 1
 
 
 @pytest.mark.parametrize(
-    ("estimates", "chosen"), [((0.5, 0.2, 0.3, 0.4, 0.1), 1), ((0.5, 0.2, 0.3, 0.1, 0.3, 0.2), 3), ((0.1, 0.2, 0.3), 0)]
+    ("estimates", "chosen", "climbed"),
+    [
+        ((0.5, 0.2, 0.3, 0.4), 1, (4, 2)),
+        ((0.5, 0.2, 0.3, 0.1, 0.3, 0.2), 3, (6, 2)),
+        ((0.1, 0.2, 0.3), 0, (3, 2)),
+        ((0.5, 0.2, 0.3, 0.4, 0.19), 4, (4, 3)),  # a spline
+    ],
 )
-def test_two_steps_in_a_row_that_are_no_better_end_the_climb(estimates, chosen, monkeypatch):
-    told = iter(estimates)
+def test_two_steps_in_a_row_that_are_no_better_end_the_climb(estimates, chosen, climbed, monkeypatch):
+    told = chain(estimates, repeat(1.0))
     monkeypatch.setattr(automatic, "witness", lambda *_: Told(next(told)))
-    paths = fh.sample_paths(LQ, n=1300, steps=32, rng=1)
+    paths = fh.sample_paths(LQ, n=1300, steps=8, rng=1)
     found = fh.fit(LQ, paths, "auto", estimator="residual").stats["tried"]
     assert [row["chosen"] for row in found].index(True) == chosen
-    assert len(found) == min(chosen + 3, 6)
+    elements = [row["element"] for row in found]
+    assert elements == ["hermite"] * climbed[0] + ["B3"] * climbed[1]
 
 
 def test_sets_are_kept_in_every_class_and_where_none_can_be_learned_in_that_is_said():
@@ -57,9 +72,13 @@ def test_sets_are_kept_in_every_class_and_where_none_can_be_learned_in_that_is_s
 @pytest.mark.parametrize("verify", [False, "held-out"])
 def test_without_a_simulation_held_out_trajectories_choose(verify, monkeypatch):
     monkeypatch.setattr(automatic, "witness", None)
-    tried = fh.fit(LQ, PATHS, "auto", verify=verify).stats["tried"]
+    found = fh.fit(LQ, PATHS, "auto", verify=verify)
+    tried = found.stats["tried"]
     assert all("residual excess" in row for row in tried)
     assert sum(row["chosen"] for row in tried) == 1
+    *_, last = str(found).splitlines()
+    assert "risk on held-out trajectories above the lowest: hermite 2 x 4" in last
+    assert last.count("(chosen)") == 1
 
 
 def test_a_dictionary_on_request_and_in_more_than_three_dimensions():
@@ -131,7 +150,7 @@ def test_what_is_refused():
 def test_a_system_in_doubt_must_be_better_by_half(monkeypatch):
     """Its status would not be "ok"."""
     for better, chosen in ((0.08, 0), (0.05, 1)):
-        told, doubts = iter((0.1, better, 1.0, 1.0)), iter(("ok", "unstable", "ok", "ok"))
+        told, doubts = chain((0.1, better), repeat(1.0)), iter(("ok", "unstable", "ok", "ok"))
         learned = Recipe.learned
 
         def doubted(self, *given, learned=learned, doubts=doubts, **how):
