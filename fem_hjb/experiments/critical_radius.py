@@ -93,9 +93,9 @@ QUICK = Config(
     radii=(2.0,),
     paths=(500, 2000),
     ball_paths=(50, 400),
-    sigma_paths=2000,
-    seeds=10,
-    ball_seeds=8,
+    sigma_paths=1000,
+    seeds=8,
+    ball_seeds=6,
 )
 
 _COLUMNS = (

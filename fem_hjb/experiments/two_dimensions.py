@@ -79,10 +79,10 @@ class Config:
 
 QUICK = Config(
     problems=("mixture-diffusion",),
-    classes=((3, 2), (4, 2), (6, 3)),
+    classes=((3, 2), (6, 3)),
     triangles=((4, 2),),
     n=1000,
-    seeds=3,
+    seeds=2,
     sizes=(250, 1000),
     steps=16,
     observations=(16, 32),

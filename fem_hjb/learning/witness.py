@@ -299,7 +299,9 @@ class _Walk:
         self.known[row] &= ~lost
 
     def _note(self, t: float, x: FloatArray, here: BoolArray, share: float) -> None:
-        """Where the paths are."""
+        """Where the paths are; nothing is to be told of those that are all where f > 0 and everything is determined."""
+        if here.all() and not self.pinned.any():
+            return
         space = self.space
         cells = space.locate(t, x)[0]
         there = cells >= 0

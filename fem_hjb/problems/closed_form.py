@@ -100,6 +100,7 @@ _MOST_CALLS = 50_000  # of the right-hand side of Riccati equations; a few hundr
 _LOOK = 2_500  # calls, after every so many of which it is seen how far they have come
 _HOPELESS = 100  # times too slow for _MOST_CALLS: steps grow by no more where P does not change any more
 _SMALL = 16  # entries of all P, up to which integrated systems are kept
+_MANY = 1024  # the same, up to which their states at single times are
 
 
 @final
@@ -176,6 +177,8 @@ class LinearQuadratic(ClosedForm):
     def coefficients(self, t: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
         """P (u, k, d, d), p (u, k, d) and c (u, k) at the times t (u,), for each of the k terms."""
         times = np.atleast_1d(as_times(t, self.horizon))
+        if times.size == 1 and self._terms * self.dim**2 <= _MANY:
+            return self._unpack(_at_one_time(self._solution, self.horizon - float(times[0])))
         return self._unpack(np.asarray(self._solution(self.horizon - times)))
 
     def _evaluate(self, times: FloatArray, which: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -186,6 +189,14 @@ class LinearQuadratic(ClosedForm):
 
     def _steer(self, times: FloatArray, which: IntArray, gradient: FloatArray) -> FloatArray:
         return np.asarray(gradient @ self._Lambda)
+
+
+@lru_cache(maxsize=1024)
+def _at_one_time(solution: Any, to_go: float) -> FloatArray:
+    """The state (m, 1): paths of one simulation after another ask at the same times."""
+    state = np.asarray(solution(np.array([to_go])))
+    state.setflags(write=False)
+    return state
 
 
 def _integrated(k: int, d: int, numbers: tuple[float, float, float], arrays: tuple[bytes, ...]) -> Any:

@@ -95,6 +95,30 @@ class TensorBasis(SpatialBasis):
             tables.append(hessians)
         return tuple(tables)
 
+    def table_width(self, order: int) -> int:
+        return order + 1
+
+    def contract(self, local: FloatArray, cells: IntArray, xi: FloatArray, order: int = 0) -> Tables:
+        """Axis by axis, which never makes the table of all local functions. Points come last: sums run along them."""
+        self._check_order(order)
+        n, d = xi.shape
+        index = np.unravel_index(cells, [axis.n_cells for axis in self.axes])
+        # by how often each of the axes so far is differentiated
+        parts: dict[tuple[int, ...], FloatArray] = {(): np.ascontiguousarray(local.T)}
+        for k, (axis, own) in enumerate(zip(self.axes, index, strict=True)):
+            table = np.ascontiguousarray(axis.tabulate(own, xi[:, k], order).transpose(1, 2, 0))
+            parts = {
+                (*powers, p): np.einsum(
+                    "qn,qkn->kn", table[p], part.reshape(axis.local_size, len(part) // axis.local_size, n)
+                )
+                for powers, part in parts.items()
+                for p in range(order + 1 - sum(powers))
+            }
+        sums = [np.empty((n, *[d] * k)) for k in range(order + 1)]
+        for places in (product for k in range(order + 1) for product in np.ndindex(*[d] * k)):
+            sums[len(places)][:, *places] = parts[tuple(places.count(k) for k in range(d))][0]
+        return tuple(sums)
+
     def interpolate(self, values: ArrayLike) -> FloatArray:
         given = nodal_values(values, len(self.nodes))
         array = given.reshape(-1, *[len(axis.nodes) for axis in self.axes])

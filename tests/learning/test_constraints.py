@@ -1,5 +1,6 @@
 """Convex sets that hold between the nodes, and the inequalities over them, against an independent cone solver."""
 
+from functools import cache
 from itertools import product
 
 import clarabel
@@ -43,7 +44,12 @@ def project(metric, target, linear_set):
     return Projector(metric, linear_set)(target)
 
 
+@cache
 def class_of(element, dim, cells, **options):
+    return class_on(dim, element, box=fh.Box([-1.0] * dim, [1.0] * dim), cells=cells, **options)
+
+
+def class_on(dim, element, **options):
     problem = fh.ControlProblem(
         dim=dim,
         horizon=1.0,
@@ -53,9 +59,6 @@ def class_of(element, dim, cells, **options):
         terminal_reward=lambda x: x[..., 0],
         initial_law=fh.Gaussian(np.zeros(dim), 0.02),
     )
-    if "mesh" not in options:
-        options["box"] = fh.Box([-1.0] * dim, [1.0] * dim)
-        options["cells"] = cells
     return fh.Space(problem, time_cells=2, element=element, **options)
 
 
@@ -66,6 +69,7 @@ def scattered(space, per_cell=12, seed=0):
     return rng.random(n), rng.uniform(-1.0, 1.0, (n, space.dim))
 
 
+@cache
 def gram(space):
     """int f g + 0.05 d_t f d_t g + 0.05 grad f' grad g, by sampling: a well-conditioned metric of the class."""
     t, x = scattered(space)
@@ -143,7 +147,7 @@ def test_bounds_hold_between_the_nodes_and_nodal_bounds_do_not(element, dim, cel
     lower, upper = -0.3, 0.4
     linear_set = Bounds(lower, upper).on(space)
     result = project(metric, target, linear_set)
-    t, x = scattered(space, per_cell=60, seed=1)
+    t, x = scattered(space, per_cell=20, seed=1)
     values = space.evaluate(result.coefficients, t, x)
     assert values.min() > lower - 1e-13
     assert values.max() < upper + 1e-13
@@ -186,7 +190,7 @@ def test_monotone_functions_are_monotone_between_the_nodes(element, dim, cells, 
     metric, target = gram(space), wavy(space)
     sign = 1.0 if increasing else -1.0
     result = project(metric, target, Monotone(axis, increasing=increasing).on(space))
-    t, x = scattered(space, per_cell=60, seed=1)
+    t, x = scattered(space, per_cell=20, seed=1)
     slopes = sign * space.evaluate(result.coefficients, t, x, "gradient")[:, axis]
     before = sign * space.evaluate(target, t, x, "gradient")[:, axis]
     assert before.min() < -1.0
@@ -201,7 +205,7 @@ def test_convex_functions_are_convex_between_the_nodes(element, dim, cells, conc
     target = wavy(space)
     sign = -1.0 if concave else 1.0
     result = project(gram(space), target, Convex(axis, concave=concave).on(space))
-    t, x = scattered(space, per_cell=60, seed=1)
+    t, x = scattered(space, per_cell=20, seed=1)
     curvatures = sign * space.evaluate(result.coefficients, t, x, "hessian")[:, axis, axis]
     before = sign * space.evaluate(target, t, x, "hessian")[:, axis, axis]
     assert before.min() < -1.0
@@ -235,7 +239,7 @@ def test_slopes_on_rotated_cells_use_both_reference_axes():
     angle = 0.4
     mesh = skfem.MeshQuad.init_tensor(np.linspace(-1, 1, 4), np.linspace(-1, 1, 4))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    space = class_of("Q2", 2, None, mesh=skfem.MeshQuad(rotation @ mesh.p, mesh.t))
+    space = class_on(2, "Q2", mesh=skfem.MeshQuad(rotation @ mesh.p, mesh.t))
     linear_set = Monotone(0).on(space)
     c = space.interpolate(lambda t, x: x[:, 0] + 0.3 * x[:, 0] * x[:, 1]).ravel()
     assert (linear_set.rows @ c).min() > 0  # the slope is 1 + 0.3 y > 0
@@ -270,11 +274,11 @@ def test_slopes_on_cells_that_are_not_affine_are_refused_but_bounds_hold():
     mesh = skfem.MeshQuad.init_tensor(np.linspace(-1, 1, 4), np.linspace(-1, 1, 4))
     points = mesh.p.copy()
     points[:, 5] += 0.1
-    space = class_of("Q2", 2, None, mesh=skfem.MeshQuad(points, mesh.t))
+    space = class_on(2, "Q2", mesh=skfem.MeshQuad(points, mesh.t))
     with pytest.raises(SpaceError, match="affine"):
         Monotone(0).on(space)
     result = project(gram(space), wavy(space), Bounds(-0.3, 0.4).on(space))
-    values = space.evaluate(result.coefficients, *scattered(space, per_cell=60, seed=1))
+    values = space.evaluate(result.coefficients, *scattered(space, per_cell=20, seed=1))
     assert -0.3 - 1e-13 < values.min() < values.max() < 0.4 + 1e-13
 
 

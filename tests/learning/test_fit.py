@@ -269,7 +269,7 @@ def test_cross_validation_finds_a_ridge():
 def test_labels_keep_the_residual_from_choosing_a_class_that_misses_f():
     """Where the drift is stiff the squared residual alone prefers the coarsest class."""
     problem = fh.zoo.get("double-well", dim=1)
-    paths = fh.sample_paths(problem, n=600, steps=64, rng=0)
+    paths = fh.sample_paths(problem, n=600, steps=32, rng=0)
     candidates = automatic_candidates(problem, 600)
     alone, both = (fh.learning.cross_validate(problem, paths, candidates, criterion=c) for c in ("residual", None))
     assert alone.best.space.n_dofs < 100 < both.best.space.n_dofs

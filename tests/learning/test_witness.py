@@ -57,7 +57,6 @@ def truth(problem, solution, reference, steps=128, n=1024):
     [
         ("mixture-diffusion", 1, {}),
         ("mixture-diffusion", 1, {"element": "P2", "estimator": "weak"}),
-        ("mixture-diffusion", 1, {"estimator": "regression"}),
         ("mixture-diffusion", 1, {"space": "small"}),
         ("brownian-mixture", 1, {"terminal": "penalty"}),
         ("brownian-mixture", 1, {"element": "P2", "estimator": "increment"}),

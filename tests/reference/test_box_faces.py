@@ -237,7 +237,7 @@ def errors(
 ) -> tuple[float, float]:
     """Relative errors of value and policy under the law of the process that has not been stopped."""
     problem = solution.problem
-    paths = np.asarray(sample_paths(problem, n=2000, steps=500, rng=3).x)
+    paths = np.asarray(sample_paths(problem, n=1000, steps=500, rng=3).x)
     gaps, sizes = np.zeros(2), np.zeros(2)
     for t in times:
         x = paths[:, round(500 * t)]

@@ -260,8 +260,8 @@ def conditioned(low: float, high: float, pull: float, t: float, x: FloatArray) -
 
 @pytest.mark.parametrize(
     ("deep", "low", "high", "pull"),
-    [(11.0, 0.3, np.inf, 0.0), (10.0, -0.5, 1.0, 0.0), (12.0, 0.3, np.inf, _PULL)],
-    ids=["half-line", "interval", "drifted"],
+    [(10.0, -0.5, 1.0, 0.0), (12.0, 0.3, np.inf, _PULL)],
+    ids=["interval", "half-line, drifted"],
 )
 def test_a_finite_wall_does_what_an_infinite_one_would(deep: float, low: float, high: float, pull: float) -> None:
     """Under the law of the conditioned process, relative to the norms of value and policy at these times."""

@@ -199,7 +199,7 @@ def test_a_run_that_failed_is_let_go_before_the_next_one(monkeypatch: pytest.Mon
 # How long a run may take
 
 
-@pytest.mark.parametrize(("dim", "rtol", "unknowns"), [(1, 1e-7, r"\d+"), (2, 1e-4, r"\d+ x \d+")], ids=["one", "two"])
+@pytest.mark.parametrize(("dim", "rtol", "unknowns"), [(1, 1e-6, r"\d+"), (2, 1e-3, r"\d+ x \d+")], ids=["one", "two"])
 def test_a_run_that_is_not_the_first_says_how_long_it_may_take(
     dim: int, rtol: float, unknowns: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +232,7 @@ def test_another_run_of_solve_is_announced(caplog: pytest.LogCaptureFixture) -> 
         terminal_reward=lambda x: np.where(x[..., 0] > 0.3, 8.0, 0.0),
         initial_law=Gaussian([0.1], 0.2),
     )
-    solve(rough, rtol=1e-3, verify=False)
+    solve(rough, rtol=2e-3, verify=False)
     numbers = [int(re.findall(r"run (\d+): \d+, about", text)[0]) for text in caplog.messages]
     assert numbers == list(range(2, 2 + len(numbers)))
     assert numbers

@@ -100,15 +100,14 @@ def errors(
     return np.asarray(norms[0] / norms[1])
 
 
-@pytest.mark.parametrize("reward", REWARDS)
-@pytest.mark.parametrize("pull", [0.0, 1.5])
+@pytest.mark.parametrize(("pull", "reward"), [(0.0, "none"), (1.5, "constant"), (1.5, "linear")])
 @pytest.mark.parametrize("name", PAYOFFS)
 def test_closed_forms(name: str, pull: float, reward: str) -> None:
     a, b = REWARDS[reward]
     running = None if reward == "none" else lambda t, x: a + b * x[..., 0]
     problem = process(pull=pull, running_reward=running)
     h = PAYOFFS[name][0]
-    for rtol in (1e-2, 1e-3) if name == "options" else (1e-2, 1e-7):
+    for rtol in (1e-2, 3e-3) if name == "options" else (1e-2, 1e-7):
         found = fh.feynman_kac(problem, lambda x: h(x[..., 0]), rtol=rtol)
         assert found.status == "ok"
         assert found.error_estimate.met(rtol)

@@ -47,7 +47,7 @@ ESTIMATED: list[tuple[str, int, Any]] = [
     *[("lq", 2, {"element": e, "cells": n}) for e, n in (("P1", 24), ("P2", 12), ("P3", 10), ("Q2", 12))],
     *[("reflected", 2, {"element": e, "cells": n}) for e, n in (("P1", 24), ("P2", 12), ("P4", 6))],
     ("reflected", 2, {"element": "hermite", "cells": 6}),
-    ("reflected", 3, {"element": "P1", "cells": 6}),
+    ("reflected", 3, {"element": "P1", "cells": 5}),
     # where time steps are the larger part
     ("lq", 1, {"element": "P4", "cells": 96, "rtol_time": 1e-2}),
     ("mixture-diffusion", 1, {"element": "P4", "cells": 96, "rtol_time": 1e-3}),
@@ -71,7 +71,7 @@ def test_estimates_are_near_the_errors(name: str, dim: int, keywords: Any):
 
 @pytest.mark.parametrize(
     ("dim", "element", "cells"),
-    [(1, "P2", 64), (2, "P2", 16), (2, "Q2", 12), (2, "P3", 8), (2, "hermite", 8), (3, "P2", 4)],
+    [(1, "P2", 64), (2, "P2", 16), (2, "Q2", 12), (2, "P3", 8), (2, "hermite", 8)],
 )
 def test_estimates_from_poorer_classes_are_cautious(dim: int, element: str, cells: int):
     solution = solve_on_mesh(zoo.get("reflected", dim), element=element, cells=cells, rtol_time=1e-4)

@@ -137,9 +137,9 @@ def test_small_temperatures():
 def test_a_double_well_at_a_small_temperature():
     """As T - t grows, value and policy are those of the HJB equation: seen by its residual."""
     problem = zoo.get("double-well", 1, temperature=0.01)
-    solution = solve(problem, rtol=1e-4)
+    solution = solve(problem, rtol=1e-3)
     assert solution.stats["form"] == "value"
-    assert solution.error_estimate.met(1e-4)
+    assert solution.error_estimate.met(1e-3)
     t, h = 0.95, 1e-3
     x = sample_paths(problem, n=200, steps=100, rng=0).x[:, 95]
     slope = solution.gradient(t, x)
@@ -351,7 +351,7 @@ def test_threads_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
         apply(matrix, u, out)
 
     monkeypatch.setattr(axes, "_rows_into", watched)
-    one, two = (solve(problem, rtol=3e-3, workers=count, verify=False) for count in (1, 2))
+    one, two = (solve(problem, rtol=1e-2, workers=count, verify=False) for count in (1, 2))
     assert len(seen) == 2
     np.testing.assert_array_equal(one.coefficients, two.coefficients)  # type: ignore[union-attr]
     assert vars(one.error_estimate) == vars(two.error_estimate)

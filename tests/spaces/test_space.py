@@ -61,6 +61,20 @@ def slope(sizes, errors):
     return float(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
 
 
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in PAIRS if ELEMENTS[pair[0]].smoothness])
+def test_sums_axis_by_axis_are_those_of_the_tables(name, kind, order):
+    rng = np.random.default_rng(6)
+    basis = rough_basis(name, kind, rng)
+    cells, xi = basis.locate(rng.uniform(-1.0, 2.0, (40, basis.dim)))
+    local = rng.standard_normal((40, basis.local_size))
+    found = basis.contract(local, cells, xi, order)
+    assert [part.shape for part in found] == [(40, *[basis.dim] * k) for k in range(order + 1)]
+    for part, table in zip(found, basis.tabulate(cells, xi, order), strict=True):
+        expected = np.einsum("nl,nl...->n...", local, table)
+        np.testing.assert_allclose(part, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
 # ------------------------------------------------------------------------------------------------ the line
 
 
