@@ -21,9 +21,10 @@ from fem_hjb.problems.exit import ExitProblem, faces_of
 from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, Settled, differences
 from fem_hjb.reference.faces import on_face
-from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check, temperature_check
+from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check, rounding_check, temperature_check
 from fem_hjb.reference.steady_ladder import MAX_DOFS, Climbed, Kept, climb_beyond, nearest_values
 from fem_hjb.reference.tolerance import checked_rtol, judged
+from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
 from fem_hjb.spaces.spectral import SpectralBasis
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer, require
@@ -31,6 +32,8 @@ from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, 
 from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_progress, checked_seconds, until
 
 Faces = Sequence[tuple[int, str]]
+
+_ROUNDING = 0.3  # of the tolerance: it is one draw of rounding, and others may be larger
 
 
 @final
@@ -84,7 +87,8 @@ def solve_exit(
     -------
     An `ExitSolution`. Its error estimate is the larger distance of two solutions of lower degrees on the same grid,
     and where natural faces cut off, the distance of one on a longer box. Its checks: the equation itself at 4096
-    points, with the problem's own callables. Where f spans more than e^20 the equation is solved for v itself.
+    points, with the problem's own callables; and that the process leaves often enough for rounding not to decide.
+    Where f spans more than e^20 the equation is solved for v itself.
     If the tolerance is not met, or a check fails, a `ToleranceWarning` says so, and so does the status.
 
     Raises
@@ -116,7 +120,11 @@ def solve_exit(
         function=kept.function,
         method=f"{kept.found.form} form on spectral elements",
         status="; ".join(climbed.unmet) or "ok",
-        checks=(equation_check(problem, box, kept.function, rtol), temperature_check(kept.found.noise)),
+        checks=(
+            equation_check(problem, box, kept.function, rtol),
+            temperature_check(kept.found.noise),
+            _rounding(problem, box, kept.function, rtol, kept.found.v),
+        ),
         stats=climbed.rung.figures | {"form": kept.found.form},
     )
     spent = {"seconds": time.perf_counter() - started}
@@ -238,11 +246,22 @@ def _expectation(
         function=function,
         method="linear equation on spectral elements",
         status="; ".join(climbed.unmet) or "ok",
-        checks=(equation_check(problem, box, function, rtol, partial(_called, source or _none)),),
+        checks=(
+            equation_check(problem, box, function, rtol, partial(_called, source or _none)),
+            _rounding(problem, box, function, rtol),
+        ),
         stats=climbed.rung.figures | {"quantity": who.replace("_", " ")},
     )
     spent = {"seconds": time.perf_counter() - started}
     return judged(found, climbed.estimate, rtol, f"{who}({problem.name!r})", spent)
+
+
+def _rounding(
+    problem: ExitProblem, box: Box, function: SteadyFunction, rtol: float, v: FloatArray | None = None
+) -> Check:
+    """Of the grid of a solution, under the policy of v."""
+    basis: Any = function.basis
+    return rounding_check(ExitEquation(problem, basis, _fixed(box, basis)).rounding(v), _ROUNDING * rtol)
 
 
 def _called(source: Callable[[FloatArray], ArrayLike], x: FloatArray) -> FloatArray:

@@ -147,6 +147,21 @@ class ExitEquation:
         rhs = np.zeros(self.basis.n_dofs) if source is None else -self.operators.load(source)
         return solved(self.operators.matrix(), rhs, self.fixed, paid)
 
+    def rounding(self, v: FloatArray | None = None) -> float:
+        """How far rounding moves the constant 1, the solution where 1 is paid at every exit and nothing on the way.
+
+        v : under whose policy the process goes; None: without control. Rounding acts as if the process were killed, or
+        born, at a rate of about 1e-16 times the largest entries; that decides where it hardly ever leaves. Infinite
+        where the matrix is singular.
+        """
+        operators = self.operators
+        drift = None if v is None else operators.pushed(operators.gradients(v)) / self.problem.temperature
+        try:
+            u = solved(operators.matrix(drift=drift), np.zeros(self.basis.n_dofs), self.fixed, np.ones(len(self.fixed)))
+        except ConvergenceError:
+            return float("inf")
+        return float(np.abs(u - 1.0).max())
+
 
 def differences(
     problem: ExitProblem,

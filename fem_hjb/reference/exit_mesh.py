@@ -18,7 +18,7 @@ from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.mesh_domain import ABSORBING, MeshDomain
 from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, differences
-from fem_hjb.reference.steady_checks import check_normal_reflection, temperature_check
+from fem_hjb.reference.steady_checks import check_normal_reflection, rounding_check, temperature_check
 from fem_hjb.reference.tolerance import judged
 from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
@@ -32,6 +32,7 @@ from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_pr
 Found = TypeVar("Found", ExitSolution, ExitExpectation)
 Payoff = Callable[[FloatArray], ArrayLike] | Mapping[str, float]
 
+_ROUNDING = 1e-6  # relative, which it may change whatever the error is
 _SOME = 20_000  # points at which two solutions are compared, at most
 
 
@@ -317,6 +318,9 @@ def _judged(
         chosen = np.random.default_rng(0).choice(len(x), _SOME, replace=False)
         x, weights = x[chosen], weights[chosen]
     value, policy = differences(problem, (x, weights), better, solution.function, policies=policies)
+    lost = equation.rounding(solution.function.coefficients if policies else None)
+    check = rounding_check(lost, max(value, _ROUNDING))
+    solution = replace(solution, checks=(*solution.checks, check))
     return judged(solution, combine({"space": value}, {"space": policy}), 1.0, who, {})
 
 

@@ -88,3 +88,9 @@ def check_normal_reflection(problem: ExitProblem, box: Box | MeshDomain) -> None
 def temperature_check(noise: float) -> Check:
     """Whether Newton's method came down to the temperature that was asked for."""
     return Check(name="temperature", figure=noise, limit=1.0, told="noise solved at, relative to that asked for")
+
+
+def rounding_check(figure: float, limit: float) -> Check:
+    """Whether the process leaves often enough for double precision: `ExitEquation.rounding`."""
+    told = "what rounding makes of the value 1 that is paid at every exit; more where the process hardly ever leaves"
+    return Check(name="rounding", figure=figure, limit=limit, told=told)

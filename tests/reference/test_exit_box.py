@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -343,3 +344,27 @@ def test_points_outside_are_nan_if_asked_for() -> None:
         assert np.isfinite(answer[0]).all()
         assert np.isnan(answer[1]).all()
     assert "equation: passed" in str(found)
+
+
+@pytest.mark.filterwarnings("ignore::fem_hjb.ToleranceWarning")
+@pytest.mark.parametrize(("noise", "told"), [(0.1, False), (0.01, True)])
+def test_a_well_that_is_hardly_ever_left_is_left_to_no_rounding(noise: float, told: bool) -> None:
+    """exp(1/Lambda) is the time it takes: beyond 1e16 every answer is 0 on all grids alike, which no grid tells."""
+
+    def reward(x: Any) -> Any:
+        return np.full(x.shape[:-1], -0.3)
+
+    well = line(lambda x: -x, noise, (-1.0, 1.0), exit_reward=reward)
+    found: Any
+    for found, true in (
+        (st.committor(well, [(0, "upper")], rtol=1e-2), 0.5),  # by symmetry
+        (fh.solve_exit(well, rtol=1e-2), -0.3),
+        (st.exit_expectation(well, lambda x: x[..., 0] + 2.0, rtol=1e-2), 2.0),
+    ):
+        off = abs(float(found.value([0.0])) - true)
+        assert found.error_estimate.value < 1e-2
+        assert ("rounding: FAILED" in found.status) == told
+        assert (found.status == "ok") != told
+        assert off > 0.1 if told else off < 1e-3
+    killed = fh.solve_exit(replace(well, running_reward=rate(-0.1)), rtol=1e-2)
+    assert killed.status == "ok"  # nothing is decided by when it leaves

@@ -208,3 +208,16 @@ def test_an_error_that_was_not_estimated_is_not_ok() -> None:
     assert found.status == "the error was not estimated (estimate=False)"
     assert found.error_estimate is not None
     assert math.isinf(found.error_estimate.value)
+
+
+@pytest.mark.filterwarnings("ignore::fem_hjb.ToleranceWarning")
+@pytest.mark.parametrize(("noise", "told"), [(0.1, False), (0.02, True)])
+def test_rounding_decides_where_a_well_is_hardly_ever_left(noise: float, told: bool) -> None:
+    mesh = skfem.MeshLine(np.linspace(-1.0, 1.0, 201)).with_boundaries(
+        {"up": lambda x: x[0] > 0, "low": lambda x: x[0] < 0}
+    )
+    well = fh.ExitProblem(dim=1, temperature=1.0, drift=lambda x: -x, diffusion=noise)
+    found = fh.stationary.exit_expectation_on_mesh(well, mesh, {"up": 1.0, "low": 0.0})
+    assert (abs(found.value([0.0]) - 0.5) > 0.1) == told
+    assert ("rounding: FAILED" in found.status) == told
+    assert (found.status == "ok") != told
