@@ -8,9 +8,9 @@ with multipliers lambda >= 0 at upper bounds, <= 0 at lower ones, 0 elsewhere, a
 c' E c <= radius^2. A projection is the case M = E, q = E z. The method is the primal-dual active set (semismooth
 Newton: M. Hintermueller, K. Ito, K. Kunisch, SIAM J. Optim. 13 (2002) 865); where that cycles, an interior point with
 predictor and corrector (S. Mehrotra, SIAM J. Optim. 2 (1992) 575), finished by active-set steps. Large systems whose
-unknowns have places are factorised by fronts, without the rows that are held (`bordered`): active sets that do not
-settle at once are given up there, and tried again from where alternating directions lead (`alternating`); should these
-fail too, from every fourth iterate of the interior point.
+unknowns have places are factorised by fronts, without the rows that are held (`bordered`); of the largest, active sets
+that do not settle at once are given up, and tried again from where alternating directions lead (`alternating`); should
+these fail too, from every fourth iterate of the interior point.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,8 @@ from fem_hjb.support.errors import ConstraintError, ConvergenceError
 
 _ACTIVE_STEPS = 60
 _ACTIVE_STEPS_IF_LARGE = 30  # of which each takes a factorisation by fronts
-_ALTERNATIONS = 40  # with each stiffness, of large systems: what one factorisation takes
+_HASTY = 30_000  # unknowns from which so many steps are given up early: they grow with the cells along an axis
+_ALTERNATIONS = 40  # with each stiffness, in those: as much as a factorisation takes
 _FAILED = 1e-8  # KKT residual beyond which nothing is returned
 _NEGLIGIBLE = 1e-12  # relative to the row: entries that are zero but for rounding
 
@@ -91,14 +92,14 @@ def _better(found: Iterate | None, other: Iterate | None) -> Iterate | None:
     """The one that leaves less, with the steps of both."""
     if found is None or other is None:
         return other if found is None else found
-    taken = found if found.residual <= other.residual else other
+    taken = min(found, other, key=lambda tried: np.nan_to_num(tried.residual, nan=np.inf))
     return replace(taken, iterations=found.iterations + other.iterations)
 
 
 def _solve_polyhedral(system: System, q: FloatArray, sides: Sides, guess: FloatArray) -> Iterate:
     """The inequality over the rows alone."""
-    large = system.dissection is not None
-    steps = min(_ACTIVE_STEPS, _ACTIVE_STEPS_IF_LARGE) if large else _ACTIVE_STEPS
+    large = system.dissection is not None and q.size >= _HASTY
+    steps = _ACTIVE_STEPS if system.dissection is None else min(_ACTIVE_STEPS, _ACTIVE_STEPS_IF_LARGE)
     found = active_set(system, q, system.allowed(sides), guess, steps, hasty=large)
     if not _within(found, ACCEPTED):
         if not system.bounds and system.lower.size:

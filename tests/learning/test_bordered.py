@@ -57,6 +57,7 @@ def test_the_interior_point_by_fronts_reaches_rounding(constraint, system, inequ
 
 @pytest.mark.parametrize("constraint", SETS[:2])
 def test_active_sets_finish_an_interior_point_sooner_than_it_would_itself(constraint, system, inequality, monkeypatch):
+    monkeypatch.setattr(constrained_solve, "_HASTY", 0)
     monkeypatch.setattr(constrained_solve, "_ALTERNATIONS", 0)
     _, load, energy, places = inequality
     linear_set = constraint.on(system.space)
@@ -88,6 +89,7 @@ def test_alternations_that_go_nowhere_cost_steps_only(system, inequality, monkey
     form, load, _, places = inequality
     linear_set = SETS[1].on(system.space)
     expected = solve_inequality(form, load, linear_set)
+    monkeypatch.setattr(constrained_solve, "_HASTY", 0)
     whole = solve_inequality(form, load, linear_set, places=places)
     monkeypatch.setattr(alternating.Factors, "once", lambda factors, rhs: -rhs)
     found = solve_inequality(form, load, linear_set, places=places)
