@@ -40,9 +40,10 @@ ORDER = {
         "pathwise residual solve stages bridge"
     ),
     "learning": (
-        "linear_set bernstein constraints dissection fronts factors bordered active_sets interior_point "
+        "linear_set bernstein constraints dissection fronts factors bordered active_sets alternating interior_point "
         "constrained_solve forms inequality measures samples scatter moments simplices gram solvers estimators system "
-        "smoothing population solve_system folds matching recipe selection witness held_out verification automatic fit"
+        "smoothing population solve_system folds matching recipe selection witness held_out verification automatic "
+        "fit"
     ),
     "evaluation": (
         "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "

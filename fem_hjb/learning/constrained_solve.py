@@ -9,7 +9,8 @@ c' E c <= radius^2. A projection is the case M = E, q = E z. The method is the p
 Newton: M. Hintermueller, K. Ito, K. Kunisch, SIAM J. Optim. 13 (2002) 865); where that cycles, an interior point with
 predictor and corrector (S. Mehrotra, SIAM J. Optim. 2 (1992) 575), finished by active-set steps. Large systems whose
 unknowns have places are factorised by fronts, without the rows that are held (`bordered`); of the largest, active sets
-that do not settle at once are given up, and tried again from every fourth iterate of the interior point.
+that do not settle at once are given up, and tried again from where alternating directions lead (`alternating`); should
+these fail too, from every fourth iterate of the interior point.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq, linprog
 
 from fem_hjb.learning.active_sets import ACCEPTED, Iterate, Sides, System, active_set, magnitude
+from fem_hjb.learning.alternating import alternating
 from fem_hjb.learning.interior_point import interior_point
 from fem_hjb.learning.linear_set import LinearSet, energy_norm, is_identity, metric_of, square_matrix
 from fem_hjb.support.checks import FloatArray
@@ -30,6 +32,7 @@ from fem_hjb.support.errors import ConstraintError, ConvergenceError
 _ACTIVE_STEPS = 60
 _ACTIVE_STEPS_IF_LARGE = 30  # of which each takes a factorisation by fronts
 _HASTY = 30_000  # unknowns from which so many steps are given up early: they grow with the cells along an axis
+_ALTERNATIONS = 40  # with each stiffness, in those: as much as a factorisation takes
 _FAILED = 1e-8  # KKT residual beyond which nothing is returned
 _NEGLIGIBLE = 1e-12  # relative to the row: entries that are zero but for rounding
 
@@ -41,7 +44,8 @@ class InequalityResult:
 
     coefficients (N,) : c;  multipliers (m,) : lambda, one per row;  radius_multiplier : mu, 0 without or inside a ball.
     active (m,) : 1 where the upper bound is active, -1 where the lower one is, 0 elsewhere.
-    iterations : linear systems solved, of all kinds;  how : "active-set", or "interior-point" if that was needed.
+    iterations : linear systems solved, of all kinds but those of alternating directions, which share three matrices.
+    how : "active-set", or "interior-point" if that was needed.
     residual : the largest of the relative errors of M c + mu E c + A' lambda = q, of A c = clip(A c + lambda), and of
         the radius: what the KKT conditions leave, independent of how c was found.
     """
@@ -80,20 +84,32 @@ def _refuse_empty(system: System) -> None:
         )
 
 
+def _within(found: Iterate | None, residual: float) -> bool:
+    return found is not None and found.residual <= residual
+
+
+def _better(found: Iterate | None, other: Iterate | None) -> Iterate | None:
+    """The one that leaves less, with the steps of both."""
+    if found is None or other is None:
+        return other if found is None else found
+    taken = min(found, other, key=lambda tried: np.nan_to_num(tried.residual, nan=np.inf))
+    return replace(taken, iterations=found.iterations + other.iterations)
+
+
 def _solve_polyhedral(system: System, q: FloatArray, sides: Sides, guess: FloatArray) -> Iterate:
     """The inequality over the rows alone."""
-    hasty = system.dissection is not None and q.size >= _HASTY
+    large = system.dissection is not None and q.size >= _HASTY
     steps = _ACTIVE_STEPS if system.dissection is None else min(_ACTIVE_STEPS, _ACTIVE_STEPS_IF_LARGE)
-    found = active_set(system, q, system.allowed(sides), guess, steps, hasty)
-    if found is None or not found.residual <= ACCEPTED:
+    found = active_set(system, q, system.allowed(sides), guess, steps, hasty=large)
+    if not _within(found, ACCEPTED):
         if not system.bounds and system.lower.size:
             _refuse_empty(system)
-        inner, spent = interior_point(system, q), 0 if found is None else found.iterations
-        if inner is not None and (found is None or not found.residual <= inner.residual):
-            found = replace(inner, iterations=spent + inner.iterations)
-        if hasty and (found is None or not found.residual <= _FAILED):
-            patient = active_set(system, q, system.allowed(sides), guess, steps)
-            found = patient if patient is not None and patient.residual <= _FAILED else found
+        if large and _ALTERNATIONS:
+            found = _better(found, alternating(system, q, _ALTERNATIONS, steps))
+        if not _within(found, ACCEPTED):
+            found = _better(found, interior_point(system, q))
+        if large and not _within(found, _FAILED):
+            found = _better(found, active_set(system, q, system.allowed(sides), guess, steps))
     if found is None or not found.residual <= _FAILED:
         reached = (
             "its linear systems are singular" if found is None else f"its relative KKT residual is {found.residual:.1e}"

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 import fem_hjb as fh
-from fem_hjb.learning import active_sets, bordered, constrained_solve, interior_point
+from fem_hjb.learning import active_sets, alternating, bordered, constrained_solve, interior_point
 from fem_hjb.learning.bordered import Bordered, Restricted, dissection_of
 from fem_hjb.learning.constrained_solve import Projector, solve_inequality
 from fem_hjb.learning.constraints import Bounds, Convex, Monotone
@@ -58,6 +58,7 @@ def test_the_interior_point_by_fronts_reaches_rounding(constraint, system, inequ
 @pytest.mark.parametrize("constraint", SETS[:2])
 def test_active_sets_finish_an_interior_point_sooner_than_it_would_itself(constraint, system, inequality, monkeypatch):
     monkeypatch.setattr(constrained_solve, "_HASTY", 0)
+    monkeypatch.setattr(constrained_solve, "_ALTERNATIONS", 0)
     _, load, energy, places = inequality
     linear_set = constraint.on(system.space)
     found = solve_inequality(energy, load, linear_set, places=places)
@@ -68,6 +69,34 @@ def test_active_sets_finish_an_interior_point_sooner_than_it_would_itself(constr
     assert found.iterations < alone.iterations
     size = np.abs(alone.coefficients).max()
     np.testing.assert_allclose(found.coefficients, alone.coefficients, atol=1e-9 * size)
+
+
+@pytest.mark.parametrize("constraint", SETS[:2])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_alternating_directions_bring_active_sets_near_their_end(symmetric, constraint, system, inequality):
+    form, load, energy, places = inequality
+    of = constraint.on(system.space)
+    large = constrained_solve._Engine(energy if symmetric else form, of, None, places=places)
+    q = load if large.change is None else large.change.T @ load
+    few, many = (alternating.alternating(large.system, q, alternations, 60) for alternations in (1, 40))
+    first_few, first_many = (alternating.alternating(large.system, q, alternations, 1) for alternations in (1, 40))
+    assert many.residual < 1e-11
+    assert (first_many.sides != many.sides).sum() < 0.25 * (first_few.sides != many.sides).sum()
+    assert many.iterations < few.iterations
+
+
+def test_alternations_that_go_nowhere_cost_steps_only(system, inequality, monkeypatch):
+    form, load, _, places = inequality
+    linear_set = SETS[1].on(system.space)
+    expected = solve_inequality(form, load, linear_set)
+    monkeypatch.setattr(constrained_solve, "_HASTY", 0)
+    whole = solve_inequality(form, load, linear_set, places=places)
+    monkeypatch.setattr(alternating.Factors, "once", lambda factors, rhs: -rhs)
+    found = solve_inequality(form, load, linear_set, places=places)
+    assert found.residual < 1e-11
+    assert found.iterations > whole.iterations
+    size = np.abs(expected.coefficients).max()
+    np.testing.assert_allclose(found.coefficients, expected.coefficients, atol=1e-9 * size)
 
 
 def test_active_sets_from_far_away_are_given_up(system, inequality):
