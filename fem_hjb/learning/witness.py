@@ -139,7 +139,8 @@ def witness(
     Raises ConvergenceError if hardly a start is inside the box, with f > 0, or paths explode.
     """
     problem = solution.problem
-    fewest = max(_STEPS, 4 * _COARSE * (substeps_of(problem, _COARSE) or 1))  # long steps are stable in the drift
+    needed = substeps_of(problem, _COARSE, steered=True) or 1
+    fewest = max(_STEPS, 4 * _COARSE * needed)  # long steps are stable in the drift
     for starts, times in _ROUNDS:
         walk = _walked(solution, starts, times * fewest, seed, tell)
         found = walk.told()

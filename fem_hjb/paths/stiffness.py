@@ -35,9 +35,12 @@ def stable_substeps(problem: ControlProblem, h: float) -> int:
     return min(max(int(np.ceil(2.0 * steepest * h)), 1), _MOST_SUBSTEPS)
 
 
-def substeps_of(problem: ControlProblem, steps: int) -> int | None:
-    """As many for each of equal steps, if more than one; None too where paths may be drawn exactly."""
-    if isinstance(problem.drift, LinearDrift) and problem.constant_diffusion is not None:
+def substeps_of(problem: ControlProblem, steps: int, *, steered: bool = False) -> int | None:
+    """As many for each of equal steps, if more than one; None too where paths may be drawn exactly.
+
+    steered : whether there are to be paths under a policy, too, which never are.
+    """
+    if not steered and isinstance(problem.drift, LinearDrift) and problem.constant_diffusion is not None:
         return None
     needed = stable_substeps(problem, problem.horizon / steps)
     return needed if needed > 1 else None

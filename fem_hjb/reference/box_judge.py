@@ -43,6 +43,7 @@ _NEAR_T = (0.0, 0.0003, 0.001, 0.003, 0.015, 0.04)  # of the time to go
 _MOST_TIMES = {1: 48, 2: 40, 3: 24}
 _RICHER, _LEAST_SHARE = 1.5, 0.2  # times what more degrees change; of what fewer degrees tell
 _RICHER_ALONE = 3.0  # times what more degrees change, where fewer tell nothing as they fail
+_CUT = (1, 2, 4)  # parts of a step, that are tried with them
 _DOUBT = 1.3  # of what these degrees are worth
 _LEAST_GAIN = {1: 0.3, 2: 0.1, 3: 0.1}  # where a run is cheap, what richer elements change is looked at sooner
 _ROUGH_GAIN = 0.4  # the same where T is not resolved: where a jump is, a grid knows to the first order only
@@ -322,7 +323,7 @@ class Judge:
         if not self.run.layer:
             found["space"] = max(found["space"], self._at_first(base, looks[0]()), key=max)
         if max(found["space"]) > enough["space"]:
-            richer = self.difference(self.own, self._seen(follow(cut(1), less=-less)))
+            richer = self._richer(follow, less)
             told = [
                 max(_RICHER * a, _LEAST_SHARE * b) if math.isfinite(b) else _RICHER_ALONE * a
                 for a, b in zip(richer, found["space"], strict=True)
@@ -337,6 +338,11 @@ class Judge:
         if tamed:
             coefficients.spent(slower)
         return found
+
+    def _richer(self, follow: Follow, less: int) -> tuple[float, float]:
+        """What more degrees change, in steps that are stable."""
+        found = (self._seen(follow(cut(parts), less=-less)) for parts in _CUT)
+        return self.difference(self.own, next((seen for seen in found if not seen.failed), Seen([], math.inf)))
 
     def _coarser(
         self, follow: Follow, steps: Steps, looks: Sequence[Callable[[], Seen]], enough: Mapping[str, float]

@@ -53,10 +53,12 @@ _IN_VAIN = 2  # grids for a panel, after which steps are to be quieter there: th
 _QUIETER, _QUIET = 0.1, 5e3  # and not below _ANYWHERE times this times the tolerance of a step
 _MOST_STEPS = 20_000
 _SINGLE = 3e-6  # the least tolerance of tables in single precision
+_STUCK = 2e-4  # of the time since T: no step in a layer is as short but for rounding
 _SHORT = 0.002  # of the horizon: a step in a layer
 _SUDDEN = 1e-9  # of the horizon: the first step after a jump
 _SHORTEST = 1e-11  # of the horizon
 _COLLAPSED = 1e-6  # of the time since a jump: no step of the value form is as short, if faces are stable
+_HOPELESS = 1e-8  # the same where it is tamed already
 _COMING = 10.0  # widths: how steep a reward may be
 _LATER, _FINER = 1e-3, 5  # of the horizon, after which a layer may end on another grid; tries, each finer
 
@@ -96,6 +98,11 @@ class Marcher:
             self.tell(s / self.T)
             if self._collapsed(s):
                 raise ConvergenceError(f"steps fell to {self.h:.3g} at t={self.T - s:.6g}: values run away at faces")
+            if self.rough and np.median(self.result.panels[-1].plan) < _STUCK * s:
+                raise ConvergenceError(
+                    f"steps fell to {self.h:.3g} at t={self.T - s:.6g}: next to T, where rewards jump, the gradient is"
+                    " no larger than rounding; raise rtol, lower the temperature, or leave out form="
+                )
             if self.result.counts["steps"] > _MOST_STEPS:
                 raise ConvergenceError(
                     f"{_MOST_STEPS} steps only reached t={self.T - s:.6g}: the value changes too fast for them; raise"
@@ -194,11 +201,12 @@ class Marcher:
             self.result.counts[name] = self.result.counts.get(name, 0) + number
 
     def _collapsed(self, s: float) -> bool:
-        """Whether steps are too short for the time since coefficients jumped, where guarded faces may help."""
+        """Whether steps are too short for the time since coefficients jumped, where taming may help, or did not."""
         equation = self.equation
         since = s - float(self.corners[self.corners < s * (1 - 1e-12)].max(initial=0.0))
-        unguarded = not equation.linear and equation.levels is None and bool(equation.truncated.any())
-        return unguarded and s < self.T * (1 - 1e-12) and self.h < _COLLAPSED * since
+        least = (_COLLAPSED if equation.levels is None else _HOPELESS) * since
+        at_faces = not equation.linear and bool(equation.truncated.any())
+        return at_faces and s < self.T * (1 - 1e-12) and self.h < least
 
     def _grid(self, edges: Sequence[FloatArray], s0: float, s1: float) -> Grid:
         return make_grid(edges, self.tol.degree, self.equation, s0, s1)

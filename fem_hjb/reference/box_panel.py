@@ -255,7 +255,8 @@ class Operators:
         self._taken_of: list[dict[int, FloatArray]] = []  # of each field
         for k in range(d):
             drift = self.main_effect(middle[k], k)
-            drift[[end for axis, end in self._guarded if axis == k]] = 0.0
+            outwards = [end for axis, end in self._guarded if axis == k and (drift[end] > 0) == (end < 0)]
+            drift[outwards] = 0.0  # what points inwards may be as stiff as it likes
             diffusion = self._frozen_diffusion(middle, k)
             S = drift[:, None] * grid.lines[k].derivative + 0.5 * diffusion[:, None] * second[k]
             taken = {k: drift}
@@ -313,7 +314,7 @@ class Operators:
         """Take out what the slope across a face does where the drift points outwards; the slope is changed, too."""
         face = (slice(None),) * k + (end,)
         parts = [self._on_face(fields, k, m, end) * slope[face] / self.alpha for m, slope in enumerate(slopes)]
-        speed = fields[k][face] + sum(parts)
+        speed = fields[k][face] + self._taken_of[k][k][end] + sum(parts)
         across = slopes[k][face]
         outwards = speed > 0 if end else speed < 0
         result[face] -= np.where(outwards, across * (speed - 0.5 * parts[k]), 0.0)

@@ -53,7 +53,7 @@ def steered(run: Run, seed: int) -> Steered | None:
         gradient = _left(run, problem.horizon - t, inner)[1] + run.equation.gauge.guess_gradient(t, inner)
         return problem.policy_from_gradient(t, x, np.nan_to_num(gradient, copy=False))
 
-    count = substeps_of(problem, _STEPS) or 1
+    count = substeps_of(problem, _STEPS, steered=True) or 1
     found: Steered | None = None
     for finer in _FINER:  # steps too long for drift and policy may explode, or throw paths out of the box
         before = found

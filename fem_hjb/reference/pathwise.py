@@ -116,7 +116,7 @@ def walk(
     if problem.domain is not None and problem.domain.absorbing:
         return None
     # the longest of the long steps lasts four of T / steps: -db/dx dt is 1 there at most
-    steps = max(_STEPS, 2 * _COARSE * (substeps_of(problem, _COARSE) or 1))
+    steps = max(_STEPS, 2 * _COARSE * (substeps_of(problem, _COARSE, steered=True) or 1))
     if steps > _MOST_STEPS:
         return None
     made = Walk(problem, solution, steps, jumps, seed, rewards or {})

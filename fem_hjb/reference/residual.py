@@ -102,7 +102,7 @@ def residual_checks(
     """
     rng = np.random.default_rng([seed, 3])
     T, alpha = problem.horizon, problem.temperature
-    substeps = substeps_of(problem, _TIMES) or 1
+    substeps = substeps_of(problem, _TIMES, steered=True) or 1
 
     def policy(t: float, x: FloatArray) -> FloatArray:
         gradient = solution.gradient(t, x, outside="nan", nonpositive="nan")

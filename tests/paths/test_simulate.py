@@ -12,6 +12,7 @@ from scipy.stats import norm
 import fem_hjb.paths.simulate as sde
 from fem_hjb.paths import walls
 from fem_hjb.paths.simulate import Paths, sample_at, sample_paths
+from fem_hjb.paths.stiffness import substeps_of
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, PointMass, Uniform
 from fem_hjb.problems.linear import linear_transition
@@ -408,6 +409,14 @@ def test_bad_arguments(changes, error, message):
 def test_no_scheme_is_exact_in_front_of_an_absorbing_face():
     with pytest.raises(ProblemError, match="a diagonal diffusion and no absorbing face; take scheme='weak2' or 'auto'"):
         sample_paths(brownian(0.7, HALF_LINE), n=5, steps=2, rng=0, scheme="exact")
+
+
+def test_a_linear_drift_needs_substeps_under_a_policy_alone():
+    linear = ou_problem([[-39.0]], [0.0], 1.0)
+    called = replace(linear, drift=lambda t, x: -39.0 * x)
+    assert substeps_of(linear, 16) is None
+    assert substeps_of(linear, 16, steered=True) == substeps_of(called, 16) == 5
+    assert substeps_of(linear, 80, steered=True) is None
 
 
 def test_substeps_are_taken_when_a_stiff_drift_needs_them_and_only_then():

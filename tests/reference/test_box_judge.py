@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -368,6 +368,27 @@ def test_where_no_wider_box_is_stable_a_narrower_one_tells_its_truncation():
     wider = box_judge.followed(found.run, search.coefficients, cut(1), wider=widened)
     assert not all(panel.finite for panel in wider)
     assert 0.0 < max(found.parts["truncation"]) < 1e-5
+
+
+def test_richer_elements_are_followed_in_steps_in_which_they_are_stable() -> None:
+    of, judge = usual(), Judge(usual().run, usual().sample, usual().controlled)
+    follow = partial(box_judge.plans, of.run, of.coefficients)
+    expected = judge.difference(judge.own, judge._seen(follow(cut(4), less=-2)))
+
+    def unstable(steps: box_judge.Steps, *, less: int) -> box_judge.Plans:
+        panels = follow(steps, less=less)
+        if len(steps(np.ones(1))) >= most:
+            yield from panels
+        else:
+            for panel in box_judge.made(panels):
+                yield partial(replace, panel, states=[np.full_like(u, np.inf) for u in panel.states])
+                return
+
+    most = 4
+    assert judge._richer(unstable, 2) == expected
+    assert 0.0 < max(expected) < math.inf
+    most = 8
+    assert judge._richer(unstable, 2) == (math.inf, math.inf)
 
 
 def test_of_large_arrays_fewer_states_are_kept_and_the_plan_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """`solve` where rewards at T jump: closed forms, from when on the error is told, and what nodal values would do."""
 
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from fem_hjb.problems.laws import Gaussian, Uniform
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.reference import box_averages, box_faces
 from fem_hjb.reference.box_grading import evened
+from fem_hjb.reference.box_march import Marcher
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.reference.feynman_kac import feynman_kac
 from fem_hjb.reference.solve import solve
 from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.errors import ConvergenceError
 
 ALPHA = 0.7
 CORRELATED = np.array([[1.0, 0.6], [0.6, 0.8]])
@@ -213,3 +216,32 @@ def test_a_jump_that_is_faint_beside_the_temperature_is_no_rounding() -> None:
     x, decay = np.linspace(-1.0, 1.0, 21), np.exp(-1.0)
     exact = ndtr((decay * x - 0.2) / np.sqrt((1 - decay**2) / 2))
     np.testing.assert_allclose(found.value(0.0, x[:, None]), exact, atol=1e-3)
+
+
+@pytest.mark.parametrize(("length", "what"), [(1e-13, "no larger than rounding"), (1e-9, "20000 steps only reached")])
+def test_steps_that_rounding_keeps_short_next_to_a_jump_end_the_run(length: float, what: str) -> None:
+    """At a temperature of 1e8 u is 1 up to 1e-8, and what a step changes of its gradient is rounding, however short."""
+    problem = ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1e8,
+        drift=lambda t, x: -x,
+        diffusion=1.0,
+        terminal_reward=lambda x: (x[..., 0] > 0.3).astype(float),
+        initial_law=Gaussian([0.0], 0.5),
+    )
+    search = _Search(problem, 1e-3, "linear", None, 150, 0)
+    equation = search._marched(search.tolerances, lambda _: None).equation
+    marcher = Marcher(equation, search.coefficients, search.tolerances, lambda _: None)
+    grid = marcher.first_grid()
+    assert marcher.rough
+
+    def panel(s: float, state: Any, edges: Any) -> Any:
+        marcher.result.panels.append(cast(Any, SimpleNamespace(plan=np.full(48, length))))
+        marcher.result.counts["steps"] = 30_000 if s else 48
+        return s + 1e-8, state, edges
+
+    marcher._smoothed = lambda: None  # type: ignore[method-assign]
+    marcher._panel = panel  # type: ignore[method-assign]
+    with pytest.raises(ConvergenceError, match=what):
+        marcher.run(grid)

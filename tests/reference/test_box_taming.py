@@ -88,6 +88,29 @@ def test_an_answer_says_that_rewards_were_flattened() -> None:
     assert wrong < max(3 * solution.error_estimate.value, 1e-4)
 
 
+def test_what_points_inwards_at_guarded_faces_may_be_stiff() -> None:
+    turned = TURN * np.array([60.0, 4.0])  # rates, of axes that are not those of the grid
+    scale = TURN / np.sqrt(2.0 * np.array([60.0, 4.0])) @ TURN.T
+    problem = zoo.get(
+        "brownian-mixture",
+        2,
+        A=-turned @ TURN.T,
+        Lambda=1.0,
+        weights=[0.4, 0.6],
+        means=np.array([[1.0, -0.5], [-1.0, 0.6]]) @ scale.T,
+        covariances=[scale @ np.diag(part) @ scale.T for part in ([0.8, 0.6], [0.6, 0.9])],
+        mean=np.zeros(2),
+        cov=scale @ scale.T,
+        temperature=1.0,
+    )
+    search = _Search(problem, 1e-2, None, None, None, 0)
+    plain = search._marched(search.tolerances, lambda _: None)
+    search.tame()
+    tamed = search._marched(search.tolerances, lambda _: None)
+    assert tamed.equation.levels is not None
+    assert tamed.counts["steps"] < 2 * plain.counts["steps"] < 400
+
+
 def test_levels_are_beyond_all_draws_and_further_for_smaller_tolerances() -> None:
     problem = bent("mixture-diffusion", 0.8)[0]
     widths = []

@@ -158,6 +158,18 @@ def test_stiff_drifts_get_short_steps() -> None:
     assert len(found.checks) == 4
 
 
+def test_a_stiff_drift_that_is_declared_linear_gets_them_too() -> None:
+    """Paths under a policy are never drawn exactly: in 32 steps they would leave every box, in 64 and 256 explode."""
+    spread = 400.0**-0.5  # of the stationary law
+    modes = {"weights": [0.4, 0.6], "means": [[spread], [-spread]]}
+    covariances = [[[0.2 * spread**2]], [[0.3 * spread**2]]]
+    start = {"mean": np.zeros(1), "cov": [[spread**2]]}
+    problem = zoo.get("brownian-mixture", 1, A=-200.0, Lambda=1.0, **modes, covariances=covariances, **start)
+    found = solve(problem, rtol=1e-2)
+    assert found.status == "ok"
+    assert [check.name for check in found.checks] == ["paths in the box", "residual"]  # too steep for 256 steps
+
+
 # What `solve` makes of it
 
 
