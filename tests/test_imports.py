@@ -31,7 +31,7 @@ ORDER = {
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
         "box_asked box_speed box_coefficients box_taming box_panel box_adjoint box_averages box_grading box_layer "
-        "box_faces box_sizes box_running box_run box_paths box_march box_cost box_moments box_steps box_single "
+        "box_faces box_sizes box_running box_run box_paths box_march box_cost box_moments box_steps box_single box_plans "
         "box_judge box_tolerance "
         "fokker_planck_start fokker_planck_grids fokker_planck_panels fokker_planck_mesh fokker_planck "
         "tolerance feynman_kac "

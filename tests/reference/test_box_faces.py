@@ -17,8 +17,9 @@ from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference.box_coefficients import Coefficients, Table, by_field, lobatto
 from fem_hjb.reference.box_faces import FaceSystem, SeparableInverse, begun, on_faces, panel_of
 from fem_hjb.reference.box_grading import make_grid
-from fem_hjb.reference.box_judge import Judge, cut, followed, joined, places_of
+from fem_hjb.reference.box_judge import Judge, cut, joined, places_of
 from fem_hjb.reference.box_panel import Equation, Operators
+from fem_hjb.reference.box_plans import followed
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.reference.faces import truncated
 from fem_hjb.reference.solve import solve

@@ -15,12 +15,13 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian
 from fem_hjb.problems.problem import ControlProblem
-from fem_hjb.reference import box_judge, box_run
+from fem_hjb.reference import box_judge, box_plans, box_run
 from fem_hjb.reference.box_coefficients import Coefficients, Table
 from fem_hjb.reference.box_grading import widened
-from fem_hjb.reference.box_judge import WIDER, Judge, Seen, cut, merged, on_places
+from fem_hjb.reference.box_judge import Judge, Seen, cut, merged, on_places
 from fem_hjb.reference.box_moments import at_edges, places_of
 from fem_hjb.reference.box_paths import Steered, evaluate
+from fem_hjb.reference.box_plans import WIDER
 from fem_hjb.reference.box_run import Run
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.solutions.norms import largest_norms, law_points
@@ -56,7 +57,7 @@ def case(name: str, d: int, rtol: float, form: str | None = None, half: float | 
 
 def followed(run: Run, coefficients: Coefficients, lengths: box_judge.Steps, **changes: Any) -> Run:
     """The plan of a run again, all panels of it."""
-    return Run(run.equation, panels=list(box_judge.followed(run, coefficients, lengths, **changes)))
+    return Run(run.equation, panels=list(box_plans.followed(run, coefficients, lengths, **changes)))
 
 
 @cache
@@ -152,7 +153,7 @@ def test_shorter_steps_are_better_and_longer_ones_worse() -> None:
     of = usual()
     judge = Judge(of.run, of.sample, None)
     base, *others = (
-        judge.seen(box_judge.followed(of.run, of.coefficients, steps)) for steps in (cut(8), merged, cut(1), cut(2))
+        judge.seen(box_plans.followed(of.run, of.coefficients, steps)) for steps in (cut(8), merged, cut(1), cut(2))
     )
     gaps = [judge.difference(other, base)[0] for other in others]
     assert gaps[0] > 1.5 * gaps[1]
@@ -365,14 +366,14 @@ def test_where_no_wider_box_is_stable_a_narrower_one_tells_its_truncation():
     search = _Search(zoo.get("double-well", 1, kappa=1.0), 1e-5, None, None, None, 0)
     search.tolerances = replace(search.tolerances, space=3e-6)  # on finer grids steps are shorter, and stable
     found = search.run(lambda _: None)
-    wider = box_judge.followed(found.run, search.coefficients, cut(1), wider=widened)
+    wider = box_plans.followed(found.run, search.coefficients, cut(1), wider=widened)
     assert not all(panel.finite for panel in wider)
     assert 0.0 < max(found.parts["truncation"]) < 1e-5
 
 
 def test_richer_elements_are_followed_in_steps_in_which_they_are_stable() -> None:
     of, judge = usual(), Judge(usual().run, usual().sample, usual().controlled)
-    follow = partial(box_judge.plans, of.run, of.coefficients)
+    follow = partial(box_plans.plans, of.run, of.coefficients)
     expected = judge.difference(judge.own, judge._seen(follow(cut(4), less=-2)))
 
     def unstable(steps: box_judge.Steps, *, less: int) -> box_judge.Plans:
@@ -484,7 +485,7 @@ def test_what_the_highest_powers_promise_next_to_the_end_is_measured() -> None:
     judge = Judge(run, search.sample, search.controlled)
 
     def changed(by: int) -> Seen:
-        return judge.seen(box_judge.followed(run, search.coefficients, cut(1), less=by))
+        return judge.seen(box_plans.followed(run, search.coefficients, cut(1), less=by))
 
     presumed, measured = judge._space(judge.own, changed(2)), judge.difference(judge.own, changed(-2))
     found = judge.parts(search.coefficients, {"space": math.inf, "time": math.inf, "truncation": math.inf})

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fem_hjb.problems import zoo
-from fem_hjb.reference import box_judge, box_single
+from fem_hjb.reference import box_judge, box_plans, box_single
 from fem_hjb.reference.box_coefficients import Coefficients
-from fem_hjb.reference.box_judge import Judge, cut, plans
+from fem_hjb.reference.box_judge import Judge, cut
+from fem_hjb.reference.box_plans import plans
 from fem_hjb.reference.box_run import PanelRun, Run
 from fem_hjb.reference.box_single import rounding
 from fem_hjb.reference.box_steps import made
@@ -54,7 +55,7 @@ def test_parts_of_the_error_are_those_in_double_precision(monkeypatch: pytest.Mo
     assert 0 < np.abs(single - double).max() < 5e-5 * least
     usual = box_single.in_single
     with monkeypatch.context() as poorer:
-        poorer.setattr(box_judge, "in_single", lambda of, panel, u: usual(of, panel, u.astype(np.float16)))
+        poorer.setattr(box_plans, "in_single", lambda of, panel, u: usual(of, panel, u.astype(np.float16)))
         rough = of.parts()
     assert np.abs(rough - double).max() > 2e-3 * least
 
