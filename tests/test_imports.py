@@ -45,8 +45,8 @@ ORDER = {
         "smoothing population solve_system folds matching recipe selection witness held_out verification automatic fit"
     ),
     "evaluation": (
-        "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
-        "certificate certify policy_value"
+        "controlled_law expectation control_error objectives weights weighted_walk residual_score exit_walk walk_sums "
+        "certificate certify certify_exit policy_value"
     ),
     "stationary": "",
     "plotting": "pictures fields verdicts animation steady",

@@ -448,6 +448,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             fh.stationary.mean_exit_time,
             {"problem": LEAVING, "rtol": 1e-2, "max_dofs": 500, "progress": None, "max_seconds": None},
         ),
+        "stationary.certify_exit": (
+            fh.stationary.certify_exit,
+            {"problem": LEAVING, "policy": steady, "start": [0.5], "n": 64, "step": 0.1, "rng": 0, "level": 0.9}
+            | {"starts": None, "executor": None, "progress": None, "max_seconds": None},
+        ),
         "stationary.sample_exit": (
             fh.stationary.sample_exit,
             {"problem": LEAVING, "start": [0.5], "n": 8, "rng": 0, "step": 0.1, "policy": steady, "max_time": 1.0}
