@@ -26,7 +26,7 @@ ORDER = {
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": (
         "density estimate checks norms solution staged steady ground bridge comparison compare packing packing_steady "
-        "files"
+        "stage_problems packing_staged files"
     ),
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
