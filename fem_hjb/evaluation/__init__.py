@@ -2,7 +2,6 @@
 
 from fem_hjb.evaluation.certificate import Bounds, Certificate, Interval
 from fem_hjb.evaluation.certify import certify
-from fem_hjb.evaluation.certify_exit import certify_exit
 from fem_hjb.evaluation.control_error import ControlError, control_error
 from fem_hjb.evaluation.objectives import Objectives, objectives
 from fem_hjb.evaluation.policy_value import PolicyValue, evaluate_policy
@@ -15,7 +14,6 @@ __all__ = [
     "Objectives",
     "PolicyValue",
     "certify",
-    "certify_exit",
     "control_error",
     "evaluate_policy",
     "objectives",
