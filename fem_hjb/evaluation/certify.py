@@ -32,6 +32,7 @@ from fem_hjb.evaluation.weights import Found, found_in
 from fem_hjb.paths.sources import child_seed
 from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.problems.stages import Rewards, checked_rewards
 from fem_hjb.solutions.solution import ProductSolution, Solution
@@ -117,6 +118,10 @@ def certify(
         is given as value=.
     ConvergenceError : paths explode, or max_seconds are over before there is anything.
     """
+    if isinstance(problem, ExitProblem):
+        raise ProblemError(
+            "certify needs a ControlProblem, got ExitProblem; stationary.certify_exit follows paths until an exit"
+        )
     require_problem(problem, "certify")
     watch = until(checked_progress(progress), checked_seconds(max_seconds))
     plan, start = checked_plan(problem, x0, n, checked_steps(steps), starts)

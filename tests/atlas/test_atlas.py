@@ -231,7 +231,7 @@ RING = next(setting for setting in atlas.SETTINGS if setting.name == "forever-ri
 
 def test_for_ever_on_a_ring_of_triangles(tmp_path):
     """Coarse triangles: the average reward of fine ones, a grid that ends at the circles, and a picture."""
-    setting = replace(RING.quick(), annulus=(1.2, 5.4, 8, 24), seconds=60.0)
+    setting = replace(RING.quick(), annulus=(1.2, 5.4, 6, 18), seconds=60.0)
     (record,) = atlas.collect([setting], tmp_path)
     assert record["error"] is None
     assert record["value"] == pytest.approx(6.748682258, abs=1e-3)
@@ -247,7 +247,7 @@ def test_for_ever_on_a_ring_of_triangles(tmp_path):
 
 
 def test_a_law_that_does_not_fit_between_the_circles_is_told(tmp_path):
-    (record,) = atlas.collect([replace(RING.quick(), annulus=(3.0, 4.0, 3, 24), seconds=60.0)], tmp_path)
+    (record,) = atlas.collect([replace(RING.quick(), annulus=(3.0, 4.0, 2, 16), seconds=60.0)], tmp_path)
     assert "law in the annulus" in record["status"]
 
 

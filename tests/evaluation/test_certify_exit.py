@@ -172,6 +172,10 @@ def ask(problem: Any = LINE, policy: Any = None, start: Any = (START,), **more: 
 
 REFUSED: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
     "certify_exit needs an ExitProblem, got int": (ProblemError, ask(problem=3)),
+    "got ExitProblem; stationary.certify_exit follows": (
+        ProblemError,
+        lambda: fh.certify(LINE, None, n=64, steps=2, rng=0),  # type: ignore[arg-type]
+    ),
     "needs a problem with domain=": (DomainError, ask(problem=process(domain=None))),
     r"policy must be a callable x \(n, d\) -> \(n, d\), got float": (ProblemError, ask(policy=1.0)),
     r"policy\(x\) returned shape": (ProblemError, ask(policy=lambda x: x[:, 0])),
