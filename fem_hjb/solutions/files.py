@@ -4,6 +4,8 @@ A result is read back bit for bit: the same coefficients on the same class. Call
 is given again when a file is read; what its callables return at a few points must be what it was when it was written.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
