@@ -27,10 +27,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import skfem
 from scipy.linalg import solve_continuous_are
 
 import fem_hjb as fh
+from fem_hjb.problems.zoo.meshed import annulus_mesh
 
 Piece = tuple[fh.ControlProblem, int]  # a problem, and how many independent ones are like it
 
@@ -87,20 +87,10 @@ def row(name: str, pieces: Sequence[Piece], rtol: float, known: tuple[float, flo
     return f"{name:22s} {average:16.9f} {off:8.0e} {gap:12.6f}   {truth:16s} {seconds:6.1f}  {told}"
 
 
-def annulus(across: int, around: int) -> skfem.MeshTri:
-    """Triangles between the circles of radius 1.2 and 5.4."""
-    r, angle = np.linspace(1.2, 5.4, across + 1), 2.0 * np.pi * np.arange(around) / around
-    p = np.stack([np.outer(r, np.cos(angle)), np.outer(r, np.sin(angle))]).reshape(2, -1)
-    i, j = (k.ravel() for k in np.meshgrid(np.arange(across), np.arange(around), indexing="ij"))
-    here, left = i * around + j, i * around + (j + 1) % around
-    cells = np.concatenate([[here, here + around, left], [left, here + around, left + around]], axis=1)
-    return skfem.MeshTri(p, cells)
-
-
 def ring(quick: bool) -> str:
     """Its line of the table."""
     started = time.process_time()
-    mesh, element = (annulus(8, 24), "P2") if quick else (annulus(22, 64), "P4")
+    mesh, element = (annulus_mesh(1.2, 5.4, 8, 24), "P2") if quick else (annulus_mesh(1.2, 5.4, 22, 64), "P4")
     found = fh.stationary.ground_state_on_mesh(fh.zoo.get("ring", 2), mesh, element=element)
     seconds, off = time.process_time() - started, found.stats["average_reward_error"]
     head = f"{'ring, d = 2, on a mesh':22s} {found.average_reward:16.9f} {off:8.0e} {found.gap:12.6f}"

@@ -28,6 +28,17 @@ def run(*arguments: str, out: Path) -> Any:
     return result
 
 
+def test_the_value_of_an_exit_is_certified(tmp_path: Path) -> None:
+    asked = ("exit", "brownian-exit", "--at=0.5", "--certify=0.01", "--quick")
+    assert "certificate of a policy of 'brownian-exit', level 0.95: ok" in run(*asked, out=tmp_path / "a").stdout
+    (row,) = json.loads(run(*asked, "--json", out=tmp_path / "b").stdout)["at"]
+    assert row["certificate"]["lower"] <= row["value"] <= row["certificate"]["upper"]
+    assert row["certificate"]["step"] == 0.01
+    wrong = CliRunner().invoke(app, ["exit", "brownian-exit", "--of=mean-exit-time", "--certify=0.01"])
+    assert wrong.exit_code == 2
+    assert "--certify is of values" in wrong.output
+
+
 def test_an_exit_is_printed_written_and_drawn(tmp_path: Path) -> None:
     result = run("exit", "brownian-exit", "--param", "rate=2", "--at=0.5", "--at=-0.25", out=tmp_path)
     rows = re.findall(r"^at (\S+): (\S+) ± (\S+)$", result.stdout, re.MULTILINE)

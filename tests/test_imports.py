@@ -26,13 +26,13 @@ ORDER = {
     "stepping": "adaptive lawson esdirk implicit",
     "solutions": (
         "density estimate checks norms solution staged steady ground bridge comparison compare packing packing_steady "
-        "files"
+        "stage_problems packing_staged files"
     ),
     "reference": (
         "faces box_background box_form mesh_in_time mesh_linear mesh_operators "
         "box_asked box_speed box_coefficients box_taming box_panel box_adjoint box_averages box_grading box_layer "
-        "box_faces box_sizes box_running box_run box_paths box_march box_cost box_moments box_steps box_single box_plans "
-        "box_judge box_tolerance "
+        "box_faces box_sizes box_running box_run box_paths box_march box_cost box_moments box_steps box_single "
+        "box_plans box_judge box_tolerance "
         "fokker_planck_start fokker_planck_grids fokker_planck_panels fokker_planck_mesh fokker_planck "
         "tolerance feynman_kac "
         "steady_operators steady_checks steady_ladder exit_equation exit_box exit_mesh ground_equation ground_state "
@@ -46,8 +46,8 @@ ORDER = {
         "fit"
     ),
     "evaluation": (
-        "controlled_law expectation control_error objectives weights weighted_walk residual_score walk_sums "
-        "certificate certify policy_value"
+        "controlled_law expectation control_error objectives weights weighted_walk residual_score exit_walk walk_sums "
+        "certificate certify certify_exit policy_value"
     ),
     "stationary": "",
     "plotting": "pictures fields verdicts animation steady",

@@ -157,7 +157,7 @@ def builder(dim: int, *, size: float = 1.0) -> fh.ControlProblem:
     return LQ
 
 
-FILES = ("solution.npz", "paths.npz", "plain.npz", "exit.npz", "ground.npz", "bridge.npz")
+FILES = ("solution.npz", "paths.npz", "plain.npz", "exit.npz", "ground.npz", "bridge.npz", "staged.npz")
 
 
 def write_files(folder: Path) -> None:
@@ -165,7 +165,7 @@ def write_files(folder: Path) -> None:
     fh.save_solution(folder / FILES[0], SOLUTION)
     fh.solutions.save_paths(folder / FILES[1], PATHS)
     fh.paths.write_paths(folder / FILES[2], fh.paths.array_source(PATHS))
-    for name, found in zip(FILES[3:], (GONE, GROUND, BRIDGE), strict=True):
+    for name, found in zip(FILES[3:], (GONE, GROUND, BRIDGE, STAGED), strict=True):
         fh.save_solution(folder / name, found)
 
 
@@ -331,6 +331,10 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
             {"path": MESHES / "annulus.msh", "dim": 2, "simplices": False, "straight": False},
         ),
         "load_solution": (fh.load_solution, {"path": solution_file, "problem": LQ, "target": None, "check": True}),
+        "load_solution of stages": (
+            fh.load_solution,
+            {"path": more_files[3], "problem": WALLED, "rewards": STAGED.rewards, "target": None, "check": True},
+        ),
         "load_solution of an exit": (fh.load_solution, {"path": more_files[0], "problem": LEAVING, "target": None}),
         "load_solution of a ground state": (fh.load_solution, {"path": more_files[1], "problem": WALLED}),
         "load_solution of a bridge": (
@@ -447,6 +451,11 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "stationary.mean_exit_time": (
             fh.stationary.mean_exit_time,
             {"problem": LEAVING, "rtol": 1e-2, "max_dofs": 500, "progress": None, "max_seconds": None},
+        ),
+        "stationary.certify_exit": (
+            fh.stationary.certify_exit,
+            {"problem": LEAVING, "policy": steady, "start": [0.5], "n": 64, "step": 0.1, "rng": 0, "level": 0.9}
+            | {"starts": None, "executor": None, "progress": None, "max_seconds": None},
         ),
         "stationary.sample_exit": (
             fh.stationary.sample_exit,

@@ -107,6 +107,7 @@ def asked(setting: Setting) -> Record:
     kept = ("rtol", "seconds", "box", "paths", "steps", "fine")
     found = {name: getattr(setting, name) for name in kept} | {"given": dict(setting.parameters)}
     found |= {"forever": True} if setting.forever else {}
+    found |= {"annulus": setting.annulus} if setting.annulus is not None else {}
     return dict(plain(found))
 
 

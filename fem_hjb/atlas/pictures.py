@@ -106,7 +106,7 @@ def _plane(ax: Axes, arrays: dict[str, FloatArray]) -> None:
 
 def _where_the_law_is(arrays: dict[str, FloatArray]) -> dict[str, FloatArray]:
     """The part of a grid without times that holds the stationary law."""
-    seen, found = arrays["p_optimal"] > _SEEN * arrays["p_optimal"].max(), dict(arrays)
+    seen, found = arrays["p_optimal"] > _SEEN * np.nanmax(arrays["p_optimal"]), dict(arrays)
     for axis in range(seen.ndim):
         rows = np.flatnonzero(seen.any(axis=tuple(k for k in range(seen.ndim) if k != axis)))
         kept = slice(int(rows[0]), int(rows[-1]) + 1)

@@ -12,6 +12,7 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.errors import TrialError
 
+_QUICK_MESH = 8, 24
 _QUICK_RTOL, _QUICK_SECONDS, _QUICK_PATHS, _QUICK_STEPS = 1e-2, 5.0, 1024, 32
 
 
@@ -34,6 +35,7 @@ class Setting:
     problem, dim, parameters : of the zoo.
     rtol : of `solve`; None where the closed form is the reference, as more than three coordinates hang together.
     seconds : the most that each of its parts may take: solve, objectives, certify.
+    annulus : radii, and triangles across and around: the law lives on the mesh between these circles, by P4.
     box : the corners of the box it is solved on; None: chosen by `solve`.
     paths, steps : of the Euler chain, whose J the literature gives.  fine : the steps of the certificate.
     forever : whether it is what the problem tends to as its horizon grows, by `ground_state`; horizon and terminal
@@ -49,6 +51,7 @@ class Setting:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 300.0
     box: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    annulus: tuple[float, float, int, int] | None = None
     paths: int = 8192
     steps: int = 200
     fine: int = 400
@@ -68,8 +71,9 @@ class Setting:
     def quick(self) -> Setting:
         """The same with a loose tolerance and few paths."""
         loose = None if self.rtol is None else max(self.rtol, _QUICK_RTOL)
+        mesh = None if self.annulus is None else (*self.annulus[:2], *_QUICK_MESH)
         few: dict[str, Any] = {"paths": _QUICK_PATHS, "steps": _QUICK_STEPS, "fine": 2 * _QUICK_STEPS}
-        return replace(self, rtol=loose, seconds=min(self.seconds, _QUICK_SECONDS), **few)
+        return replace(self, rtol=loose, seconds=min(self.seconds, _QUICK_SECONDS), annulus=mesh, **few)
 
 
 DRAWN = ((-0.5853, 0.0), (0.0, -1.4356)), ((5.2384, 0.4181), (0.4181, 7.2859))  # A, and Q = 2 P
@@ -167,6 +171,15 @@ SETTINGS: tuple[Setting, ...] = (
         parameters={"kappa": _DEEP[0], "mu": _DEEP[1], "nu": 0.0},
         rtol=1e-5,
         forever=True,
+    ),
+    Setting(
+        name="forever-ring",
+        problem="ring",
+        dim=2,
+        rtol=1e-3,
+        annulus=(1.2, 5.4, 22, 64),
+        forever=True,
+        note="on triangles around its circle, by P4, with error bars by refining them; the factor of E is chosen here",
     ),
     Setting(name="digital-option", problem="digital-option", rtol=1e-4),
     Setting(name="down-and-out-call", problem="down-and-out-call", rtol=1e-4),

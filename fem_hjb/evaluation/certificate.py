@@ -61,6 +61,8 @@ class Certificate:
     bias : what the chain is off by, chain - diffusion.
     ess : the effective sample size (sum e^W)^2 / sum e^{2W}, of all `paths`.  tail : the index k of the tail of e^W.
     starts : how many starts there are, 1 for a fixed one.
+    steps : how many there are until the horizon.  step : None; where paths end at an exit, the length of a step instead
+        (and steps is 0).
     status : "ok", or in words what is not.
 
     Where the weights have degenerated value is nan and upper is inf; the interval of v* begins at `lower`.
@@ -82,8 +84,12 @@ class Certificate:
     steps: int
     level: float
     status: str
+    step: float | None = None
 
     def __repr__(self) -> str:
+        paced = f"{self.steps} and {self.steps // 2} steps"
+        if self.step is not None:
+            paced = f"steps of {self.step:g} and {2 * self.step:g} until they left"
         above = f"v* <= {self.upper:.6g} by {self.upper_by}" if np.isfinite(self.upper) else "no upper bound"
         return "\n".join(
             (
@@ -92,8 +98,8 @@ class Certificate:
                 f"v*     {self.diffusion.optimal}, {above}",
                 f"gap    {self.gap}; steps put {self.bias.reward.estimate:.2g} into J, {self.bias.optimal.estimate:.2g}"
                 " into v*",
-                f"{self.paths} paths from {self.starts} start{'s' if self.starts > 1 else ''} in {self.steps} and"
-                f" {self.steps // 2} steps, effective sample size {self.ess:.4g}, tail index {self.tail:.2f}",
+                f"{self.paths} paths from {self.starts} start{'s' if self.starts > 1 else ''} in {paced},"
+                f" effective sample size {self.ess:.4g}, tail index {self.tail:.2f}",
             )
         )
 

@@ -14,8 +14,10 @@ An approximate value w gives another pair of bounds, from paths of its own (`res
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -24,12 +26,13 @@ from numpy.typing import ArrayLike
 from fem_hjb.evaluation.certificate import Bounds, Certificate, Interval, intervals, separate, without_value
 from fem_hjb.evaluation.controlled_law import checked_policy, policy_of
 from fem_hjb.evaluation.residual_score import Range, Residual, checked_range, checked_value
-from fem_hjb.evaluation.walk_sums import Chunks, Plan, checked_plan, starts_of, summed
-from fem_hjb.evaluation.weighted_walk import Likelihood, times_of
+from fem_hjb.evaluation.walk_sums import Chunks, Plan, Walk, checked_plan, starts_of, summed
+from fem_hjb.evaluation.weighted_walk import Likelihood, log_weights, times_of
 from fem_hjb.evaluation.weights import Found, found_in
 from fem_hjb.paths.sources import child_seed
 from fem_hjb.paths.steering import Policy, steer
 from fem_hjb.problems.box import Box
+from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.problem import ControlProblem, ValueFunction, require_problem
 from fem_hjb.problems.stages import Rewards, checked_rewards
 from fem_hjb.solutions.solution import ProductSolution, Solution
@@ -115,6 +118,10 @@ def certify(
         is given as value=.
     ConvergenceError : paths explode, or max_seconds are over before there is anything.
     """
+    if isinstance(problem, ExitProblem):
+        raise ProblemError(
+            "certify needs a ControlProblem, got ExitProblem; stationary.certify_exit follows paths until an exit"
+        )
     require_problem(problem, "certify")
     watch = until(checked_progress(progress), checked_seconds(max_seconds))
     plan, start = checked_plan(problem, x0, n, checked_steps(steps), starts)
@@ -124,12 +131,12 @@ def certify(
     if on_the_way and value is not None:
         raise MeasureError("value= knows of no rewards on the way; leave it out, or rewards=")
     seeds = np.random.SeedSequence(as_seed(rng))
-    work = _Work(problem, start, plan, steps, checked_level(level), executor, seeds, on_the_way)
+    work = Work(problem, start, plan, Pace(steps=steps), checked_level(level), executor, seeds)
     if value is None and bounds is not None:
         raise MeasureError("bounds= are those of the residual of value=, which is missing; give both or neither")
     try:
         if value is None:
-            run = work.likelihood(policy, watch)
+            run = work.likelihood(policy, on_the_way, watch)
             found = work.certificate(run, work.optimum(run, None), run)
         else:
             found = work.from_value(policy, value, bounds, watch, max_seconds)
@@ -144,7 +151,14 @@ def certify(
     return found
 
 
-class _Run(NamedTuple):
+class Pace(NamedTuple):
+    """How many steps there are until the horizon; or the length of a step, for paths until an exit."""
+
+    steps: int = 0
+    step: float | None = None
+
+
+class Run(NamedTuple):
     """Paths of one policy: what was found, and the intervals; chain None where a residual was added up."""
 
     found: Found
@@ -165,47 +179,51 @@ class _Optimum(NamedTuple):
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Work:
-    """What all paths have in common."""
+class Work:
+    """What all paths have in common, those until an exit (`certify_exit`) included."""
 
     problem: ControlProblem
     x0: FloatArray | None
     plan: Plan
-    steps: int
+    pace: Pace
     level: float
     executor: Executor | None
     seed: np.random.SeedSequence
-    rewards: Rewards
 
-    def likelihood(self, policy: Any, tell: Progress) -> _Run:
+    def likelihood(self, policy: Any, rewards: Rewards, tell: Progress) -> Run:
         """Along paths of the policy, exact for the chain."""
         pi = followed(self.problem, policy)
-        probe(self.problem, pi, self.x0, self.steps)
-        return self._run(Likelihood(self.problem, pi, self.rewards), 0, tell)
+        probe(self.problem, pi, self.x0, self.pace.steps)
+        return self._timed(Likelihood(self.problem, pi, rewards), 0, tell)
 
     def from_value(self, policy: Any, value: Any, bounds: Any, watch: Watch, seconds: float | None) -> Certificate:
         """With v* from paths of an approximate value's own policy."""
         score = checked_value(self.problem, value)
-        probe(self.problem, score.policy, self.x0, self.steps)
+        probe(self.problem, score.policy, self.x0, self.pace.steps)
         limits = checked_range(score, bounds, np.random.default_rng(child_seed(self.seed, 1)))
         if policy is value:
-            run = self._run(score, 2, watch)._replace(chain=None)
+            run = self._timed(score, 2, watch)._replace(chain=None)
             return self.certificate(run, self.optimum(run, limits), run)
         half = None if seconds is None else seconds / 2
-        own = self.likelihood(policy, until(part_of(watch, 0.0, 0.5), half))
-        run = self._run(score, 2, part_of(watch, 0.5, 1.0))
+        own = self.likelihood(policy, {}, until(part_of(watch, 0.0, 0.5), half))
+        run = self._timed(score, 2, part_of(watch, 0.5, 1.0))
         best = self.optimum(run, limits)
         both = separate(own.diffusion, best.bounds)
         return self.certificate(own, best._replace(bounds=both), run)
 
-    def _run(self, score: Likelihood | Residual, k: int, tell: Progress) -> _Run:
-        """The paths of run k, each with random numbers of its own."""
-        times = times_of(self.problem, score.policy, self.steps, list(self.rewards))
-        chunks = Chunks(score, self.x0, self.plan, times, child_seed(self.seed, k))
-        found = found_in(summed(chunks, self.executor, tell), self.plan.starts > 1)
-        return _Run(found, *intervals(found, self.problem.temperature, self.level))
+    def _timed(self, score: Likelihood | Residual, k: int, tell: Progress) -> Run:
+        """The paths of run k until the horizon."""
+        rewards = list(score.rewards) if isinstance(score, Likelihood) else []
+        times = times_of(self.problem, score.policy, self.pace.steps, rewards)
+        return self.run(score, partial(log_weights, times=times), k, tell)
 
-    def optimum(self, run: _Run, limits: Range | None) -> _Optimum:
+    def run(self, score: Likelihood | Residual, walk: Walk, k: int, tell: Progress) -> Run:
+        """The paths of run k, each run with random numbers of its own."""
+        chunks = Chunks(score, self.x0, self.plan, walk, child_seed(self.seed, k))
+        found = found_in(summed(chunks, self.executor, tell), self.plan.starts > 1)
+        return Run(found, *intervals(found, self.problem.temperature, self.level))
+
+    def optimum(self, run: Run, limits: Range | None) -> _Optimum:
         """What the run says of v*."""
         bounds, notes = run.diffusion, degenerate(run.found, self.plan, run.diffusion, self.problem)
         spoilt = bool(notes)
@@ -226,12 +244,13 @@ class _Work:
         upper = run.diffusion.reward.high + length**2 / (8.0 * self.problem.temperature)
         return _Optimum(bounds, upper, f"Hoeffding's lemma, bounds of the residual {whole.how}", notes, spoilt)
 
-    def certificate(self, own: _Run, best: _Optimum, run: _Run) -> Certificate:
-        """Of the paths `own` of the policy, and v* from `run`."""
+    def certificate(self, own: Run, best: _Optimum, run: Run, more: Sequence[str] = ()) -> Certificate:
+        """Of the paths `own` of the policy, and v* from `run`; and more that is not as it should be."""
         notes = unfinished(own.found, self.plan) + unfinished(run.found, self.plan) + best.notes
         used = [(part.diffusion.reward, part.bias.reward) for part in (own, run)]
         used += [] if best.degenerate else [(run.diffusion.optimal, run.bias.optimal)]
-        notes += biased(used, self.steps, self.problem.temperature)
+        notes += biased(used, self.pace, self.problem.temperature)
+        notes += more
         chain, bounds = own.chain, best.bounds
         if best.degenerate:
             bounds = without_value(bounds)
@@ -250,7 +269,8 @@ class _Work:
             tail=run.found.tail,
             paths=own.found.paths,
             starts=1 if self.plan.starts == 1 else own.found.count,
-            steps=self.steps,
+            steps=self.pace.steps,
+            step=self.pace.step,
             level=self.level,
             status="; ".join(dict.fromkeys(notes)) or "ok",
         )
@@ -291,8 +311,11 @@ def followed(problem: ControlProblem, policy: Any) -> Policy:
     return policy_of(problem, policy)
 
 
-def probe(problem: ControlProblem, policy: Policy, x0: FloatArray | None, steps: int) -> None:
-    """ProblemError if the policy is not as it must be at a few starts, or says something else when asked again."""
+def probe(problem: ControlProblem, policy: Policy, x0: FloatArray | None, steps: int, arguments: str = "t, x") -> None:
+    """ProblemError if the policy is not as it must be at a few starts, or says something else when asked again.
+
+    arguments : what the user's policy takes, for the message.
+    """
     rng = np.random.default_rng(0)
     x = starts_of(problem, _PROBES, rng) if x0 is None else np.repeat(x0[None], _PROBES, axis=0)
     x[_PROBES // 2 :] = x[0]
@@ -301,8 +324,9 @@ def probe(problem: ControlProblem, policy: Policy, x0: FloatArray | None, steps:
         again = steer(policy, t, x[::-1])[::-1]
         if np.abs(again - first).max() > _REPEATED * np.abs(first).max():
             raise ProblemError(
-                f"policy(t, x) returned other numbers at t={t:g} when it was called a second time with its points in"
-                " another order; it must be a function of t and x alone, so fix its random numbers, and let a network"
+                f"policy({arguments}) returned other numbers at t={t:g} when it was called a second time with its"
+                f" points in another order; it must be a function of {arguments.replace(', ', ' and ')} alone, so fix"
+                " its random numbers, and let a network"
                 " be in evaluation mode"
             )
 
@@ -331,9 +355,12 @@ def degenerate(found: Found, plan: Plan, bounds: Bounds, problem: ControlProblem
     return [f"the weights have degenerated ({told}), only the lower bound holds: take more paths or a better policy"]
 
 
-def biased(estimates: list[tuple[Interval, Interval]], steps: int, alpha: float) -> list[str]:
+def biased(estimates: list[tuple[Interval, Interval]], pace: Pace, alpha: float) -> list[str]:
     """Whether the steps are long for what the paths resolve; of each its interval and what steps put in."""
     off = max(abs(bias.estimate) / max(found.half_width, _NOTHING * alpha) for found, bias in estimates)
     if off <= _BIAS:
         return []
-    return [f"{steps} steps are few: they put {off:.2g} half-widths of an interval into it; take more steps"]
+    what, more = f"{pace.steps} steps are few", "more"
+    if pace.step is not None:
+        what, more = f"steps of {pace.step:g} are long", "shorter"
+    return [f"{what}: they put {off:.2g} half-widths of an interval into it; take {more} steps"]

@@ -48,7 +48,7 @@ class Residual:
     def start(self, x: FloatArray) -> FloatArray:
         return self.w(0.0, x) / self.problem.temperature
 
-    def along(self, t: float, h: float, x: FloatArray, log_ratio: FloatArray) -> FloatArray:
+    def along(self, t: float, h: float | FloatArray, x: FloatArray, log_ratio: FloatArray) -> FloatArray:
         R = self.residual(t, x)
         self._saw(0, R)
         return R * h / self.problem.temperature

@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fem_hjb.evaluation.weighted_walk import Score, log_weights, nothing_seen
+from fem_hjb.evaluation.weighted_walk import Score, nothing_seen
 from fem_hjb.evaluation.weights import Sums, add, of_many_starts, of_one_start
 from fem_hjb.paths.sources import child_seed
 from fem_hjb.paths.tree_sum import tree_sum
@@ -28,6 +28,9 @@ _GROWTH = 0.4  # the power of n that they grow with: the bias of a logarithm the
 _MOST, _MOST_INNER = 10**10, 10**5
 _CHUNK = 1 << 21  # coordinates times steps of a chunk, about
 _CHUNK_LOW, _CHUNK_HIGH = 512, 8192  # its paths
+
+Walk = Callable[[Any, FloatArray, np.random.Generator, Progress], FloatArray]
+"""(score, x (n, d), rng, tell) -> W (2, n) along paths from x, `exit_weights` or `log_weights` but for their steps."""
 
 
 @final
@@ -94,7 +97,7 @@ class Chunks:
     score: Score
     x0: FloatArray | None
     plan: Plan
-    times: FloatArray  # between which are the steps, an even number
+    walk: Walk
     seed: np.random.SeedSequence
     tell: Callable[[int, float], None] | None = None
 
@@ -105,9 +108,9 @@ class Chunks:
         count = self.plan.size(i)
         if self.x0 is not None:
             x = np.repeat(self.x0[None], count, axis=0)
-            return of_one_start(log_weights(score, x, self.times, rng, tell), score.seen)
+            return of_one_start(self.walk(score, x, rng, tell), score.seen)
         x = np.repeat(starts_of(score.problem, count, rng), self.plan.inner, axis=0)
-        W = log_weights(score, x, self.times, rng, tell)
+        W = self.walk(score, x, rng, tell)
         return of_many_starts(W.reshape(2, count, self.plan.inner), score.seen)
 
     def told(self, i: int, fraction: float) -> None:

@@ -53,8 +53,8 @@ class Score(Protocol):
     def start(self, x: FloatArray) -> FloatArray:
         """At the start, (n,)."""
 
-    def along(self, t: float, h: float, x: FloatArray, log_ratio: FloatArray) -> FloatArray:
-        """In a step from x, (n,)."""
+    def along(self, t: float, h: float | FloatArray, x: FloatArray, log_ratio: FloatArray) -> FloatArray:
+        """In a step from x, (n,), of which h counts, a number or (n,)."""
 
     def end(self, x: FloatArray) -> FloatArray:
         """At T, (n,)."""
@@ -83,7 +83,7 @@ class Likelihood:
     def start(self, x: FloatArray) -> FloatArray:
         return np.zeros(len(x))
 
-    def along(self, t: float, h: float, x: FloatArray, log_ratio: FloatArray) -> FloatArray:
+    def along(self, t: float, h: float | FloatArray, x: FloatArray, log_ratio: FloatArray) -> FloatArray:
         earned = self.problem.r(t, x) * h
         if t in self.rewards:
             earned = earned + paid(self.rewards, t, x)
@@ -116,7 +116,9 @@ def times_of(problem: ControlProblem, policy: Policy, steps: int, given: Sequenc
     return np.append(np.concatenate(parts), T)
 
 
-def log_weights(score: Score, x: FloatArray, times: FloatArray, rng: np.random.Generator, tell: Progress) -> FloatArray:
+def log_weights(
+    score: Score, x: FloatArray, rng: np.random.Generator, tell: Progress, *, times: FloatArray
+) -> FloatArray:
     """W (2, n) of paths from x (n, d): with steps between every second one of these times, and between all of them."""
     problem = score.problem
     chains = [_Chain(score, x, rng), _Chain(score, x, rng)]

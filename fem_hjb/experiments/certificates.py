@@ -15,7 +15,7 @@ weights, would give intervals that miss it.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast, final
 
 import numpy as np
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from fem_hjb.evaluation.certificate import intervals
 from fem_hjb.evaluation.certify import certify
 from fem_hjb.evaluation.walk_sums import Chunks, checked_plan, summed
-from fem_hjb.evaluation.weighted_walk import Likelihood
+from fem_hjb.evaluation.weighted_walk import Likelihood, log_weights
 from fem_hjb.evaluation.weights import found_in
 from fem_hjb.experiments.trial import Claim, Trial, conclude
 from fem_hjb.plotting.pictures import STYLES
@@ -152,7 +152,7 @@ def _unjudged(
         Likelihood(problem, policy),
         start,
         plan,
-        np.linspace(0.0, problem.horizon, steps + 1),
+        partial(log_weights, times=np.linspace(0.0, problem.horizon, steps + 1)),
         np.random.SeedSequence((seed, 1)),
     )
     sums = summed(chunks, None, unheard)

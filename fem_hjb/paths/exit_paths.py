@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,10 +12,11 @@ from numpy.typing import ArrayLike
 from fem_hjb.paths.likelihood import euler_step
 from fem_hjb.paths.simulate import in_range
 from fem_hjb.paths.walls import moved
-from fem_hjb.problems.box import Box
+from fem_hjb.problems.box import BoolArray, Box
 from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.laws import Law, PointMass
-from fem_hjb.problems.problem import checked_call
+from fem_hjb.problems.mesh_domain import MeshDomain
+from fem_hjb.problems.problem import ControlProblem, checked_call
 from fem_hjb.support.checks import (
     FloatArray,
     Rng,
@@ -32,7 +33,7 @@ from fem_hjb.support.progress import OutOfTimeError, Progress, checked_progress,
 SteadyPolicy = Callable[[FloatArray], ArrayLike]
 """pi, a callable x (n, d) -> (n, d)."""
 
-_MOST_STEPS = 1_000_000
+MOST_STEPS = 1_000_000
 
 
 @final
@@ -116,8 +117,8 @@ def sample_exit(
     watch = until(checked_progress(progress), checked_seconds(max_seconds))
     (generator,) = spawn_generators(rng, 1)
     law = start if isinstance(start, Law) else PointMass(frozen_array(start, "start", (problem.dim,), DomainError))
-    _require_inside(problem, law)
-    _require_progress(problem, law, h, end)
+    require_inside(problem, law)
+    require_progress(problem, law, h, end)
     try:
         return _followed(problem, law, n, generator, h, policy, end, watch)
     except OutOfTimeError:
@@ -129,7 +130,7 @@ def sample_exit(
         ) from None
 
 
-def _require_inside(problem: ExitProblem, law: Law) -> None:
+def require_inside(problem: ExitProblem, law: Law) -> None:
     domain = problem.domain
     if law.dim != problem.dim:
         raise DomainError(f"start has dimension {law.dim}, the problem has dim={problem.dim}")
@@ -140,9 +141,9 @@ def _require_inside(problem: ExitProblem, law: Law) -> None:
             raise DomainError(f"start must lie inside the domain, got {x.tolist()} for {domain}")
 
 
-def _require_progress(problem: ExitProblem, law: Law, h: float, end: float) -> None:
+def require_progress(problem: ExitProblem, law: Law, h: float, end: float) -> None:
     """A million steps have to lead somewhere: over max_time, or a hundredth of the width of the domain."""
-    many = _MOST_STEPS * h
+    many = MOST_STEPS * h
     if end < np.inf:
         if many < end:
             raise ConvergenceError(
@@ -172,6 +173,43 @@ def _passes(problem: ExitProblem, x: FloatArray) -> Any:
     return (((x >= lower) | natural[0]) & ((x <= upper) | natural[1])).all()
 
 
+class ExitStep(NamedTuple):
+    """Where a step ends, (n, d); whether it has left, (n,); how much of it counts, (n,); log(dP^pi / dP), (n,)."""
+
+    x: FloatArray
+    out: BoolArray
+    share: FloatArray
+    log_ratio: FloatArray
+
+
+def exit_step(
+    control: ControlProblem,
+    passed: float,
+    h: float,
+    x: FloatArray,
+    pi: FloatArray,
+    noise: FloatArray,
+    rng: np.random.Generator,
+) -> ExitStep:
+    """One step of length h from x (n, d), inside, with the noise (n, d); it leaves in its middle.
+
+    control : the exit problem as one in time (`ExitProblem.until`).  passed : the time before the step, for messages.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # explosions are found and told by in_range
+        ahead = euler_step(control, 0.0, h, x, pi, noise)
+        new = in_range(ahead.x, passed + h)
+    new = moved(control, 0.0, h, x, new, rng)
+    out = stopping_domain(control).exited(new)
+    return ExitStep(new, out, np.where(out, 0.5, 1.0), ahead.log_ratio)
+
+
+def stopping_domain(problem: ExitProblem | ControlProblem) -> Box | MeshDomain:
+    """The domain of the problem, or a DomainError."""
+    if problem.domain is None:
+        raise DomainError("paths are stopped at the boundary of a domain")
+    return problem.domain
+
+
 def _followed(
     problem: ExitProblem,
     law: Law,
@@ -182,43 +220,38 @@ def _followed(
     end: float,
     watch: Progress,
 ) -> ExitPaths:
-    domain = problem.domain
-    if domain is None:
-        raise DomainError("paths are stopped at the boundary of a domain")
+    domain = stopping_domain(problem)
     x = law.sample(n, rng)
     start, exit_, time = x.copy(), x.copy(), np.zeros(n)
-    reward, log_ratio = np.zeros(n), np.zeros(n)
+    reward, log_ratios = np.zeros(n), np.zeros(n)
     alive = np.flatnonzero(~domain.exited(x))
     x = domain.inside(x)[alive]
     control = problem.until(1.0, initial_law=law)  # whose steps are those of `paths.likelihood`
     passed = 0.0
-    for _ in range(_MOST_STEPS):
+    for _ in range(MOST_STEPS):
         if not alive.size or passed >= end:
             break
         watch(1.0 - alive.size / n)
         pi = np.zeros(x.shape)
         if policy is not None:
             pi = checked_call("policy(x)", policy, (x,), (problem.dim,), passes=FemHjbError)
-        with np.errstate(over="ignore", invalid="ignore"):  # explosions are found and told by in_range
-            ahead = euler_step(control, 0.0, h, x, pi, np.sqrt(h) * rng.standard_normal(x.shape))
-            new = in_range(ahead.x, passed + h)
-        new = moved(control, 0.0, h, x, new, rng)
-        out = domain.exited(new)
-        share = np.where(out, 0.5, 1.0)
+        new, out, share, log_ratio = exit_step(
+            control, passed, h, x, pi, np.sqrt(h) * rng.standard_normal(x.shape), rng
+        )
         reward[alive] += problem.r(x) * h * share
-        log_ratio[alive] += ahead.log_ratio
+        log_ratios[alive] += log_ratio
         time[alive] += h * share
         exit_[alive] = new
         passed += h
         alive, x = alive[~out], new[~out]
     else:
         raise ConvergenceError(
-            f"{alive.size} of {n} paths have not left after {_MOST_STEPS} steps of {h:g}; take longer steps, a policy"
+            f"{alive.size} of {n} paths have not left after {MOST_STEPS} steps of {h:g}; take longer steps, a policy"
             " that leads out, or max_time="
         )
     left = np.ones(n, dtype=np.bool_)
     left[alive] = False
-    arrays = start, exit_, time, reward, log_ratio, left
+    arrays = start, exit_, time, reward, log_ratios, left
     for array in arrays:
         array.setflags(write=False)
-    return ExitPaths(start=start, exit=exit_, time=time, reward=reward, log_ratio=log_ratio, left=left, step=h)
+    return ExitPaths(start=start, exit=exit_, time=time, reward=reward, log_ratio=log_ratios, left=left, step=h)

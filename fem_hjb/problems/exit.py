@@ -198,14 +198,14 @@ class ExitProblem(Plain):
                 " MeshDomain"
             )
         Lambda, r = self.diffusion, self.running_reward
-        paid = None if self.exit_reward is None else lambda t, x: self.g(x)
+        paid = None if self.exit_reward is None else _Always(self.g)
         return ControlProblem(
             dim=self.dim,
             horizon=horizon,
             temperature=self.temperature,
-            drift=lambda t, x: self.drift(x),
-            diffusion=(lambda t, x: Lambda(x)) if callable(Lambda) else Lambda,
-            running_reward=None if r is None else lambda t, x: r(x),
+            drift=_Always(self.drift),
+            diffusion=_Always(Lambda) if callable(Lambda) else Lambda,
+            running_reward=None if r is None else _Always(r),
             terminal_reward=_nothing if terminal_reward is None else terminal_reward,
             initial_law=initial_law,
             domain=replace(domain, exit_reward=paid),
@@ -220,6 +220,17 @@ def faces_of(domain: Box) -> list[tuple[int, str]]:
     [(0, 'upper')]
     """
     return [(int(axis), ("lower", "upper")[side]) for side, axis in np.argwhere(domain.where("absorbing"))]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Always:
+    """(t, x) -> field(x); unlike a lambda it can be pickled."""
+
+    field: Field
+
+    def __call__(self, t: ArrayLike, x: FloatArray) -> ArrayLike:
+        return self.field(x)
 
 
 def _nothing(x: FloatArray) -> FloatArray:

@@ -23,15 +23,13 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fem_hjb.paths.simulate import sample_at
 from fem_hjb.paths.steering import Policy
 from fem_hjb.problems.kernels import KernelDensity
-from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, MarginalLaw, PointMass
-from fem_hjb.problems.linear import linear_marginal
-from fem_hjb.problems.problem import ControlProblem, LinearDrift, TerminalReward, require_box, require_problem
-from fem_hjb.problems.stages import Rewards, checked_rewards, paid
+from fem_hjb.problems.laws import Law
+from fem_hjb.problems.problem import ControlProblem, TerminalReward, require_box, require_problem
+from fem_hjb.problems.stages import Rewards, checked_rewards
 from fem_hjb.reference.pathwise import along_paths, walk
 from fem_hjb.reference.solve import solve
 from fem_hjb.reference.tolerance import LARGEST_RTOL, LEAST_RTOL, checked_rtol, judged
@@ -39,10 +37,10 @@ from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.estimate import PARTS, ErrorEstimate, ToleranceWarning
 from fem_hjb.solutions.norms import l2_norm, policy_squares
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.solutions.stage_problems import marginal_of, stage_problem
 from fem_hjb.solutions.staged import Continued, StagedSolution, bounds_of
 from fem_hjb.support.checks import FloatArray, Rng, as_seed, positive_integer
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
-from fem_hjb.support.objects import Plain
 from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_progress, checked_seconds, part_of, until
 
 _DRAWS = 2048  # of each law
@@ -128,38 +126,6 @@ def solve_stages(
 
 
 @final
-@dataclass(frozen=True, eq=False, repr=False)
-class _Later(Plain):
-    """A callable of t and x, with time counted from the beginning of a stage."""
-
-    function: Callable[[ArrayLike, FloatArray], ArrayLike]
-    start: float
-
-    def __call__(self, t: ArrayLike, x: FloatArray) -> ArrayLike:
-        return self.function(np.asarray(t) + self.start, x)
-
-
-@final
-@dataclass(frozen=True, eq=False, repr=False)
-class _Ahead(Plain):
-    """What a stage ends with: the reward y_i, and the value of the next stage, beyond its box along its slope."""
-
-    rewards: Rewards
-    t: float
-    next: Stage
-
-    def __call__(self, x: FloatArray) -> FloatArray:
-        points = np.asarray(x, dtype=np.float64)
-        inside = np.clip(points, *bounds_of(self.next))
-        values = self.next.value(0.0, inside)
-        out = (inside != points).any(axis=-1)
-        if out.any():
-            values = values.copy()
-            values[out] += (self.next.gradient(0.0, inside[out]) * (points - inside)[out]).sum(axis=-1)
-        return np.asarray(paid(self.rewards, self.t, points) + values)
-
-
-@final
 @dataclass(frozen=True, eq=False)
 class _Draws:
     """Times (k,), of which each `per`-th begins a stage, and draws (k, n, d) of a law at them."""
@@ -179,28 +145,6 @@ def _law_of(x: FloatArray) -> Law:
 
 
 @final
-@dataclass(frozen=True, eq=False, repr=False)
-class _From(Plain):
-    """The law of X_t with time counted from the beginning of a stage."""
-
-    marginal: MarginalLaw
-    start: float
-
-    def __call__(self, t: float) -> Law:
-        return self.marginal(self.start + t)
-
-
-def _marginal_of(problem: ControlProblem) -> MarginalLaw | None:
-    """t -> the law of X_t, if it is given, or follows from a linear drift."""
-    drift, constant, start = problem.drift, problem.constant_diffusion, problem.initial_law
-    if problem.marginal is not None or problem.domain is not None or constant is None:
-        return problem.marginal
-    if isinstance(drift, LinearDrift) and isinstance(start, Gaussian | GaussianMixture | PointMass):
-        return linear_marginal(drift, constant, start)
-    return None
-
-
-@final
 class _Chain:
     """The stages of a problem."""
 
@@ -208,7 +152,7 @@ class _Chain:
         self.problem, self.rewards, self.max_dofs, self.seed = problem, rewards, max_dofs, seed
         self.ends = np.array([0.0, *rewards, problem.horizon])
         self.count = len(rewards) + 1
-        self.marginal = _marginal_of(problem)
+        self.marginal = marginal_of(problem)
 
     def draws(self, policy: Policy | None) -> _Draws:
         """Of the law without a policy, or under one."""
@@ -239,7 +183,7 @@ class _Chain:
         for k in reversed(range(self.count)):
             done = self.count - 1 - k
             told = part_of(tell, done / self.count, (done + 1) / self.count)
-            own = self._posed(k, laws[k], stages[0] if stages else None)
+            own = stage_problem(self.problem, self.rewards, k, laws[k], stages[0] if stages else None)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ToleranceWarning)  # what the whole reaches is told of the whole
                 options: dict[str, Any] = {"max_dofs": self.max_dofs, "rng": self.seed, "verify": verify}
@@ -247,29 +191,6 @@ class _Chain:
         late = [stage.status for stage in stages if stage.status.startswith("max_seconds")]
         return StagedSolution(
             problem=self.problem, rewards=self.rewards, stages=tuple(stages), status=late[0] if late else "ok"
-        )
-
-    def _posed(self, k: int, law: Law | None, ahead: Stage | None) -> ControlProblem:
-        """The problem of stage k, from its own time 0."""
-        problem, start, end = self.problem, float(self.ends[k]), float(self.ends[k + 1])
-        known = None if law is not None or self.marginal is None else _From(self.marginal, start)
-        if law is None:
-            law = problem.initial_law if k == 0 or known is None else known(0.0)
-
-        def later(function: Any) -> Any:
-            return function if function is None or isinstance(function, LinearDrift) else _Later(function, start)
-
-        return replace(
-            problem,
-            horizon=end - start,
-            drift=later(problem.drift),
-            diffusion=problem.diffusion if problem.constant_diffusion is not None else later(problem.diffusion),
-            running_reward=later(problem.running_reward),
-            terminal_reward=problem.terminal_reward if ahead is None else _Ahead(self.rewards, end, ahead),
-            initial_law=law,
-            exact=None,
-            marginal=known,
-            name=f"{problem.name}, stage {k + 1}",
         )
 
 

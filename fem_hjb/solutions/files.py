@@ -4,6 +4,8 @@ A result is read back bit for bit: the same coefficients on the same class. Call
 is given again when a file is read; what its callables return at a few points must be what it was when it was written.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,9 +17,11 @@ from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.fingerprint import Fingerprint, differences, fingerprint, steady_differences
 from fem_hjb.problems.laws import Law
 from fem_hjb.problems.problem import ControlProblem, require_problem
+from fem_hjb.problems.stages import Rewards, checked_rewards
 from fem_hjb.solutions.bridge import Bridge
 from fem_hjb.solutions.ground import GroundState
 from fem_hjb.solutions.packing import Arrays, Packed, Text, named, pack, plain, unpack
+from fem_hjb.solutions.packing_staged import pack_staged, rewards_differ, unpack_staged
 from fem_hjb.solutions.packing_steady import (
     pack_bridge,
     pack_exit,
@@ -29,12 +33,13 @@ from fem_hjb.solutions.packing_steady import (
     unpack_ground,
 )
 from fem_hjb.solutions.solution import ProductSolution, Solution
+from fem_hjb.solutions.staged import StagedSolution
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution
 from fem_hjb.support.archives import FilePath, read_archive, write_archive
 from fem_hjb.support.checks import flag, require
 from fem_hjb.support.errors import FemHjbError, OutputError
 
-Savable = Solution | ProductSolution | GroundState | Bridge | ExitSolution | ExitExpectation
+Savable = Solution | ProductSolution | StagedSolution | GroundState | Bridge | ExitSolution | ExitExpectation
 Problem = ControlProblem | ExitProblem
 
 _POINT = "problem_"  # begins the names of what the problem says at points
@@ -76,6 +81,16 @@ _KINDS = {
         numbers=("dim", "horizon", "temperature"),
         pack=pack,
         unpack=unpack,
+        points=lambda found: fingerprint(found.problem),
+        differs=lambda problem, _, stored: differences(problem, stored),
+    ),
+    "fem_hjb staged solution 1": _Kind(
+        what="a solution in stages",
+        types=(StagedSolution,),
+        of=ControlProblem,
+        numbers=("dim", "horizon", "temperature"),
+        pack=pack_staged,
+        unpack=unpack_staged,
         points=lambda found: fingerprint(found.problem),
         differs=lambda problem, _, stored: differences(problem, stored),
     ),
@@ -125,7 +140,8 @@ _KINDS = {
 def save_solution(path: FilePath, solution: Savable) -> None:
     """Write a result: class, coefficients, gauge, method, status, checks, stats, and what its problem says at points.
 
-    solution : a `Solution` or a product, an `ExitSolution`, `ExitExpectation`, `GroundState` or `Bridge`.
+    solution : a `Solution`, a product, a `StagedSolution`, an `ExitSolution`, `ExitExpectation`, `GroundState` or
+        `Bridge`.
 
     Raises OutputError when the folder is missing or the file cannot be written; an old file then stays as it was.
     """
@@ -141,15 +157,23 @@ def save_solution(path: FilePath, solution: Savable) -> None:
 
 @overload
 def load_solution(
-    path: FilePath, problem: ControlProblem, *, target: None = None, check: bool = True
+    path: FilePath, problem: ControlProblem, *, target: None = None, rewards: None = None, check: bool = True
 ) -> Solution | ProductSolution | GroundState: ...
 @overload
-def load_solution(path: FilePath, problem: ControlProblem, *, target: Law, check: bool = True) -> Bridge: ...
+def load_solution(
+    path: FilePath, problem: ControlProblem, *, rewards: Rewards, target: None = None, check: bool = True
+) -> StagedSolution: ...
 @overload
 def load_solution(
-    path: FilePath, problem: ExitProblem, *, target: None = None, check: bool = True
+    path: FilePath, problem: ControlProblem, *, target: Law, rewards: None = None, check: bool = True
+) -> Bridge: ...
+@overload
+def load_solution(
+    path: FilePath, problem: ExitProblem, *, target: None = None, rewards: None = None, check: bool = True
 ) -> ExitSolution | ExitExpectation: ...
-def load_solution(path: FilePath, problem: Problem, *, target: Law | None = None, check: bool = True) -> Savable:
+def load_solution(
+    path: FilePath, problem: Problem, *, target: Law | None = None, rewards: Rewards | None = None, check: bool = True
+) -> Savable:
     """Read what `save_solution` wrote, as what it was.
 
     problem : the one it was written for: drift, diffusion, rewards, initial law and domain are compared at the points
@@ -158,6 +182,7 @@ def load_solution(path: FilePath, problem: Problem, *, target: Law | None = None
         and the temperature. What such an expectation is of is in its stats as "quantity"; its h and source are not
         compared.
     target : of a bridge, the law it leads to, and of nothing else.
+    rewards : of a solution in stages, those on the way, as `solve_stages` was given them, and of nothing else.
     check : False reads the file although they differ, or although it is too old to tell, with an OtherProblemWarning
         that names what differs. Dimension, horizon and temperature must be the same in any case.
 
@@ -167,6 +192,8 @@ def load_solution(path: FilePath, problem: Problem, *, target: Law | None = None
     if not isinstance(problem, ExitProblem):
         require_problem(problem, "load_solution")
     strict = flag(check, "check", OutputError)
+    if rewards is not None and isinstance(problem, ControlProblem):
+        rewards = checked_rewards(problem, rewards, "load_solution")
     text, arrays = read_archive(path, *_KINDS)
     kind = _KINDS[text.pop("kind")]
     points = named(arrays, _POINT)
@@ -177,11 +204,13 @@ def load_solution(path: FilePath, problem: Problem, *, target: Law | None = None
                 f" {type(problem).__name__}"
             )
         _compare(path, text, problem, kind)
-        given = _target(path, kind, target)
+        given = _beside(path, text, kind, target, rewards)
         found = kind.unpack(text, arrays, problem, *given)
         doubt = _doubt(text, kind, points, problem, found)
-        if given and target_differs(arrays, given[0]):
+        if kind.types == (Bridge,) and target_differs(arrays, given[0]):
             doubt = f"holds {kind.what} to another target than the one given"
+        if kind.types == (StagedSolution,) and rewards_differ(arrays, found.problem, given[0]):
+            doubt = f"holds {kind.what} with other rewards on the way than those given"
     except OutputError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, FemHjbError) as cause:
@@ -193,15 +222,26 @@ def load_solution(path: FilePath, problem: Problem, *, target: Law | None = None
     return found  # type: ignore[no-any-return]
 
 
-def _target(path: FilePath, kind: _Kind, target: Any) -> tuple[Law, ...]:
-    """The law that a bridge leads to, if the file holds one."""
-    if kind.types != (Bridge,):
-        if target is not None:
-            raise OutputError(f"{path} holds {kind.what}, and target= is that of a bridge; leave it out")
+def _beside(path: FilePath, text: Text, kind: _Kind, target: Any, rewards: Any) -> tuple[Any, ...]:
+    """What a result needs beside its problem: the law that a bridge leads to, the rewards on the way of stages."""
+    bridge, staged = kind.types == (Bridge,), kind.types == (StagedSolution,)
+    if target is not None and not bridge:
+        raise OutputError(f"{path} holds {kind.what}, and target= is that of a bridge; leave it out")
+    if rewards is not None and not staged:
+        raise OutputError(f"{path} holds {kind.what}, and rewards= are those of solve_stages; leave them out")
+    if bridge:
+        if not isinstance(target, Law):
+            raise OutputError(f"{path} holds a bridge: give the law it leads to, target=, got {type(target).__name__}")
+        return (target,)
+    if not staged:
         return ()
-    if not isinstance(target, Law):
-        raise OutputError(f"{path} holds a bridge: give the law it leads to, target=, got {type(target).__name__}")
-    return (target,)
+    if rewards is None:
+        raise OutputError(f"{path} holds {kind.what}: give the rewards on the way, rewards=, at times {text['times']}")
+    if list(rewards) != text["times"]:
+        raise OutputError(
+            f"{path} was written with rewards at times {text['times']}, got rewards at {list(rewards)}; give those"
+        )
+    return (rewards,)
 
 
 def _compare(path: FilePath, text: Text, problem: Problem, kind: _Kind) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 import fem_hjb as fh
 from fem_hjb import atlas
-from fem_hjb.atlas import collection, entries, tables
+from fem_hjb.atlas import collection, entries, forever, tables
 from fem_hjb.atlas.settings import Published, Setting
 from fem_hjb.problems import zoo
+from fem_hjb.problems.blocks import independent_blocks
 from fem_hjb.problems.zoo import registry
 from fem_hjb.support.errors import OutputError, TrialError
 from fem_hjb.support.progress import unheard
@@ -223,6 +224,52 @@ def test_for_ever_in_a_plane_arrows_are_drawn_where_the_law_is(tmp_path):
     assert np.isfinite(arrows.U).all()
     with np.load(tmp_path / "tied.npz") as grid:
         assert np.abs(arrows.X).max() < 0.9 * np.abs(grid["x1"]).max()
+
+
+RING = next(setting for setting in atlas.SETTINGS if setting.name == "forever-ring")
+
+
+def test_for_ever_on_a_ring_of_triangles(tmp_path):
+    """Coarse triangles: the average reward of fine ones, a grid that ends at the circles, and a picture."""
+    setting = replace(RING.quick(), annulus=(1.2, 5.4, 6, 18), seconds=60.0)
+    (record,) = atlas.collect([setting], tmp_path)
+    assert record["error"] is None
+    assert record["value"] == pytest.approx(6.748682258, abs=1e-3)
+    assert [check["name"] for check in record["checks"]] == ["temperature", "law in the annulus"]
+    assert record["checks"][1]["passed"]
+    with np.load(tmp_path / "forever-ring.npz") as grid:
+        assert np.isnan(grid["p_optimal"][48, 48])
+        mass = np.nansum(grid["p_optimal"]) * np.diff(grid["x1"])[0] * np.diff(grid["x2"])[0]
+        assert mass == pytest.approx(1.0, abs=0.02)
+    assert atlas.collect([setting], tmp_path) == [record]
+    arrows = atlas.sheet(tmp_path, [record]).axes[0].collections[1]
+    assert np.isfinite(np.ma.filled(arrows.U, np.nan)).any()
+
+
+def test_a_law_that_does_not_fit_between_the_circles_is_told(tmp_path):
+    (record,) = atlas.collect([replace(RING.quick(), annulus=(3.0, 4.0, 2, 16), seconds=60.0)], tmp_path)
+    assert "law in the annulus" in record["status"]
+
+
+def tied_far_away(t, x):
+    """Towards 4, where the second coordinate begins to feel the first."""
+    return np.stack([4.0 - x[..., 0], -x[..., 1] + np.maximum(x[..., 0] - 3.8, 0.0)], axis=-1)
+
+
+def test_what_hangs_together_where_the_law_is_only_is_seen_there():
+    problem = fh.ControlProblem(
+        dim=2,
+        horizon=1.0,
+        temperature=1.0,
+        drift=tied_far_away,
+        diffusion=0.2,
+        terminal_reward=lambda x: 0.0 * x[..., 0],
+        initial_law=fh.Gaussian([0.0, 0.0], 1e-4),
+    )
+    assert independent_blocks(problem) == [(0,), (1,)]
+    setting = Setting(name="tied", problem="lq", rtol=1e-1, forever=True)
+    (part,) = forever._parts(setting, problem, 60.0, unheard)
+    assert part.axes == (0, 1)
 
 
 def test_a_file_that_cannot_be_written_leaves_what_was_found(tmp_path, monkeypatch):

@@ -246,6 +246,15 @@ def ring_mesh(radius: float, cells: int) -> Any:
     )
 
 
+def annulus_mesh(inner: float, outer: float, across: int, around: int) -> Any:
+    """Triangles between two circles around nought, in layers of the same width."""
+    r, angle = np.linspace(inner, outer, across + 1), 2.0 * np.pi * np.arange(around) / around
+    p = np.stack([np.outer(r, np.cos(angle)), np.outer(r, np.sin(angle))]).reshape(2, -1)
+    i, j = (k.ravel() for k in np.meshgrid(np.arange(across), np.arange(around), indexing="ij"))
+    here, left = i * around + j, i * around + (j + 1) % around
+    return skfem.MeshTri(p, np.concatenate([[here, here + around, left], [left, here + around, left + around]], axis=1))
+
+
 def plate_mesh(size: float) -> Any:
     """Delaunay's triangles of about this size in a disc with two holes, of points on rings and a hexagonal grid."""
     circles = np.array([[0.0, 0.0, _RADIUS], *_HOLES])

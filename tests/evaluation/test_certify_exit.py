@@ -1,0 +1,209 @@
+"""Certificates of exit problems against closed forms on an interval and in a disc; what is told, what is refused."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import skfem
+from scipy.special import i0
+
+import fem_hjb as fh
+from fem_hjb.evaluation.certificate import Bounds, intervals
+from fem_hjb.evaluation.exit_walk import Steady, exit_weights
+from fem_hjb.evaluation.weighted_walk import Likelihood, nothing_seen
+from fem_hjb.evaluation.weights import found_in, of_one_start
+from fem_hjb.paths import exit_paths
+from fem_hjb.support.errors import ConvergenceError, DomainError, MeasureError, ProblemError
+
+certify_exit = fh.stationary.certify_exit
+RATE = math.sqrt(2.0)
+
+
+def steady_loss(x: np.ndarray, rate: float = 1.0) -> np.ndarray:
+    return np.full(x.shape[:-1], -rate)
+
+
+def process(**more: Any) -> fh.ExitProblem:
+    domain = fh.Box([-1.0], [1.0], boundary="absorbing")
+    known: dict[str, Any] = {"dim": 1, "temperature": 1.0, "drift": np.zeros_like, "diffusion": 1.0, "domain": domain}
+    return fh.ExitProblem(**{**known, "running_reward": steady_loss, **more})
+
+
+LINE = process()
+DISC = process(dim=2, domain=fh.MeshDomain(skfem.MeshTri2.init_circle(2), "absorbing"))
+START = 0.3
+VALUE = math.log(math.cosh(RATE * START) / math.cosh(RATE))
+
+
+def best(x: np.ndarray) -> np.ndarray:
+    return RATE * np.tanh(RATE * x)
+
+
+def push(x: np.ndarray) -> np.ndarray:
+    return np.ones_like(x)
+
+
+def earned_by_push() -> float:
+    """-(1 + 1/2) E tau of Brownian motion with the drift 1, from the martingale X_t - t."""
+    right = -math.expm1(-2 * (1 + START)) / -math.expm1(-4)
+    return -1.5 * (2 * right - 1 - START)
+
+
+def intervals_of(problem: fh.ExitProblem, policy: Any, start: list[float], groups: int, size: int) -> list[Bounds]:
+    """The intervals of so many certificates from `size` paths each, all followed at once."""
+    score = Likelihood(problem.until(1.0, initial_law=fh.PointMass(start)), Steady(policy))
+    x = np.tile(start, (groups * size, 1))
+    W = exit_weights(score, x, np.random.default_rng(0), lambda done: None, step=0.04)
+    sums = [of_one_start(part, nothing_seen()) for part in np.split(W, groups, axis=1)]
+    return [intervals(found_in(one, False), 1.0, 0.95)[0] for one in sums]
+
+
+@pytest.mark.parametrize("where", ["line", "disc"])
+def test_intervals_hold_what_they_should(where: str) -> None:
+    if where == "line":
+        given: Any = LINE, push, [START]
+        value, earned, groups, size = VALUE, earned_by_push(), 100, 400
+    else:
+        given = DISC, None, [0.3, 0.4]
+        value, earned, groups, size = math.log(i0(RATE * 0.5) / i0(RATE)), -(1 - 0.25) / 2, 24, 128
+    found = intervals_of(*given, groups, size)
+    for exact, name in ((value, "optimal"), (earned, "reward")):
+        held = sum(exact in getattr(one, name) for one in found)
+        assert held >= 0.85 * groups  # 95 % were asked for
+        assert sum(exact + 0.15 in getattr(one, name) for one in found) < 0.85 * groups
+    whole = certify_exit(*given, n=groups * size // 4, step=0.04, rng=1).diffusion
+    assert value in whole.optimal
+    assert earned in whole.reward
+    assert value + 0.1 not in whole.optimal
+
+
+def test_steps_put_in_an_error_of_first_order_and_without_bridges_one_of_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = np.array([0.16, 0.08, 0.04])
+
+    def slope(policy: Any, exact: float, n: int) -> float:
+        found = [certify_exit(LINE, policy, [START], n=n, step=h, rng=5) for h in steps.tolist()]
+        off = [abs(one.chain.reward.estimate - exact) for one in found if one.chain is not None]
+        return float(np.polyfit(np.log(steps), np.log(off), 1)[0])
+
+    order = slope(best, VALUE, 20_000)
+    monkeypatch.setattr(exit_paths, "moved", by_ends_alone)
+    half = slope(None, -(1 - START**2), 8000)
+    assert abs(order - 1.0) < 0.15
+    assert abs(half - 0.5) < 0.15
+
+
+def by_ends_alone(problem: Any, t: float, h: float, before: Any, after: Any, rng: Any) -> Any:
+    return np.clip(after, -1.0, 1.0)
+
+
+def test_the_best_policy_loses_nothing_whoever_gives_it() -> None:
+    solution = fh.solve_exit(LINE, rtol=1e-6)
+    mine, given = (certify_exit(LINE, pi, [START], n=512, step=0.01, rng=0) for pi in (best, solution))
+    assert mine.diffusion.optimal.estimate == pytest.approx(given.diffusion.optimal.estimate, abs=1e-5)
+    assert given.diffusion.gap.half_width < 0.01
+    assert abs(given.diffusion.gap.estimate) < 0.01
+    assert VALUE in given.diffusion.optimal
+    assert "steps of 0.01 and 0.02 until they left" in repr(given)
+    free = certify_exit(LINE, None, [START], n=512, step=0.01, rng=0)
+    assert free.gap.low > 0.1  # and no control does lose
+
+
+def test_random_starts_give_the_mean_of_values() -> None:
+    law = fh.Uniform(fh.Box([-0.9], [0.9]))
+    x = np.linspace(-0.9, 0.9, 2001)
+    exact = np.mean(np.log(np.cosh(RATE * x) / math.cosh(RATE)))
+    found = certify_exit(LINE, best, law, n=8192, step=0.02, rng=3)
+    assert found.starts > 16
+    assert exact in found.diffusion.optimal
+    assert exact + 0.2 not in found.diffusion.optimal
+
+
+def test_weights_without_a_variance_are_told() -> None:
+    """e^W = e^{tau} has the tail index 8/pi^2 = 0.81: a mean, but no variance."""
+    found = certify_exit(process(running_reward=partial(steady_loss, rate=-1.0)), None, [0.0], n=4096, step=0.04, rng=0)
+    assert "degenerated" in found.status
+    assert found.upper == math.inf
+    assert found.lower < -math.log(math.cos(RATE))
+    assert abs(found.diffusion.reward.estimate - 1.0) < 0.06  # E tau
+    assert certify_exit(LINE, None, [0.0], n=4096, step=0.04, rng=0).status == "ok"
+
+
+def test_long_steps_are_told() -> None:
+    found = certify_exit(LINE, best, [START], n=4096, step=0.2, rng=0)
+    assert "steps of 0.2 are long" in found.status
+    assert "take shorter steps" in found.status
+    assert "steps of 0.4 on average, too few to extrapolate" in found.status
+
+
+def test_the_same_bits_on_any_executor_and_what_travels_can() -> None:
+    alone = certify_exit(LINE, push, [START], n=9000, step=0.1, rng=7)
+    with ThreadPoolExecutor(2) as pool:
+        assert certify_exit(LINE, push, [START], n=9000, step=0.1, rng=7, executor=pool).diffusion == alone.diffusion
+    score = Likelihood(LINE.until(1.0, initial_law=fh.PointMass([START])), Steady(push))
+    x = np.full((5, 1), START)
+    first, second = (
+        exit_weights(one, x, np.random.default_rng(0), lambda done: None, step=0.1)
+        for one in (score, pickle.loads(pickle.dumps(score)))
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_natural_faces_let_paths_pass_where_a_solution_ends() -> None:
+    well = fh.zoo.get_exit("well-exit", kappa=0.2)
+    solution = fh.solve_exit(well, rtol=1e-3)
+    found = certify_exit(well, solution, [-1.9], n=512, step=0.02, rng=0)
+    assert float(solution.value([-1.9])) in found.diffusion.optimal
+
+
+def wobbling(x: np.ndarray, rng: np.random.Generator = np.random.default_rng(0)) -> np.ndarray:  # noqa: B008
+    return rng.random(x.shape)
+
+
+def ask(problem: Any = LINE, policy: Any = None, start: Any = (START,), **more: Any) -> Callable[[], Any]:
+    return lambda: certify_exit(problem, policy, start, **{"n": 64, "step": 0.1, "rng": 0, **more})
+
+
+REFUSED: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
+    "certify_exit needs an ExitProblem, got int": (ProblemError, ask(problem=3)),
+    "got ExitProblem; stationary.certify_exit follows": (
+        ProblemError,
+        lambda: fh.certify(LINE, None, n=64, steps=2, rng=0),  # type: ignore[arg-type]
+    ),
+    "needs a problem with domain=": (DomainError, ask(problem=process(domain=None))),
+    r"policy must be a callable x \(n, d\) -> \(n, d\), got float": (ProblemError, ask(policy=1.0)),
+    r"policy\(x\) returned shape": (ProblemError, ask(policy=lambda x: x[:, 0])),
+    "must be a function of x alone": (ProblemError, ask(policy=wobbling)),
+    r"start must lie inside the domain, got \[1.0\]": (DomainError, ask(start=[1.0])),
+    "start must have shape": (DomainError, ask(start=[0.0, 0.0])),
+    "n must be at least 64": (MeasureError, ask(n=8)),
+    "step must be a positive finite number": (ConvergenceError, ask(step=0.0)),
+    "level must lie between 0 and 1": (MeasureError, ask(level=95.0)),
+    "rng must be": (MeasureError, ask(rng=-1)),
+    "starts= is for X_0 ~ p_0": (MeasureError, ask(starts=20)),
+    "lead no further than": (ConvergenceError, ask(step=1e-12)),
+    "done within max_seconds=0.001": (ConvergenceError, ask(step=1e-6, max_seconds=1e-3)),
+    "is of dimension 1, the problem has dim=2": (
+        ProblemError,
+        ask(problem=DISC, policy=fh.solve_exit(LINE, rtol=1e-2), start=[0.0, 0.0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_refused(message: str) -> None:
+    error, call = REFUSED[message]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_paths_that_never_leave_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fem_hjb.evaluation.exit_walk.MOST_STEPS", 40)
+    with pytest.raises(ConvergenceError, match="have not left after 40 steps"):
+        certify_exit(LINE, lambda x: -20 * x, [0.0], n=64, step=0.01, rng=0)
