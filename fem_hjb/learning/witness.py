@@ -23,10 +23,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import final
 
 import numpy as np
 
+from fem_hjb.paths.breaks import around_breaks
 from fem_hjb.paths.likelihood import Shared, euler_step, shared_steps
 from fem_hjb.paths.simulate import in_range
 from fem_hjb.paths.stiffness import substeps_of
@@ -51,6 +53,7 @@ _FEW = 3  # coordinates; with more of them second derivatives of dictionaries ta
 _INNER = 16  # paths from each start
 _OPEN = 0.5  # of an error, which paths and steps may be
 _UNEVEN = 0.4  # of a step, by which times are moved: steps in step with the cells in time would see the same of each
+_PROBES = 8  # points at which coefficients are looked at for jumps
 _ERRORS = 2.0  # standard errors of an interval
 _NOTHING = 1e-8  # of E int |pi|^2, and of E v^2 in temperatures: less than this is no steering, and no value
 _LEFT, _NONPOSITIVE = 0.1, 1e-3  # shares of the time of paths
@@ -141,21 +144,33 @@ def witness(
     problem = solution.problem
     needed = substeps_of(problem, _COARSE, steered=True) or 1
     fewest = max(_STEPS, 4 * _COARSE * needed)  # long steps are stable in the drift
+    ends = _ends(solution)
     for starts, times in _ROUNDS:
-        walk = _walked(solution, starts, times * fewest, seed, tell)
+        walk = _walked(solution, starts, times * fewest, ends, seed, tell)
         found = walk.told()
         if found.policy <= accept or found.chance < _OPEN or problem.dim > _FEW:
             break
     return replace(found, largest=_largest(walk, seed, tell)) if over_time else found
 
 
-def _walked(solution: Solution, starts: int, steps: int, seed: int, tell: Callable[[], None]) -> "_Walk":
+def _ends(solution: Solution) -> FloatArray:
+    """Times at which steps end: where coefficients jump, and there those of the cells in time, within which R jumps."""
+    problem, space = solution.problem, solution.space
+    jumps = around_breaks(problem, problem.initial_law.sample(_PROBES, np.random.default_rng(0)))
+    if not jumps.size or not isinstance(space, Space):
+        return np.empty(0)
+    return np.unique(np.concatenate([jumps, space.time.grid]))
+
+
+def _walked(
+    solution: Solution, starts: int, steps: int, ends: FloatArray, seed: int, tell: Callable[[], None]
+) -> "_Walk":
     """With shorter steps where a policy, as steep as it is, makes paths explode."""
     problem = solution.problem
     for finer in (1, _FINER):
         rng = np.random.default_rng([seed, 4])
         x = inside(problem, problem.initial_law.sample(starts, rng))
-        walk = _Walk(solution, x, _INNER, rng)
+        walk = _Walk(solution, x, _INNER, ends, rng)
         try:
             walk.follow(0.0, finer * steps, tell)
             return walk
@@ -172,7 +187,7 @@ def _largest(walk: "_Walk", seed: int, tell: Callable[[], None]) -> tuple[float,
     for k, (t, x) in enumerate(walk.later):
         steps = max(_SHORT, 2 * round(0.5 * walk.steps * (1.0 - t / T)))
         try:
-            branch = _Walk(walk.solution, x, _BRANCHES, np.random.default_rng([seed, 5, k]))
+            branch = _Walk(walk.solution, x, _BRANCHES, walk.ends, np.random.default_rng([seed, 5, k]))
             branch.follow(t, steps, tell)
         except ConvergenceError:
             continue
@@ -217,7 +232,10 @@ class _Found:
 class _Walk:
     """Two chains with the same noise, (2, n): 0 with long steps, 1 with short ones."""
 
-    def __init__(self, solution: Solution, x: FloatArray, inner: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, solution: Solution, x: FloatArray, inner: int, ends: FloatArray, rng: np.random.Generator
+    ) -> None:
+        self.ends = ends
         self.solution, self.problem, self.starts, self.rng = solution, solution.problem, len(x), rng
         self.inner, self.begun = inner, 0.0
         self.later: list[tuple[float, FloatArray]] = []
@@ -254,9 +272,11 @@ class _Walk:
         """To T."""
         problem, T, self.steps = self.problem, self.problem.horizon, steps
         self._begin(start)
-        places = np.arange(steps + 1) + np.append(0.0, self.rng.uniform(-_UNEVEN, _UNEVEN, steps))
-        places[-1] = steps
-        for step in shared_steps(start + (T - start) * places / steps, self.x.shape[1], problem.dim, self.rng):
+        parts = pairwise([start, *self.ends[(self.ends > start) & (self.ends < T)].tolist(), T])
+        times = [
+            self._uneven(low, high, 2 * math.ceil(0.5 * steps * (high - low) / (T - start))) for low, high in parts
+        ]
+        for step in shared_steps(np.append(np.concatenate(times), T), self.x.shape[1], problem.dim, self.rng):
             tell()
             self._step(step)
         for row in range(2):
@@ -265,6 +285,11 @@ class _Walk:
             self._lose(row, self.known[row] & ~np.isfinite(D))
             self.missed = np.where(self.known[row], D, 0.0)
             self.Z[row] += np.where(self.known[row], D, earned)
+
+    def _uneven(self, low: float, high: float, steps: int) -> FloatArray:
+        """The times at which so many steps begin, the first of them at `low`."""
+        places = np.arange(steps) + np.append(0.0, self.rng.uniform(-_UNEVEN, _UNEVEN, steps)[:-1])
+        return np.asarray(low + (high - low) * places / steps)
 
     def _step(self, step: Shared) -> None:
         """A step of one chain with what it adds to Z."""

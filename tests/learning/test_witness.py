@@ -1,6 +1,7 @@
 """What paths under a learned policy say of its error, against what is known."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -97,6 +98,34 @@ def test_an_error_in_the_last_cell_of_time_is_not_lost_in_the_mean():
     assert (alone.estimate.policy, alone.estimate.value) == (alone.policy, alone.value) == (told.policy, told.value)
     assert alone.estimate.policy < 0.65 * policy  # what is told without it
     assert alone.estimate.value < 0.4 * value
+
+
+def test_steps_begin_where_a_drift_jumps_and_a_cell_in_time_begins(monkeypatch):
+    """From the jump to the next cell the class follows the drift from before, for a hundredth of the horizon."""
+
+    def drift(t, x):
+        return np.where(np.asarray(t)[..., None] < 0.37, 4.0 - x, -1.0 - x)
+
+    problem = fh.ControlProblem(
+        dim=1,
+        horizon=1.0,
+        temperature=1.0,
+        drift=drift,
+        diffusion=1.0,
+        terminal_reward=lambda x: np.sin(2.0 * x[..., 0]),
+        initial_law=fh.Gaussian([0.0], 0.3),
+    )
+    paths = fh.sample_paths(problem, n=2000, steps=64, rng=0)
+    space = fh.Space(problem, cells=16, time_cells=8)
+    solution = fh.fit(problem, paths, space, terminal="penalty", outside="drop", verify=False)
+    reference = fh.solve(problem, rtol=1e-3, verify=False)
+    x = problem.initial_law.sample(2000, np.random.default_rng(0))
+    value = reference.value(0.0, x)
+    true = np.linalg.norm(solution.value(0.0, x) - value) / np.linalg.norm(value)
+    told = witness(solution, 0.1)
+    assert told.value == pytest.approx(true, rel=0.3)
+    monkeypatch.setattr(sys.modules["fem_hjb.learning.witness"], "_ends", lambda solution: np.empty(0))
+    assert witness(solution, 0.1).value < true / 3
 
 
 def test_an_error_that_is_made_larger_is_seen_to_be_so():
