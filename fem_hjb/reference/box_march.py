@@ -53,7 +53,7 @@ _IN_VAIN = 2  # grids for a panel, after which steps are to be quieter there: th
 _QUIETER, _QUIET = 0.1, 5e3  # and not below _ANYWHERE times this times the tolerance of a step
 _MOST_STEPS = 20_000
 _SINGLE = 3e-6  # the least tolerance of tables in single precision
-_STUCK = 2e-4  # of the time since T: no step in a layer is as short but for rounding
+_STUCK = 2e-4  # of the time since T: in the linear form no step in a layer is as short but for rounding
 _SHORT = 0.002  # of the horizon: a step in a layer
 _SUDDEN = 1e-9  # of the horizon: the first step after a jump
 _SHORTEST = 1e-11  # of the horizon
@@ -98,7 +98,7 @@ class Marcher:
             self.tell(s / self.T)
             if self._collapsed(s):
                 raise ConvergenceError(f"steps fell to {self.h:.3g} at t={self.T - s:.6g}: values run away at faces")
-            if self.rough and np.median(self.result.panels[-1].plan) < _STUCK * s:
+            if self.rough and self.equation.logarithmic and np.median(self.result.panels[-1].plan) < _STUCK * s:
                 raise ConvergenceError(
                     f"steps fell to {self.h:.3g} at t={self.T - s:.6g}: next to T, where rewards jump, the gradient is"
                     " no larger than rounding; raise rtol, lower the temperature, or leave out form="

@@ -13,7 +13,7 @@ from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Uniform
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.reference import box_judge, box_tolerance
+from fem_hjb.reference import box_plans, box_tolerance
 from fem_hjb.reference.box_march import Marcher
 from fem_hjb.reference.solve import solve
 from fem_hjb.solutions.compare import compare
@@ -363,7 +363,7 @@ def test_two_plans_are_followed_at_once_and_callables_are_called_from_ones_own_t
     of = zoo.get("mixture-diffusion", 1)
     asked, made = set[int](), set[int]()
     both = threading.Barrier(2, timeout=20.0)
-    panel_run = box_judge.panel_run
+    panel_run = box_plans.panel_run
 
     def drift(t: Any, x: FloatArray) -> FloatArray:
         asked.add(threading.get_ident())
@@ -377,7 +377,7 @@ def test_two_plans_are_followed_at_once_and_callables_are_called_from_ones_own_t
 
     problem = replace(of, drift=drift, exact=None)
     one = solve(problem, rtol=1e-2, verify=False)
-    monkeypatch.setattr(box_judge, "panel_run", watched)
+    monkeypatch.setattr(box_plans, "panel_run", watched)
     two = solve(problem, rtol=1e-2, workers=2, verify=False)
     assert asked == {threading.get_ident()}
     assert len(made) == 2
