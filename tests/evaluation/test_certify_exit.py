@@ -84,6 +84,23 @@ def test_intervals_hold_what_they_should(where: str) -> None:
     assert value + 0.1 not in whole.optimal
 
 
+@pytest.mark.parametrize("policy", [None, push])
+def test_what_is_paid_at_the_exit_counts(policy: Any) -> None:
+    """1.5 to the right and -0.5 to the left, nothing on the way: v* = log E e^g, by the chances x +- 1 over 2."""
+    ends = process(running_reward=None, exit_reward=lambda x: np.where(x[..., 0] > 0, 1.5, -0.5))
+    found = certify_exit(ends, policy, [START], n=4096, step=0.02, rng=0).diffusion
+    chance = (1 + START) / 2
+    value = math.log(chance * math.exp(1.5) + (1 - chance) * math.exp(-0.5))
+    earned = 2.0 * chance - 0.5
+    if policy is not None:
+        right = -math.expm1(-2 * (1 + START)) / -math.expm1(-4)
+        earned = 2.0 * right - 0.5 - 0.5 * (2 * right - 1 - START)  # less half of E tau
+    assert value in found.optimal
+    assert earned in found.reward
+    assert found.optimal.half_width < 0.1
+    assert found.reward.half_width < 0.1
+
+
 def test_steps_put_in_an_error_of_first_order_and_without_bridges_one_of_half(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = np.array([0.16, 0.08, 0.04])
 
