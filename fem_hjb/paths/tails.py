@@ -47,6 +47,22 @@ def reach_beyond(problem: ControlProblem, sample: LawSample, mass: float, seed: 
 
 def _stretched(problem: ControlProblem, sample: LawSample, factor: float, mass: float, seed: int) -> FloatArray | None:
     """Distances (2, k, d) from medians to the last quantiles of draws with so many times the noise, on each side."""
+    x = noisier_draws(problem, sample, factor, mass, seed)
+    if x is None:
+        return None
+    q = np.quantile(x, ndtr([-FAR, FAR]), axis=1)
+    middle = np.quantile(sample.x, 0.5, axis=1)
+    return np.stack([middle - q[0], q[1] - middle])
+
+
+def noisier_draws(
+    problem: ControlProblem, sample: LawSample, factor: float, mass: float, seed: int
+) -> FloatArray | None:
+    """Draws (k, n, d) of the process with so many times the noise, at the times of a sample and as many as it holds.
+
+    None where that is not known: where laws cannot be spread (components of less than the mass do not count), or the
+    process explodes or comes to where coefficients are not defined. In a domain the start stays as it is.
+    """
     rng = np.random.default_rng([seed, 1])
     n = sample.x.shape[1]
     start = problem.initial_law if problem.domain is not None else _spread(problem.initial_law, factor, mass)
@@ -56,19 +72,14 @@ def _stretched(problem: ControlProblem, sample: LawSample, factor: float, mass: 
         laws = [_spread(problem.marginal(float(t)), factor, mass) for t in sample.times]
         if any(law is None for law in laws):
             return None
-        x = np.stack([law.sample(n, rng) for law in laws if law is not None])
-    else:
-        steps = 4 * (len(sample.times) - 1)
-        try:
-            noisier = _noisier(problem, start, factor)
-            substeps = substeps_of(noisier, steps)
-            found = sample_at(noisier, sample.times, n=n, rng=rng, steps=steps, substeps=substeps)
-        except FemHjbError:  # it explodes, or comes to where coefficients are none and the process never does
-            return None
-        x = np.moveaxis(found.x[:, np.searchsorted(found.t, sample.times)], 1, 0)
-    q = np.quantile(x, ndtr([-FAR, FAR]), axis=1)
-    middle = np.quantile(sample.x, 0.5, axis=1)
-    return np.stack([middle - q[0], q[1] - middle])
+        return np.stack([law.sample(n, rng) for law in laws if law is not None])
+    steps = 4 * (len(sample.times) - 1)
+    try:
+        noisier = _noisier(problem, start, factor)
+        found = sample_at(noisier, sample.times, n=n, rng=rng, steps=steps, substeps=substeps_of(noisier, steps))
+    except FemHjbError:  # it explodes, or comes to where coefficients are none and the process never does
+        return None
+    return np.moveaxis(found.x[:, np.searchsorted(found.t, sample.times)], 1, 0)
 
 
 def _spread(law: Law, factor: float, mass: float) -> Law | None:

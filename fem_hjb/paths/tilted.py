@@ -11,25 +11,26 @@ importance out of a Student t density with the curvature of G. A mode that no st
 not found.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.spatial import cKDTree
+from scipy.special import logsumexp, ndtr
 
-from fem_hjb.paths.extent import LawSample, Reach, reach_of
+from fem_hjb.paths.extent import FAR, LawSample, Reach, reach_of
 from fem_hjb.paths.growth import outgrowing
-from fem_hjb.paths.tails import reach_beyond
+from fem_hjb.paths.tails import noisier_draws, reach_beyond
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass
 from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
-from fem_hjb.support.checks import FloatArray
+from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import FemHjbError, InfiniteValueError
 
 _SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of the starts, in standard deviations of X_T
-_STARTS = 256  # of each
-_CLIMBED = 192  # from which the hill is climbed: half the highest, half any
+_STARTS = 256  # of each, and of each coordinate
+_CLIMBED = 192  # from which the hill is climbed
 _STEPS, _SETTLED = 120, 1e-2  # up, and standard deviations: what is found is the middle of draws
 _FAR, _FAR_GUESSED = 64.0, 24.0  # standard deviations: how far p_T is trusted, where it is known and where it is fitted
 _BEYOND = (100.0, 1e3, 1e4)  # standard deviations, at which a known law is compared with the reward
@@ -38,7 +39,15 @@ _MODES = 16
 _NEGLIGIBLE = 60.0  # maxima lower than the highest by more do not count
 _FREEDOM = 5.0  # of the Student t densities
 _DRAWN = 4096
-_FIT = 0.05  # relative to the square of the distance: by how much log p_T may be off where it is fitted
+# By how much log p_T may be off where it is fitted, relative to the square of the distance in standard deviations: by
+# draws of the process alone, whose quantiles at 1 and 2.5 are known to 2.4 % and 2.8 %, and by draws with more noise
+_FIT_NEAR, _FIT = 0.25, 0.05
+_SEEN, _TINY = (
+    3.0,
+    1e-16,
+)  # standard deviations within which draws tell p_T; a mass that does not count, if that is sure
+_INNER = 1.75  # where among draws with more noise the farthest mode lies, in standard deviations
+_LEAST_POWER, _MOST_POWER = 0.4, 2.0  # of tails
 WORTH = 100.0  # draws, that the law under control is read off
 _COVERED = 0.01  # of draws lie further out on each side, where these still tell how paths under control get there
 _LOWEST = -1e300
@@ -54,7 +63,8 @@ class TiltedEnds:
 
     maxima : (k, d), those of G.
     x : (k, m, d), draws nearest to each of them, of equal weights.
-    mass : (k,), the share of p*_T that lies there, at the most: where p_T is fitted it may be off by exp(far^2 / 20).
+    mass : (k,), the share of p*_T that lies there, at the most: where p_T is fitted it may be off by exp(far^2 / 20),
+        by exp(far^2 / 4) where there are no draws with more noise.
     growing : G still grows where p_T, fitted to draws, is not trusted any more: the value may be infinite, and no draws
         are made.
     """
@@ -81,57 +91,83 @@ def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> Ti
         ends = ends[~domain.exited(ends)]
     if len(ends) < _STARTS or not np.ptp(ends, axis=0).all():
         return None
-    middle, axes = _frame(ends)
-    if (fast := outgrowing(problem, middle, axes, seed)) is not None:
+    frame = _frame(ends)
+    if (fast := outgrowing(problem, *frame, seed)) is not None:
         raise InfiniteValueError(
             f"the value of {problem.name!r} is +infinity: {fast} grows faster than the square of the distance up to 96"
             " standard deviations of the law, and the drift no faster than the distance, so that E exp((y + int r dt) /"
             " alpha) is infinite; use rewards that grow less"
         )
     laws, from_point = _known_laws(problem)
-    tried: Sequence[Law | None] = laws or [None]
-    for law in tried:
-        found, towards = _tilted(problem, law, ends, np.random.default_rng(seed), (middle, axes))
+    for law in laws:
+        found, towards = _tilted(problem, law.logpdf, 0.0, ends, seed, frame)
+        if towards is None:
+            return found
+    if not laws:
+        found, towards = _fitted(problem, sample, ends, seed, frame)
         if towards is None:
             return found
     if from_point:
         raise InfiniteValueError(
             f"the value of {problem.name!r} is +infinity: y / alpha + log p_T still grows {_FAR:g} standard deviations"
-            f" from the middle of the law, towards x={towards}, so that exp(y / alpha) has no expectation; use a reward"
-            " that grows less, or a higher temperature"
+            f" from the middle of the law, towards x={np.asarray(towards).tolist()}, so that exp(y / alpha) has no"
+            " expectation; use a reward that grows less, or a higher temperature"
         )
     none = np.empty((0, problem.dim))
     return TiltedEnds(maxima=none, x=none[:, None], mass=np.empty(0), growing=True)
 
 
+def _fitted(
+    problem: ControlProblem, sample: LawSample, ends: FloatArray, seed: int, frame: Frame
+) -> tuple[TiltedEnds | None, FloatArray | None]:
+    """The same where p_T is fitted to draws: with more noise, where anything seems to lie further out than draws do."""
+    found, towards = _tilted(problem, _fitted_law(ends, frame), _FIT_NEAR, ends, seed, frame)
+    counted = np.empty((0, problem.dim)) if found is None else found.maxima[found.mass > _TINY]
+    places = counted if towards is None else towards[None]
+    farthest = float(_radii(places, frame).max(initial=0.0))
+    if farthest <= _SEEN:
+        return found, towards
+    factor = min(farthest, _FAR_GUESSED) / _INNER
+    noisier = noisier_draws(problem, sample, factor, _TINY, seed)
+    if noisier is None:
+        return found, towards
+    last = noisier[-1]
+    if problem.box is not None and problem.box.absorbing:
+        last = last[~problem.box.exited(last)]
+    if len(last) < _STARTS:
+        return found, towards
+    return _tilted(problem, _fitted_law(ends, frame, (factor, last)), _FIT, ends, seed, frame)
+
+
 def _tilted(
-    problem: ControlProblem, law: Law | None, ends: FloatArray, rng: np.random.Generator, frame: Frame
-) -> tuple[TiltedEnds | None, list[float] | None]:
-    """The same with p_T as it is known, or fitted if it is not; or a point in whose direction G grows without bound."""
-    (middle, axes), known = frame, law is not None
-    log_law = _fitted_law(ends, middle, axes) if law is None else law.logpdf
+    problem: ControlProblem, log_law: Height, fit: float, ends: FloatArray, seed: int, frame: Frame
+) -> tuple[TiltedEnds | None, FloatArray | None]:
+    """The same with log p_T as it is known (fit = 0), or so well fitted; or a point (d,) towards which G only grows."""
+    (middle, axes), known, rng = frame, fit == 0.0, np.random.default_rng(seed)
     height = _height(problem, log_law)
     far = _FAR if known else _FAR_GUESSED
-    z = np.concatenate([s * rng.standard_normal((_STARTS, problem.dim)) for s in _SCALES if s <= far / 2])
-    starts = np.concatenate([middle + z @ axes.T, ends[:: max(1, len(ends) // _STARTS)]])
-    top, heights = _climb(height, _chosen(starts, height(starts), rng), axes)
+    count = _STARTS * problem.dim
+    z = np.concatenate([s * rng.standard_normal((count, problem.dim)) for s in _SCALES if s <= far / 2])
+    some = np.linalg.solve(axes, (ends[:: max(1, len(ends) // _STARTS)] - middle).T).T
+    z = np.concatenate([z, some])
+    starts = middle + z @ axes.T
+    top, heights = _climb(height, starts[_chosen(z, height(starts), rng)], axes)
     if known:  # and where it is known, very far out, too
         out = rng.standard_normal((_STARTS, problem.dim))
         out *= (rng.choice(_BEYOND, _STARTS) / np.linalg.norm(out, axis=1))[:, None]
         top = np.concatenate([top, middle + out @ axes.T])
         heights = np.concatenate([heights, height(top[len(heights) :])])
-    radius = np.linalg.norm(np.linalg.solve(axes, (top - middle).T), axis=0)
+    radius = _radii(top, frame)
     away = (radius > far) & (heights > float(heights[radius <= far].max(initial=_LOWEST)))
     if known:  # unless it falls again: then it is a maximum, however far out
         away &= height(middle + 1.05 * (top - middle)) > heights
     if away.any():
-        return None, top[away][0].tolist()
+        return None, top[away][0]
     if not (heights > _LOWEST).any():
         return None, None
     maxima, covariances = _maxima(height, top, heights, axes)
     x, logs = _draws(height, maxima, covariances, rng)
-    if not known:
-        logs = logs + _FIT * (np.linalg.solve(axes, (maxima - middle).T) ** 2).sum(axis=0)
+    logs = logs + fit * _radii(maxima, frame) ** 2
     return TiltedEnds(maxima=maxima, x=x, mass=np.exp(logs - logsumexp(logs)), growing=False), None
 
 
@@ -179,19 +215,49 @@ def _known_laws(problem: ControlProblem) -> tuple[list[Law], bool]:
     return [*laws, linear_marginal(problem.drift, constant, PointMass(start.expectation))(T)], True
 
 
-def _fitted_law(ends: FloatArray, middle: FloatArray, axes: FloatArray) -> Height:
-    """log p_T up to a constant, from the tails of draws along their principal axes."""
-    inverse = np.linalg.inv(axes)
-    reach = reach_of(((ends - middle) @ inverse.T)[None])
+def _radii(x: FloatArray, frame: Frame) -> FloatArray:
+    """Distances (n,) of points (n, d) from the middle, in standard deviations."""
+    return np.asarray(np.linalg.norm(np.linalg.solve(frame[1], (x - frame[0]).T), axis=0))
+
+
+def _fitted_law(ends: FloatArray, frame: Frame, noisier: tuple[float, FloatArray] | None = None) -> Height:
+    """log p_T up to a constant, from the tails of draws along their principal axes, and of draws with more noise.
+
+    Along each axis and on each side z = s_i (zeta / zeta_i)^power_i with zeta standard normal, between zeta_i = 1, the
+    factor of the noise and beyond (`tails`): with draws of the process alone, between 1 and beyond.
+    """
+    inverse = np.linalg.inv(frame[1])
+    z = (ends - frame[0]) @ inverse.T
+    median = np.median(z, axis=0)
+    near = _sides(z, median, [1.0, FAR])
+    levels, distances = np.array([1.0, FAR]), near
+    if noisier is not None:
+        factor, draws = noisier
+        far = _sides((draws - frame[0]) @ inverse.T, median, [1.0, FAR])
+        levels, distances = np.array([1.0, factor, FAR * factor]), np.concatenate([near[:1], far])
+    steps = np.diff(np.log(levels))[:, None, None]
+    powers = np.clip(np.diff(np.log(np.maximum(distances, 1e-300)), axis=0) / steps, _LEAST_POWER, _MOST_POWER)
+    knots = np.log(np.maximum(distances[0], 1e-300)) + np.cumsum(powers * steps, axis=0) - powers * steps
 
     def fitted(x: FloatArray) -> FloatArray:
-        z = (x - middle) @ inverse.T - reach.median[0]
-        side = (z > 0).astype(np.int64)
-        rows = np.arange(z.shape[1])
-        zeta = (np.abs(z) / np.maximum(reach.scale[side, 0, rows], 1e-300)) ** (1.0 / reach.power[side, 0, rows])
-        return np.asarray(-0.5 * (zeta**2).sum(axis=1), dtype=np.float64)
+        offset = (x - frame[0]) @ inverse.T - median
+        side, axis = (offset > 0).astype(np.int64), np.arange(offset.shape[1])
+        with np.errstate(divide="ignore"):
+            logs = np.log(np.abs(offset))
+        zeta = np.full(offset.shape, -np.inf)
+        for level, power, knot in zip(levels[:-1], powers, knots, strict=True):
+            there = knot[side, axis]
+            part = np.log(level) + (logs - there) / power[side, axis]
+            zeta = np.where((logs > there) | (level == 1.0), part, zeta)
+        return np.asarray(-0.5 * np.exp(2.0 * zeta).sum(axis=1), dtype=np.float64)
 
     return fitted
+
+
+def _sides(z: FloatArray, median: FloatArray, levels: list[float]) -> FloatArray:
+    """Distances (levels, 2, d) from the median to these standard normal quantiles of draws, below and above."""
+    low, high = (np.quantile(z, ndtr(sign * np.array(levels)), axis=0) for sign in (-1.0, 1.0))
+    return np.stack([median - low, high - median], axis=1)
 
 
 def _height(problem: ControlProblem, log_law: Height) -> Height:
@@ -221,12 +287,17 @@ def _rewards(problem: ControlProblem, x: FloatArray) -> FloatArray:
         return np.concatenate([_rewards(problem, x[:half]), _rewards(problem, x[half:])])
 
 
-def _chosen(x: FloatArray, heights: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Starts to climb from: the highest, and others drawn from all."""
-    order = np.argsort(-heights)
-    half = _CLIMBED // 2
-    others = rng.choice(order[half:], min(half, len(order) - half), replace=False)
-    return np.asarray(x[np.concatenate([order[:half], others])])
+def _chosen(z: FloatArray, heights: FloatArray, rng: np.random.Generator) -> IntArray:
+    """Starts to climb from: those higher than all next to them, the highest of each distance, and any others."""
+    n, d = z.shape
+    near = cKDTree(z).query(z, k=min(n, d + 2))[1]
+    tops = np.flatnonzero(heights >= heights[near].max(axis=1))
+    tops = tops[np.argsort(-heights[tops])]
+    shells = np.digitize(np.linalg.norm(z[tops], axis=1), _SCALES)
+    each = 2 * _CLIMBED // (3 * (len(_SCALES) + 1))
+    tops = np.concatenate([tops[shells == k][:each] for k in range(len(_SCALES) + 1)])
+    others = np.setdiff1d(np.arange(n), tops)
+    return np.concatenate([tops, rng.choice(others, min(_CLIMBED - len(tops), len(others)), replace=False)])
 
 
 def _climb(height: Height, x: FloatArray, axes: FloatArray) -> tuple[FloatArray, FloatArray]:
