@@ -77,10 +77,13 @@ def on_faces(grid: Grid, absorbing: BoolArray) -> BoolArray:
     return fixed
 
 
-def prescribed(equation: Equation, s: float, x: FloatArray) -> FloatArray:
-    """u = exp((g - v0) / alpha) or w = g - v0 at points x (n, d) of absorbing faces, just after s if it jumps there."""
+def prescribed(equation: Equation, s: float | FloatArray, x: FloatArray) -> FloatArray:
+    """u = exp((g - v0) / alpha) or w = g - v0 at points x (..., d) of absorbing faces, just after s if it jumps there.
+
+    s : a number or (...,).
+    """
     problem = equation.problem
-    t = float(np.clip(problem.horizon * (1 - _AFTER) - s, 0.0, problem.horizon))
+    t = np.clip(problem.horizon * (1 - _AFTER) - s, 0.0, problem.horizon)
     left = problem.exit_reward(t, x) - equation.gauge.guess(t, x)
     return np.asarray(np.exp(left / problem.temperature) if equation.linear else left)
 
@@ -196,6 +199,12 @@ class FaceSystem(_NodeSystem):
 
     def fixed_values(self, t: float) -> FloatArray:
         return prescribed(self.equation, min(t, self._end), self._nodes)
+
+    def fixed_at(self, times: FloatArray) -> FloatArray:
+        """In one call: most of the cost of a step in one dimension are calls."""
+        x = np.broadcast_to(self._nodes, (times.size, *self._nodes.shape))
+        s = np.broadcast_to(np.minimum(times, self._end)[:, None], x.shape[:-1])
+        return prescribed(self.equation, s, x)
 
     def banded(self, s: float, shift: float) -> Solve:
         return self._bands.solver(s, shift)

@@ -65,6 +65,10 @@ class LinearSystem(ABC):
         """g(t), shape (len(fixed),)."""
         return np.zeros(self.fixed.size)
 
+    def fixed_at(self, times: FloatArray) -> FloatArray:
+        """g at several times (s,), shape (s, len(fixed))."""
+        return np.stack([self.fixed_values(t) for t in times.tolist()])
+
     def enter(self, start: float, end: float) -> None:
         """From now on, K and g are asked for in [start, end], and at these ends what they are inside is meant."""
         self.within = start, end
@@ -226,7 +230,7 @@ class Stages:
 
     def _prescribed(self, t: float, h: float) -> tuple[FloatArray, FloatArray]:
         """g and g' at the stage times, each (s, k)."""
-        values = np.stack([self.system.fixed_values(t + c * h) for c in ESDIRK43.c])
+        values = self.system.fixed_at(t + ESDIRK43.c * h)
         return values, np.asarray(self._differentiate @ values / h)
 
     def _solve(self, K: Any, shift: float, rhs: FloatArray, guess: FloatArray) -> FloatArray:

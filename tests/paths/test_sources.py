@@ -218,7 +218,7 @@ def test_workers_simulate_the_same_bits() -> None:
     def moments(i: int) -> FloatArray:
         return np.asarray(np.square(source.chunk(i).x).sum(axis=0))
 
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         total = tree_sum(moments, source.chunk_count, lambda a, b: a + b, executor=pool, group=4)
     np.testing.assert_array_equal(total, tree_sum(moments, source.chunk_count, lambda a, b: a + b))
     np.testing.assert_allclose(total, np.square(everything(source)).sum(axis=0), rtol=1e-12)

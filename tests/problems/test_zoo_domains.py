@@ -9,7 +9,7 @@ from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.support.errors import ProblemError
 from tests.support.exactness import gradient_error, hjb_residual, inner_times
 
-COARSE = {"annulus": 4, "plate": 16, "lshape": 4}  # cells
+COARSE = {"annulus": 3, "plate": 12, "lshape": 3}  # cells
 OTHERS = {
     "annulus": {"outer": 3.0, "kappa": 0.7, "Lambda": 0.5, "temperature": 0.4, "horizon": 0.7},
     "plate": {"left": 0.3, "right": 2.0, "kappa": 2.0, "Lambda": 0.5, "temperature": 2.0},

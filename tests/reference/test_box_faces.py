@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import ArrayLike
 from scipy.special import erf, erfc
 
-from fem_hjb.paths.simulate import sample_paths
+from fem_hjb.paths.simulate import sample_at
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Uniform
 from fem_hjb.problems.manufactured import manufactured
@@ -238,10 +238,10 @@ def errors(
 ) -> tuple[float, float]:
     """Relative errors of value and policy under the law of the process that has not been stopped."""
     problem = solution.problem
-    paths = np.asarray(sample_paths(problem, n=1000, steps=500, rng=3).x)
+    paths = sample_at(problem, times, n=1000, rng=3)
     gaps, sizes = np.zeros(2), np.zeros(2)
     for t in times:
-        x = paths[:, round(500 * t)]
+        x = np.asarray(paths.x[:, np.searchsorted(paths.t, t)])
         x = x[~problem.domain.exited(x)]
         Lambda = problem.Lambda(t, x)
         value, gradient = exact.value(t, x), exact.gradient(t, x)
@@ -257,14 +257,14 @@ PROBLEMS: dict[str, tuple[Callable[[], tuple[ControlProblem, Exact]], float]] = 
     "a line": (lambda: waves([0.3], [BOTH]), 1e-6),
     "a square": (lambda: waves([0.3, 0.2], [BOTH, BOTH]), 1e-3),
     "two faces of a square": (lambda: waves([0.3, 0.2], [WALL, BOTH]), 1e-3),
-    "a cube": (lambda: waves([0.2, 0.2, 0.2], [BOTH, BOTH, BOTH]), 1e-2),
+    "a cube": (lambda: waves([0.2, 0.2, 0.2], [BOTH, BOTH, BOTH]), 3e-2),
     "hitting a face": (hitting, 1e-3),
     "surviving": (lambda: surviving(-2.0), 1e-4),
     "paid to leave": (lambda: surviving(3.0), 1e-3),
     "half a line": (half_line, 1e-4),
     "an exit reward that jumps in time": (paid_early, 1e-4),
     "varying coefficients": (lambda: chosen(1), 1e-6),
-    "varying coefficients in a square": (lambda: chosen(2), 1e-2),
+    "varying coefficients in a square": (lambda: chosen(2), 3e-2),
 }
 
 

@@ -66,7 +66,7 @@ def in_units_of_one() -> Any:
 
 @pytest.mark.parametrize(
     ("space", "time", "reward"),
-    [(1e6, 1.0, 1.0), (1e-6, 1.0, 1.0), (1.0, 1e6, 1.0), (1.0, 1.0, 1e-6), (1e-3, 1e3, 1e9)],
+    [(1e6, 1.0, 1.0), (1.0, 1e6, 1.0), (1.0, 1.0, 1e-6), (1e-3, 1e3, 1e9)],
 )
 def test_units_change_nothing(space: float, time: float, reward: float, in_units_of_one: Any) -> None:
     solution = solve(coupled_wells(space, time, reward), rtol=1e-2)

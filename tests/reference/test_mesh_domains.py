@@ -87,13 +87,13 @@ def test_the_order_of_the_elements_with_words_on_names(element, kind, order, mon
     """The L, two sides of which absorb; if nothing is prescribed on them, nothing converges."""
     sizes = [4, 8, 16] if order == 2 else [3, 6, 12]
 
-    def rate():
+    def rate(sizes):
         found = [error(known(lshape(n, kind), CORNER), element) for n in sizes]
         return -np.polyfit(np.log(sizes), np.log(found), 1)[0]
 
-    assert abs(rate() - order) < 0.15
+    assert abs(rate(sizes) - order) < 0.15
     monkeypatch.setattr(mesh_backward, "prescribed", lambda *_: (np.empty(0, dtype=np.int64), None))
-    assert rate() < 0.3
+    assert rate(sizes[:2]) < 0.3
 
 
 def test_a_refinement_of_its_own_mesh():
@@ -129,14 +129,15 @@ def test_certify_and_objectives_know_the_value():
     x0 = [-0.6, 0.4]
     exact = float(problem.exact.value(0.0, x0))
     policy = fh.solve_on_mesh(problem).policy
-    found = fh.certify(problem, policy, x0=x0, n=4096, steps=64, rng=0)
+    found = fh.certify(problem, policy, x0=x0, n=2048, steps=64, rng=0)
     assert found.lower - 0.005 < exact < found.upper + 0.005
     assert found.gap.high < 0.01
     with pytest.raises(DomainError, match=r"x0 must lie inside the domain, a mesh of 96 tri .* got \[0.5, -0.5\]"):
         fh.certify(problem, policy, x0=[0.5, -0.5], n=4096, steps=64, rng=0)
 
 
-def test_trajectories_are_learned_from():
+def test_trajectories_are_learned_from(monkeypatch):
+    monkeypatch.setattr(norms, "_SIMULATED", 1024)  # fewer paths than usual stand for the law
     problem = known(lshape(2), "reflecting", FLAT, lambda t, x: 0 * x)
     paths = fh.sample_paths(problem, n=4000, steps=32, rng=0)
     whole = fh.compare({"m": fh.solve_on_mesh(problem)}, problem.exact, problem=problem).overall("m")

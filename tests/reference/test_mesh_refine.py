@@ -193,7 +193,6 @@ undershooting = pytest.mark.filterwarnings("ignore:.* f is not positive at:fem_h
 @pytest.mark.parametrize(
     ("name", "dim", "rtol", "keywords"),
     [
-        ("lq", 1, 3e-4, {"box": Box([-5.0], [5.0])}),
         ("mixture-diffusion", 1, 3e-3, {"element": "P3"}),
         ("brownian-mixture", 1, 2e-2, {"mesh": skfem.MeshLine(np.linspace(-6.5, 6.5, 41))}),
         ("reflected", 2, 4e-2, {"cells": 4}),

@@ -66,20 +66,25 @@ def test_faces_that_spoil_the_solution_are_seen(name: str, route: Any):
     assert estimate.policy > 1e-2
 
 
-@pytest.mark.parametrize("route", ROUTES)
+HARMLESS: dict[str, tuple[ControlProblem, Any]] = {
+    "wide": (LQ, {"box": Box([-5.0], [5.0]), "cells": 80}),
+    "two dimensions": (LQ2, {"box": Box([-4.0] * 2, [4.0] * 2), "cells": 20}),
+    "bounded": (zoo.get("reflected", 1), {"cells": 32}),
+    "right boundary values": (NARROW, {"box": Box([-1.0], [1.2]), "cells": 32, "boundary": exact_value(NARROW)}),
+    "disc with right values": (CLOSE, {"mesh": DISC, "boundary": exact_value(CLOSE)}),
+    "no box": (zoo.get("linear-ou", 1), {"cells": 96}),  # one is chosen
+}
+
+
 @pytest.mark.parametrize(
-    ("problem", "keywords"),
+    ("name", "route"),
     [
-        (LQ, {"box": Box([-5.0], [5.0]), "cells": 80}),
-        (LQ2, {"box": Box([-4.0] * 2, [4.0] * 2), "cells": 20}),
-        (zoo.get("reflected", 1), {"cells": 32}),
-        (NARROW, {"box": Box([-1.0], [1.2]), "cells": 32, "boundary": exact_value(NARROW)}),
-        (CLOSE, {"mesh": DISC, "boundary": exact_value(CLOSE)}),
-        (zoo.get("linear-ou", 1), {"cells": 96}),  # on a box that is chosen
+        *((name, solve_on_mesh) for name in HARMLESS),
+        *((name, refine_on_mesh) for name in ("bounded", "disc with right values", "no box")),
     ],
-    ids=["wide", "two dimensions", "bounded", "right boundary values", "disc with right values", "no box"],
 )
-def test_faces_that_do_no_harm_do_not_matter(problem: ControlProblem, keywords: Any, route: Any):
+def test_faces_that_do_no_harm_do_not_matter(name: str, route: Any):
+    problem, keywords = HARMLESS[name]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         solution = route(problem, rtol=1e-2, **keywords)

@@ -72,7 +72,7 @@ def changed(name: str) -> ControlProblem:
 
 @cache
 def solution_of(name: str) -> Any:
-    return solve(base() if name == "base" else changed(name), rtol=1e-3, verify=False)
+    return solve(base() if name == "base" else changed(name), rtol=3e-3, verify=False)
 
 
 def test_a_right_solution_passes_whatever_the_seed() -> None:
@@ -105,7 +105,7 @@ def test_a_wrong_one_does_not(name: str) -> None:
 def test_a_box_too_small_is_seen() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ToleranceWarning)
-        small = solve(base(), rtol=1e-1, box=Box([-0.7, -1.7], [1.7, 0.7]), verify=False, max_dofs=600)
+        small = solve(base(), rtol=1e-1, box=Box([-0.7, -1.7], [1.7, 0.7]), verify=False, max_dofs=400)
     assert not along_paths(base(), small, GOOD)[0].passed
 
 
@@ -188,15 +188,15 @@ def coupled_far_away() -> ControlProblem:
 
 def test_coordinates_taken_for_independent_are_solved_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = coupled_far_away()
-    whole = solve(problem, rtol=1e-3)
+    whole = solve(problem, rtol=1e-2)
     assert whole.method == "box"
     monkeypatch.setattr(sys.modules[solve.__module__], "independent_blocks", lambda problem: [(0,), (1,)])
     monkeypatch.setattr(sys.modules[solve.__module__], "_still", lambda problem, blocks, seen: blocks)
-    again = solve(problem, rtol=1e-3)
+    again = solve(problem, rtol=1e-2)
     assert again.method == "box"
     x = np.random.default_rng(0).normal(0.0, 0.5, (50, 2))
     np.testing.assert_allclose(again.value(0.3, x), whole.value(0.3, x), atol=1e-9)
-    blind = solve(problem, rtol=1e-3, verify=False)
+    blind = solve(problem, rtol=1e-2, verify=False)
     assert blind.method == "product"  # and wrong, as nobody looked
     assert np.abs(blind.value(0.3, x) - whole.value(0.3, x)).max() > 0.1
 

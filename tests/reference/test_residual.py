@@ -136,7 +136,7 @@ DOMAINS = {
 @cache
 def solved(name: str, domain: str) -> Any:
     of = base(DOMAINS[domain])
-    return solve(of if name == "base" else OTHERS[name](of), rtol=1e-3 if name == "base" else 3e-3, verify=False)
+    return solve(of if name == "base" else OTHERS[name](of), rtol=3e-3 if domain == "none" else 1e-2, verify=False)
 
 
 def checked(name: str, domain: str, seed: int = 0) -> Check:
@@ -164,7 +164,7 @@ def test_no_step_goes_across_a_jump() -> None:
     problem = replace(
         base(), running_reward=lambda t, x: 30.0 * ((np.asarray(t) > 0.41) & (np.asarray(t) < 0.44)) * np.cos(x[..., 0])
     )
-    found = solve(problem, rtol=1e-3, verify=False)
+    found = solve(problem, rtol=1e-2, verify=False)
     assert len(found.stats["jumps"]) == 2
     told = [residual_checks(problem, found, GOOD, found.stats["jumps"], seed)[0].passed for seed in range(10)]
     assert all(told)
@@ -214,7 +214,7 @@ def test_it_sees_through_absorbing_faces() -> None:
 def test_more_points_see_less() -> None:
     """Two per cent of a coupling, which a few thousand points take for chance."""
     of = base()
-    off = solve(replace(of, drift=lambda t, x: drift(t, x, coupling=0.98)), rtol=1e-3, verify=False)
+    off = solve(replace(of, drift=lambda t, x: drift(t, x, coupling=0.98)), rtol=3e-3, verify=False)
     few, many = (residual_checks(of, off, GOOD, thorough=thorough)[0] for thorough in (False, True))
     points = [int(check.told.split("over parts of ")[1].split()[0]) for check in (few, many)]
     assert points[0] < 10_000 < points[1]

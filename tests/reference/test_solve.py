@@ -72,8 +72,13 @@ def user(d: int = 1, **changes: Any) -> ControlProblem:
 # Tolerances
 
 
-@pytest.mark.parametrize("rtol", [1e-3, 1e-5])
-@pytest.mark.parametrize("name", ["lq", "linear-ou", "mixture-diffusion", "brownian-mixture", "reflected"])
+@pytest.mark.parametrize(
+    ("name", "rtol"),
+    [
+        *((name, 1e-3) for name in ("lq", "linear-ou", "mixture-diffusion", "brownian-mixture", "reflected")),
+        *((name, 1e-5) for name in ("mixture-diffusion", "brownian-mixture", "reflected")),  # others are quadratic
+    ],
+)
 def test_tolerances_are_met_and_estimates_believed(name: str, rtol: float):
     check(solve(zoo.get(name, 1), rtol=rtol), rtol)
 
@@ -187,7 +192,7 @@ def test_progress_never_falls_and_ends_at_1(name: str, dim: int, rtol: float):
 
 def test_too_few_unknowns_are_said():
     with pytest.warns(ToleranceWarning, match=r"'brownian-mixture'\) was asked for a relative error of 1.0e-05 but"):
-        solution = solve(zoo.get("brownian-mixture", 1), rtol=1e-5, max_dofs=71)
+        solution = solve(zoo.get("brownian-mixture", 1), rtol=1e-5, max_dofs=51)
     assert "was asked for a relative error of 1.0e-05" in solution.status
     assert not solution.error_estimate.met(1e-5)
     true, estimate = errors(solution), solution.error_estimate
@@ -351,7 +356,7 @@ def test_threads_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
         apply(matrix, u, out)
 
     monkeypatch.setattr(axes, "_rows_into", watched)
-    one, two = (solve(problem, rtol=1e-2, workers=count, verify=False) for count in (1, 2))
+    one, two = (solve(problem, rtol=5e-2, workers=count, verify=False) for count in (1, 2))
     assert len(seen) == 2
     np.testing.assert_array_equal(one.coefficients, two.coefficients)  # type: ignore[union-attr]
     assert vars(one.error_estimate) == vars(two.error_estimate)
