@@ -1,4 +1,4 @@
-"""Certificates of exit problems against closed forms on an interval and in a disc; what is told, what is refused."""
+"""Certificates of exit problems against closed forms: an interval, a disc, a ring; what is told, what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import skfem
-from scipy.special import i0
+from scipy.special import i0, k0
 
 import fem_hjb as fh
 from fem_hjb.evaluation.certificate import Bounds, intervals
@@ -20,6 +20,7 @@ from fem_hjb.evaluation.exit_walk import Steady, exit_weights
 from fem_hjb.evaluation.weighted_walk import Likelihood, nothing_seen
 from fem_hjb.evaluation.weights import found_in, of_one_start
 from fem_hjb.paths import exit_paths
+from fem_hjb.problems.zoo.meshed import ring_mesh
 from fem_hjb.support.errors import ConvergenceError, DomainError, MeasureError, ProblemError
 
 certify_exit = fh.stationary.certify_exit
@@ -82,6 +83,49 @@ def test_intervals_hold_what_they_should(where: str) -> None:
     assert value in whole.optimal
     assert earned in whole.reward
     assert value + 0.1 not in whole.optimal
+
+
+def ring(**more: Any) -> fh.ExitProblem:
+    """Brownian motion between circles of radius 1 and 2, eighteen parabolas each, stopped at both."""
+    mesh = skfem.MeshTri2.from_mesh(ring_mesh(2.0, 2))
+    size = np.hypot(*mesh.p)
+    mesh.doflocs *= np.where(size > 1.9, 2.0 / size, np.where(size < 1.1, 1.0 / size, 1.0))
+    return process(dim=2, domain=fh.MeshDomain(mesh, "absorbing"), **more)
+
+
+def in_a_ring(radius: float, inner: float, outer: float) -> float:
+    """f of f'' + f'/s = 2 f, a combination of I_0 and K_0 of sqrt(2) s, with these values at 1 and 2."""
+    at = RATE * np.array([1.0, 2.0])
+    weights = np.linalg.solve(np.stack([i0(at), k0(at)], axis=1), [inner, outer])
+    return float(weights @ [i0(RATE * radius), k0(RATE * radius)])
+
+
+RADIUS = 1.4
+OUTER = math.log(RADIUS) / math.log(2.0)  # the chance that the outer circle comes first
+TAU = (1.0 - RADIUS**2) / 2 + 1.5 * OUTER  # E tau, which solves u'' + u'/s = -2 and is 0 at 1 and 2
+
+
+def outside(x: np.ndarray) -> np.ndarray:
+    return (np.hypot(*x.T) > 1.5) * 1.0
+
+
+@pytest.mark.parametrize("paid", ["time", "place"])
+def test_intervals_hold_what_they_should_in_a_ring(paid: str) -> None:
+    """What is lost with time, by E e^{-tau} and E tau; what the outer circle pays, by the chance that it is met."""
+    if paid == "time":
+        problem, value, earned = ring(), math.log(in_a_ring(RADIUS, 1.0, 1.0)), -TAU
+    else:
+        problem = ring(running_reward=None, exit_reward=outside)
+        value, earned = math.log1p(OUTER * math.expm1(1.0)), OUTER
+    groups = 24
+    found = intervals_of(problem, None, [0.8 * RADIUS, -0.6 * RADIUS], groups, 128)
+    for exact, name in ((value, "optimal"), (earned, "reward")):
+        parts = [getattr(one, name) for one in found]
+        held = [sum(exact + off in part for part in parts) for off in (-0.2, 0.0, 0.2)]
+        assert held[1] >= 0.85 * groups  # 95 % were asked for
+        assert max(held[0], held[2]) < 0.5 * groups
+        estimates = np.array([part.estimate for part in parts])
+        assert abs(estimates.mean() - exact) < 4 * estimates.std() / math.sqrt(groups) < 0.06
 
 
 @pytest.mark.parametrize("policy", [None, push])
