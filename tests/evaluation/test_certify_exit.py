@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import skfem
-from scipy.special import i0, k0
+from scipy.special import i0, i1, k0
 
 import fem_hjb as fh
 from fem_hjb.evaluation.certificate import Bounds, intervals
@@ -176,6 +176,66 @@ def test_the_best_policy_loses_nothing_whoever_gives_it() -> None:
     assert free.gap.low > 0.1  # and no control does lose
 
 
+class Warped:
+    """v + size (1 - x^2) cos 2x, whose residual is of the first order in the size."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def value(self, x: np.ndarray) -> np.ndarray:
+        bump = (1 - x**2) * np.cos(2 * x)
+        return np.asarray((np.log(np.cosh(RATE * x) / math.cosh(RATE)) + self.size * bump)[:, 0])
+
+    def gradient(self, x: np.ndarray) -> np.ndarray:
+        slope = -2 * x * np.cos(2 * x) - 2 * (1 - x**2) * np.sin(2 * x)
+        return np.asarray(best(x) + self.size * slope)
+
+
+class OnADisc:
+    """log f of f = I_0(sqrt(2) s) / I_0(sqrt(2))."""
+
+    def value(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(np.log(i0(RATE * np.hypot(*x.T)) / i0(RATE)))
+
+    def gradient(self, x: np.ndarray) -> np.ndarray:
+        s = np.hypot(*x.T)
+        return np.asarray((RATE * i1(RATE * s) / i0(RATE * s) / s)[:, None] * x)
+
+
+def test_the_exact_value_leaves_nothing_open() -> None:
+    """But what parabolas of a disc, and differences, leave of it."""
+    on_disc, solution = OnADisc(), fh.solve_exit(LINE, rtol=1e-6)
+    for problem, value, start, exact, close in (
+        (LINE, (w := Warped(0.0)), [START], VALUE, 1e-6),
+        (LINE, solution, [START], VALUE, 1e-5),
+        (DISC, on_disc, [0.3, 0.4], math.log(i0(RATE * 0.5) / i0(RATE)), 1e-3),
+    ):
+        found = certify_exit(problem, value, start, n=64, step=0.0125, rng=0, value=value)
+        assert found.chain is None
+        assert found.status == "ok"
+        for number in (found.lower, found.value, found.upper):
+            assert number == pytest.approx(exact, abs=close)
+    own = certify_exit(LINE, None, [START], n=512, step=0.02, rng=0, value=w)
+    alone = certify_exit(LINE, None, [START], n=512, step=0.02, rng=0)
+    assert own.diffusion.reward == alone.diffusion.reward
+    assert own.value == pytest.approx(VALUE, abs=1e-6)
+    assert own.diffusion.optimal.half_width < 1e-6 < 1e-3 < alone.diffusion.optimal.half_width
+
+
+def test_what_a_value_leaves_open_is_of_second_order_and_its_interval_of_first() -> None:
+    sizes = [0.2, 0.1, 0.05]
+    runs = [certify_exit(LINE, w, [START], n=4096, step=0.02, rng=0, value=w) for w in map(Warped, sizes)]
+    for run in runs:
+        optimal = run.diffusion.optimal
+        assert VALUE in optimal
+        assert VALUE + 3 * optimal.half_width not in optimal
+    gaps, widths = ([getattr(run.diffusion, name) for run in runs] for name in ("gap", "optimal"))
+    order = np.polyfit(np.log(sizes), np.log([gap.estimate for gap in gaps]), 1)[0]
+    width = np.polyfit(np.log(sizes), np.log([one.half_width for one in widths]), 1)[0]
+    assert abs(order - 2.0) < 0.12
+    assert abs(width - 1.0) < 0.15
+
+
 def test_random_starts_give_the_mean_of_values() -> None:
     law = fh.Uniform(fh.Box([-0.9], [0.9]))
     x = np.linspace(-0.9, 0.9, 2001)
@@ -250,6 +310,17 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
     "starts= is for X_0 ~ p_0": (MeasureError, ask(starts=20)),
     "lead no further than": (ConvergenceError, ask(step=1e-12)),
     "done within max_seconds=0.001": (ConvergenceError, ask(step=1e-6, max_seconds=1e-3)),
+    "got float without value and gradient": (ProblemError, ask(value=1.0)),
+    "gives one that is recovered from it; give the solution as policy=": (
+        ProblemError,
+        lambda: certify_exit(
+            DISC, None, [0.0, 0.0], n=64, step=0.1, rng=0, value=fh.stationary.solve_exit_on_mesh(DISC)
+        ),
+    ),
+    "value= is not for reflecting faces": (
+        ProblemError,
+        ask(problem=process(domain=fh.Box([-1.0], [1.0], [("absorbing", "reflecting")])), value=Warped(0.0)),
+    ),
     "is of dimension 1, the problem has dim=2": (
         ProblemError,
         ask(problem=DISC, policy=fh.solve_exit(LINE, rtol=1e-2), start=[0.0, 0.0]),
