@@ -456,7 +456,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "stationary.certify_exit": (
             fh.stationary.certify_exit,
             {"problem": LEAVING, "policy": steady, "start": [0.5], "n": 64, "step": 0.1, "rng": 0, "level": 0.9}
-            | {"starts": None, "executor": None, "progress": None, "max_seconds": None},
+            | {"value": None, "starts": None, "executor": None, "progress": None, "max_seconds": None},
         ),
         "stationary.sample_exit": (
             fh.stationary.sample_exit,

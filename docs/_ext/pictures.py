@@ -1,4 +1,4 @@
-"""The gallery: scripts of docs/gallery, each with a docstring and some ten lines that end in a figure.
+"""The gallery: scripts of docs/gallery, each with a docstring and ten lines at most that end in a figure.
 
 A script is run when it, or the package, has changed. Its picture and its lines go to a page together, so that no
 picture is shown that these lines do not make.

@@ -13,9 +13,7 @@ space, ax = fh.Space(problem, cells=12, time_cells=6), plt.subplots(layout="cons
 for name, mark in (("regression", "s--"), ("increment", "^:"), ("generator", "o-")):
     paths = [fh.sample_paths(problem, n=n, steps=64, rng=n) for n in sizes]
     fits = [fh.fit(problem, one, space, estimator=name, verify=False) for one in paths]
-    errors = [
-        fh.compare({"f": one}, problem.exact, problem=problem, law="uncontrolled").overall("f").value for one in fits
-    ]
-    ax.loglog(sizes, errors, mark, label=name)
+    found = [fh.compare({"f": one}, problem.exact, problem=problem, law="uncontrolled") for one in fits]
+    ax.loglog(sizes, [one.overall("f").value for one in found], mark, label=name)
 ax.set(xlabel="trajectories", ylabel="relative error of the value")
 ax.legend()

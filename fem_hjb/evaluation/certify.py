@@ -14,7 +14,7 @@ An approximate value w gives another pair of bounds, from paths of its own (`res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -201,15 +201,31 @@ class Work:
         score = checked_value(self.problem, value)
         probe(self.problem, score.policy, self.x0, self.pace.steps)
         limits = checked_range(score, bounds, np.random.default_rng(child_seed(self.seed, 1)))
-        if policy is value:
-            run = self._timed(score, 2, watch)._replace(chain=None)
-            return self.certificate(run, self.optimum(run, limits), run)
+        own = None if policy is value else partial(self.likelihood, policy, {})
+        return self.two_sided(own, partial(self._timed, score, 2), limits, (watch, seconds))
+
+    def two_sided(
+        self,
+        own: Callable[[Progress], Run] | None,
+        rated: Callable[[Progress], Run],
+        limits: Range | None,
+        time: tuple[Watch, float | None],
+        more: Callable[[], Sequence[str]] = tuple,
+    ) -> Certificate:
+        """Of paths of the policy (None: it is that of the value), and v* from paths that follow a value.
+
+        time : what watches it, and how many seconds there are.
+        """
+        watch, seconds = time
+        if own is None:
+            run = rated(watch)._replace(chain=None)
+            return self.certificate(run, self.optimum(run, limits), run, more())
         half = None if seconds is None else seconds / 2
-        own = self.likelihood(policy, {}, until(part_of(watch, 0.0, 0.5), half))
-        run = self._timed(score, 2, part_of(watch, 0.5, 1.0))
+        mine = own(until(part_of(watch, 0.0, 0.5), half))
+        run = rated(part_of(watch, 0.5, 1.0))
         best = self.optimum(run, limits)
-        both = separate(own.diffusion, best.bounds)
-        return self.certificate(own, best._replace(bounds=both), run)
+        both = separate(mine.diffusion, best.bounds)
+        return self.certificate(mine, best._replace(bounds=both), run, more())
 
     def _timed(self, score: Likelihood | Residual, k: int, tell: Progress) -> Run:
         """The paths of run k until the horizon."""

@@ -7,20 +7,23 @@ steps of 2h and of h; where one of them has left before the other, the other goe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from types import SimpleNamespace
+from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fem_hjb.evaluation.residual_score import Residual, checked_value
 from fem_hjb.evaluation.weighted_walk import Score
 from fem_hjb.paths.exit_paths import MOST_STEPS, SteadyPolicy, exit_step
 from fem_hjb.paths.steering import steer
 from fem_hjb.problems.box import BoolArray
-from fem_hjb.problems.problem import checked_call
+from fem_hjb.problems.exit import Always
+from fem_hjb.problems.problem import ControlProblem, checked_call
 from fem_hjb.solutions.steady import ExitSolution
 from fem_hjb.spaces.mesh import MeshBasis
 from fem_hjb.support.checks import FloatArray, IntArray
-from fem_hjb.support.errors import ConvergenceError, FemHjbError
+from fem_hjb.support.errors import ConvergenceError, FemHjbError, ProblemError
 from fem_hjb.support.progress import Progress
 
 
@@ -46,6 +49,37 @@ class Steady:
             return checked_call("policy(x)", self.of, (x,), x.shape[-1:], passes=FemHjbError)
         basis = self.of.function.basis
         return self.of.policy(x if isinstance(basis, MeshBasis) else np.clip(x, *basis.box.bounds))
+
+
+class SteadyValue(Protocol):
+    """An approximate value of the state alone."""
+
+    def value(self, x: FloatArray) -> ArrayLike:
+        """w(x), (n,)."""
+
+    def gradient(self, x: FloatArray) -> ArrayLike:
+        """grad w(x), (n, d)."""
+
+
+def steady_score(problem: ControlProblem, value: Any) -> Residual:
+    """What paths that follow such a value add up; a ProblemError if it is none.
+
+    problem : the exit problem as one in time (`ExitProblem.until`).
+    """
+    parts = {name: getattr(value, name, None) for name in ("value", "gradient", "generator", "residual")}
+    missing = [name for name in ("value", "gradient") if not callable(parts[name])]
+    if missing:
+        raise ProblemError(
+            "value must have value(x) and gradient(x), and may have generator(x), <b, grad w> + 1/2 Tr(Lambda Hess w),"
+            f" or residual(x), got {type(value).__name__} without {' and '.join(missing)}"
+        )
+    if isinstance(value, ExitSolution) and isinstance(value.function.basis, MeshBasis):
+        raise ProblemError(
+            "value= needs the gradient of the value itself, and a solution on a mesh gives one that is recovered from"
+            " it; give the solution as policy="
+        )
+    timed = {name: Always(part) for name, part in parts.items() if part is not None}
+    return checked_value(problem, SimpleNamespace(**timed))
 
 
 def exit_weights(score: Score, x: FloatArray, rng: np.random.Generator, tell: Progress, *, step: float) -> FloatArray:

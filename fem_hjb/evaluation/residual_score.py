@@ -97,9 +97,16 @@ class Residual:
         columns = np.swapaxes(noise_factor(problem, t, x), 1, 2)
         for k in range(problem.dim):
             column = columns[:, k]
-            bend = self.gradient(t, x + eta * column) - self.gradient(t, x - eta * column)
-            found += (bend * column).sum(axis=1) / (4.0 * eta)
+            ahead, behind = self._known(x + eta * column, x), self._known(x - eta * column, x)
+            sides = np.maximum(np.any(ahead != x, axis=1) + 1.0 * np.any(behind != x, axis=1), 1.0)
+            bend = self.gradient(t, ahead) - self.gradient(t, behind)
+            found += (bend * column).sum(axis=1) / (2.0 * eta * sides)
         return np.asarray(found)
+
+    def _known(self, moved: FloatArray, x: FloatArray) -> FloatArray:
+        """Points x that have been moved; back where they were, where that led through an absorbing face: w may end."""
+        domain = self.problem.domain
+        return moved if domain is None else np.where(domain.exited(moved)[:, None], x, moved)
 
 
 def checked_value(problem: ControlProblem, value: Any) -> Residual:

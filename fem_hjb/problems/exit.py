@@ -198,14 +198,14 @@ class ExitProblem(Plain):
                 " MeshDomain"
             )
         Lambda, r = self.diffusion, self.running_reward
-        paid = None if self.exit_reward is None else _Always(self.g)
+        paid = None if self.exit_reward is None else Always(self.g)
         return ControlProblem(
             dim=self.dim,
             horizon=horizon,
             temperature=self.temperature,
-            drift=_Always(self.drift),
-            diffusion=_Always(Lambda) if callable(Lambda) else Lambda,
-            running_reward=None if r is None else _Always(r),
+            drift=Always(self.drift),
+            diffusion=Always(Lambda) if callable(Lambda) else Lambda,
+            running_reward=None if r is None else Always(r),
             terminal_reward=_nothing if terminal_reward is None else terminal_reward,
             initial_law=initial_law,
             domain=replace(domain, exit_reward=paid),
@@ -224,7 +224,7 @@ def faces_of(domain: Box) -> list[tuple[int, str]]:
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Always:
+class Always:
     """(t, x) -> field(x); unlike a lambda it can be pickled."""
 
     field: Field

@@ -1,4 +1,4 @@
-"""Certificates of exit problems against closed forms on an interval and in a disc; what is told, what is refused."""
+"""Certificates of exit problems against closed forms: an interval, a disc, a ring; what is told, what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import skfem
-from scipy.special import i0
+from scipy.special import i0, i1, k0
 
 import fem_hjb as fh
 from fem_hjb.evaluation.certificate import Bounds, intervals
@@ -20,6 +20,7 @@ from fem_hjb.evaluation.exit_walk import Steady, exit_weights
 from fem_hjb.evaluation.weighted_walk import Likelihood, nothing_seen
 from fem_hjb.evaluation.weights import found_in, of_one_start
 from fem_hjb.paths import exit_paths
+from fem_hjb.problems.zoo.meshed import ring_mesh
 from fem_hjb.support.errors import ConvergenceError, DomainError, MeasureError, ProblemError
 
 certify_exit = fh.stationary.certify_exit
@@ -84,6 +85,49 @@ def test_intervals_hold_what_they_should(where: str) -> None:
     assert value + 0.1 not in whole.optimal
 
 
+def ring(**more: Any) -> fh.ExitProblem:
+    """Brownian motion between circles of radius 1 and 2, eighteen parabolas each, stopped at both."""
+    mesh = skfem.MeshTri2.from_mesh(ring_mesh(2.0, 2))
+    size = np.hypot(*mesh.p)
+    mesh.doflocs *= np.where(size > 1.9, 2.0 / size, np.where(size < 1.1, 1.0 / size, 1.0))
+    return process(dim=2, domain=fh.MeshDomain(mesh, "absorbing"), **more)
+
+
+def in_a_ring(radius: float, inner: float, outer: float) -> float:
+    """f of f'' + f'/s = 2 f, a combination of I_0 and K_0 of sqrt(2) s, with these values at 1 and 2."""
+    at = RATE * np.array([1.0, 2.0])
+    weights = np.linalg.solve(np.stack([i0(at), k0(at)], axis=1), [inner, outer])
+    return float(weights @ [i0(RATE * radius), k0(RATE * radius)])
+
+
+RADIUS = 1.4
+OUTER = math.log(RADIUS) / math.log(2.0)  # the chance that the outer circle comes first
+TAU = (1.0 - RADIUS**2) / 2 + 1.5 * OUTER  # E tau, which solves u'' + u'/s = -2 and is 0 at 1 and 2
+
+
+def outside(x: np.ndarray) -> np.ndarray:
+    return (np.hypot(*x.T) > 1.5) * 1.0
+
+
+@pytest.mark.parametrize("paid", ["time", "place"])
+def test_intervals_hold_what_they_should_in_a_ring(paid: str) -> None:
+    """What is lost with time, by E e^{-tau} and E tau; what the outer circle pays, by the chance that it is met."""
+    if paid == "time":
+        problem, value, earned = ring(), math.log(in_a_ring(RADIUS, 1.0, 1.0)), -TAU
+    else:
+        problem = ring(running_reward=None, exit_reward=outside)
+        value, earned = math.log1p(OUTER * math.expm1(1.0)), OUTER
+    groups = 24
+    found = intervals_of(problem, None, [0.8 * RADIUS, -0.6 * RADIUS], groups, 128)
+    for exact, name in ((value, "optimal"), (earned, "reward")):
+        parts = [getattr(one, name) for one in found]
+        held = [sum(exact + off in part for part in parts) for off in (-0.2, 0.0, 0.2)]
+        assert held[1] >= 0.85 * groups  # 95 % were asked for
+        assert max(held[0], held[2]) < 0.5 * groups
+        estimates = np.array([part.estimate for part in parts])
+        assert abs(estimates.mean() - exact) < 4 * estimates.std() / math.sqrt(groups) < 0.06
+
+
 @pytest.mark.parametrize("policy", [None, push])
 def test_what_is_paid_at_the_exit_counts(policy: Any) -> None:
     """1.5 to the right and -0.5 to the left, nothing on the way: v* = log E e^g, by the chances x +- 1 over 2."""
@@ -130,6 +174,66 @@ def test_the_best_policy_loses_nothing_whoever_gives_it() -> None:
     assert "steps of 0.01 and 0.02 until they left" in repr(given)
     free = certify_exit(LINE, None, [START], n=512, step=0.01, rng=0)
     assert free.gap.low > 0.1  # and no control does lose
+
+
+class Warped:
+    """v + size (1 - x^2) cos 2x, whose residual is of the first order in the size."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def value(self, x: np.ndarray) -> np.ndarray:
+        bump = (1 - x**2) * np.cos(2 * x)
+        return np.asarray((np.log(np.cosh(RATE * x) / math.cosh(RATE)) + self.size * bump)[:, 0])
+
+    def gradient(self, x: np.ndarray) -> np.ndarray:
+        slope = -2 * x * np.cos(2 * x) - 2 * (1 - x**2) * np.sin(2 * x)
+        return np.asarray(best(x) + self.size * slope)
+
+
+class OnADisc:
+    """log f of f = I_0(sqrt(2) s) / I_0(sqrt(2))."""
+
+    def value(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(np.log(i0(RATE * np.hypot(*x.T)) / i0(RATE)))
+
+    def gradient(self, x: np.ndarray) -> np.ndarray:
+        s = np.hypot(*x.T)
+        return np.asarray((RATE * i1(RATE * s) / i0(RATE * s) / s)[:, None] * x)
+
+
+def test_the_exact_value_leaves_nothing_open() -> None:
+    """But what parabolas of a disc, and differences, leave of it."""
+    on_disc, solution = OnADisc(), fh.solve_exit(LINE, rtol=1e-6)
+    for problem, value, start, exact, close in (
+        (LINE, (w := Warped(0.0)), [START], VALUE, 1e-6),
+        (LINE, solution, [START], VALUE, 1e-5),
+        (DISC, on_disc, [0.3, 0.4], math.log(i0(RATE * 0.5) / i0(RATE)), 1e-3),
+    ):
+        found = certify_exit(problem, value, start, n=64, step=0.0125, rng=0, value=value)
+        assert found.chain is None
+        assert found.status == "ok"
+        for number in (found.lower, found.value, found.upper):
+            assert number == pytest.approx(exact, abs=close)
+    own = certify_exit(LINE, None, [START], n=512, step=0.02, rng=0, value=w)
+    alone = certify_exit(LINE, None, [START], n=512, step=0.02, rng=0)
+    assert own.diffusion.reward == alone.diffusion.reward
+    assert own.value == pytest.approx(VALUE, abs=1e-6)
+    assert own.diffusion.optimal.half_width < 1e-6 < 1e-3 < alone.diffusion.optimal.half_width
+
+
+def test_what_a_value_leaves_open_is_of_second_order_and_its_interval_of_first() -> None:
+    sizes = [0.2, 0.1, 0.05]
+    runs = [certify_exit(LINE, w, [START], n=4096, step=0.02, rng=0, value=w) for w in map(Warped, sizes)]
+    for run in runs:
+        optimal = run.diffusion.optimal
+        assert VALUE in optimal
+        assert VALUE + 3 * optimal.half_width not in optimal
+    gaps, widths = ([getattr(run.diffusion, name) for run in runs] for name in ("gap", "optimal"))
+    order = np.polyfit(np.log(sizes), np.log([gap.estimate for gap in gaps]), 1)[0]
+    width = np.polyfit(np.log(sizes), np.log([one.half_width for one in widths]), 1)[0]
+    assert abs(order - 2.0) < 0.12
+    assert abs(width - 1.0) < 0.15
 
 
 def test_random_starts_give_the_mean_of_values() -> None:
@@ -206,6 +310,17 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
     "starts= is for X_0 ~ p_0": (MeasureError, ask(starts=20)),
     "lead no further than": (ConvergenceError, ask(step=1e-12)),
     "done within max_seconds=0.001": (ConvergenceError, ask(step=1e-6, max_seconds=1e-3)),
+    "got float without value and gradient": (ProblemError, ask(value=1.0)),
+    "gives one that is recovered from it; give the solution as policy=": (
+        ProblemError,
+        lambda: certify_exit(
+            DISC, None, [0.0, 0.0], n=64, step=0.1, rng=0, value=fh.stationary.solve_exit_on_mesh(DISC)
+        ),
+    ),
+    "value= is not for reflecting faces": (
+        ProblemError,
+        ask(problem=process(domain=fh.Box([-1.0], [1.0], [("absorbing", "reflecting")])), value=Warped(0.0)),
+    ),
     "is of dimension 1, the problem has dim=2": (
         ProblemError,
         ask(problem=DISC, policy=fh.solve_exit(LINE, rtol=1e-2), start=[0.0, 0.0]),
