@@ -207,7 +207,8 @@ class Judge:
         found, base, steps = self._coarser(follow, longer, looks[:2], enough)
         looks = looks[2:] if steps is longer else self.several(*others(steps))
         if not self.run.layer:
-            found["space"] = max(found["space"], self._at_first(base, looks[0]()), key=max)
+            early, space = self._at_first(base, looks[0]()), found["space"]
+            found["space"] = max(space[0], early[0]), max(space[1], early[1])
         if max(found["space"]) > enough["space"]:
             richer = self._richer(follow, less)
             told = [

@@ -74,7 +74,7 @@ def plans(
             else:
                 u = begun(equation, grid, s0, before)
             if anew or grid is not own.grid:
-                operators = Operators.of(equation, grid, _table(own, grid, coefficients, anew), u)
+                operators = Operators.of(equation, grid, _table(own, grid, coefficients, anew or less != 0), u)
                 panel = None
             if panel is None:
                 panel = method_of(equation, operators, operators.root_mean_square)
@@ -103,7 +103,11 @@ def followed(
 
 
 def _table(own: PanelRun, grid: Grid, coefficients: Coefficients, anew: bool) -> Table:
-    """The coefficients of a panel on another grid: interpolated, and evaluated only where that reaches further."""
+    """The coefficients of a panel on another grid: interpolated, and evaluated only where that reaches further.
+
+    anew : whether they are evaluated everywhere, as where elements have other degrees: what they miss of steep
+        coefficients would be the same in all runs, and in no difference.
+    """
     old = own.operators.table
     if anew:
         rough = old.sources is not None

@@ -21,12 +21,18 @@ from fem_hjb.problems.exit import ExitProblem, faces_of
 from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, Settled, differences
 from fem_hjb.reference.faces import on_face
-from fem_hjb.reference.steady_checks import check_normal_reflection, equation_check, rounding_check, temperature_check
-from fem_hjb.reference.steady_ladder import MAX_DOFS, Climbed, Kept, climb_beyond, nearest_values
+from fem_hjb.reference.steady_checks import (
+    check_normal_reflection,
+    equation_check,
+    leaving_check,
+    rounding_check,
+    temperature_check,
+)
+from fem_hjb.reference.steady_ladder import MAX_DOFS, Climbed, Kept, climb_beyond, nearest_values, rule_of
 from fem_hjb.reference.tolerance import checked_rtol, judged
 from fem_hjb.solutions.checks import Check
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
-from fem_hjb.spaces.spectral import SpectralBasis
+from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray, IntArray, positive_integer, require
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError, SpaceError
 from fem_hjb.support.progress import OutOfTimeError, Progress, Watch, checked_progress, checked_seconds, until
@@ -87,7 +93,8 @@ def solve_exit(
     -------
     An `ExitSolution`. Its error estimate is the larger distance of two solutions of lower degrees on the same grid,
     and where natural faces cut off, the distance of one on a longer box. Its checks: the equation itself at 4096
-    points, with the problem's own callables; and that the process leaves often enough for rounding not to decide.
+    points, with the problem's own callables; that the process leaves often enough for rounding not to decide; and that
+    mean times until the exit of two degrees agree, which they do not where the layer at a face is not resolved.
     Where f spans more than e^20 the equation is solved for v itself.
     If the tolerance is not met, or a check fails, a `ToleranceWarning` says so, and so does the status.
 
@@ -123,7 +130,7 @@ def solve_exit(
         checks=(
             equation_check(problem, box, kept.function, rtol),
             temperature_check(kept.found.noise),
-            _rounding(problem, box, kept.function, rtol, kept.found.v),
+            *_exits(problem, box, kept.function, rtol, policies=True),
         ),
         stats=climbed.rung.figures | {"form": kept.found.form},
     )
@@ -248,7 +255,7 @@ def _expectation(
         status="; ".join(climbed.unmet) or "ok",
         checks=(
             equation_check(problem, box, function, rtol, partial(_called, source or _none)),
-            _rounding(problem, box, function, rtol),
+            *_exits(problem, box, function, rtol, policies=False),
         ),
         stats=climbed.rung.figures | {"quantity": who.replace("_", " ")},
     )
@@ -256,12 +263,21 @@ def _expectation(
     return judged(found, climbed.estimate, rtol, f"{who}({problem.name!r})", spent)
 
 
-def _rounding(
-    problem: ExitProblem, box: Box, function: SteadyFunction, rtol: float, v: FloatArray | None = None
-) -> Check:
-    """Of the grid of a solution, under the policy of v."""
+def _exits(
+    problem: ExitProblem, box: Box, function: SteadyFunction, rtol: float, *, policies: bool
+) -> tuple[Check, Check]:
+    """Whether rounding, or a face that the grid of a solution does not resolve, decides where the process leaves."""
     basis: Any = function.basis
-    return rounding_check(ExitEquation(problem, basis, _fixed(box, basis)).rounding(v), _ROUNDING * rtol)
+    lower = SpectralBasis([SpectralLine(line.grid, line.degree - 2) for line in basis.lines])
+    x, weights = rule_of(basis, box)
+
+    def leaving(on: SpectralBasis) -> tuple[float, FloatArray]:
+        v = nearest_values(function, on.nodes) if policies else None
+        lost, times = ExitEquation(problem, on, _fixed(box, on)).leaving(v)
+        return lost, SteadyFunction(on, times).value(x)
+
+    lost, times = leaving(basis)
+    return rounding_check(lost, _ROUNDING * rtol), leaving_check(leaving(lower)[1], times, weights)
 
 
 def _called(source: Callable[[FloatArray], ArrayLike], x: FloatArray) -> FloatArray:

@@ -147,20 +147,24 @@ class ExitEquation:
         rhs = np.zeros(self.basis.n_dofs) if source is None else -self.operators.load(source)
         return solved(self.operators.matrix(), rhs, self.fixed, paid)
 
-    def rounding(self, v: FloatArray | None = None) -> float:
-        """How far rounding moves the constant 1, the solution where 1 is paid at every exit and nothing on the way.
+    def leaving(self, v: FloatArray | None = None) -> tuple[float, FloatArray]:
+        """How far rounding moves the constant 1, and the mean time until the exit at the nodes (n,).
 
-        v : under whose policy the process goes; None: without control. Rounding acts as if the process were killed, or
-        born, at a rate of about 1e-16 times the largest entries; that decides where it hardly ever leaves. Infinite
-        where the matrix is singular.
+        The constant is the solution where 1 is paid at every exit and nothing on the way. Rounding acts as if the
+        process were killed, or born, at a rate of about 1e-16 times the largest entries; that decides where it hardly
+        ever leaves. Infinite, and nan, where the matrix is singular.
+
+        v : under whose policy the process goes; None: without control.
         """
-        operators = self.operators
+        operators, n = self.operators, self.basis.n_dofs
         drift = None if v is None else operators.pushed(operators.gradients(v)) / self.problem.temperature
+        rhs = np.stack([np.zeros(n), -operators.load(np.ones(operators.x.shape[:2]))], axis=1)
+        given = np.tile([1.0, 0.0], (len(self.fixed), 1))
         try:
-            u = solved(operators.matrix(drift=drift), np.zeros(self.basis.n_dofs), self.fixed, np.ones(len(self.fixed)))
+            one, times = solved(operators.matrix(drift=drift), rhs, self.fixed, given).T
         except ConvergenceError:
-            return float("inf")
-        return float(np.abs(u - 1.0).max())
+            return float("inf"), np.full(n, np.nan)
+        return float(np.abs(one - 1.0).max()), np.ascontiguousarray(times)
 
 
 def differences(

@@ -18,7 +18,7 @@ from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.mesh_domain import ABSORBING, MeshDomain
 from fem_hjb.problems.problem import checked_call
 from fem_hjb.reference.exit_equation import ExitEquation, differences
-from fem_hjb.reference.steady_checks import check_normal_reflection, rounding_check, temperature_check
+from fem_hjb.reference.steady_checks import check_normal_reflection, leaving_check, rounding_check, temperature_check
 from fem_hjb.reference.tolerance import judged
 from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.steady import ExitExpectation, ExitSolution, SteadyFunction
@@ -308,7 +308,9 @@ def _judged(
         fine = MeshBasis(refined_mesh(mesh), basis.element)
         parts = _on_finer(mesh, fine.mesh, tags)
         fixed = np.unique(np.concatenate([fine.facet_dofs(facets) for facets in parts.values()]))
-        better = SteadyFunction(fine, finer(ExitEquation(problem, fine, fixed, watch)))
+        finest = ExitEquation(problem, fine, fixed, watch)
+        better = SteadyFunction(fine, finer(finest))
+        _, later = finest.leaving(better.coefficients if policies else None)
     except OutOfTimeError:
         return replace(solution, error_estimate=unknown, status="max_seconds were over before the error was estimated")
     watch.finished()
@@ -318,9 +320,9 @@ def _judged(
         chosen = np.random.default_rng(0).choice(len(x), _SOME, replace=False)
         x, weights = x[chosen], weights[chosen]
     value, policy = differences(problem, (x, weights), better, solution.function, policies=policies)
-    lost = equation.rounding(solution.function.coefficients if policies else None)
-    check = rounding_check(lost, max(value, _ROUNDING))
-    solution = replace(solution, checks=(*solution.checks, check))
+    lost, times = equation.leaving(solution.function.coefficients if policies else None)
+    exits = leaving_check(SteadyFunction(basis, times).value(x), SteadyFunction(fine, later).value(x), weights)
+    solution = replace(solution, checks=(*solution.checks, rounding_check(lost, max(value, _ROUNDING)), exits))
     return judged(solution, combine({"space": value}, {"space": policy}), 1.0, who, {})
 
 

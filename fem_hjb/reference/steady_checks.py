@@ -17,6 +17,7 @@ from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import DomainError
 
 _LOOKED = 4096  # points at which the equation is looked at
+_APART = 0.2  # of mean times: below, what a face has too much or too little shows in the solution itself
 
 
 def equation_check(
@@ -91,6 +92,21 @@ def temperature_check(noise: float) -> Check:
 
 
 def rounding_check(figure: float, limit: float) -> Check:
-    """Whether the process leaves often enough for double precision: `ExitEquation.rounding`."""
+    """Whether the process leaves often enough for double precision: `ExitEquation.leaving`."""
     told = "what rounding makes of the value 1 that is paid at every exit; more where the process hardly ever leaves"
     return Check(name="rounding", figure=figure, limit=limit, told=told)
+
+
+def leaving_check(first: FloatArray, second: FloatArray, weights: FloatArray) -> Check:
+    """Whether a grid resolves how often the process leaves: mean times of two classes at points (n,) of these weights.
+
+    Where it hardly ever leaves, the part of a face in the exits is a ratio of tiny numbers. Where the layer at one face
+    is not resolved the process leaves there far too often, whatever the class: all solutions agree, and are those of a
+    process that leaves nowhere else. How long that takes is then wrong by orders, and not by the same ones.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = np.abs(first - second) / np.maximum(np.minimum(first, second), 0.0)
+    apart = np.minimum(np.where(np.isfinite(apart), apart, 1.0), 1.0)
+    told = "how far mean times until the exit of two classes are apart, relative; if they are, a layer is not resolved"
+    figure = float(weights @ apart / weights.sum())
+    return Check(name="exits", figure=figure, limit=_APART, told=told)

@@ -157,9 +157,9 @@ class SteadyOperators:
 
 
 def solved(matrix: Any, rhs: FloatArray, fixed: IntArray, given: FloatArray) -> FloatArray:
-    """u with u[fixed] = given and the other rows of matrix u = rhs; ConvergenceError if there is none."""
+    """u, of the shape of rhs, with u[fixed] = given and the other rows of matrix u = rhs, or a ConvergenceError."""
     free = np.setdiff1d(np.arange(len(rhs)), fixed)
-    u = np.zeros(len(rhs))
+    u = np.zeros(rhs.shape)
     u[fixed] = given
     rest = rhs - matrix @ u
     u[free] = factors(matrix[free][:, free]).solve(rest[free])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fem_hjb as fh
 from fem_hjb.paths.extent import LawSample
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
@@ -501,3 +502,50 @@ def test_a_run_that_has_left_double_precision_is_an_error_of_ours() -> None:
     assert not run.panels[-1].finite
     with pytest.raises(ConvergenceError, match="left double precision"):
         Judge(run, of.sample, of.controlled)
+
+
+STEEP = 0.15  # the width of the step in Lambda
+
+
+def steep(n: FloatArray, Lambda: Any, law: Gaussian) -> ControlProblem:
+    """Of x . n alone, whatever the dimension: Lambda steps across a line, and the running reward has a kink there."""
+    shape = np.asarray(Lambda)
+    return ControlProblem(
+        dim=len(n),
+        horizon=1.0,
+        temperature=1.0,
+        drift=lambda t, x: -x,
+        diffusion=lambda t, x: (0.5 + 0.3 * np.tanh((x @ n - 0.2) / STEEP))[..., None, None] * shape,
+        terminal_reward=lambda x: 1.2 * np.cos(1.5 * x @ n + 0.4),
+        running_reward=lambda t, x: -0.8 * np.abs(x @ n + 0.1),
+        initial_law=law,
+    )
+
+
+def test_what_elements_miss_of_steep_coefficients_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpolated from the grid of the run it would be the same in all that is compared, and be told far too small."""
+    n, full = np.array([np.cos(0.09), np.sin(0.09)]), np.array([[1.0, 0.4], [0.4, 0.7]])
+    search = _Search(steep(n, full, Gaussian([-0.3, 0.1], 0.1 * np.eye(2))), 1e-3, None, None, None, 0)
+    run = search._held(lambda _: None)
+    judge, enough = Judge(run, search.sample, search.controlled), {"space": 1e9, "time": 1e9, "truncation": 1e9}
+    told = judge.parts(search.coefficients, enough)["space"][0]
+    anew = box_plans._table
+    monkeypatch.setattr(box_plans, "_table", lambda own, grid, of, _: anew(own, grid, of, False))
+    shared = judge.parts(search.coefficients, enough)["space"][0]
+    line = fh.solve(steep(np.ones(1), [[n @ full @ n]], Gaussian([-0.3 * n[0] + 0.1 * n[1]], [[0.1]])), rtol=1e-3)
+    place, (w, _) = judge.places[-1], judge.own.rows[-1]
+    known = search.gauge.guess(0.0, place.nodes).reshape(w.shape) + w
+    true = line.value(0.0, place.nodes @ n[:, None]).reshape(w.shape)
+    off = np.sqrt(max((weights * (known - true) ** 2).sum() for weights in place.weights)) / judge.sizes[-1, :, 0].max()
+    assert 0.5 * off < told < 3.0 * off
+    assert shared < 0.4 * off
+
+
+def test_what_one_look_tells_of_values_is_not_lost_where_another_tells_more_of_policies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of = case("mixture-diffusion", 1, 1e-5)
+    judge, enough = Judge(of.run, of.sample, of.controlled), {"space": 1e9, "time": 1e9, "truncation": 1e9}
+    usual = judge.parts(of.coefficients, enough)["space"]
+    monkeypatch.setattr(Judge, "_at_first", lambda *_: (0.0, 1.0))
+    assert judge.parts(of.coefficients, enough)["space"] == (usual[0], 1.0)

@@ -368,3 +368,29 @@ def test_a_well_that_is_hardly_ever_left_is_left_to_no_rounding(noise: float, to
         assert off > 0.1 if told else off < 1e-3
     killed = fh.solve_exit(replace(well, running_reward=rate(-0.1)), rtol=1e-2)
     assert killed.status == "ok"  # nothing is decided by when it leaves
+
+
+@pytest.mark.filterwarnings("ignore::fem_hjb.ToleranceWarning")
+@pytest.mark.parametrize(("noise", "told"), [(0.2, False), (0.04, True)])
+def test_a_face_whose_layer_is_not_resolved_is_told(noise: float, told: bool) -> None:
+    """All classes agree that the process leaves where the grid is coarse; by symmetry it is a quarter at each face."""
+    well = cube(2, drift=lambda x: -x, diffusion=noise)
+    found = st.committor(well, [(0, "upper")], rtol=0.1, max_dofs=3000)
+    off = abs(float(found.value([0.0, 0.0])) - 0.25)
+    assert found.error_estimate.value < 0.05
+    assert ("exits: FAILED" in found.status) == told
+    assert off > 0.2 if told else off < 1e-3
+
+
+@pytest.mark.parametrize("policies", [False, True])
+def test_exits_that_are_resolved_are_told_to_be(policies: bool) -> None:
+    """exp(1/Lambda), 2e4 times its own time, is what it takes to leave."""
+
+    def reward(x: Any) -> Any:
+        return 0.3 * x[..., 0]
+
+    well = line(lambda x: -x, 0.1, (-1.0, 1.0), exit_reward=reward)
+    found: Any = fh.solve_exit(well, rtol=1e-3) if policies else st.exit_expectation(well, reward, rtol=1e-3)
+    (check,) = (check for check in found.checks if check.name == "exits")
+    assert found.status == "ok"
+    assert check.figure < 0.01

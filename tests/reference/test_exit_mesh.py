@@ -221,3 +221,20 @@ def test_rounding_decides_where_a_well_is_hardly_ever_left(noise: float, told: b
     assert (abs(found.value([0.0]) - 0.5) > 0.1) == told
     assert ("rounding: FAILED" in found.status) == told
     assert (found.status == "ok") != told
+
+
+@pytest.mark.filterwarnings("ignore::fem_hjb.ToleranceWarning")
+@pytest.mark.parametrize(("noise", "told"), [(0.3, False), (0.04, True)])
+def test_a_part_of_the_boundary_whose_layer_is_not_resolved_is_told(noise: float, told: bool) -> None:
+    """The mesh and a finer one agree that the process leaves where cells are large; it is a quarter by symmetry."""
+    fine_on_the_right = np.concatenate([np.linspace(-1.0, 0.5, 9), np.linspace(0.5, 1.0, 17)[1:]])
+    mesh = skfem.MeshQuad.init_tensor(fine_on_the_right, np.linspace(-1.0, 1.0, 13)).with_boundaries(
+        {"right": lambda x: x[0] > 1 - 1e-9, "rest": lambda x: x[0] < 1 - 1e-9}
+    )
+    well = fh.ExitProblem(dim=2, temperature=1.0, drift=lambda x: -x, diffusion=noise)
+    found = st.exit_expectation_on_mesh(well, mesh, {"right": 1.0, "rest": 0.0})
+    assert found.error_estimate is not None
+    assert found.error_estimate.value < 0.1
+    off = abs(float(found.value([0.0, 0.0])) - 0.25)
+    assert off > 0.2 if told else off < 1e-3
+    assert ("exits: FAILED" in found.status) == told
