@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -41,7 +41,7 @@ from fem_hjb.support.threads import for_each
 _EDGES = np.array([0.0, 0.02, 0.1, 0.3, 1.0])  # of the time to go
 _STEPS = 48  # of the length of the last one: a panel is no longer, so that grids follow what steps see
 _ROUNDS = 14  # in which the grid of a terminal reward is sought
-_RELAXED, _BIT = 1.9, 1.2  # times what is allowed, if no more unknowns are; by which it grows
+_NEARLY, _RELAXED, _BIT = 8.0, 1.9, 1.2  # times what is allowed: nearly enough; enough with all unknowns; by which
 _REDONE = 6  # times that a panel is done again on a finer grid
 _CHECKED = 128  # points at which a table is checked
 _EVERY = 4  # steps: how often the grid is looked at
@@ -228,9 +228,10 @@ class Marcher:
             self.size_g = max(self._norm(grid, whole), self.least_g * (self.size_v if equation.linear else 1.0))
             self.size_w = self._norm(grid, slopes)
             allowed = self.tol.space * self.size_g
-            even, before = grid.size != before, grid.size
+            nearly = grid.dim == 3 and max(map(total, found)) < _NEARLY * allowed  # unknowns are dear there
+            even, before = nearly and grid.size != before, grid.size
             more = self._refined(grid, found, relaxed * allowed, even=even)
-            while more is not None and self._size(more) > self.tol.most and relaxed < _RELAXED:
+            while nearly and more is not None and self._size(more) > self.tol.most and relaxed < _RELAXED:
                 relaxed *= _BIT
                 more = self._refined(grid, found, relaxed * allowed, even=even)
             if more is not None and not self.layer_edges:
@@ -260,7 +261,7 @@ class Marcher:
         return first_edges(self.equation.box, self.equation.reaches[0], ~self.equation.truncated, cells)
 
     def _refined(
-        self, grid: Grid, found: Sequence[FloatArray], allowed: float, tolerated: float = 1.0, **how: int
+        self, grid: Grid, found: Sequence[FloatArray], allowed: float, tolerated: float = 1.0, **how: Any
     ) -> list[FloatArray] | None:
         """`more_cells` along the axes that do not resolve the gradient; None if all do."""
         edges = [line.grid for line in grid.lines]
