@@ -20,6 +20,7 @@ _SHRINK, _STRETCH = 0.35, 2.0  # by which cells may change at once
 _RATIO = 3.0  # of the widths of neighbours
 _MARGIN = 0.8  # of what is allowed, that is aimed at
 _LARGEST, _FEWEST = 0.35, 4  # of that width; cells: a flat value needs few, the drift that acts on it more
+_FEW = 8.0  # of what all cells do not resolve: those with more than this part of it are halved
 _FINEST = 1e-12  # of the width of a box: no cell is smaller
 
 
@@ -122,6 +123,12 @@ def regraded(line: SpectralLine, found: FloatArray, allowed: float, tried: int =
     width = line.grid[-1] - line.grid[0]
     wanted = np.clip(wanted, _FINEST * width, _LARGEST * width)
     return _filled(line.grid, line.widths, wanted, _RATIO, min(_FEWEST, line.n_cells))
+
+
+def more_cells(line: SpectralLine, found: FloatArray, allowed: float, tried: int = 0, even: bool = False) -> FloatArray:
+    """`regraded` if that makes more, or as many in better places where these are to be tried; else some halved."""
+    new = regraded(line, found, allowed, tried)
+    return new if len(new) >= len(line.grid) + (not even) else halved(line.grid, found > total(found) / _FEW)
 
 
 def evened(edges: FloatArray, ratio: float) -> FloatArray:

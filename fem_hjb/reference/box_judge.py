@@ -41,6 +41,9 @@ _MOST_TIMES = {1: 48, 2: 40, 3: 24}
 _RICHER, _LEAST_SHARE = 1.5, 0.2  # times what more degrees change; of what fewer degrees tell
 _RICHER_ALONE = 3.0  # times what more degrees change, where fewer tell nothing as they fail
 _CUT = (1, 2, 4)  # parts of a step, that are tried with them
+# The box that is looked at first. A narrower one changes more than one as much wider; in space, where cells are as wide
+# as can be, those that are stretched would resolve so much less that this is what is seen.
+_OTHER = {1: stretched, 2: stretched, 3: narrowed}
 _DOUBT = 1.3  # of what these degrees are worth
 _LEAST_GAIN = {1: 0.3, 2: 0.1, 3: 0.1}  # where a run is cheap, what richer elements change is looked at sooner
 _ROUGH_GAIN = 0.4  # the same where T is not resolved: where a jump is, a grid knows to the first order only
@@ -199,7 +202,7 @@ class Judge:
 
         def others(steps: Steps) -> list[tuple[Plans, bool]]:
             runs = [] if self.run.layer else [(self._first(coefficients, steps, less, single), False)]
-            return runs + ([(wide(steps, wider=stretched), False)] if outwards else [])
+            return runs + ([(wide(steps, wider=_OTHER[self.equation.problem.dim]), False)] if outwards else [])
 
         # Exponentials serve steps of few lengths only; implicit steps may be of any.
         longer: Steps = joined if self.equation.absorbing.any() else merged

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from fem_hjb.reference.box_faces import begun
 from fem_hjb.reference.box_grading import (
     FIRST_CELLS,
     first_edges,
-    halved,
     make_grid,
+    more_cells,
     regraded,
     total,
     transfer,
@@ -41,9 +41,9 @@ from fem_hjb.support.threads import for_each
 _EDGES = np.array([0.0, 0.02, 0.1, 0.3, 1.0])  # of the time to go
 _STEPS = 48  # of the length of the last one: a panel is no longer, so that grids follow what steps see
 _ROUNDS = 14  # in which the grid of a terminal reward is sought
+_NEARLY, _RELAXED, _BIT = 8.0, 1.9, 1.2  # times what is allowed: nearly enough; enough with all unknowns; by which
 _REDONE = 6  # times that a panel is done again on a finer grid
 _CHECKED = 128  # points at which a table is checked
-_FEW = 8.0  # of what all cells do not resolve: those with more than this part of it are halved
 _EVERY = 4  # steps: how often the grid is looked at
 _AHEAD = 0.3  # of what is allowed, for the grid after one that failed to resolve
 _NEAR = 2.0**-12  # of T: the time to go from which policies are compared, and large ones remembered
@@ -217,7 +217,7 @@ class Marcher:
     def first_grid(self) -> Grid:
         """Refined until it resolves the terminal reward, or as far as allowed."""
         equation = self.equation
-        edges = self._first_edges()
+        edges, before, relaxed = self._first_edges(), 0, 1.0
         for _ in range(_ROUNDS):
             grid = self._grid(edges, 0.0, self.corners[1])
             u = begun(equation, grid, 0.0, None)
@@ -228,7 +228,12 @@ class Marcher:
             self.size_g = max(self._norm(grid, whole), self.least_g * (self.size_v if equation.linear else 1.0))
             self.size_w = self._norm(grid, slopes)
             allowed = self.tol.space * self.size_g
-            more = self._refined(grid, found, allowed, 1.0)
+            nearly = grid.dim == 3 and max(map(total, found)) < _NEARLY * allowed  # unknowns are dear there
+            even, before = nearly and grid.size != before, grid.size
+            more = self._refined(grid, found, relaxed * allowed, even=even)
+            while nearly and more is not None and self._size(more) > self.tol.most and relaxed < _RELAXED:
+                relaxed *= _BIT
+                more = self._refined(grid, found, relaxed * allowed, even=even)
             if more is not None and not self.layer_edges:
                 noise = self.metric * np.sqrt(_NEAR * self.T)
                 self.layer_edges = edges_for_layer(grid, self._size(more), found, allowed, noise, self.tol.most)
@@ -238,6 +243,8 @@ class Marcher:
             edges = more
         else:
             self.rough = True
+        if not self.rough:
+            self.tol = replace(self.tol, space=relaxed * self.tol.space)
         jump = max(map(total, found)) >= JUMP * self.size_g
         if not (jump and self.layer_edges):  # on a line cells shrink towards kinks until values at nodes are as good
             self.layer_edges = [line.grid for line in grid.lines] if jump or grid.dim > 1 else []
@@ -254,14 +261,13 @@ class Marcher:
         return first_edges(self.equation.box, self.equation.reaches[0], ~self.equation.truncated, cells)
 
     def _refined(
-        self, grid: Grid, found: Sequence[FloatArray], allowed: float, tolerated: float, tried: int = 0
+        self, grid: Grid, found: Sequence[FloatArray], allowed: float, tolerated: float = 1.0, **how: Any
     ) -> list[FloatArray] | None:
-        """More cells along the axes that do not resolve the gradient, as has been tried before; None if all do."""
+        """`more_cells` along the axes that do not resolve the gradient; None if all do."""
         edges = [line.grid for line in grid.lines]
         amiss = [k for k, part in enumerate(found) if total(part) > tolerated * allowed]
         for k in amiss:
-            new = regraded(grid.lines[k], found[k], allowed, tried)
-            edges[k] = new if len(new) > len(edges[k]) else halved(edges[k], found[k] > total(found[k]) / _FEW)
+            edges[k] = more_cells(grid.lines[k], found[k], allowed, **how)
         return edges if amiss else None
 
     def _whole(self, grid: Grid, t: float, u: FloatArray, slopes: Sequence[FloatArray]) -> list[FloatArray]:
@@ -340,7 +346,7 @@ class Marcher:
             self._count(panel)
             if steps or bad is None:
                 break
-            more = self._refined(grid, bad, self.tol.space * self.size_g, _TOLERATED, redone)
+            more = self._refined(grid, bad, self.tol.space * self.size_g, _TOLERATED, tried=redone)
             redone += 1
             if more is None or self._size(more) > self.tol.most or redone > _REDONE:
                 self.unchecked = True

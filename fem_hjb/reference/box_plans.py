@@ -42,7 +42,7 @@ def plans(
     Of each the work, which threads may do beside that of other plans; how it ended is to be sent back.
 
     lengths : what becomes of the steps (k,) of a panel.
-    wider : `widened` or `stretched`.
+    wider : `widened`, `stretched` or `narrowed`.
     anew : whether the coefficients are others than those of the run.
     single : whether steps are taken in single precision.
     """

@@ -12,6 +12,7 @@ from fem_hjb.reference import box_grading as grading
 from fem_hjb.reference.box_grading import (
     first_edges,
     halved,
+    more_cells,
     narrowed,
     regraded,
     stretched,
@@ -228,6 +229,16 @@ def test_cells_grow_again_where_nothing_is_left() -> None:
 def test_as_few_cells_as_the_tolerance_allows() -> None:
     counts = [made(layer, allowed)[-1].lines[0].n_cells for allowed in (1e-1, 1e-4, 1e-8)]
     assert counts[0] < counts[1] < counts[2]
+
+
+def test_badly_placed_cells_are_moved_before_there_are_more() -> None:
+    grid = grid_of([-5.0, -3.5, -2.0, -1.0, -0.2, 0.4, 1.0, 2.5, 4.0])
+    found = found_of(grid, smooth)
+    allowed = 0.1 * total(found)
+    moved = more_cells(grid.lines[0], found, allowed, even=True)
+    assert len(moved) == len(grid.lines[0].grid)
+    assert total(found_of(grid_of(moved), smooth)) < allowed
+    assert len(more_cells(grid.lines[0], found, allowed)) > len(moved)
 
 
 def test_marked_cells_are_halved() -> None:

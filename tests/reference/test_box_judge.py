@@ -362,6 +362,15 @@ def test_truncation_is_seen_where_a_box_is_too_small() -> None:
     assert usual().parts["truncation"][0] < 2e-2 * of.parts["truncation"][0]
 
 
+def test_in_space_a_narrower_box_tells_what_is_lost_by_one_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as it is, and next to nothing if no face moves."""
+    of = case("brownian-mixture", 3, 1e-2, None, 2.5)
+    found = of.parts["truncation"][0]
+    assert 1 / 4 < found / truth(of.run)[0] < 4
+    monkeypatch.setitem(box_judge._OTHER, 3, lambda edges, moving, share: list(edges))
+    assert judged(of.run, of)["truncation"][0] < 1e-2 * found
+
+
 def test_where_no_wider_box_is_stable_a_narrower_one_tells_its_truncation():
     """The value falls by a thousand temperatures towards the faces, where the process only starts."""
     search = _Search(zoo.get("double-well", 1, kappa=1.0), 1e-5, None, None, None, 0)
