@@ -12,8 +12,8 @@ import fem_hjb
 ORDER = {
     "support": "errors memory checks progress calls files archives objects threads",
     "problems": (
-        "divergence box curved locate cells cell_measure facets arcs mesh_domain laws kernels problem exit stages "
-        "probing fingerprint blocks rewards closed_form linear manufactured gauge mixtures tilted_density zoo"
+        "divergence box curved locate cells cell_measure facets arcs patches mesh_domain laws kernels problem exit "
+        "stages probing fingerprint blocks rewards closed_form linear manufactured gauge mixtures tilted_density zoo"
     ),
     "paths": (
         "steering breaks walls stiffness simulate likelihood exit_paths tree_sum extent tails growth tilted met"

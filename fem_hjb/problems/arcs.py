@@ -68,22 +68,7 @@ class Arcs(Facets):
         return self.at(facets, self._nearest_u(x, facets))
 
     def _nearest_u(self, x: FloatArray, arcs: IntArray) -> FloatArray:
-        """The parameters (n,) of the nearest points, from the best of some starts, or two: there are at most two places
-        where the distance is least among neighbours."""
-        a, p, q = self.start[arcs] - x, self.linear[arcs], self.square[arcs]
-        at = _STARTS[:, None, None]
-        far = ((a + at * (p + at * q)) ** 2).sum(axis=2)
-        wide = np.pad(far, ((1, 1), (0, 0)), constant_values=np.inf)
-        least = (far < wide[:-2]) & (far <= wide[2:])
-        first, other = least.argmax(axis=0), len(_STARTS) - 1 - least[::-1].argmax(axis=0)
-        u = _lowest(a, p, q, first)
-        two = np.flatnonzero(first != other)
-        if two.size:
-            a, p, q, one = a[two], p[two], q[two], u[two]
-            also = _lowest(a, p, q, other[two])
-            squares = [((a + v[:, None] * (p + v[:, None] * q)) ** 2).sum(axis=1) for v in (one, also)]
-            u[two] = np.where(squares[1] < squares[0], also, one)
-        return u
+        return nearest_parameters(self.start[arcs] - x, self.linear[arcs], self.square[arcs])
 
     def _met(self, start: FloatArray, step: FloatArray, facets: IntArray) -> FloatArray:
         """The shares in [0, 1] of steps (n, 2) at which they leave through these arcs (n,), inf if they do not.
@@ -104,6 +89,24 @@ class Arcs(Facets):
                 met = (u >= -_EDGE) & (u <= 1.0 + _EDGE) & (along >= -self.slack) & (along <= size) & (speed > 0)
                 best = np.where(met, np.minimum(best, np.maximum(along, 0.0) / size), best)
         return np.asarray(best)
+
+
+def nearest_parameters(a: FloatArray, p: FloatArray, q: FloatArray) -> FloatArray:
+    """The parameters u (n,) in [0, 1] at which a + u p + u^2 q, each (n, d), is nearest to 0, from the best of some
+    starts, or two: there are at most two places where the distance is least among neighbours."""
+    at = _STARTS[:, None, None]
+    far = ((a + at * (p + at * q)) ** 2).sum(axis=2)
+    wide = np.pad(far, ((1, 1), (0, 0)), constant_values=np.inf)
+    least = (far < wide[:-2]) & (far <= wide[2:])
+    first, other = least.argmax(axis=0), len(_STARTS) - 1 - least[::-1].argmax(axis=0)
+    u = _lowest(a, p, q, first)
+    two = np.flatnonzero(first != other)
+    if two.size:
+        a, p, q, one = a[two], p[two], q[two], u[two]
+        also = _lowest(a, p, q, other[two])
+        squares = [((a + v[:, None] * (p + v[:, None] * q)) ** 2).sum(axis=1) for v in (one, also)]
+        u[two] = np.where(squares[1] < squares[0], also, one)
+    return u
 
 
 def _lowest(a: FloatArray, p: FloatArray, q: FloatArray, start: IntArray) -> FloatArray:

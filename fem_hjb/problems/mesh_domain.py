@@ -18,6 +18,7 @@ from fem_hjb.problems.box import FACES, BoolArray, ExitReward
 from fem_hjb.problems.cells import DIMENSION, closures, is_curved, locator_of, mesh_kind, sound_mesh
 from fem_hjb.problems.facets import Facets
 from fem_hjb.problems.locate import CellLocator
+from fem_hjb.problems.patches import Patches
 from fem_hjb.support.checks import FloatArray, IntArray, as_points, one_of
 from fem_hjb.support.errors import ConvergenceError, DomainError
 from fem_hjb.support.objects import Plain, read_only, short_repr
@@ -37,10 +38,10 @@ class MeshDomain(Plain):
     """The domain that the cells of a mesh cover, and what happens to a process at its boundary.
 
     As `ControlProblem.domain` it says where the process itself lives, like a `Box`, and `solve_on_mesh` solves on its
-    mesh. The mesh is a scikit-fem mesh such as `load_mesh` makes, of cells with straight edges, or of triangles of
-    second order, at whose curved edges the process is reflected or stopped; `boundary` is one word for all of its
-    boundary, or a mapping of names in `mesh.boundaries` to words, in which None stands for all that has no name in the
-    mapping:
+    mesh. The mesh is a scikit-fem mesh such as `load_mesh` makes, of cells with straight edges, or of triangles or
+    tetrahedra of second order, at whose curved edges or faces the process is reflected or stopped; `boundary` is one
+    word for all of its boundary, or a mapping of names in `mesh.boundaries` to words, in which None stands for all that
+    has no name in the mapping:
 
     - "reflecting": normal reflection;
     - "absorbing": the process is stopped there, and collects `exit_reward` g(t, x), a callable (t, x) -> (...) like a
@@ -50,13 +51,13 @@ class MeshDomain(Plain):
       otherwise.
 
     What a reward or coefficient depends on must be known in all of the domain. Paths in it are of weak order 1 in the
-    step, see `sample_paths`. What is solved, and sampled, is what the edges enclose: a polygon or polyhedron, or what
-    parabolas do, whose distance from a smooth boundary falls with the cube of their length, and with its fourth power
-    if nodes are halfway.
+    step, see `sample_paths`. What is solved, and sampled, is what edges or faces enclose: a polygon or polyhedron, or
+    what parabolas or quadratic patches do, whose distance from a smooth boundary falls with the cube of their length;
+    that of parabolas with its fourth power if nodes are halfway.
 
-    Raises `DomainError` for a mesh that is none or not sound (see `solve_on_mesh`), curved tetrahedra, names and words
-    that are not known, boundary facets with no word or with two, hexahedra with bent boundary faces, and an exit reward
-    that is not callable or that no absorbing facet could pay.
+    Raises `DomainError` for a mesh that is none or not sound (see `solve_on_mesh`), names and words that are not known,
+    boundary facets with no word or with two, hexahedra with bent boundary faces, and an exit reward that is not
+    callable or that no absorbing facet could pay.
 
     >>> square = skfem.MeshTri().with_boundaries({"left": lambda x: x[0] == 0.0})
     >>> domain = MeshDomain(square, {"left": "absorbing", None: "reflecting"})
@@ -73,13 +74,6 @@ class MeshDomain(Plain):
 
     def __post_init__(self) -> None:
         kind = mesh_kind(self.mesh, curved=True)
-        if kind == "tet" and is_curved(self.mesh):
-            raise DomainError(
-                "MeshDomain takes curved triangles, but no curved tetrahedra, at whose faces paths would have to be"
-                f" reflected or stopped, got {type(self.mesh).__name__}; take the corners, load_mesh(path,"
-                " straight=True), or MeshTet1(mesh.p[:, :mesh.nvertices], mesh.t), or a problem without a domain, which"
-                " solve_on_mesh solves on curved cells"
-            )
         sound_mesh(self.mesh, "the mesh of a MeshDomain")
         put = object.__setattr__
         mesh = replace(self.mesh, doflocs=self.mesh.p.copy(), t=self.mesh.t.copy())
@@ -121,8 +115,7 @@ class MeshDomain(Plain):
         """Lower and upper corner, each (d,), of the box around the mesh."""
         p = self.mesh.p
         if self.curved:
-            arcs = Arcs(*self._pieces[:2], 0.0)
-            p = np.concatenate([p.T, arcs.extremes()]).T
+            p = np.concatenate([p.T, self._shape(*self._pieces[:2], 0.0).extremes()]).T
         return p.min(axis=1), p.max(axis=1)
 
     @property
@@ -297,11 +290,11 @@ class MeshDomain(Plain):
 
     @cached_property
     def _pieces(self) -> tuple[FloatArray, FloatArray, IntArray]:
-        """Corners (m, d, d), outward normals (m, d) and words (m,) of flat pieces of the boundary; of curved edges the
-        nodes (m, 3, 2), and on which side the domain is (m,)."""
+        """Corners (m, d, d), outward normals (m, d) and words (m,) of flat pieces of the boundary; of curved ones the
+        nodes (m, 3, 2) or (m, 6, 3), and on which side the domain is (m,)."""
         mesh = self.mesh
         if self.curved:
-            return *_arcs(mesh, self.facets), self.words
+            return *_curved(mesh, self.facets), self.words
         vertices, words = mesh.facets[:, self.facets].T, self.words
         owner = mesh.f2t[0, self.facets]
         if vertices.shape[1] == 4:
@@ -324,9 +317,14 @@ class MeshDomain(Plain):
     def _piece_words(self) -> IntArray:
         return self._pieces[2]
 
+    @property
+    def _shape(self) -> type[Arcs | Patches]:
+        """What curved pieces of the boundary are."""
+        return Arcs if self.dim == 2 else Patches
+
     def _where(self, held: BoolArray) -> Facets:
         corners, normals, _ = self._pieces
-        return (Arcs if self.curved else Facets)(corners[held], normals[held], 1e-12 * self.diameter)
+        return (self._shape if self.curved else Facets)(corners[held], normals[held], 1e-12 * self.diameter)
 
     @cached_property
     def _all(self) -> Facets:
@@ -346,14 +344,19 @@ class MeshDomain(Plain):
         return self._by_word[word]
 
 
-def _arcs(mesh: skfem.Mesh, facets: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Start, end and middle (m, 3, 2) of curved edges of the boundary, and 1 where the domain is to the left of them,
-    -1 to the right (m,): where the third corner of their cell is, as curved cells are not turned inside out."""
-    ends, cell = mesh.facets[:, facets], mesh.t[:, mesh.f2t[0, facets]]
-    nodes = closures(mesh, ends).transpose(2, 1, 0)
-    third = mesh.p.T[cell.sum(axis=0) - ends.sum(axis=0)]
-    along, up = nodes[:, 1] - nodes[:, 0], third - nodes[:, 0]
-    return np.ascontiguousarray(nodes), np.sign(along[:, 0] * up[:, 1] - along[:, 1] * up[:, 0])
+def _curved(mesh: skfem.Mesh, facets: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Nodes (m, 3, 2) or (m, 6, 3) of curved pieces of the boundary, and 1 where the domain is to the left of the edge,
+    or the normal of the face points out of it, else -1 (m,): by where the other corner of their cell is, as curved
+    cells are not turned inside out."""
+    corners, cell = mesh.facets[:, facets], mesh.t[:, mesh.f2t[0, facets]]
+    nodes = closures(mesh, corners).transpose(2, 1, 0)
+    other = mesh.p.T[cell.sum(axis=0) - corners.sum(axis=0)] - nodes[:, 0]
+    along = nodes[:, 1] - nodes[:, 0]
+    if mesh.dim() == 2:
+        side = along[:, 0] * other[:, 1] - along[:, 1] * other[:, 0]
+    else:
+        side = -(np.cross(along, nodes[:, 2] - nodes[:, 0]) * other).sum(axis=1)
+    return np.ascontiguousarray(nodes), np.sign(side)
 
 
 def _words(mesh: skfem.Mesh, facets: IntArray, boundary: str | Mapping[str | None, str]) -> IntArray:

@@ -117,15 +117,15 @@ def test_intervals_hold_what_they_should_in_a_ring(paid: str) -> None:
     else:
         problem = ring(running_reward=None, exit_reward=outside)
         value, earned = math.log1p(OUTER * math.expm1(1.0)), OUTER
-    groups = 24
-    found = intervals_of(problem, None, [0.8 * RADIUS, -0.6 * RADIUS], groups, 128)
+    groups = 20
+    found = intervals_of(problem, None, [0.8 * RADIUS, -0.6 * RADIUS], groups, 96)
     for exact, name in ((value, "optimal"), (earned, "reward")):
         parts = [getattr(one, name) for one in found]
         held = [sum(exact + off in part for part in parts) for off in (-0.2, 0.0, 0.2)]
         assert held[1] >= 0.85 * groups  # 95 % were asked for
         assert max(held[0], held[2]) < 0.5 * groups
         estimates = np.array([part.estimate for part in parts])
-        assert abs(estimates.mean() - exact) < 4 * estimates.std() / math.sqrt(groups) < 0.06
+        assert abs(estimates.mean() - exact) < 4 * estimates.std() / math.sqrt(groups) < 0.08
 
 
 @pytest.mark.parametrize("policy", [None, push])

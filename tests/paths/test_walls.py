@@ -124,6 +124,68 @@ def test_the_uniform_law_is_kept_within_curved_edges():
     assert abs((radius[0] ** 2).mean() - (radius[1] ** 2).mean()) < 4 * np.sqrt(2 / 12 / n)
 
 
+def test_the_uniform_law_is_kept_within_curved_faces():
+    """The same in a ball, to what the polyhedron of the corners does not have."""
+    mesh = skfem.MeshTet2.init_ball(1)
+    domain, n, rng = MeshDomain(mesh), 1000, np.random.default_rng(0)
+    polyhedron = MeshDomain(skfem.MeshTet1(mesh.p[:, : mesh.nvertices], mesh.t))
+    x = rng.uniform(-1, 1, (3 * n, 3))
+    start = x = x[domain.contains(x)][:n]
+    assert len(start) == n
+    for _ in range(3):
+        x = domain.moved(x, x + 0.4 * rng.standard_normal(x.shape), None, rng)
+    assert domain.contains(x).all()
+    assert np.linalg.norm(x - start, axis=1).mean() > 0.5
+    beyond = [1.0 - polyhedron.covers(y).mean() for y in (start, x)]
+    assert beyond[0] > 0.2
+    assert abs(beyond[0] - beyond[1]) < 4 * np.sqrt(2 * beyond[0] / n)
+    square = [(y**2).sum(axis=1) for y in (start, x)]
+    assert abs(square[0].mean() - square[1].mean()) < 4 * np.sqrt(2 / n) * square[0].std()
+
+
+def test_exits_from_a_ball_with_curved_faces():
+    """Times and places against (1 - |x|^2) / 3, by elements and by paths; a polyhedron is left sooner."""
+    mesh, x0 = skfem.MeshTet2.init_ball(2), np.array([0.3, 0.4, 0.0])
+    found = {}
+    for shape, one in (("curved", mesh), ("straight", skfem.MeshTet1(mesh.p[:, : mesh.nvertices], mesh.t))):
+        leaving = fh.ExitProblem(
+            dim=3, temperature=1.0, drift=np.zeros_like, diffusion=1.0, domain=MeshDomain(one, "absorbing")
+        )
+        paths = fh.stationary.sample_exit(leaving, x0, n=150, step=0.04, rng=1)
+        assert leaving.domain.exited(paths.exit).all()
+        solved = fh.stationary.exit_expectation_on_mesh(leaving, source=lambda x: np.ones(x.shape[:-1]), estimate=False)
+        time, square = float(solved.value(x0)), (paths.exit**2).sum(axis=1)
+        off = paths.time - (square - x0 @ x0) / 3  # whose mean is 0 but for the steps, by Dynkin's formula
+        assert abs(off.mean()) < 4 * off.std() / np.sqrt(len(off))
+        assert abs(paths.time.mean() - time) < 4 * paths.time.std() / np.sqrt(len(off))
+        found[shape] = (time - 0.25, (square.mean() - 1.0) / 3)
+    assert np.abs(found["curved"]).max() < 1.5e-3
+    assert np.max(found["straight"]) < -0.015
+
+
+def test_a_policy_until_a_ball_with_curved_faces_is_left():
+    """v = log E e^{-tau} = log(sinh(sqrt(2) s) / (s sinh sqrt(2))), by elements, and by weights along their policy."""
+    leaving = fh.ExitProblem(
+        dim=3,
+        temperature=1.0,
+        drift=np.zeros_like,
+        diffusion=1.0,
+        running_reward=lambda x: -np.ones(x.shape[:-1]),
+        domain=MeshDomain(skfem.MeshTet2.init_ball(2), "absorbing"),
+    )
+    solution, x0, rate = (
+        fh.stationary.solve_exit_on_mesh(leaving, estimate=False),
+        np.array([0.3, 0.4, 0.0]),
+        np.sqrt(2),
+    )
+    exact = np.log(np.sinh(rate / 2) / (0.5 * np.sinh(rate)))
+    assert float(solution.value(x0)) == pytest.approx(exact, abs=1e-3)
+    paths = fh.stationary.sample_exit(leaving, x0, n=64, step=0.04, rng=2, policy=solution.policy)
+    weights = paths.log_weights(leaving)
+    assert abs(weights.mean() - exact) < 4 * weights.std() / 8 < 0.06
+    assert weights.std() < 0.8 * paths.time.std()  # what the weights are without a policy
+
+
 def test_exits_from_a_disc_are_of_order_four_at_curved_edges_and_two_at_straight_ones():
     """E|X_tau|^2 = |x|^2 + 2 E tau, by Dynkin's formula: the mean exit time from the unit disc is (1 - |x|^2) / 2."""
     found, x0 = {"curved": [], "straight": []}, np.array([0.05, 0.1])

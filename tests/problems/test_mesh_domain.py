@@ -45,9 +45,9 @@ def problem(domain, start=None, **changes):
     return fh.ControlProblem(**(given | changes))
 
 
-def still(n):
+def still(n, dim=2):
     """Covariances of steps so short that there is no chance of a bridge."""
-    return 1e-12 * np.eye(2)[None].repeat(n, 0)
+    return 1e-12 * np.eye(dim)[None].repeat(n, 0)
 
 
 # pieces of a boundary
@@ -253,10 +253,6 @@ def within():
 
 REFUSED = {
     "list": (lambda: MeshDomain([1, 2]), "expected a scikit-fem mesh"),
-    "curved in space": (
-        lambda: MeshDomain(skfem.MeshTet2()),
-        "takes curved triangles, but no curved tetrahedra, .*got MeshTet2; .*straight=True.*MeshTet1",
-    ),
     "path": (lambda: MeshDomain("plate.msh"), "expected a scikit-fem mesh .*, got str"),
     "word": (lambda: MeshDomain(square(), "sticky"), "MeshDomain: boundary must be .*'reflecting'.* got 'sticky'"),
     "word of a name": (
@@ -344,6 +340,35 @@ def test_a_ring_with_curved_edges():
     for other in (copy.deepcopy(domain), pickle.loads(pickle.dumps(domain))):
         assert other.curved
         np.testing.assert_array_equal(other.moved(1.8 * ray, 2.4 * ray, still(500), np.random.default_rng(0)), mirrored)
+
+
+def test_a_ball_with_curved_faces():
+    """A hundred and twenty-eight patches, on the way to which those of the corners would be passed."""
+    domain = MeshDomain(skfem.MeshTet2.init_ball(2), "absorbing", pays)
+    ray = np.random.default_rng(0).standard_normal((300, 3))
+    ray /= np.linalg.norm(ray, axis=1, keepdims=True)
+    assert domain.contains((1.0 - 1.4e-3) * ray).all()
+    assert not domain.contains((1.0 + 1e-9) * ray).any()
+    straight = MeshDomain(skfem.MeshTet1.init_ball(2))
+    assert straight.contains((1.0 - 1.4e-3) * ray).mean() < 0.1
+    assert domain.exited(1.5 * ray).all()
+    assert not domain.exited(0.9 * ray).any()
+    np.testing.assert_allclose(domain.bounds, [[-1.0] * 3, [1.0] * 3], atol=1e-9)
+    np.testing.assert_allclose(domain.measures[1], [4 * np.pi, 0, 0, 0], rtol=1e-3, atol=1e-3)
+    points, normals = domain.normals("absorbing")
+    np.testing.assert_allclose(normals, points / np.linalg.norm(points, axis=1, keepdims=True), atol=0.03)
+    stopped = domain.moved(0.7 * ray, 1.2 * ray, still(300, 3), np.random.default_rng(0))
+    np.testing.assert_allclose(stopped, ray, atol=1.4e-3)
+    assert domain.exited(stopped).all()
+    mirrors = MeshDomain(domain.mesh)
+    mirrored = mirrors.moved(0.8 * ray, 1.2 * ray, None, np.random.default_rng(0))
+    np.testing.assert_allclose(mirrored, 0.8 * ray, atol=2e-2)
+    assert mirrors.contains(mirrored).all()
+    assert "512 curved tet cells" in repr(domain)
+    for other in (copy.deepcopy(mirrors), pickle.loads(pickle.dumps(mirrors))):
+        assert other.curved
+        again = other.moved(0.8 * ray, 1.2 * ray, None, np.random.default_rng(0))
+        np.testing.assert_array_equal(again, mirrored)
 
 
 def test_meshes_that_cover_what_curved_edges_enclose():
