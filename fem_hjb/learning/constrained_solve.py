@@ -10,7 +10,7 @@ Newton: M. Hintermueller, K. Ito, K. Kunisch, SIAM J. Optim. 13 (2002) 865); whe
 predictor and corrector (S. Mehrotra, SIAM J. Optim. 2 (1992) 575), finished by active-set steps. Large systems whose
 unknowns have places are factorised by fronts, without the rows that are held (`bordered`); of the largest, active sets
 that do not settle at once are given up, and tried again from where alternating directions lead (`alternating`); should
-these fail too, from every fourth iterate of the interior point.
+these fail too, or for bounds on the unknowns themselves, from late iterates of the interior point.
 """
 
 from collections.abc import Callable
@@ -104,7 +104,7 @@ def _solve_polyhedral(system: System, q: FloatArray, sides: Sides, guess: FloatA
     if not _within(found, ACCEPTED):
         if not system.bounds and system.lower.size:
             _refuse_empty(system)
-        if large and _ALTERNATIONS:
+        if large and _ALTERNATIONS and not system.bounds:  # within bounds an interior point starts inside
             found = _better(found, alternating(system, q, _ALTERNATIONS, steps))
         if not _within(found, ACCEPTED):
             found = _better(found, interior_point(system, q))

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from scipy.linalg import solve_triangular
+from scipy.optimize import lsq_linear
 
 import fem_hjb as fh
 from fem_hjb.learning import active_sets, alternating, bordered, constrained_solve, interior_point
@@ -65,10 +67,64 @@ def test_active_sets_finish_an_interior_point_sooner_than_it_would_itself(constr
     assert found.how == "interior-point"  # more than a tenth of the rows are violated without the set
     assert found.residual < 1e-11
     monkeypatch.setattr(interior_point, "_FINISH", 1000)
+    monkeypatch.setattr(interior_point, "_NEAR", 0.0)
     alone = solve_inequality(energy, load, linear_set, places=places)
     assert found.iterations < alone.iterations
     size = np.abs(alone.coefficients).max()
     np.testing.assert_allclose(found.coefficients, alone.coefficients, atol=1e-9 * size)
+
+
+def test_tight_bounds_of_large_systems_are_those_of_bounded_least_squares(system, inequality, monkeypatch):
+    monkeypatch.setattr(constrained_solve, "_HASTY", 0)
+    _, load, energy, places = inequality
+    of = SETS[0].on(system.space)
+    upward = np.linalg.cholesky((of.inverse.T @ energy @ of.inverse).toarray())
+    target = solve_triangular(upward, of.inverse.T @ load, lower=True)
+    exact = of.inverse @ lsq_linear(upward.T, target, (of.lower, of.upper), method="bvls", tol=1e-15, max_iter=1000).x
+    found = solve_inequality(energy, load, of, places=places)
+    assert found.how == "interior-point"
+    assert (found.active != 0).mean() > 0.4
+    np.testing.assert_allclose(found.coefficients, exact, atol=1e-11 * np.abs(exact).max())
+    # Active sets that release no row are wrong: an interior point does without, but few of its steps are refused.
+    monkeypatch.setattr(active_sets.System, "sides_of", lambda system, q, c, multipliers, sides: sides)
+    alone = solve_inequality(energy, load, of, places=places)
+    np.testing.assert_allclose(alone.coefficients, exact, atol=1e-11 * np.abs(exact).max())
+    monkeypatch.setattr(interior_point, "_INTERIOR_STEPS", 5)
+    with pytest.raises(ConvergenceError, match="its relative KKT residual is"):
+        solve_inequality(energy, load, of, places=places)
+
+
+def test_within_bounds_the_interior_point_starts_inside_and_stays(inequality):
+    _, load, energy, places = inequality
+    lower, upper = np.full(load.size, -0.01), np.full(load.size, 0.02)
+    lower[::5], upper[1::5] = -np.inf, np.inf
+    upper[2::50] = lower[2::50]
+    system = active_sets.System(energy, sp.identity(load.size, format="csr"), lower, upper, places=places)
+    state = interior_point._Interior(system, load)
+    products = state.w * state.z
+    np.testing.assert_allclose(products, products[0], rtol=1e-12)
+    for _ in range(8):
+        slack = np.concatenate([upper[state.above] - state.c[state.above], state.c[state.below] - lower[state.below]])
+        assert (slack > 0).all()
+        np.testing.assert_allclose(state.w, slack, atol=1e-13)
+        state.advance()
+    assert (state.w * state.z).mean() < 1e-5 * products[0]
+    system.bounds = False  # the start for rows of any kind is outside
+    assert interior_point._Interior(system, load).left[1] > 0.01
+
+
+def test_corrections_make_the_steps_of_an_interior_point_longer(inequality, monkeypatch):
+    _, load, energy, places = inequality
+    bounds = np.full(load.size, -0.01), np.full(load.size, 0.02)
+    system = active_sets.System(energy, sp.identity(load.size, format="csr"), *bounds, places=places)
+    left = []
+    for corrections in (0, 2):
+        monkeypatch.setattr(interior_point, "_CORRECTIONS", corrections)
+        state = interior_point._Interior(system, load)
+        for _ in range(6):
+            state.advance()
+        left.append(state.left[0])
+    assert left[1] < left[0] / 2
 
 
 @pytest.mark.parametrize("constraint", SETS[:2])
