@@ -176,14 +176,17 @@ class LinearQuadratic(ClosedForm):
 
     def coefficients(self, t: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
         """P (u, k, d, d), p (u, k, d) and c (u, k) at the times t (u,), for each of the k terms."""
-        times = np.atleast_1d(as_times(t, self.horizon))
+        return self._coefficients(np.atleast_1d(as_times(t, self.horizon)))
+
+    def _coefficients(self, times: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """The same, at times that have been checked."""
         if times.size == 1 and self._terms * self.dim**2 <= _MANY:
             return self._unpack(_at_one_time(self._solution, self.horizon - float(times[0])))
         return self._unpack(np.asarray(self._solution(self.horizon - times)))
 
     def _evaluate(self, times: FloatArray, which: IntArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         alpha = self.temperature
-        P, p, c = self.coefficients(times)
+        P, p, c = self._coefficients(times)
         log_f, gradient = log_sum_exp(P / alpha, p / alpha, c / alpha, which, x)
         return alpha * log_f, alpha * gradient
 

@@ -34,6 +34,8 @@ def log_sum_exp(
         Px = np.einsum("nkij,nj->nki", P[which], x)
         linear, constant = p[which], c[which]
     logs = np.einsum("nki,ni->nk", linear - 0.5 * Px, x) + constant
+    if p.shape[1] == 1:  # the sum of one
+        return logs[:, 0], np.asarray((linear - Px)[:, 0])
     value = log_sum(logs)
     shares = np.exp(logs - value[:, None])
     return np.asarray(value), np.asarray(np.einsum("nk,nki->ni", shares, linear - Px))
