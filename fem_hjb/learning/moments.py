@@ -9,6 +9,7 @@ end. In 2-D x time with cubics x quadratics that is 245 numbers per cell and coe
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product as combinations
 from typing import Any, Self, final
 
@@ -32,6 +33,8 @@ def tensor_axes(space: Space) -> tuple[LineBasis, ...] | None:
         return (space.time, *axes)
     return None
 
+
+_FEW = 64  # cells, up to which products of derivatives are kept: the largest are a tenth of a megabyte
 
 Orders = tuple[int, ...]
 """Orders of differentiation, of time and then of each coordinate."""
@@ -270,8 +273,20 @@ def legendre_table(xi: FloatArray, count: int) -> FloatArray:
 def products_of_derivatives(axis: LineBasis, orders: tuple[int, ...]) -> FloatArray:
     """Legendre coefficients on each cell of the products of these derivatives of the local functions.
 
-    Shape (n_cells, 2p + 1, l) for one order, (n_cells, 2p + 1, l^2) for two.
+    Shape (n_cells, 2p + 1, l) for one order, (n_cells, 2p + 1, l^2) for two; read-only.
     """
+    if axis.n_cells > _FEW:
+        return _products(axis, orders)
+    return _kept(axis.points.tobytes(), axis.kind, axis.flat, orders)
+
+
+@lru_cache(maxsize=256)
+def _kept(grid: bytes, kind: str, flat: bool, orders: tuple[int, ...]) -> FloatArray:
+    """System after system is made of the same classes."""
+    return _products(LineBasis(np.frombuffer(grid), kind, flat=flat), orders)
+
+
+def _products(axis: LineBasis, orders: tuple[int, ...]) -> FloatArray:
     count = 2 * axis.degree + 1
     xi, weights = unit_gauss(4 * axis.degree + 1)
     cells = np.repeat(np.arange(axis.n_cells), xi.size)
@@ -279,7 +294,9 @@ def products_of_derivatives(axis: LineBasis, orders: tuple[int, ...]) -> FloatAr
     tables = tables.reshape(axis.n_cells, xi.size, -1, axis.local_size)
     product = row_products([tables[:, :, order].reshape(cells.size, -1) for order in orders])
     project = (2 * np.arange(count) + 1)[:, None] * (legendre.legvander(2 * xi - 1, count - 1) * weights[:, None]).T
-    return np.asarray(project @ product.reshape(axis.n_cells, xi.size, -1))
+    made = np.asarray(project @ product.reshape(axis.n_cells, xi.size, -1))
+    made.setflags(write=False)
+    return made
 
 
 def _along_axis(array: FloatArray, table: FloatArray, axis: int, d: int) -> FloatArray:
