@@ -57,7 +57,7 @@ class Config:
     seed: int = 0
 
 
-QUICK = Config(dims=(1, 10), averages=(1,), runs=40, paths=512, average_paths=1024, steps=(8, 24))
+QUICK = Config(dims=(1, 10), averages=(1,), runs=40, paths=512, average_paths=1024, steps=(8, 16))
 
 GOOD, BAD, TERRIBLE = "optimal", "half", "pushed"
 _LEVEL, _WITHIN, _RUNS = 0.95, 0.03, 400  # with so many runs the share that holds is as near to the level as this

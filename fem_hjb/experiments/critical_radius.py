@@ -93,8 +93,8 @@ QUICK = Config(
     radii=(2.0,),
     paths=(500, 2000),
     ball_paths=(50, 400),
-    sigma_paths=1000,
-    seeds=8,
+    sigma_paths=500,
+    seeds=6,
     ball_seeds=6,
 )
 

@@ -87,13 +87,13 @@ class Config:
 
 
 QUICK = Config(
-    dims=(2, 5),
-    paths=300,
+    dims=(2, 4),
+    paths=200,
     dim=3,
     sizes=(64, 256, 1024),
     mistakes=(0.95, 0.6, 0.0),
     seeds=3,
-    held_out=100,
+    held_out=50,
 )
 
 _ESTIMATORS = ("regression", "generator", "residual", "corrected", "doob")

@@ -75,7 +75,7 @@ class Config:
     reward: float = 5.0
 
 
-QUICK = Config(paths=(100, 1600), time_cells=(4, 8), uppers=(np.inf, 0.9), observations=64, seeds=2)
+QUICK = Config(paths=(100, 800), time_cells=(4, 8), uppers=(np.inf, 0.9), observations=64, seeds=2)
 
 _COLUMNS = (
     "estimator",

@@ -83,7 +83,7 @@ class Config:
     seed: int = 100
 
 
-QUICK = Config(dims=(3,), paths=400, seeds=4, held_out=200)
+QUICK = Config(dims=(3,), paths=400, seeds=3, held_out=100)
 
 _POWERS = {"linear": 1, "cubic": 3, "quintic": 5, "across": 5}
 _LADDER = ("linear", "cubic", "quintic")

@@ -63,7 +63,7 @@ class Config:
     seed: int = 1
 
 
-QUICK = Config(observations=(16, 32, 64), observations_of_paths=(8, 32), n=600, paths=(500, 2000), seeds=5)
+QUICK = Config(observations=(16, 32, 64), observations_of_paths=(8, 32), n=600, paths=(500, 2000), seeds=3)
 
 _COLUMNS = ("rule", "estimator", "paths", "K", "error", "error 10%", "error 90%")
 _DEGREE = 20  # of polynomials in space that quadrature integrates exactly

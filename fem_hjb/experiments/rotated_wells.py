@@ -76,7 +76,7 @@ class Config:
     seed: int = 100
 
 
-QUICK = Config(dims=(3,), dim=3, paths=400, held_out=300)
+QUICK = Config(dims=(3,), dim=3, paths=200, held_out=150)
 
 WRONG = "generator, wrong drift"
 _DEGREES = {"linear": 1, "linear of z": 1, "cosines": 3, "turned": 3, "aligned": 3, "fine": 5}

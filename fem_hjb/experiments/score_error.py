@@ -69,7 +69,7 @@ class Config:
     seed: int = 0
 
 
-QUICK = Config(sizes=(0.05, 0.2), n=1000, steps=32, seeds=2, cells=6, time_cells=2, rtol=1e-5)
+QUICK = Config(sizes=(0.05, 0.2), n=500, steps=32, seeds=2, cells=6, time_cells=2, rtol=1e-4)
 
 BELIEVED, DRIFT_ONLY, SAMPLED = "believed", "drift only", "sampled"
 _COLUMNS = ("where", "estimator", "size", "f", "policy", "f ratio", "policy ratio", "whole error of f")

@@ -86,10 +86,10 @@ class Config:
 QUICK = Config(
     n=500,
     steps=32,
-    seeds=7,
-    epsilons=(0.5, 0.005),
+    seeds=4,
+    epsilons=(0.5, 0.01),
     all_steps=(8, 32, 128),
-    classes=((4, 2), (8, 4), (16, 8)),
+    classes=((4, 2), (8, 4), (12, 6)),
 )
 
 _COLUMNS = ("series", "estimator", "steps", "dofs", "approximation", "noise", "low", "high")

@@ -48,7 +48,7 @@ class Config:
     seed: int = 0
 
 
-QUICK = Config(errors=(0.2, 0.8), paths=10_000, steps=64, rtol=1e-5)
+QUICK = Config(errors=(0.2, 0.8), paths=4000, steps=32, rtol=1e-5)
 
 _NEGLIGIBLE = 1e-11  # weight of a Gauss point, which may lie outside the box
 

@@ -79,11 +79,11 @@ class Config:
 
 QUICK = Config(
     problems=("mixture-diffusion",),
-    classes=((3, 2), (6, 3)),
+    classes=((3, 2), (5, 2)),
     triangles=((4, 2),),
-    n=1000,
+    n=500,
     seeds=2,
-    sizes=(250, 1000),
+    sizes=(125, 500),
     steps=16,
     observations=(16, 32),
     seen=(3, 2),

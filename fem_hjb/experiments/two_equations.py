@@ -66,7 +66,7 @@ class Config:
     rtols: tuple[float, float] = (1e-9, 1e-6)
 
 
-QUICK = Config(temperatures=(0.3,), cells=(12, 16), cooled=(0.3, 0.05), cooled_cells=24, rtols=(1e-6, 1e-4))
+QUICK = Config(temperatures=(0.3,), cells=(12, 16), cooled=(0.3, 0.05), cooled_cells=24, rtols=(1e-5, 1e-3))
 
 _COLUMNS = (
     *("series", "temperature", "degree", "cells", "factor", "difference", "linear", "newton", "linear slope"),
