@@ -653,7 +653,7 @@ def functions(folder: Path) -> dict[str, tuple[Callable[..., Any], Arguments]]:
         ),
         "plot.policy_field": (
             fh.plot.policy_field,
-            {"of": LQ2.exact, "t": 0.0, "kind": "stream", "problem": LQ2, "density": LQ2.marginal, "ax": None}
+            {"of": LQ2.exact, "t": 0.0, "kind": "quiver", "problem": LQ2, "density": LQ2.marginal, "ax": None}
             | {"box": fh.Box([-2.0, -2.0], [2.0, 2.0])},
         ),
         "plot.solution": (
@@ -875,10 +875,13 @@ EXCUSED = {
 }
 ALIKE = {  # as right as others of the list, and all that a call does with them is the same
     *(("rng", kind) for kind in ("3", "10**12", "10**18")),
-    *(("max_seconds", kind) for kind in ("3", "1.5", "10**12", "10**18", "10**30")),
-    *(("workers", kind) for kind in ("10**12", "10**18")),
+    *(("max_seconds", kind) for kind in ("3", "1.5", "10**12", "10**18", "10**30", "1e300")),  # see test_seconds
+    ("progress", "a lambda of anything"),  # test_seconds, too
+    *(("workers", kind) for kind in ("3", "10**12", "10**18")),
+    *((much, "10**18") for much in ("horizon", "diffusion")),  # between two that are tried
     *((most, kind) for most in ("max_dofs", "max_iterations") for kind in ("10**12", "10**18")),
-    *((weight, kind) for weight in ("ridge", "smoothing") for kind in ("3", "10**12", "10**18")),
+    *((weight, kind) for weight in ("ridge", "smoothing") for kind in ("1.5", "3", "10**12", "10**18")),
+    ("ridge", "0"),  # which is 0.0
     ("config", "None"),  # all of an experiment, which tests of experiments run
 }
 
@@ -949,11 +952,13 @@ def test_only_errors_of_ours_come_out(
         warnings.simplefilter("ignore")
         if name != "experiments.run":
             function(**arguments)
+    parameters, left_out = inspect.signature(function).parameters, EXCUSED | ALIKE
+    left_out |= {(name, "None") for name, one in parameters.items() if one.default is None}  # as without the argument
     found = {
         f"{argument}={kind}": foreign(function, {**arguments, argument: thing})
         for argument in arguments
         for kind, thing in WRONG.items()
-        if (argument, kind) not in EXCUSED | ALIKE and thing is not arguments[argument]  # that is the right call
+        if (argument, kind) not in left_out and thing is not arguments[argument]  # that is the right call
     }
     plt.close("all")
     assert {call: error for call, error in found.items() if error is not None} == {}

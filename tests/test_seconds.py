@@ -26,7 +26,7 @@ MESH = fh.spaces.box_mesh(fh.Box([-3.5], [3.5]), 64, "line")
 SPACE = fh.Space(LQ, cells=6, time_cells=3, box=fh.Box([-3.0], [3.0]))
 PATHS = fh.sample_paths(LQ, n=1200, steps=24, rng=0)
 SOURCE = fh.paths.array_source(PATHS, chunk=100)
-FEW = fh.paths.Paths(t=PATHS.t, x=PATHS.x[:200])
+FEW = fh.paths.Paths(t=PATHS.t, x=PATHS.x[:50])
 X = np.linspace(-2.9, 2.9, 101)[:, None]
 
 
@@ -67,7 +67,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "solve_on_mesh": lambda **k: fh.solve_on_mesh(WELL, MESH, **k),
     "solve_on_mesh to a tolerance": lambda **k: fh.solve_on_mesh(REFLECTED, cells=32, rtol=1e-2, **k),
     "refine_on_mesh": lambda **k: fh.refine_on_mesh(REFLECTED, rtol=1e-3, **k),
-    "fokker_planck.solve": lambda **k: fh.fokker_planck.solve(WELL, policy=wave, **k),
+    "fokker_planck.solve": lambda **k: fh.fokker_planck.solve(WELL, policy=wave, rtol=1e-2, **k),
     "fokker_planck.solve on a mesh": lambda **k: fh.fokker_planck.solve(WELL, mesh=MESH, **k),
     "certify": lambda **k: fh.certify(LQ, wave, n=4096, steps=64, rng=0, **k),
     "certify by a value": lambda **k: fh.certify(LQ, wave, n=4096, steps=64, rng=0, value=LQ.exact, **k),
@@ -78,7 +78,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "objectives by simulation": lambda **k: fh.objectives(PAID, wave, steps=8, n=5000, **k),
     "cross_validate": choose,
     "experiments.run": lambda **k: fh.experiments.run(
-        "coercivity", in_time=((4, 8), (8, 8)), in_space=((4, 8), (8, 12)), deltas=(0.0, 0.2), **k
+        "coercivity", in_time=((3, 6), (4, 6)), in_space=((3, 6), (4, 8)), deltas=(0.0, 0.2), **k
     ),
     "fit": learn,
     "fit to a law": lambda **k: fh.fit(LQ, fh.law_measure(LQ, SPACE), SPACE, **k),
@@ -108,7 +108,7 @@ def test_no_time_at_all_is_an_error_that_says_so(name: str) -> None:
 @pytest.mark.parametrize("name", WORK)
 def test_progress_never_falls_and_ends_at_one_and_a_limit_that_is_not_reached_changes_nothing(name: str) -> None:
     seen: list[float] = []
-    watched = WORK[name](progress=seen.append, max_seconds=1e6)
+    watched = WORK[name](progress=seen.append, max_seconds=1e300)
     assert len(seen) >= 3
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
@@ -168,14 +168,8 @@ def test_a_bad_limit_is_refused_before_any_work(name: str, bad: Any, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:.*:fem_hjb.solutions.estimate.ToleranceWarning")
-@pytest.mark.parametrize(
-    ("problem", "how"),
-    [(REFLECTED, {"rtol": 1e-3, "cells": 8}), (MIXTURE, {"rtol": 1e-2, "cells": 12, "element": "P3"})],
-    ids=["reflected", "mixture"],
-)
-def test_refinement_returns_the_best_so_far(
-    problem: fh.ControlProblem, how: dict[str, Any], ticks: Callable[[], int]
-) -> None:
+def test_refinement_returns_the_best_so_far(ticks: Callable[[], int]) -> None:
+    problem, how = REFLECTED, {"rtol": 1e-2, "cells": 4}
     before = ticks()
     whole = fh.refine_on_mesh(problem, **how)
     needed = ticks() - before
