@@ -183,8 +183,10 @@ def test_rows_of_values_are_another_basis_of_the_class(element, dim, cells):
     assert np.abs(linear_set.rows @ constant - 2.5).max() < 1e-12
 
 
-@pytest.mark.parametrize("increasing", [True, False])
-@pytest.mark.parametrize(("element", "dim", "cells"), CLASSES)
+@pytest.mark.parametrize(
+    ("element", "dim", "cells", "increasing"),
+    [*((*case, True) for case in CLASSES), ("hermite", 2, 3, False), ("P2", 2, 3, False), ("B3", 1, 8, False)],
+)
 def test_monotone_functions_are_monotone_between_the_nodes(element, dim, cells, increasing):
     space, axis = class_of(element, dim, cells), dim - 1 if increasing else 0
     metric, target = gram(space), wavy(space)
@@ -332,7 +334,7 @@ def test_increasing_and_decreasing_leave_functions_of_time(steps, monkeypatch):
 
 
 @pytest.mark.parametrize(("element", "dim", "cells"), [case for case in CLASSES if case[1] < 3])
-@pytest.mark.parametrize("constraint", [Bounds(-0.3, 0.4), Monotone(0), Bounds(-0.3) & Monotone(0, increasing=False)])
+@pytest.mark.parametrize("constraint", [Bounds(-0.3, 0.4), Bounds(-0.3) & Monotone(0, increasing=False)])
 def test_projections_agree_with_a_cone_solver(element, dim, cells, constraint):
     space = class_of(element, dim, cells)
     metric, target, linear_set = gram(space), wavy(space), constraint.on(space)

@@ -63,7 +63,7 @@ def test_the_generator_estimator_has_no_noise_where_the_class_holds_the_solution
 
 def test_the_error_falls_as_the_class_grows():
     medians = {"generator": [], "corrected": []}
-    samples = [fh.sample_paths(LQ, n=5000, steps=32, rng=seed) for seed in range(3)]
+    samples = [fh.sample_paths(LQ, n=3000, steps=24, rng=seed) for seed in range(3)]
     for time_cells, cells in ((2, 4), (4, 8), (8, 16)):
         space = fh.Space(LQ, cells=cells, time_cells=time_cells, box=fh.Box([-4.0], [4.0]))
         for estimator, found in medians.items():

@@ -28,7 +28,7 @@ def learned(problem, n=2000, rng=1, **options):
     return fh.fit(problem, paths, space, outside="drop", **{"terminal": "interpolated", **options})
 
 
-def truth(problem, solution, reference, steps=128, n=1024):
+def truth(problem, solution, reference, steps=64, n=1024):
     """The errors of policy and value that a witness estimates: the largest over time (of the policy, of sixteen parts
     of it), and in the mean and at t = 0."""
     rng = np.random.default_rng(77)
@@ -62,7 +62,6 @@ def truth(problem, solution, reference, steps=128, n=1024):
         ("brownian-mixture", 1, {"terminal": "penalty"}),
         ("brownian-mixture", 1, {"element": "P2", "estimator": "increment"}),
         ("reflected", 1, {"estimator": "regression"}),
-        ("lq", 1, {"estimator": "regression"}),
         ("lq", 2, {}),
         ("mixture-diffusion", 2, {"space": "small"}),
     ],
