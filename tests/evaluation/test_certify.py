@@ -100,7 +100,7 @@ def test_over_starts_logarithms_are_averaged_and_not_expectations() -> None:
 def test_what_is_extrapolated_is_the_diffusion(dim: int) -> None:
     problem = fh.zoo.get("lq", dim=dim)
     x0 = np.full(dim, 0.4)
-    found = certify(problem, lambda t, x: 0.8 * problem.exact.policy(t, x), x0=x0, n=4000, steps=256, rng=5)
+    found = certify(problem, lambda t, x: 0.8 * problem.exact.policy(t, x), x0=x0, n=2000, steps=256, rng=5)
     assert found.status == "ok"
     assert abs(errors(found.diffusion.optimal, float(problem.exact.value(0.0, x0)))) < 3.5
     assert found.lower < found.value < found.upper
@@ -426,7 +426,7 @@ def test_what_is_done_when_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None
         return asked[0]
 
     monkeypatch.setattr(watching, "_clock", tick)
-    how: Any = {"n": 80_000, "steps": 16, "rng": 0}
+    how: Any = {"n": 40_000, "steps": 8, "rng": 0}
     whole = certify(LINE, None, **how)
     ticks, asked[0] = asked[0], 0.0
     part = certify(LINE, None, max_seconds=ticks / 2, **how)
@@ -435,7 +435,7 @@ def test_what_is_done_when_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None
     assert whole.paths / 3 < part.paths < whole.paths * 2 / 3
     assert part.diffusion.reward.half_width > whole.diffusion.reward.half_width
     assert part.lower < whole.value < part.upper
-    how |= {"value": Bumped(0.1), "steps": 16}
+    how |= {"value": Bumped(0.1), "steps": 8}
     asked[0] = 0.0
     whole = certify(LINE, None, **how)
     ticks, asked[0] = asked[0], 0.0

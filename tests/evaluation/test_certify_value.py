@@ -137,7 +137,7 @@ def test_a_value_may_be_a_solution() -> None:
 def test_a_value_that_is_nearly_perfect_has_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weighted_walk, "jumps_of", lambda *_: [])  # steps go over the ends of panels
     problem = fh.zoo.get("soc-double-well", dim=1)
-    solution, better = fh.solve(problem, rtol=1e-5), fh.solve(problem, rtol=1e-6, verify=False)
+    solution, better = (fh.solve(problem, rtol=rtol, verify=False) for rtol in (1e-5, 1e-6))
     truth = float(better.value(0.0, [0.0]))
     tails = []
     for rng in range(2):

@@ -53,7 +53,7 @@ CLOSED = {
 def test_a_constant_shift_in_closed_form(name: str) -> None:
     problem = CLOSED[name]()
     exact, c = problem.exact, np.linspace(-1.0, 1.0, problem.dim)
-    assert control_error(problem, exact.policy, exact).value == 0.0
+    assert control_error(problem, exact.policy, exact, times=16).value == 0.0
     result = control_error(problem, lambda t, x: exact.policy(t, x) + c, exact, times=16)
     expected = problem.temperature * c @ np.linalg.solve(problem.constant_diffusion, c)
     assert result.value == pytest.approx(expected, rel=1e-11)
@@ -65,8 +65,8 @@ def test_a_constant_shift_in_closed_form(name: str) -> None:
 def test_a_constant_shift_without_closed_form(well: Any, wells: Any) -> None:
     for solution, c in ((well, np.array([0.7])), (wells, np.array([0.7, -0.2]))):
         problem = solution.problem
-        assert control_error(problem, solution.policy, solution, times=8, rtol=1e-3).value < 1e-10
-        shifted = control_error(problem, lambda t, x, s=solution, c=c: s.policy(t, x) + c, solution, times=8, rtol=1e-3)
+        assert control_error(problem, solution.policy, solution, times=8, rtol=1e-2).value < 1e-10
+        shifted = control_error(problem, lambda t, x, s=solution, c=c: s.policy(t, x) + c, solution, times=8, rtol=1e-2)
         assert shifted.value == pytest.approx(c @ c, rel=1e-11)
         assert "Fokker-Planck" in shifted.how
         assert shifted.standard_error == 0.0

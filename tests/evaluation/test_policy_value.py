@@ -54,7 +54,7 @@ def test_a_reward_that_jumps_is_earned_with_its_probability() -> None:
     )
     decay = np.exp(-1.5)
     spread = np.sqrt((1 - decay**2) / 3)
-    for rtol in (1e-2, 1e-4):
+    for rtol in (1e-2, 1e-3):
         found = evaluate_policy(reward, None, rtol=rtol)
         assert found.status == "ok"
         exact = ndtr((decay * X[:, 0] - 0.2) / spread)
@@ -65,20 +65,20 @@ def test_a_reward_that_jumps_is_earned_with_its_probability() -> None:
 @pytest.mark.parametrize(("problem", "solved"), [(MODES, True), (PLANE, False)], ids=["modes", "plane"])
 def test_the_optimal_policy_earns_the_value_and_others_less(problem: fh.ControlProblem, solved: bool) -> None:
     assert problem.exact is not None
-    best = fh.solve(problem, rtol=1e-5, verify=False) if solved else problem.exact
+    best = fh.solve(problem, rtol=1e-4, verify=False) if solved else problem.exact
     x = np.random.default_rng(0).uniform(-0.8, 0.8, (50, problem.dim))
     found = evaluate_policy(problem, best, rtol=1e-4)
     value = problem.exact.value(0.0, x)
     assert found.status == "ok"
     np.testing.assert_allclose(found.value(0.0, x), value, atol=5e-4 * np.abs(value).max())
-    assert (evaluate_policy(problem, None, rtol=1e-4).value(0.0, x) < value - 0.005).all()
+    assert (evaluate_policy(problem, None, rtol=1e-3).value(0.0, x) < value - 0.005).all()
 
 
 def test_paths_earn_the_same() -> None:
     def policy(t: float, x: FloatArray) -> FloatArray:
         return np.sin(3 * x) * (1.0 - t / 2)
 
-    J = float(evaluate_policy(WELL, policy, rtol=1e-5).value(0.0, [0.3]))
+    J = float(evaluate_policy(WELL, policy, rtol=1e-3).value(0.0, [0.3]))
     found = certify(WELL, policy, x0=[0.3], n=4000, steps=512, rng=0).diffusion.reward
     assert abs(found.estimate - J) < 3.5 / 1.96 * found.half_width
 
