@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
+from fem_hjb import cli_demo
 from fem_hjb.cli import app
 from fem_hjb.cli_demo import NEXT
 
@@ -55,7 +57,9 @@ def test_it_takes_seconds_and_writes_one_picture(made: tuple[Path, dict[str, Any
     assert seconds < 20  # of the processor, which is slower where coverage or other tests run beside it
 
 
-def test_people_read_what_was_found_and_what_comes_next(tmp_path: Path) -> None:
+def test_people_read_what_was_found_and_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in {"_PATHS": 200, "_CELLS": (8, 4), "_CERTIFIED": (256, 16), "_FOLLOWED": (200, 16)}.items():
+        monkeypatch.setattr(cli_demo, name, few)
     result = run("demo", "--out", str(tmp_path / "out"), "--seed", "1")
     assert result.exit_code == 0, result.output
     for word in ("(estimated; asked for 0.0001)", "(true, against the closed form)", "the optimum is", "demo.png"):
@@ -74,6 +78,7 @@ def test_what_comes_next_is_there(what: str, tmp_path: Path, monkeypatch: pytest
         assert (ROOT / what).is_file()
         return
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fem_hjb.plotting.pictures.report", lambda *_, **__: Figure(figsize=(1.0, 1.0)))  # see test_cli
     result = run(*what.split()[1:], "--json", "--quiet")
     assert result.exit_code == 0, result.output
 

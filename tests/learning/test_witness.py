@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -26,6 +27,13 @@ def learned(problem, n=2000, rng=1, **options):
     space = options.pop("space", None) or space_of(problem, element=options.pop("element", "hermite"))
     paths = fh.sample_paths(problem, n=n, steps=64, rng=rng)
     return fh.fit(problem, paths, space, outside="drop", **{"terminal": "interpolated", **options})
+
+
+@cache
+def standard():
+    """A good fit, which several tests look at."""
+    problem = fh.zoo.get("mixture-diffusion", dim=1)
+    return problem, learned(problem)
 
 
 def truth(problem, solution, reference, steps=64, n=1024):
@@ -72,7 +80,7 @@ def test_estimates_are_right_to_a_factor(name, dim, options):
         options = {**options, "space": space_of(problem, cells=3, time_cells=2)}
     elif dim == 2:
         options = {**options, "space": space_of(problem, cells=8, time_cells=4)}
-    solution = learned(problem, **options)
+    solution = learned(problem, **options) if options else standard()[1]
     policy, value, mean, start = truth(problem, solution, problem.exact)
     estimate, checks = solution.error_estimate, {check.name: check.figure for check in solution.checks}
     for told, true in ((estimate.policy, policy), (checks[POLICY], mean)):
@@ -85,8 +93,7 @@ def test_estimates_are_right_to_a_factor(name, dim, options):
 
 def test_an_error_in_the_last_cell_of_time_is_not_lost_in_the_mean():
     """The class follows f in time on eight cells, the last of which does not hold what f does near the end."""
-    problem = fh.zoo.get("mixture-diffusion", dim=1)
-    solution = learned(problem)
+    problem, solution = standard()
     policy, value, mean, start = truth(problem, solution, problem.exact)
     told = witness(solution, 0.1, over_time=True)
     assert policy > 1.5 * mean
@@ -216,10 +223,8 @@ def test_a_policy_that_is_wrong_is_never_ok():
 
 
 def test_what_is_accepted_decides():
-    problem = fh.zoo.get("mixture-diffusion", dim=1)
-    space = space_of(problem)
-    good = learned(problem, space=space)
-    strict = learned(problem, space=space, accept=1e-3)
+    problem, good = standard()
+    strict = learned(problem, accept=1e-3)
     assert good.status == "ok"
     assert all(check.passed for check in good.checks)
     assert POLICY in strict.status
@@ -336,8 +341,7 @@ def test_what_cannot_be_followed_is_said_not_to_be_verified():
 
 
 def test_files_keep_the_estimate(tmp_path):
-    problem = fh.zoo.get("mixture-diffusion", dim=1)
-    solution = learned(problem)
+    problem, solution = standard()
     fh.save_solution(tmp_path / "learned.npz", solution)
     kept = fh.load_solution(tmp_path / "learned.npz", problem)
     assert kept.error_estimate.as_dict() == solution.error_estimate.as_dict()
