@@ -216,7 +216,7 @@ def test_for_ever_average_rewards_of_coordinates_add_up(tmp_path):
 
 def test_for_ever_in_a_plane_arrows_are_drawn_where_the_law_is(tmp_path):
     tied = {"A": [[-1.0, 0.5], [0.5, -1.0]], "Q": [[2.0, 0.5], [0.5, 2.0]], "Lambda": 1.0, "horizon": 40.0}
-    setting = Setting(name="tied", problem="lq", dim=2, parameters=tied, rtol=1e-2, forever=True)
+    setting = Setting(name="tied", problem="lq", dim=2, parameters=tied, rtol=1e-1, forever=True)
     (record,) = atlas.collect([setting], tmp_path)
     assert record["files"] == ["tied.npz"]
     figure = atlas.sheet(tmp_path, [record])
@@ -297,7 +297,7 @@ def test_what_fails_for_ever_is_told(tmp_path):
 
 
 def test_a_part_that_fails_leaves_the_others(tmp_path):
-    record = entries.make(replace(WELL, fine=17, rtol=1e-2), tmp_path, unheard)
+    record = entries.make(replace(LQ, fine=17), tmp_path, unheard)
     assert "steps must be even" in record["certificate"]["error"]
     assert record["error"] is None
     assert record["objectives"]["exact"]["value"] == pytest.approx(record["value"], abs=1e-2)

@@ -18,7 +18,6 @@ from fem_hjb.spaces import ELEMENTS
 WIDE = {"covariances": [[[0.5, 0.1], [0.1, 0.5]], [[0.6, -0.1], [-0.1, 0.6]]]}
 PROBLEMS = {
     ("lq", 1): (6.0, {}),
-    ("lq", 2): (5.0, {}),
     ("mixture-diffusion", 1): (6.0, {}),
     ("mixture-diffusion", 2): (5.5, WIDE),
     ("reflected", 3): (None, {}),  # a box of its own: no truncation
@@ -32,9 +31,9 @@ SIZES = {
     (2, "P2"): (40, 64),
     (2, "P3"): (24, 40),
     (2, "hermite"): (26, 34, 44),
-    (3, "P2"): (8, 12),
+    (3, "P2"): (6, 10),
 }
-TIME = {1: {"steps": 120}, 2: {"rtol_time": 1e-6}, 3: {"rtol_time": 1e-4}}
+TIME = {1: {"steps": 120}, 2: {"rtol_time": 1e-6}, 3: {"rtol_time": 5e-5}}
 ENOUGH = {"P1": {"rtol_time": 1e-5}}  # in two dimensions, where errors in space are so much larger
 
 
@@ -80,8 +79,7 @@ def slopes(name, dim, element):
     ("name", "dim", "element"),
     [
         (name, dim, element)
-        for name in ("lq", "mixture-diffusion")
-        for dim in (1, 2)
+        for name, dim in (("lq", 1), ("mixture-diffusion", 1), ("mixture-diffusion", 2))
         for element in ("P1", "P2", "P3", "hermite")
     ]
     + [("reflected", 3, "P2")],
