@@ -8,6 +8,7 @@ from fem_hjb.reference.mesh_backward import solve_on_basis
 from fem_hjb.reference.mesh_boundary import Boundary, kind_of
 from fem_hjb.solutions.compare import difference
 from fem_hjb.solutions.estimate import ErrorEstimate, combine
+from fem_hjb.solutions.norms import law_points
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.spaces.basis import ELEMENTS, SpatialBasis
 from fem_hjb.spaces.mesh import MeshBasis
@@ -64,13 +65,14 @@ def estimate_on_mesh(
     same: dict[str, Any] = {"steps": steps} if rtol is None else {"rtol": rtol}
     finer: dict[str, Any] = {"steps": 2 * steps} if rtol is None else {"rtol": max(rtol / 16, _SMALLEST_RTOL)}
     better = _again(solution, richer, same, boundary, part_of(progress, 0.0, _IN_SPACE))
-    in_space = difference(solution, better, rng=seed, tell=progress)
+    points = law_points(solution.problem, rng=seed)  # once: where the law is not known these are paths
+    in_space = difference(solution, better, points=points, tell=progress)
     del better
     told = part_of(progress, _IN_SPACE, 1.0)
     later = _again(solution, basis, finer, boundary, told)
     if later.stats["steps"] <= steps:  # a tolerance so loose that other limits set the steps
         later = _again(solution, basis, {"steps": 2 * steps}, boundary, told)
-    in_time = difference(solution, later, undefined=False, rng=seed, tell=progress)  # space has counted these points
+    in_time = difference(solution, later, undefined=False, points=points, tell=progress)  # space has counted the rest
     shares = [
         {"space": a * factor, "time": b / (1 - 2.0**-ORDER)}
         for a, b, factor in zip(in_space, in_time, factors, strict=True)

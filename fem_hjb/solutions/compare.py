@@ -189,17 +189,17 @@ def difference(
     richer: Solution,
     *,
     undefined: bool = True,
-    rng: Rng = 0,
+    points: LawPoints | None = None,
     tell: Progress = unheard,
 ) -> tuple[float, float]:
     """Relative difference (value, policy) of two solutions, in the norms of `ErrorEstimate` with `richer` as v.
 
     Points outside the mesh are left out. Those where f <= 0 in one of the two, so that there is no value, count as
     wrong by 100 per cent: the root of their mass is added in squares, unless undefined=False. (inf, inf) if no value
-    is known on more than half of the mass. tell : given signs of life.
+    is known on more than half of the mass. points : what `law_points` returned, if asked. tell : given signs of life.
     """
     problem = richer.problem
-    points = law_points(problem, rng=rng)
+    points = law_points(problem) if points is None else points
 
     def covered(t: Any, x: FloatArray) -> FloatArray:
         return np.where(richer.space.spatial.locate(x)[0] >= 0, 1.0, np.nan)
