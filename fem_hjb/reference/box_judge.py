@@ -2,9 +2,9 @@ r"""How wrong a run is: its plan followed again with one thing changed, and the 
 
 Followed again are: steps twice as long (whose error is about 16 times that of the run's own steps, or less where
 functions are not smooth, which steps four times as long tell), and with these longer steps, which cost half as much,
-elements of fewer degrees and a wider box. What the runs differ by at draws of X_t, uncontrolled and optimally
-controlled, relative to the largest norms over time, is the error. Draws are shared out among the points of a tensor
-grid, on which functions are cheap to evaluate.
+elements of fewer degrees and a wider box, or a narrower one. What the runs differ by at draws of X_t, uncontrolled and
+optimally controlled, relative to the largest norms over time, is the error. Draws are shared out among the points of a
+tensor grid, on which functions are cheap to evaluate.
 """
 
 import math

@@ -215,7 +215,10 @@ class Marcher:
         return int(np.prod([(len(part) - 1) * self.tol.degree + 1 for part in edges]))
 
     def first_grid(self) -> Grid:
-        """Refined until it resolves the terminal reward, or as far as allowed."""
+        """Refined until it resolves the terminal reward, or as far as allowed.
+
+        In space what is nearly resolved with all unknowns will do, and is what the run is to resolve then.
+        """
         equation = self.equation
         edges, before, relaxed = self._first_edges(), 0, 1.0
         for _ in range(_ROUNDS):

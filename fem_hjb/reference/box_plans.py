@@ -1,4 +1,4 @@
-"""Plans of runs followed again, panel by panel: with other steps, elements of other degrees, a wider box."""
+"""Plans of runs followed again, panel by panel: with other steps, elements of other degrees, another box."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
