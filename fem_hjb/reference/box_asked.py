@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 _SPACE = {1: 0.1, 2: 0.3, 3: 0.3}  # of the tolerance; on a line unknowns cost little, another round does not
+_TIGHT, _FINER = 3e-6, 0.5  # tolerances on a line, for which cells that are hardly smaller save more than they cost
 _TIME, _DENSE, _TABLE = 0.2, 0.2, 0.05  # of the tolerance
 _GUESS = 0.03
 LEAST = 1e-13
@@ -32,7 +33,7 @@ def asked(dim: int, rtol: float, most: int) -> Tolerances:
     return Tolerances(
         time=max(_TIME * rtol, LEAST),
         dense=_DENSE * rtol,
-        space=_SPACE[dim] * rtol,
+        space=_SPACE[dim] * rtol * (_FINER if dim == 1 and rtol <= _TIGHT else 1.0),
         table=_TABLE * rtol,
         degree=_degree(dim, rtol),
         most=most,

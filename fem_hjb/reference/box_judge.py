@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import get_ident
-from typing import final
+from typing import TypedDict, final
 
 import numpy as np
 
@@ -56,6 +56,14 @@ _NOTHING = 1e-10  # temperatures: a value below is none
 Parts = dict[str, tuple[float, float]]
 Follow = Callable[..., "Plans"]
 Rows = list[tuple[FloatArray, FloatArray]]
+
+
+class _How(TypedDict):
+    """What all plans that are followed again have in common."""
+
+    tell: Progress
+    single: bool
+    looked: FloatArray
 
 
 @final
@@ -193,15 +201,16 @@ class Judge:
         error of the run's: a part of space that exceeds this is measured again with the run's own steps.
         """
         single = rounding(self.run, self.sizes.max(axis=(0, 1))) < ROUNDED * min(enough.values())
-        follow = wide = partial(plans, self.run, coefficients, tell=self.tell, single=single)
+        how: _How = {"tell": self.tell, "single": single, "looked": np.array([place.s for place in self.places])}
+        follow = wide = partial(plans, self.run, coefficients, **how)
         less = LESS[self.equation.problem.dim]
         if tamed := math.isfinite(coefficients.most):  # what that changes counts as part of what a larger box does
             slower = coefficients.slower()
-            wide = partial(plans, self.run, slower, tell=self.tell, anew=True, single=single)
+            wide = partial(plans, self.run, slower, anew=True, **how)
         outwards = tamed or bool(self.equation.truncated.any())
 
         def others(steps: Steps) -> list[tuple[Plans, bool]]:
-            runs = [] if self.run.layer else [(self._first(coefficients, steps, less, single), False)]
+            runs = [] if self.run.layer else [(self._first(coefficients, steps, less, how), False)]
             return runs + ([(wide(steps, wider=_OTHER[self.equation.problem.dim]), False)] if outwards else [])
 
         # Exponentials serve steps of few lengths only; implicit steps may be of any.
@@ -259,11 +268,11 @@ class Judge:
             found["space"] = min(found["space"], again, key=max)
         return found, base, steps
 
-    def _first(self, coefficients: Coefficients, steps: Steps, less: int, single: bool) -> Plans:
+    def _first(self, coefficients: Coefficients, steps: Steps, less: int, how: _How) -> Plans:
         """With more degrees, before a tenth of the work is done."""
         work = np.cumsum([panel.plan.size * panel.grid.size for panel in self.run.panels])
         begun = self.run.panels[: int((work <= _AT_FIRST * work[-1]).sum())]
-        return plans(replace(self.run, panels=begun), coefficients, steps, less=-less, tell=self.tell, single=single)
+        return plans(replace(self.run, panels=begun), coefficients, steps, less=-less, **how)
 
     def _at_first(self, base: Seen, first: Seen) -> tuple[float, float]:
         """What more degrees change before a tenth of the work is done: next to T functions are steepest, panels short,

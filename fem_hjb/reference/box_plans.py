@@ -35,6 +35,7 @@ def plans(
     tell: Progress = lambda _: None,
     anew: bool = False,
     single: bool = False,
+    looked: FloatArray | None = None,
 ) -> Plans:
     """The plan of a run again, with other steps, and perhaps elements of fewer degrees or a wider box.
 
@@ -45,6 +46,7 @@ def plans(
     wider : `widened`, `stretched` or `narrowed`.
     anew : whether the coefficients are others than those of the run.
     single : whether steps are taken in single precision.
+    looked : increasing times to go at which panels are looked at besides their ends, None for all.
     """
     equation = run.equation
     if less and equation.averaged:  # or what averages are wrong by would be the same in all runs
@@ -53,7 +55,7 @@ def plans(
     layer, ended = run.layer if run.smoothed is not None else 0.0, None
     if run.smoothed is not None:
         inside_layer = run.smoothed.run, run.smoothed.coefficients, lengths
-        for inner in made(plans(*inside_layer, less=less, wider=wider, tell=tell)):
+        for inner in made(plans(*inside_layer, less=less, wider=wider, tell=tell, looked=np.empty(0))):
             if not inner.finite:
                 yield partial(itself, inner)
                 return
@@ -81,7 +83,7 @@ def plans(
             plan = lengths(own.plan)
             if single:
                 operators, panel, u = in_single(operators, panel, u)
-        last, finite = yield partial(_made, operators, panel, u, s0, s1, plan, tell)
+        last, finite = yield partial(_made, operators, panel, u, s0, s1, plan, tell, looked)
         before = grid, last
         del operators, panel, u  # before there is another one
         if not finite:
@@ -89,10 +91,17 @@ def plans(
 
 
 def _made(
-    operators: Operators, panel: Panel, u: FloatArray, s0: float, s1: float, plan: list[float], tell: Progress
+    operators: Operators,
+    panel: Panel,
+    u: FloatArray,
+    s0: float,
+    s1: float,
+    plan: list[float],
+    tell: Progress,
+    looked: FloatArray | None,
 ) -> PanelRun:
     with np.errstate(over="ignore", invalid="ignore"):
-        return panel_run(operators, panel, told(replay(panel, u, s0, plan), tell), len(plan), s1)
+        return panel_run(operators, panel, told(replay(panel, u, s0, plan, looked), tell), len(plan), s1)
 
 
 def followed(

@@ -18,6 +18,7 @@ ORDER = 4  # in h, of the local errors that methods estimate
 ORDER_GAIN = 10.0  # by which steps half as long are better, 16 being what order 4 promises
 _TELLING, _LONGER = 0.05, 2.0  # of the largest change; times as much that steps which have become longer change
 _BEGINNING = 4.0  # steps
+_BESIDE = 1e-6  # of a step: a time as near as that to one of its ends may be in it
 _MAX_STEPS = 100_000
 _ROOM = 0.85  # of what is allowed: the error of a step halved after it was rejected
 _GROW_BELOW = 0.5  # steps double if the estimate of the doubled step stays below this part of the tolerance
@@ -240,15 +241,19 @@ def adaptive(
     ) from cause
 
 
-def _eased(panel: Panel, step: Step, before: Step | None) -> Step:
-    """The step with slopes that its length follows: the first as the one before it has left it.
+def _eased(panel: Panel, step: Step, before: Step | None, asked: tuple[bool, bool] = (True, True)) -> Step:
+    """The step with slopes that its length follows, at the ends asked for: the first as the one before it has left it.
 
     At the beginning of time what is fast is no imbalance of steps but what happens, and settles within a few of them.
     """
     if step.s < _BEGINNING * step.h:
         return step
-    first = panel.eased(step.h, step.u0, step.u1, step.slope0) if before is None else before.slope1
-    return Step(step.s, step.h, step.u0, first, step.u1, panel.eased(step.h, step.u0, step.u1, step.slope1))
+    first, last = step.slope0 if before is None else before.slope1, step.slope1
+    if before is None and asked[0]:
+        first = panel.eased(step.h, step.u0, step.u1, first)
+    if asked[1]:
+        last = panel.eased(step.h, step.u0, step.u1, last)
+    return Step(step.s, step.h, step.u0, first, step.u1, last)
 
 
 def _missed(panel: Panel, before: Step | None, step: Step, k1: FloatArray, k5: FloatArray) -> float:
@@ -276,19 +281,37 @@ def march(
     return adaptive(panel, control, u, panel.first(s0, u), rtol=rtol, rtol_dense=rtol_dense)
 
 
-def replay(panel: Panel, u: FloatArray, s0: float, lengths: Sequence[float] | FloatArray) -> Iterator[Step]:
-    """Steps of given lengths, whatever their errors are."""
+def replay(
+    panel: Panel, u: FloatArray, s0: float, lengths: Sequence[float] | FloatArray, looked: FloatArray | None = None
+) -> Iterator[Step]:
+    """Steps of given lengths, whatever their errors are.
+
+    looked : increasing times at which steps are looked at, None for all; what is between the ends of others is rougher.
+    """
     k = panel.first(s0, u)
     slope, shown = panel.slope(u, k), None
-    starts = s0 + np.cumsum(np.array([0.0, *lengths[:-1]], dtype=np.longdouble))  # many steps end where they should
-    for s, h in zip(starts.astype(float).tolist(), lengths, strict=True):
+    ends = s0 + np.cumsum(np.array([0.0, *lengths], dtype=np.longdouble))  # many steps end where they should
+    asked = _asked(ends.astype(float), looked)
+    for s, h, ease in zip(ends[:-1].astype(float).tolist(), lengths, asked, strict=True):
         with np.errstate(over="ignore", invalid="ignore"):
             u1, k, _ = panel.step(s, h, u, k)
             step = Step(s, h, u, slope, u1, panel.slope(u1, k))
         panel.counts["steps"] += 1
-        shown = _eased(panel, step, shown)
+        shown = _eased(panel, step, shown, ease)
         yield shown
         u, slope = step.u1, step.slope1
+
+
+def _asked(ends: FloatArray, looked: FloatArray | None) -> list[tuple[bool, bool]]:
+    """Of each step whether its slopes at both ends count: in it, or in its neighbour, is a time looked at."""
+    if looked is None:
+        return [(True, True)] * (ends.size - 1)
+    near = _BESIDE * np.diff(ends)
+    first, last = np.searchsorted(looked, ends[:-1] - near), np.searchsorted(looked, ends[1:] + near, "right")
+    inside = [False, *(first < last).tolist(), False]
+    return [
+        (before or this, this or after) for before, this, after in zip(inside, inside[1:], inside[2:], strict=False)
+    ]
 
 
 def error_share(two: FloatArray, four: FloatArray) -> float:

@@ -32,6 +32,7 @@ from fem_hjb.support.checks import FloatArray
 
 _OCTAVE = 10**9  # lengths of steps are known to so many parts of a doubling, so that rounding does not matter
 _CARRIED = 2.0  # the largest entry of what takes the fast part of a slope, where S damps it
+_SMALL = 1 << 17  # entries of exponentials that are all kept
 _FLAT = 8  # the order to which slopes are left as they are where steps follow them
 
 Remainder = Callable[[float, FloatArray], FloatArray]
@@ -122,11 +123,12 @@ class LawsonPanel:
         return self._halves[key]
 
     def forget(self) -> None:
-        """Let go of all exponentials but those of the longest step."""
-        longest = max(self._halves)
-        self._halves = {longest: self._halves[longest]}
-        self._dense = {longest: self._dense[longest]}
-        self._slow = {key: kept for key, kept in self._slow.items() if key == longest}
+        """Let go of exponentials that no step had, and if they are large of all but those of the longest step."""
+        small = sum(S.size for S in self.separable) <= _SMALL
+        kept = set(self._halves) if small else {max(self._halves)}
+        self._dense = {key: made for key, made in self._dense.items() if key in kept}
+        self._halves = {key: made for key, made in self._halves.items() if key in kept}
+        self._slow = {key: made for key, made in self._slow.items() if key in kept}
 
     def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """u at s + h, k_5, and h/10 (k_4 - k_5)."""

@@ -282,7 +282,11 @@ def test_exponentials_are_counted_and_shared(monkeypatch: pytest.MonkeyPatch) ->
     before = own.counts["exponentials"]
     list(replay(own, START, 0.0, [0.3 * min(widths)]))
     assert own.counts["exponentials"] == before + 1
-    own.forget()  # all but those of the longest step
+    own.forget()  # those that no step had
+    marched(own, START, END, 1e-6, 1.0)
+    assert own.counts["exponentials"] == before + 1
+    monkeypatch.setattr(room, "_SMALL", 0)
+    own.forget()  # of large ones all but those of the longest step
     marched(own, START, END, 1e-6, 1.0)
     assert own.counts["exponentials"] > before + 1
 
@@ -323,6 +327,20 @@ def test_a_replay_is_the_march_and_with_merged_steps_sixteen_times_as_wrong() ->
     assert merged == pytest.approx(16 * base, rel=0.25)
     halves = [step.h / 2 for step in steps for _ in range(2)]
     assert relative(list(replay(own, START, 0.0, halves))[-1].u1 - BREATHING(END)) < small / 8
+
+
+def test_a_replay_eases_slopes_where_it_is_looked_at_and_nowhere_else() -> None:
+    own = panel(nothing)
+    rough = START + 1e-3 * np.random.default_rng(0).standard_normal(START.shape)
+    lengths, times = [0.05] * 20, np.array([0.2, 1.515, 1.75, 7.0])  # the third where steps meet
+    every, some = list(replay(own, rough, 1.0, lengths)), list(replay(own, rough, 1.0, lengths, times))
+    for one, other in zip(every, some, strict=True):
+        assert np.array_equal(one.u1, other.u1)
+        if ((times > one.s - 1e-9) & (times < one.s + one.h + 1e-9)).any():
+            assert all(np.array_equal(a, b) for a, b in zip(one.ends, other.ends, strict=True))
+    same = [np.array_equal(one.slope1, other.slope1) for one, other in zip(every, some, strict=True)]
+    assert np.flatnonzero(same).tolist() == [9, 10, 13, 14, 15]
+    assert all(np.array_equal(step.slope1, own.slope(step.u1, 0.0 * step.u1)) for step in some[:9])
 
 
 # No limit of the step
