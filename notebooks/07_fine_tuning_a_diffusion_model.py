@@ -270,11 +270,11 @@ times = (0.0, 0.5, 0.8, 0.95)
 fresh = noised(100_000)
 print(f"{'':26s}E|S s + Z|^2: trained  on new points    relative error of the score at t = {times}")
 for name, (of, (inputs, target)) in fitted.items():
-    off = []
+    off, score = [], scores[name]
     for t in times:
         x = before.x[:, round(128 * t)]
         exact = process.score(t, x)
-        off.append(np.sqrt(np.mean((scores[name](t, x) - exact) ** 2) / np.mean(exact**2)))
+        off.append(np.sqrt(np.mean((score(t, x) - exact) ** 2) / np.mean(exact**2)))
     own, new = (np.mean(np.sum((of(at) - to) ** 2, axis=1)) for at, to in ((inputs, target), fresh))
     print(f"{name:24s} {own:23.4f} {new:14.4f}    " + ", ".join(f"{error:.2f}" for error in off))
 

@@ -26,7 +26,8 @@ _EDGE = 1e-9  # of the width: how near a face is still inside
 class Steered:
     """Draws x (k, n, d) of X_t at times (k,) under the policy of a run, and which paths were ever outside its box (n,).
 
-    Outside the policy is that of the nearest point of the box.
+    Up to the layer in which gradients are not resolved, if there is one. Outside the policy is that of the nearest
+    point of the box.
     """
 
     times: FloatArray
@@ -71,9 +72,10 @@ def _followed(run: Run, policy: Policy, substeps: int, seed: int) -> Steered:
     rng = np.random.default_rng([seed, 1])
     count = max(_FEWEST, _PATHS[problem.dim] * _MANY // max(substeps, _MANY))
     paths = sample_at(problem, 0.0, n=count, steps=_STEPS, rng=rng, policy=policy, substeps=substeps)
-    x, (below, above) = np.moveaxis(paths.x, 1, 0), run.equation.truncated
+    known = paths.t <= problem.horizon - run.layer  # what a policy that is not right there does is no loss of the box
+    x, (below, above) = np.moveaxis(paths.x, 1, 0)[known], run.equation.truncated
     outside = ((x < lower) & below) | ((x > upper) & above)
-    return Steered(times=paths.t, x=x, outside=outside.any(axis=(0, 2)))
+    return Steered(times=paths.t[known], x=x, outside=outside.any(axis=(0, 2)))
 
 
 def evaluate(run: Run, s: float, x: FloatArray) -> tuple[FloatArray, FloatArray]:

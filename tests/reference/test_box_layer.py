@@ -9,6 +9,7 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import ncx2
 
+from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, Uniform
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
@@ -215,6 +216,29 @@ def test_a_jump_that_is_faint_beside_the_temperature_is_no_rounding() -> None:
     x, decay = np.linspace(-1.0, 1.0, 21), np.exp(-1.0)
     exact = ndtr((decay * x - 0.2) / np.sqrt((1 - decay**2) / 2))
     np.testing.assert_allclose(found.value(0.0, x[:, None]), exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_paths_that_the_layer_throws_out_do_not_count(seed: int) -> None:
+    """Two slits in a wall: at their edges the policy is not right shortly before T, and paths of it are thrown far."""
+    problem = zoo.get("double-slit")
+    found = solve(problem, rtol=0.04, rng=seed)
+    layer, exact = found.stats["layer"], problem.exact
+    assert found.status == "ok"
+    assert 0.0 < layer < 0.05
+    assert exact is not None
+    x, largest, off = np.linspace(-7.0, 6.0, 20001)[:, None], 0.0, 0.0
+    for t in (0.3, 0.6, 0.9, 1.0 - 1.01 * layer):  # under the law with control, p_t f_t
+        logs = exact.value(t, x) / problem.temperature - (x[:, 0] + 1.0) ** 2 / (2.0 * t)
+        weights = np.exp(logs - logs.max())
+        weights /= weights.sum()
+        given = found.gradient(t, x, outside="nan")
+        kept = np.isfinite(given[:, 0]) & (weights > 0.0)
+        assert weights[kept].sum() > 1.0 - 0.04**2  # what an error as large as the tolerance may leave out
+        wanted, scale = exact.gradient(t, x[kept]), weights[kept]
+        missed = ((given[kept] - wanted) ** 2)[:, 0]
+        largest, off = max(largest, float(scale @ wanted[:, 0] ** 2)), max(off, float(scale @ missed))
+    assert np.sqrt(off / largest) < 2.0 * found.error_estimate.policy
 
 
 @pytest.mark.parametrize(("length", "what"), [(1e-13, "no larger than rounding"), (1e-9, "20000 steps only reached")])

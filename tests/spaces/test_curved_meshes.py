@@ -239,7 +239,6 @@ SQUARE = fh.Box([-1.0, -1.0], [1.0, 1.0])
 @pytest.mark.parametrize(
     ("error", "call", "message"),
     [
-        (DomainError, lambda: fh.MeshDomain(ball()), "no curved tetrahedra.*straight=True"),
         (DomainError, lambda: fh.refine_on_mesh(brownian(2), mesh=disc(), rtol=1e-2), "curved cells are not taken"),
         (DomainError, lambda: refine(disc(), np.array([0])), "curved cells are not taken here"),
         (DomainError, lambda: fh.spaces.spatial_basis(disc(), "hermite"), "curved cells are not taken here"),
@@ -264,7 +263,7 @@ SQUARE = fh.Box([-1.0, -1.0], [1.0, 1.0])
             r"absorbing must name tags of mesh.boundaries, of \['right'\]",
         ),
     ],
-    ids=["domain", "refine_on_mesh", "refine", "C1", "dim", "box", "P3", "straight domain", "nodes", "tag"],
+    ids=["refine_on_mesh", "refine", "C1", "dim", "box", "P3", "straight domain", "nodes", "tag"],
 )
 def test_what_curved_meshes_are_not_for(error, call, message):
     with pytest.raises(error, match=message):
