@@ -137,6 +137,5 @@ class SourcedPanel:
 
     def middle(self, h: float, step: Step, k1: FloatArray, k5: FloatArray) -> FloatArray:
         """w in the middle of a step, by one half as long."""
-        if self._inner.damped is not None:
-            return step.dense(0.5)
-        return self.step(step.s, h / 2, step.u0, k1)[0]
+        moved = Step(step.s, step.h, step.u0 - self.p, step.slope0, step.u1 - self.p, step.slope1)
+        return self._inner.middle(h, moved, k1, k5) + self.p

@@ -4,12 +4,14 @@ Rewards of hundreds of temperatures in the corners of a box push a policy so har
 steps and cells follow what nobody will ever see. What comes of paths that end there is exp(-hundreds) of f elsewhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
+from typing import final
 
 import numpy as np
 
-from fem_hjb.spaces.axes import apply_all, in_blocks
+from fem_hjb.spaces.axes import AxisMatrix, apply_all, in_blocks
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.support.checks import FloatArray
 
@@ -27,9 +29,19 @@ def flattened(values: FloatArray, low: float, high: float) -> FloatArray:
     return np.asarray(np.clip(values, low, high) + width * np.arcsinh(beyond / width))
 
 
-def damping(
-    lines: Sequence[SpectralLine], masses: Sequence[FloatArray], floor: float
-) -> Callable[[FloatArray], FloatArray]:
+@final
+@dataclass(frozen=True, eq=False)
+class Damping:
+    """Values (*shape) with this share (*shape) of what `less` makes of them."""
+
+    less: list[AxisMatrix]
+    share: FloatArray
+
+    def __call__(self, u: FloatArray) -> FloatArray:
+        return np.asarray(u + self.share * (apply_all(self.less, u) - u))
+
+
+def damping(lines: Sequence[SpectralLine], masses: Sequence[FloatArray], floor: float) -> Damping:
     """What a step ends with: values (*shape), half of what degree p adds to degree p - 1 taken out where no mass is.
 
     Continuous, as ends of cells are kept (P. Fischer and J. Mullen, C. R. Acad. Sci. Paris 332 (2001) 265-270).
@@ -46,9 +58,4 @@ def damping(
     ]
     densities = [mass / line.weights for mass, line in zip(masses, lines, strict=True)]
     density = reduce(np.multiply.outer, [each / each.max() for each in densities])
-    share = 1.0 / (1.0 + (density / (_NOWHERE * floor)) ** 2)
-
-    def damped(u: FloatArray) -> FloatArray:
-        return np.asarray(u + share * (apply_all(less, u) - u))
-
-    return damped
+    return Damping(less, 1.0 / (1.0 + (density / (_NOWHERE * floor)) ** 2))

@@ -21,7 +21,7 @@ estimate. A step is also no longer than the cubic through values and slopes at i
 import math
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 from scipy.linalg import expm
@@ -36,6 +36,15 @@ _SMALL = 1 << 17  # entries of exponentials that are all kept
 _FLAT = 8  # the order to which slopes are left as they are where steps follow them
 
 Remainder = Callable[[float, FloatArray], FloatArray]
+
+
+class Damped(Protocol):
+    """What becomes of u at the end of a step; share (*shape) is 0 where that is u, and 1 where it acts fully."""
+
+    @property
+    def share(self) -> FloatArray: ...
+
+    def __call__(self, u: FloatArray) -> FloatArray: ...
 
 
 @final
@@ -55,7 +64,7 @@ class LawsonPanel:
         remainder: Remainder,
         size: Size,
         weights: Sequence[FloatArray | None] | None = None,
-        damped: Callable[[FloatArray], FloatArray] | None = None,
+        damped: Damped | None = None,
     ) -> None:
         self.separable, self.remainder, self.size, self.damped = separable, remainder, size, damped
         self._weights = [None] * len(separable) if weights is None else weights
@@ -132,6 +141,14 @@ class LawsonPanel:
 
     def step(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """u at s + h, k_5, and h/10 (k_4 - k_5)."""
+        u1, k4 = self._undamped(s, h, u, k1)
+        if self.damped is not None:
+            u1 = self.damped(u1)
+        k5 = self.remainder(s + h, u1)
+        return u1, k5, combined((h / 10, combined((1.0, k4), (-1.0, k5))))
+
+    def _undamped(self, s: float, h: float, u: FloatArray, k1: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """u at s + h, and k_4."""
         half, N = self._half(h), self.remainder
         self.counts["evaluations"] += 4
         a, b = apply_all(half, u), apply_all(half, k1)
@@ -140,17 +157,18 @@ class LawsonPanel:
         k4 = N(s + h, apply_all(half, combined((1.0, a), (h, k3))))
         forced = combined((2.0, combined((1.0, k2), (1.0, k3))), (1.0, b))
         inner = apply_all(half, combined((h / 6, forced), (1.0, a)))
-        u1 = combined((1.0, inner), (h / 6, k4))
-        if self.damped is not None:
-            u1 = self.damped(u1)
-        k5 = N(s + h, u1)
-        return u1, k5, combined((h / 10, combined((1.0, k4), (-1.0, k5))))
+        return combined((1.0, inner), (h / 6, k4)), k4
 
     def middle(self, h: float, step: Step, k1: FloatArray, k5: FloatArray) -> FloatArray:
-        """u in the middle of a step, by one half as long: no cubic sees what another misses of the remainder."""
-        if self.damped is not None:  # what is damped is not so by halves
-            return step.dense(0.5)
-        return self.step(step.s, h / 2, step.u0, k1)[0]
+        """u in the middle of a step, by one half as long: no cubic sees what another misses of the remainder.
+
+        The cubic itself where steps are damped: what is damped once a step is not so by halves.
+        """
+        u = self._undamped(step.s, h / 2, step.u0, k1)[0]
+        if self.damped is None:
+            return u
+        cubic = step.dense(0.5)
+        return np.asarray(cubic + (1.0 - self.damped.share) * (u - cubic))
 
 
 def _key(h: float) -> int:

@@ -111,6 +111,27 @@ def test_what_points_inwards_at_guarded_faces_may_be_stiff() -> None:
     assert tamed.counts["steps"] < 2 * plain.counts["steps"] < 400
 
 
+def test_what_the_only_step_of_a_tamed_panel_misses_in_between_is_seen() -> None:
+    """A push by 1.5 for a hundredth of the horizon: one step has its ends right, and is no cubic between them."""
+    base, begin, end = zoo.get("brownian-mixture", 1, A=np.zeros((1, 1))), 0.5, 0.51
+    speed = 1.5 / ((end - begin) * base.horizon)
+
+    def drift(t: Any, x: FloatArray) -> FloatArray:
+        on = (np.asarray(t) > begin * base.horizon) & (np.asarray(t) < end * base.horizon)
+        return np.asarray(0.0 * x + speed * on[..., None])
+
+    assert base.exact is not None
+    search = _Search(replace(base, drift=drift, marginal=None, exact=None), 1e-3, None, None, None, 0)
+    search.tame()
+    run = search._marched(search.tolerances, lambda _: None)
+    x = base.initial_law.sample(200, np.random.default_rng(5))
+    for part in (0.2, 0.5, 0.8):
+        t = (begin + part * (end - begin)) * base.horizon
+        expected = base.exact.value(t, x + speed * (end * base.horizon - t))
+        found, _ = evaluate(run, base.horizon - t, x)
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
 def test_levels_are_beyond_all_draws_and_further_for_smaller_tolerances() -> None:
     problem = bent("mixture-diffusion", 0.8)[0]
     widths = []
