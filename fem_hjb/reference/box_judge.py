@@ -45,7 +45,7 @@ _CUT = (1, 2, 4)  # parts of a step, that are tried with them
 # as can be, those that are stretched would resolve so much less that this is what is seen.
 _OTHER = {1: stretched, 2: stretched, 3: narrowed}
 _DOUBT = 1.3  # of what these degrees are worth
-_LEAST_GAIN = {1: 0.3, 2: 0.1, 3: 0.1}  # where a run is cheap, what richer elements change is looked at sooner
+_LEAST_GAIN = {1: 0.3, 2: 0.25, 3: 0.3}  # nothing promised beyond is kept where coefficients are not resolved
 _ROUGH_GAIN = 0.4  # the same where T is not resolved: where a jump is, a grid knows to the first order only
 _AT_FIRST = 0.1  # of the work of a run, after which richer elements are not followed to see what these are worth
 _FLAT = 1e-3  # of u, over the width of the box: a gradient of what has any sign below is none

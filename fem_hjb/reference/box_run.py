@@ -128,6 +128,19 @@ def thinned(panel: PanelRun, size: Size, allowed: float) -> PanelRun:
     return replace(panel, ends=np.array([step.s for step in kept] + [ends[-1]]), states=shown)
 
 
+def told_apart(panel: PanelRun, T: float) -> PanelRun | None:
+    """A panel without ends of steps that t = T - s does not tell from others, as next to T; None if it tells none."""
+    t = T - panel.ends
+    kept = np.append(True, np.diff(t) < 0) & (t > t[-1])
+    if not kept.any():
+        return None
+    kept[-1] = True
+    if kept.all():
+        return panel
+    states = [part for k in np.flatnonzero(kept).tolist() for part in panel.states[2 * k : 2 * k + 2]]
+    return replace(panel, ends=panel.ends[kept], states=states)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -213,6 +226,7 @@ class Run:
     def space(self) -> tuple[PanelSpace, FloatArray]:
         """As functions of t: the space, and coefficients (n_dofs,). Panels are used up, as they may be large."""
         T = self.equation.problem.horizon
+        self.panels = [seen for panel in self.panels if (seen := told_apart(panel, T)) is not None]
         result = np.empty(sum(2 * len(panel.ends) * panel.grid.size for panel in self.panels))
         spaces: list[Space] = []
         place = 0
@@ -222,7 +236,9 @@ class Run:
             times[0] = spaces[-1].time.bounds[1] if spaces else 0.0
             times[-1] = times[-1] if self.panels else T
             if panel.ends[0] == self.layer > 0.0:  # the last time for which the error is told belongs to this panel
-                times[-1] += _JUST * T
+                after = T - self.panels[-1].ends[-2]
+                just = times[-1] + min(_JUST * T, (after - times[-1]) / 2)
+                times[-1] = just if just < after else times[-1]
             line = LineBasis(times, "hermite")
             rows = result[place : place + line.n_dofs * panel.grid.size].reshape(line.n_dofs, -1)
             place += rows.size
