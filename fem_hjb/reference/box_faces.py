@@ -55,6 +55,7 @@ def begun(equation: Equation, grid: Grid, s: float, before: tuple[Grid, FloatArr
     """u or w on the grid of a panel at its start s, from what it was on the grid before, or at T."""
     if before is not None:
         u = transfer(before[1], before[0], grid)
+        u = u.copy() if u is before[1] else u  # the end of a panel stays what it is
     elif equation.averaged:
         u = averages(grid, equation.at_end, equation.deeper)
     else:

@@ -283,6 +283,19 @@ def test_errors_are_within_the_tolerance_and_like_the_estimate(name: str) -> Non
     assert told <= 30.0 * true
 
 
+def test_what_is_prescribed_after_a_jump_does_not_change_what_was_before() -> None:
+    """f = 1 after t = 1/2, on the faces, too; the next panel may begin on the very same grid."""
+    problem, _ = paid_early()
+    search = _Search(problem, 1e-3, None, None, None, 0)
+    run = search._held(lambda _: None)
+    panel = next(panel for panel in run.panels if abs(panel.ends[-1] - 0.5) < 1e-9)
+    later = [u for each in run.panels for u in each.states[::2] if each.ends[-1] <= panel.ends[-1]]
+    assert all(np.abs(u - 1.0).max() < 1e-9 for u in later)
+    next_one = begun(run.equation, panel.grid, 0.5, (panel.grid, panel.last))
+    assert next_one[[0, -1]].tolist() == pytest.approx([2.0, 2.0])
+    assert np.abs(panel.last - 1.0).max() < 1e-9
+
+
 def test_an_error_bar_of_another_problem_does_not_hold() -> None:
     problem, exact = waves([0.3], [BOTH])
     solution = solve(replace(problem, running_reward=level(0.41)), rtol=1e-4)

@@ -560,7 +560,7 @@ def test_degrees_are_not_worth_more_than_coefficients_are_resolved(monkeypatch: 
 
 
 def test_times_that_are_as_good_as_the_end_are_left_out() -> None:
-    """Steps next to T may be shorter than what double precision tells apart: a solution has strictly increasing times."""
+    """Steps next to T may be shorter than what double precision tells apart; times of a solution increase."""
     of = usual()
     first, *others = of.run.panels
     tiny = replace(first, ends=first.ends * (1e-15 / first.ends[-1]))
