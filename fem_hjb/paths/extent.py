@@ -24,6 +24,7 @@ from fem_hjb.support.errors import DomainError
 _SAMPLES = 4096
 _TIMES = 9
 _STEPS = 32
+_EARLY = 6  # times, of which the last is after one of these steps, and each half of the next
 FAR = 2.5  # standard normal quantile that is read off the samples to see how the tail bends
 _LEAST_POWER, MOST_POWER = 0.4, 2.0
 _BEYOND, _FEW_POWER = 10.0, 1.2  # draws beyond it, and the most power that fewer draws tell
@@ -69,16 +70,24 @@ class LawSample:
 
     times (k,); x (k, n, d), draws of X_t under P; paths (k, m, d), whole trajectories under P, whose weights
     exp(tilt), with tilt (m,) = (y(X_T) + int r dt) / alpha, make them trajectories under P* but for the law of X_0.
+    often : pairs of times (q,) and draws (q, n, d) at them: these, and others between and early, as a law that begins
+        at a point spreads at once.
     """
 
     times: FloatArray
     x: FloatArray
     paths: FloatArray
     tilt: FloatArray
+    often: tuple[tuple[FloatArray, FloatArray], ...]
 
     def nearest(self, t: float) -> int:
         """The place of the time next to t."""
         return int(np.abs(self.times - t).argmin())
+
+    def at(self, t: float) -> FloatArray:
+        """Draws (n, d) of X_t at the time next to t of all that there are."""
+        times, x = min(self.often, key=lambda pair: float(np.abs(pair[0] - t).min()))
+        return np.asarray(x[int(np.abs(times - t).argmin())])
 
     def optimal(self) -> tuple[FloatArray, float]:
         """The weights (m,) of paths under P*, of sum 1, and how many draws they are worth; starts are tilted, too."""
@@ -89,20 +98,31 @@ class LawSample:
 
 def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
     """Draws at nine times: from the law of X_t where it is known, else of simulated paths; the same seed, the same."""
-    rng = np.random.default_rng(seed)
-    times = np.linspace(0.0, problem.horizon, _TIMES)
+    rng, T = np.random.default_rng(seed), problem.horizon
+    times = np.linspace(0.0, T, _TIMES)
     count = _SAMPLES if problem.marginal is None else _SAMPLES // 4  # P alone needs no paths where its law is known
-    substeps = substeps_of(problem, _STEPS)
-    found = sample_at(problem, times, n=count, rng=rng, steps=_STEPS, substeps=substeps)
+    found = sample_at(problem, times, n=count, rng=rng, steps=_STEPS, substeps=substeps_of(problem, _STEPS))
     paths = np.moveaxis(found.x[:, np.searchsorted(found.t, times)], 1, 0)
     reward = problem.y(paths[-1])
     if problem.running_reward is not None:
         every = np.broadcast_to(found.t, found.x.shape[:2])
         reward = reward + np.trapezoid(problem.r(every, found.x), found.t, axis=1)
-    x = paths
-    if problem.marginal is not None:
+    early = T / _STEPS * 0.5 ** np.arange(_EARLY)[::-1]
+    if problem.marginal is None:
+        x, often = paths, ((found.t, np.moveaxis(found.x, 1, 0)), (early, _soon(problem, early, [seed, _EARLY])))
+    else:
         x = np.stack([problem.marginal(float(t)).sample(_SAMPLES, rng) for t in times])
-    return LawSample(times=times, x=x, paths=paths, tilt=reward / problem.temperature)
+        others = np.concatenate([early, 0.5 * (times[1:] + times[:-1])])
+        drawn = np.stack([problem.marginal(float(t)).sample(_SAMPLES, rng) for t in others])
+        often = ((times, x), (others, drawn))
+    return LawSample(times=times, x=x, paths=paths, tilt=reward / problem.temperature, often=often)
+
+
+def _soon(problem: ControlProblem, times: FloatArray, seed: list[int]) -> FloatArray:
+    """Draws (k, n, d) at times that are soon after 0."""
+    short = replace(problem, horizon=float(times[-1]))
+    found = sample_at(short, times, n=_SAMPLES, rng=np.random.default_rng(seed), steps=1)
+    return np.moveaxis(found.x[:, np.searchsorted(found.t, times)], 1, 0)
 
 
 def reach_of(x: FloatArray, weights: FloatArray | None = None) -> Reach:

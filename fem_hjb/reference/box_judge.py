@@ -103,7 +103,7 @@ class Judge:
         bounds = run.equation.box.bounds
         self.places = []
         for s in times.tolist():
-            draws = [sample.x[sample.nearest(T - s)]]
+            draws = [sample.at(T - s)]
             if controlled is not None:
                 draws.append(controlled.nearest(T - s))
             self.places.append(places_of(problem, s, draws, bounds, at_edges(run.panels, s) if narrow else ()))
