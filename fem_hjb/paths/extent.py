@@ -107,7 +107,7 @@ def sample_law(problem: ControlProblem, seed: int = 0) -> LawSample:
     if problem.running_reward is not None:
         every = np.broadcast_to(found.t, found.x.shape[:2])
         reward = reward + np.trapezoid(problem.r(every, found.x), found.t, axis=1)
-    early = T / _STEPS * 0.5 ** np.arange(_EARLY)[::-1]
+    early = np.asarray(T / _STEPS * 2.0 ** -np.arange(_EARLY - 1.0, -1.0, -1.0), dtype=np.float64)
     if problem.marginal is None:
         x, often = paths, ((found.t, np.moveaxis(found.x, 1, 0)), (early, _soon(problem, early, [seed, _EARLY])))
     else:

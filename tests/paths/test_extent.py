@@ -209,6 +209,20 @@ def test_weights_come_from_the_rewards_along_paths(known: bool) -> None:
     assert sample.nearest(1.0) == 8
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_law_that_begins_at_a_point_is_known_soon_after(known: bool) -> None:
+    """X_t ~ N(0, 4 t): draws at the time next to t spread as they should, to a factor of 1.6, from T/1024 on."""
+    base = zoo.get("lq", 1, A=0.0, Lambda=4.0, cov=1.0)
+    problem = replace(base, initial_law=PointMass([0.0]), exact=None, marginal=None)
+    if known:
+        problem = replace(problem, marginal=lambda t: Gaussian([0.0], max(4.0 * t, 1e-12)))
+    sample = sample_law(problem, 0)
+    for t in 2.0 ** -np.arange(0.0, 10.2, 0.3):
+        assert 1 / 1.6 < sample.at(t).std() / np.sqrt(4.0 * t) < 1.6
+    assert sample.x[sample.nearest(0.06)].std() < 1e-5  # of the nine times the start is next
+    assert sample.at(0.0).std() < 1e-5
+
+
 def test_the_law_of_the_start_is_tilted_with_the_paths() -> None:
     problem = pulled(1.2)
     sample = sample_law(problem, 0)
