@@ -100,7 +100,8 @@ def compare(
         reference's policy. Where these do not show it, as the reference has no policy at more than a hundredth of them
         or they explode, "both" compares under the other law alone, and the result's `unseen` says why.
     times : where to compare; by default 16 equispaced intervals of [0, T], their last ones halved again and again down
-        to T / 4096: policies change fastest shortly before T.
+        to T / 4096: policies change fastest shortly before T; and the first ones, to T / 1024, where noise soon makes
+        the law wider than it begins.
     order : Gauss points per coordinate of p_t, where problem.marginal is known and dim <= 3 (default 64, 32, 16 in
         dimension 1, 2, 3, fewer for kernel densities of many points). Elsewhere 4096 simulated paths stand for p_t.
     rng : seed of these paths.

@@ -31,6 +31,7 @@ LAWS = ("uncontrolled", "controlled")
 _DEFAULT_TIMES = np.unique(
     np.concatenate([np.arange(17) / 16, 1 - 0.5 ** np.arange(1, 13), 1 - 0.75 * 0.5 ** np.arange(4, 12)])
 )
+_EARLY = 0.5 ** np.arange(5, 11)  # where a law begins narrow, and spreads at once
 _DEFAULT_ORDER = {1: 64, 2: 32, 3: 16}  # Gauss points per coordinate of a known law
 _SIMULATED = 4096  # points per time when the law is not known, or in more than three dimensions
 _STRAYED = 0.01  # share of paths without a policy that still stand for P*
@@ -64,9 +65,17 @@ def largest_norms(
     return value, policy
 
 
+def _narrow(problem: ControlProblem) -> bool:
+    """Whether noise soon makes the law wider, along an axis, than it is at the start."""
+    law = problem.initial_law
+    spread = problem.Lambda(0.0, law.expectation) * problem.horizon / 16
+    return bool((np.diag(law.covariance) < np.diag(spread)).any())
+
+
 def _times(times: ArrayLike | None, problem: ControlProblem) -> FloatArray:
     if times is None:
-        return problem.horizon * _DEFAULT_TIMES
+        some = np.union1d(_DEFAULT_TIMES, _EARLY) if _narrow(problem) else _DEFAULT_TIMES
+        return np.asarray(problem.horizon * some)
     grid = np.atleast_1d(as_times(times, problem.horizon, "times"))
     if grid.ndim != 1 or grid.size == 0:
         raise MeasureError(f"times must be a number or a one-dimensional array of times, got shape {grid.shape}")
