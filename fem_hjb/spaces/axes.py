@@ -15,6 +15,7 @@ _FEWEST = {1: 320, 2: 48, 3: 30}  # of a matrix that is worth more than one bloc
 _WORTH = {1: 0.6, 2: 0.6, 3: 0.9}  # of the dense work, below which blocks are taken
 _NEGLIGIBLE = {8: 1e-17, 4: 1e-10}  # of the largest entry, by the bytes of one
 _PART, _MOST_PARTS = 1 << 15, 16  # numbers at least in a part of an array that is worked on in parts
+_SHARED = 1 << 19  # numbers of an array below which sums and copies are done before another thread has woken up
 
 
 def lagrange_weights(nodes: FloatArray, at: float) -> FloatArray:
@@ -154,13 +155,22 @@ def parts_of(length: int, size: int) -> list[slice]:
     return [slice(k * length // count, (k + 1) * length // count) for k in range(count)]
 
 
+def _each(parts: Sequence[slice], work: Callable[[slice], None], size: int) -> None:
+    """Work on parts of arrays of this size that takes a pass over them, shared out where they are large."""
+    if size >= _SHARED:
+        for_each(parts, work)
+        return
+    for part in parts:
+        work(part)
+
+
 def copy_to(target: FloatArray, source: FloatArray) -> None:
     """target[:] = source, in parts."""
 
     def copy(part: slice) -> None:
         target[part] = source[part]
 
-    for_each(parts_of(len(source), source.size), copy)
+    _each(parts_of(len(source), source.size), copy, source.size)
 
 
 def combined(*terms: tuple[float, FloatArray]) -> FloatArray:
@@ -180,7 +190,7 @@ def combined(*terms: tuple[float, FloatArray]) -> FloatArray:
         for factor, array in others:
             out[part] += factor * array[part]
 
-    for_each(parts_of(first.size, first.size), add)
+    _each(parts_of(first.size, first.size), add, first.size)
     return result
 
 

@@ -82,7 +82,7 @@ def for_each(parts: Sequence[Part], work: Callable[[Part], None]) -> None:
         copy_context().run(_alone, drain)  # what a part shares out itself is not to wait for threads that are busy
     finally:
         left.clear()
-        failures = [other.exception() for other in others]
+        failures = [other.exception() for other in others if not other.cancel()]  # busy elsewhere: not waited for
     for failure in failures:
         if failure is not None:
             raise failure

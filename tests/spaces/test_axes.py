@@ -1,9 +1,12 @@
 """Polynomials through points on a line, and matrices along the axes of a grid."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 from scipy.linalg import expm
 
+from fem_hjb.spaces import axes
 from fem_hjb.spaces.axes import (
     BlockMatrix,
     apply_all,
@@ -11,6 +14,7 @@ from fem_hjb.spaces.axes import (
     apply_sum,
     barycentric_rows,
     combined,
+    copy_to,
     differentiation_matrix,
     in_blocks,
     lagrange_weights,
@@ -20,7 +24,7 @@ from fem_hjb.spaces.axes import (
 )
 from fem_hjb.spaces.spectral import SpectralLine
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.threads import threads
+from fem_hjb.support.threads import for_each, threads
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (4, 5, 3)])
@@ -84,7 +88,7 @@ def test_blocks_do_what_the_matrix_does_along_each_axis(n: int, dim: int) -> Non
         assert np.abs(lost - expected).max() > 0.1
 
 
-@pytest.mark.parametrize("shape", [(300_000,), (70, 1500), (300, 700), (70, 60, 80)])
+@pytest.mark.parametrize("shape", [(600_000,), (70, 1500), (300, 700), (70, 60, 80)])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_large_arrays_are_multiplied_and_summed_in_parts(shape: tuple[int, ...], workers: int) -> None:
     rng = np.random.default_rng(5)
@@ -100,6 +104,24 @@ def test_large_arrays_are_multiplied_and_summed_in_parts(shape: tuple[int, ...],
                 blocks = BlockMatrix(matrix)
                 np.testing.assert_allclose(apply_axis(blocks, u, axis), expected, atol=1e-11)
         np.testing.assert_allclose(combined((2.0, u), (-0.5, v), (1.0, u)), 3.0 * u - 0.5 * v, atol=1e-14)
+
+
+@pytest.mark.parametrize(("size", "shared"), [(200_000, False), (600_000, True)])
+def test_sums_and_copies_are_shared_out_where_that_is_worth_waking_a_thread(
+    size: int, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    u, copied, called = np.arange(float(size)), np.zeros(size), list[int]()
+
+    def watched(parts: Sequence[slice], work: Callable[[slice], None]) -> None:
+        called.append(len(parts))
+        for_each(parts, work)
+
+    monkeypatch.setattr(axes, "for_each", watched)
+    np.testing.assert_array_equal(combined((2.0, u), (-1.0, u)), u)
+    copy_to(copied, u)
+    np.testing.assert_array_equal(copied, u)
+    assert len(called) == 2 * shared
+    assert all(count > 1 for count in called)
 
 
 def test_parts_are_all_of_it_and_the_same_for_all_arrays_of_a_size() -> None:

@@ -90,6 +90,25 @@ def test_numpy_minds_its_errors_in_threads_as_outside() -> None:
             for_each(range(2), work)
 
 
+def test_nobody_waits_for_a_thread_that_is_busy_elsewhere() -> None:
+    """As where a plan is prepared in parts while another one is followed."""
+    prepared, heard = threading.Event(), list[bool]()
+
+    def long() -> Generator[Callable[[], bool], bool, None]:
+        heard.append((yield lambda: prepared.wait(2.0)))
+
+    def short() -> Generator[Callable[[], bool], bool, None]:
+        yield lambda: True
+        done = np.zeros(4, dtype=np.int64)
+        for_each(range(4), lambda part: np.add.at(done, part, 1))
+        assert (done == 1).all()
+        prepared.set()
+
+    with threads(2):
+        beside([long(), short()])
+    assert heard == [True]
+
+
 def test_parts_of_parts_are_done_too() -> None:
     done = np.zeros((4, 4))
 
