@@ -132,6 +132,7 @@ def _best(search: "_Search", form: str | None, told: Progress, first: Progress) 
             best = found
         if found.error <= search.rtol or idle > 1 or not search.tightened(found):
             break
+        del found  # as large as the best, which it may not be
     if best is None:
         raise ConvergenceError(f"no solution of {search.problem.name!r}")
     return best, False
@@ -245,6 +246,7 @@ class _Search:
         if steered_at_all and not self.calm and run.counts["steps"] > _SLOW:
             self.calm = True  # stability decides, perhaps by drifts that nobody meets
             if math.isfinite(self._most(run.equation)):
+                del run  # two of them need not exist
                 run = self._marched(self.tolerances, tell)
         if self.controlled is not None or self.payoff is not None:
             return run
@@ -255,6 +257,7 @@ class _Search:
         loose = asked(self.problem.dim, max(self.rtol, _LOOSE), self.most)
         for _ in range(_LARGER if left else 0):
             self._follow(self.controlled)
+            del run
             run = self._marched(loose, tell)
             self.controlled = steered(run, self.seed)
             if not self._left_by(self.controlled):
@@ -263,6 +266,7 @@ class _Search:
             if left:  # the larger the box, the further rewards drive paths: there may be no finite value
                 self.endless = True
                 return run
+        del run
         run = self._marched(self.tolerances, tell)
         self.controlled = steered(run, self.seed)
         return run
@@ -283,19 +287,9 @@ class _Search:
         self.box = box_of(self.problem, self.reaches, self.mass)
 
     def _marched(self, tolerances: Tolerances, tell: Progress) -> Run:
-        equation = Equation(
-            self.problem,
-            self.gauge,
-            self.linear,
-            self.box,
-            truncated(self.problem),
-            self.reaches,
-            self.jumps,
-            _FLOOR * self.rtol,
-            self.levels,
-            self.payoff,
-            rough=self.rough,
-        )
+        where = self.box, truncated(self.problem), self.reaches, self.jumps
+        how = _FLOOR * self.rtol, self.levels, self.payoff
+        equation = Equation(self.problem, self.gauge, self.linear, *where, *how, rough=self.rough)
         self.coefficients.metric, self.coefficients.most = equation.metric, self._most(equation)
         self.count += 1
         self.runs += 1
