@@ -75,8 +75,8 @@ def solve(
     verify : follow paths under the policy with the problem as it was given (`pathwise`), and compare the value.
     workers : threads that share out what is done to large arrays, as in three dimensions, and follow a run again in
         several ways at once, which takes memory; -1 for as many as there are processors, as in `scipy.fft`. Results
-        have the same digits. Callables are called from your own thread only. At 1e-3 in three dimensions seven tenths
-        of the work are shared out, elsewhere there is less: measure first (`benchmarks/bench_solve.py`).
+        have the same digits. Callables are called from your own thread only. Two gain little at 1e-3 in three
+        dimensions, where arrays are small, and more at 1e-4: measure first (`benchmarks/bench_solve.py`).
 
     Returns
     -------
