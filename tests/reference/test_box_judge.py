@@ -14,7 +14,7 @@ import fem_hjb as fh
 from fem_hjb.paths.extent import LawSample
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
-from fem_hjb.problems.laws import Gaussian
+from fem_hjb.problems.laws import Gaussian, PointMass
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.reference import box_judge, box_plans, box_run
 from fem_hjb.reference.box_coefficients import Coefficients, Table
@@ -242,6 +242,21 @@ def test_a_judge_looks_where_the_process_goes_with_and_without_control() -> None
     first = judge.places[0]
     earned = [float(weights.ravel() @ of.problem.y(first.nodes)) for weights in first.weights]
     assert earned[1] > earned[0] + 0.1
+
+
+def test_a_judge_looks_where_a_process_from_a_point_is_soon() -> None:
+    """Noise alone moves it at first, X_t ~ N(0, t): at the start, which may be the nearest of few times, it is 0."""
+    problem = ControlProblem(
+        dim=1, horizon=1.0, temperature=1.0, drift=lambda t, x: -(x**3), diffusion=1.0, initial_law=PointMass([0.0]),
+        terminal_reward=lambda x: np.cos(3 * x[..., 0]),
+    )  # fmt: skip
+    search = _Search(problem, 1e-4, None, None, None, 0)
+    run = search._held(lambda _: None)
+    early = [place for place in Judge(run, search.sample, search.controlled).places if 0.9 < place.s < 1.0]
+    assert min(1.0 - place.s for place in early) < 1 / 32
+    for place in early:
+        spread = np.sqrt(place.weights[0].ravel() @ place.nodes[:, 0] ** 2)
+        assert 0.6 < spread / np.sqrt(1.0 - place.s) < 1.6
 
 
 def test_draws_are_shared_out_so_that_means_are_kept() -> None:
