@@ -127,14 +127,15 @@ def _infinite_before(problem: ControlProblem, box: Box, near: float | None) -> f
 def _riccati(rows: FloatArray, states: FloatArray, d: int, alpha: float) -> FloatArray:
     """What states (k, m), of P, p and c one after the other, change by in time to go, with rows as `_Fit.at` has."""
     P, p = states[:, : d * d].reshape(-1, d, d), states[:, d * d : -1, None]
-    A, Lambda, Q = np.moveaxis(rows[:, : 3 * d * d].reshape(-1, 3, d, d), 1, 0)
-    a, q = np.moveaxis(rows[:, 3 * d * d : -1].reshape(-1, 2, d, 1), 1, 0)
+    matrices, vectors = rows[:, : 3 * d * d].reshape(-1, 3, d, d), rows[:, 3 * d * d : -1].reshape(-1, 2, d, 1)
+    A, Lambda, Q, a, q = matrices[:, 0], matrices[:, 1], matrices[:, 2], vectors[:, 0], vectors[:, 1]
     PA, PL = P @ A, P @ Lambda
-    dP = np.swapaxes(PA, 1, 2) + PA + Q - PL @ P / alpha
-    dp = np.swapaxes(A, 1, 2) @ p - PL @ p / alpha - P @ a + q
-    dc = ((a + Lambda @ p / (2 * alpha)) * p).sum(axis=1) + rows[:, -1:]
-    dc -= 0.5 * np.trace(PL, axis1=1, axis2=2)[:, None]
-    return np.concatenate([dP.reshape(-1, d * d), dp[..., 0], dc], axis=1)
+    result = np.empty(states.shape)
+    result[:, : d * d] = (PA.swapaxes(1, 2) + PA + Q - PL @ P / alpha).reshape(-1, d * d)
+    result[:, d * d : -1] = (A.swapaxes(1, 2) @ p - PL @ p / alpha - P @ a + q)[..., 0]
+    paid = ((a + Lambda @ p / (2 * alpha)) * p).sum(axis=(1, 2)) + rows[:, -1]
+    result[:, -1] = paid - 0.5 * PL.trace(axis1=1, axis2=2)
+    return result
 
 
 def fields_at(problem: ControlProblem, x: FloatArray, times: FloatArray) -> Fields:
