@@ -346,6 +346,9 @@ class _Look:
 
 def on_places(equation: Equation, panel: PanelRun, place: Places) -> tuple[FloatArray, FloatArray]:
     """v - v0 (*shape) and its gradient (*shape, d) on a tensor grid; nan where there is no logarithm."""
+    if len(place.axes) == 1:  # tables of all functions would take longer than all else
+        u, slope = panel.grid.lines[0].combine_to(panel.at(place.s), place.axes[0], 1)
+        return logarithms(equation, u, slope[:, None])
     parts: dict[tuple[int, ...], FloatArray] = {(): panel.at(place.s)}
     for k, (line, x) in enumerate(zip(panel.grid.lines, place.axes, strict=True)):
         rows = line.rows_to(x, 1)

@@ -170,7 +170,7 @@ class SpectralLine(Plain):
         gaps = xi - self._points[:, None]
         hit = None if gaps.all() else gaps == 0.0
         if hit is not None:
-            gaps[hit] = 1.0
+            gaps[hit] = 1e-100  # the sum below cannot vanish
         values = np.divide(self._barycentric[:, None], gaps, out=gaps)
         values /= values.sum(axis=0)
         if hit is not None:
@@ -200,14 +200,27 @@ class SpectralLine(Plain):
 
     def rows_to(self, x: ArrayLike, order: int) -> list[FloatArray]:
         """The same for each order up to this one."""
-        points = np.asarray(x, dtype=np.float64)
-        cells = np.searchsorted(self.grid[1:-1], points, side="right")
-        tables = self.tabulate(cells, (points - self.grid[cells]) / self.widths[cells], order)
-        results = [np.zeros((points.size, self.n)) for _ in range(order + 1)]
-        where = np.arange(points.size)[:, None], self.cell_dofs[cells]
+        cells, tables = self._tables(x, order)
+        results = [np.zeros((len(cells), self.n)) for _ in range(order + 1)]
+        where = np.arange(len(cells))[:, None], self.cell_dofs[cells]
         for k, result in enumerate(results):
             result[where] = tables[:, k]
         return results
+
+    def combine_to(self, values: FloatArray, x: ArrayLike, order: int) -> list[FloatArray]:
+        """The function with values (n,) at the nodes, at points x (k,), and its derivatives up to an order: (k,) each.
+
+        The products of `rows_to` with these values, without the zeros.
+        """
+        cells, tables = self._tables(x, order)
+        local = values[self.cell_dofs[cells]]
+        return [np.asarray(np.einsum("kp,kp->k", tables[:, k], local)) for k in range(order + 1)]
+
+    def _tables(self, x: ArrayLike, order: int) -> tuple[IntArray, FloatArray]:
+        """The cells of points (k,), where those beyond belong to the end cells, and `tabulate` there."""
+        points = np.asarray(x, dtype=np.float64)
+        cells = np.searchsorted(self.grid[1:-1], points, side="right")
+        return cells, self.tabulate(cells, (points - self.grid[cells]) / self.widths[cells], order)
 
     def mass(self) -> FloatArray:
         """The consistent mass matrix (n, n): the L2 products of the basis functions."""

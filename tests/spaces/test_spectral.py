@@ -226,6 +226,19 @@ def test_rows_are_those_of_the_cells_and_go_on_beyond_the_ends() -> None:
 
 
 @pytest.mark.parametrize("p", DEGREES)
+def test_a_function_is_combined_as_by_rows_within_and_beyond_the_ends(p: int) -> None:
+    line = SpectralLine(GRADED, p)
+    x = np.concatenate([RNG.uniform(-1.2, 2.2, 200), GRADED, [-1.2, 2.2]])
+    values = RNG.normal(size=line.n)
+    combined = line.combine_to(values, x, 1)
+    assert [part.shape for part in combined] == [x.shape, x.shape]
+    for part, rows in zip(combined, line.rows_to(x, 1), strict=True):
+        sizes = np.abs(rows) @ np.abs(values)
+        assert (np.abs(part - rows @ values) <= 1e-14 * sizes).all()
+    np.testing.assert_array_equal(line.combine_to(values, x, 0)[0], combined[0])
+
+
+@pytest.mark.parametrize("p", DEGREES)
 def test_tables_agree_with_polynomials_and_their_derivatives(p: int) -> None:
     line = SpectralLine(GRADED, p)
     x = RNG.uniform(-1.0, 2.0, 200)
