@@ -235,7 +235,7 @@ class Run:
             times = T - panel.ends[::-1]
             times[0] = spaces[-1].time.bounds[1] if spaces else 0.0
             times[-1] = times[-1] if self.panels else T
-            if panel.ends[0] == self.layer > 0.0:  # the last time for which the error is told belongs to this panel
+            if self.panels and panel.ends[0] == self.layer > 0.0:  # the last time with an error bar belongs here
                 after = T - self.panels[-1].ends[-2]
                 just = times[-1] + min(_JUST * T, (after - times[-1]) / 2)
                 times[-1] = just if just < after else times[-1]

@@ -588,6 +588,10 @@ def test_times_that_are_as_good_as_the_end_are_left_out() -> None:
     assert times[-1] == 1.0
     last = rows[-2 * first.grid.size : -first.grid.size]
     assert np.array_equal(last, first.states[0].ravel())
+    none_left = replace(
+        of.run, panels=[replace(tiny, ends=tiny.ends * 1e-3), later, *others], layer=float(later.ends[0])
+    )
+    assert none_left.space()[0].panels[-1].time.bounds[1] == 1.0
     alike = replace(tiny, ends=tiny.ends * 1e-3 + 0.5)
     assert box_run.told_apart(alike, 1.0) is None
     assert box_run.told_apart(first, 1.0) is first
