@@ -11,7 +11,7 @@ polynomials. How many times are needed is seen at points drawn from where the pr
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import final
 
@@ -162,9 +162,10 @@ def check_elliptic(Lambda: FloatArray, x: FloatArray, t: ArrayLike) -> None:
 class Table:
     """m fields (*shape) on a grid at q times of [s0, s1], and the polynomials through them.
 
-    values : of each field, (q, *shape), to be changed.
+    values : of each field, (q, *shape), to be changed; or what these have more than `shared`.
     single : whether they are kept in single precision in the end, which halves what they take and what it takes to
         interpolate them; where an error of 3e-7, relative to what S leaves of them, does not matter.
+    shared : of each field, (*shape), what all times have in common, in double precision, or None.
     """
 
     def __init__(
@@ -175,8 +176,9 @@ class Table:
         *,
         single: bool = False,
         sources: FloatArray | None = None,
+        shared: list[FloatArray] | None = None,
     ) -> None:
-        self.s0, self.s1, self.values, self.single = s0, s1, list(values), single
+        self.s0, self.s1, self.values, self.single, self._shared = s0, s1, list(values), single, shared
         self._kind: type = np.float64  # of what is interpolated
         self.sources = sources  # rewards that jump in space (q, *shape), averaged, as part of a field
         count = len(self.values[0])
@@ -190,8 +192,37 @@ class Table:
         """The longest step: it sees coefficients at three times, and would miss what takes more to interpolate."""
         return _TOLD * (self.s1 - self.s0) / max(len(self.nodes) - 1, 1)
 
+    def unsettled(self, k: int, where: tuple[int | slice, ...]) -> FloatArray:
+        """(q, ...), a part of the k-th field at all times."""
+        part = self.values[k][(slice(None), *where)]
+        return part if self._shared is None else part + self._shared[k][where]
+
+    def middle(self) -> list[FloatArray]:
+        """A copy of the fields in the middle of time."""
+        moments = [field[len(field) // 2].astype(np.float64) for field in self.values]
+        if self._shared is not None:
+            for field, shared in zip(moments, self._shared, strict=True):
+                field += shared
+        return moments
+
+    def take_out(self, parts: Mapping[int, FloatArray]) -> None:
+        """Subtract parts, which broadcast against (*shape), from some of the fields."""
+        rows = [[field[time] for field in self.values] for time in range(len(self.values[0]))]
+
+        def subtract(row: Sequence[FloatArray]) -> None:
+            for k, part in parts.items():
+                field = row[k]
+                field -= part
+
+        for_each(rows if self._shared is None else [self._shared], subtract)
+
     def settle(self) -> None:
         """The values are now what they are: keep one of those that do not move."""
+        if self._shared is not None:
+            for k, shared in enumerate(self._shared):
+                moves = self.values[k].any()
+                self.values[k] = np.add(self.values[k], shared, out=self.values[k]) if moves else shared[None]
+            self._shared = None
         for k, field in enumerate(self.values):
             if len(field) > 1 and all(np.array_equal(row, field[0]) for row in field[1:]):
                 self.values[k] = field[:1].copy()

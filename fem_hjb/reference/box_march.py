@@ -166,7 +166,7 @@ class Marcher:
             s, u, self.h = steps[-1].s + steps[-1].h, steps[-1].u1, steps[-1].h
             s = table.s1 if s > table.s1 - _SHORTEST * self.T else s
             self._count(panel)
-            self.result.keep(panel_run(operators, panel, steps, len(steps), s))
+            self.result.keep(panel_run(operators, panel, steps, s))
         return found
 
     def _resolved(self, at_end: FloatArray, layer: Grid, s: float, u: FloatArray) -> Grid | None:

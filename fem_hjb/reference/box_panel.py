@@ -84,6 +84,10 @@ class Grid:
     def basis(self) -> SpectralBasis:
         return SpectralBasis(self.lines)
 
+    def forget(self) -> None:
+        """Let go of the basis, whose tables are as large as three arrays of nodes."""
+        self.__dict__.pop("basis", None)
+
     @cached_property
     def parts(self) -> list[slice]:
         """Of the first axis, as threads share them out."""
@@ -210,7 +214,7 @@ class Operators:
         self._averages = [_broad(line) for line in grid.lines]
         self._pairs = list(combinations(range(d), 2))
         self._closed = {(k, m): grid.along(self.inner[k], k) * grid.along(self.inner[m], m) for k, m in self._pairs}
-        self._freeze(second, table.values)
+        self._freeze(second)
         table.settle()
 
     @classmethod
@@ -230,27 +234,28 @@ class Operators:
 
     def _inward(self, begun: FloatArray | None) -> BoolArray:
         """(2, d): the faces on which the drift points inwards everywhere, at all times of the table."""
-        d, values = self.grid.dim, self.table.values
-        slopes = None if begun is None else self.gradient(begun)
+        d, slopes = self.grid.dim, None if begun is None else self.gradient(begun)
         result = np.ones((2, d), dtype=np.bool_)
         for k in range(d):
-            speed = values[k]
-            if slopes is not None:
-                speed = speed + self._pushed([field[0] for field in values], k, slopes) / self.alpha
-            faces = np.moveaxis(speed, k + 1, 0)
-            result[:, k] = (faces[0] >= 0).all(), (faces[-1] <= 0).all()
+            for side, end in enumerate((0, -1)):
+                face = (slice(None),) * k + (end,)
+                speed = self.table.unsettled(k, face)
+                if slopes is not None:
+                    speed = speed + self._pushed(k, face, [slope[face] for slope in slopes]) / self.alpha
+                result[side, k] = (speed <= 0 if side else speed >= 0).all()
         return result
 
-    def _pushed(self, fields: Fields, k: int, slopes: Sequence[FloatArray]) -> FloatArray:
-        """(Lambda grad w)_k, of fields as they are before S is taken out."""
+    def _pushed(self, k: int, face: tuple[int | slice, ...], slopes: Sequence[FloatArray]) -> FloatArray:
+        """(Lambda grad w)_k on a face as a panel begins, of a table that is not settled."""
         rows = [self._upper[min(k, m), max(k, m)] for m in range(self.grid.dim)]
-        Lambda = [fields[row] for row in rows] if self.constant is None else list(self.constant[k])
+        constant = self.constant
+        Lambda = [self.table.unsettled(row, face)[0] for row in rows] if constant is None else list(constant[k])
         return np.asarray(sum(part * slope for part, slope in zip(Lambda, slopes, strict=True)))
 
-    def _freeze(self, second: Sequence[FloatArray], values: Sequence[FloatArray]) -> None:
-        """Make S, and take it out of the values of a table."""
+    def _freeze(self, second: Sequence[FloatArray]) -> None:
+        """Make S, and take it out of the table."""
         grid, d = self.grid, self.grid.dim
-        middle = [field[len(field) // 2].astype(np.float64) for field in values]
+        middle = self.table.middle()
         self.separable: list[FloatArray] = []
         self.axes: list[AxisMatrix] = []  # the same
         self._taken: list[FloatArray] = []  # of the diagonal of Lambda
@@ -269,19 +274,11 @@ class Operators:
                 S = S + np.diag(rate)
                 middle[d] -= grid.along(rate, k)  # so that constants go to one axis only
                 taken[d] = rate
-            self._take_out(taken, k, values)
+            self.table.take_out({place: grid.along(part, k) for place, part in taken.items()})
             self.separable.append(S)
             self.axes.append(in_blocks(S, d))
             self._taken.append(diffusion)
             self._taken_of.append(taken)
-
-    def _take_out(self, taken: dict[int, FloatArray], k: int, values: Sequence[FloatArray]) -> None:
-        def subtract(time: int) -> None:
-            for place, part in taken.items():
-                field = values[place][time]
-                field -= self.grid.along(part, k)
-
-        for_each(range(len(values[0])), subtract)
 
     def _frozen_diffusion(self, middle: Fields, k: int) -> FloatArray:
         """(n_k,)."""

@@ -72,6 +72,8 @@ def _followed(run: Run, policy: Policy, substeps: int, seed: int) -> Steered:
     rng = np.random.default_rng([seed, 1])
     count = max(_FEWEST, _PATHS[problem.dim] * _MANY // max(substeps, _MANY))
     paths = sample_at(problem, 0.0, n=count, steps=_STEPS, rng=rng, policy=policy, substeps=substeps)
+    for panel in run.panels:
+        panel.grid.forget()
     known = paths.t <= problem.horizon - run.layer  # what a policy that is not right there does is no loss of the box
     x, (below, above) = np.moveaxis(paths.x, 1, 0)[known], run.equation.truncated
     outside = ((x < lower) & below) | ((x > upper) & above)

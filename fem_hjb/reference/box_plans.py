@@ -14,9 +14,9 @@ from fem_hjb.reference.box_panel import Grid, Operators
 from fem_hjb.reference.box_run import PanelRun, Run, panel_run, settled
 from fem_hjb.reference.box_running import method_of, sources_of, table_on
 from fem_hjb.reference.box_single import in_single
-from fem_hjb.reference.box_steps import Plans, Steps, itself, made, told
+from fem_hjb.reference.box_steps import Plans, Steps, gathered, itself, made, told
 from fem_hjb.spaces.axes import apply_axis, copy_to
-from fem_hjb.stepping.adaptive import Panel, replay
+from fem_hjb.stepping.adaptive import Panel, is_looked_at, replay
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.progress import Progress
 
@@ -101,7 +101,11 @@ def _made(
     looked: FloatArray | None,
 ) -> PanelRun:
     with np.errstate(over="ignore", invalid="ignore"):
-        return panel_run(operators, panel, told(replay(panel, u, s0, plan, looked), tell), len(plan), s1)
+        steps = told(replay(panel, u, s0, plan, looked), tell)
+        if looked is not None:
+            lengths = np.array(plan)
+            steps = gathered(steps, is_looked_at(s0 + np.cumsum(lengths) - lengths, lengths, looked))
+        return panel_run(operators, panel, steps, s1, np.array(plan))
 
 
 def followed(

@@ -79,20 +79,20 @@ class PanelRun:
 
 
 def panel_run(
-    operators: Operators, stepped: Panel, steps: Iterable[Step], count: int, s1: float, plan: FloatArray | None = None
+    operators: Operators, stepped: Panel, steps: Iterable[Step], s1: float, plan: FloatArray | None = None
 ) -> PanelRun:
-    """So many steps that end at s1; one at a time need exist. plan : lengths of those that some of them replace."""
-    ends, states = np.empty(count + 1), list[FloatArray]()
-    for k, step in enumerate(steps):
-        if not k:
-            ends[0] = step.s
+    """Steps that end at s1; one at a time need exist. plan : lengths of those that some of them replace."""
+    ends, states = list[float](), list[FloatArray]()
+    for step in steps:
+        if not ends:
+            ends.append(step.s)
             states += step.u0, step.slope0
-        ends[k + 1] = step.s + step.h
+        ends.append(step.s + step.h)
         states += step.u1, step.slope1
     ends[-1] = s1
     stepped.forget()
     operators.table.rest()
-    return PanelRun(operators, stepped, ends, states, np.diff(ends) if plan is None else plan)
+    return PanelRun(operators, stepped, np.array(ends), states, np.diff(ends) if plan is None else plan)
 
 
 def run_of(operators: Operators, stepped: Panel, steps: list[Step], s1: float, allowed: float) -> PanelRun:
@@ -101,7 +101,7 @@ def run_of(operators: Operators, stepped: Panel, steps: list[Step], s1: float, a
     if len(steps) * operators.grid.size > _HELD:
         steps[:] = fewer(steps, stepped.size, allowed)
     steps.reverse()
-    return panel_run(operators, stepped, (steps.pop() for _ in range(len(steps))), len(steps), s1, plan)
+    return panel_run(operators, stepped, (steps.pop() for _ in range(len(steps))), s1, plan)
 
 
 def fewer(steps: Sequence[Step], size: Callable[[FloatArray], float], allowed: float) -> list[Step]:

@@ -87,6 +87,8 @@ def table_on(of: Coefficients, grid: Grid, s0: float, s1: float, count: int, *, 
     """The coefficients at so many times of [s0, s1] on a grid; running rewards averaged, if they are rough."""
     moments = of.problem.horizon - inside(s0, s1, lobatto(count))
     times = moments.tolist()
+    if single and not rough and count > 1 and count * grid.size > CHUNK:
+        return _in_single(of, grid, s0, s1, times)
     if count * grid.size <= CHUNK:
         values = [field.reshape(count, *grid.shape) for field in by_field(of.over(moments, grid.nodes))]
     else:
@@ -98,6 +100,21 @@ def table_on(of: Coefficients, grid: Grid, s0: float, s1: float, count: int, *, 
         for row, source, t in zip(values[grid.dim], sources, times, strict=True):
             row += source - of.reward_at(t, grid.nodes).reshape(grid.shape)
     return Table(s0, s1, values, single=single, sources=sources)
+
+
+def _in_single(of: Coefficients, grid: Grid, s0: float, s1: float, times: Sequence[float]) -> Table:
+    """The same, of which no more than two times are ever held in double precision."""
+    shared, there = ([np.empty(grid.shape) for _ in of.names] for _ in range(2))
+    kind: type = np.float32
+    values: list[FloatArray] = [np.zeros((len(times), *grid.shape), kind) for _ in of.names]
+    middle = len(times) // 2
+    of.into([field.reshape(-1) for field in shared], times[middle], grid.nodes)
+    for k, t in enumerate(times):
+        if k != middle:
+            of.into([field.reshape(-1) for field in there], t, grid.nodes)
+            for field, here, common in zip(values, there, shared, strict=True):
+                np.subtract(here, common, out=field[k], casting="same_kind")
+    return Table(s0, s1, values, single=True, shared=shared)
 
 
 def method_of(equation: Equation, operators: Operators, size: Size) -> Panel:

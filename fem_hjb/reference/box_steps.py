@@ -63,6 +63,23 @@ def itself(found: Found) -> Found:
     return found
 
 
+def gathered(steps: Iterable[Step], looked: Iterable[bool]) -> Iterator[Step]:
+    """Neighbours that are not looked at as one step: what is between its ends is rougher, and need not be held."""
+    before: Step | None = None
+    for step, asked in zip(steps, looked, strict=True):
+        if before is not None and asked:
+            yield before
+            before = None
+        if asked:
+            yield step
+        elif before is None:
+            before = step
+        else:
+            before = Step(before.s, before.h + step.h, before.u0, before.slope0, step.u1, step.slope1)
+    if before is not None:
+        yield before
+
+
 def told(steps: Iterable[Step], tell: Progress) -> Iterator[Step]:
     """Steps, of which each is told."""
     for step in steps:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fem_hjb.spaces.axes import combined
 from fem_hjb.support.checks import FloatArray
@@ -306,12 +307,17 @@ def _asked(ends: FloatArray, looked: FloatArray | None) -> list[tuple[bool, bool
     """Of each step whether its slopes at both ends count: in it, or in its neighbour, is a time looked at."""
     if looked is None:
         return [(True, True)] * (ends.size - 1)
-    near = _BESIDE * np.diff(ends)
-    first, last = np.searchsorted(looked, ends[:-1] - near), np.searchsorted(looked, ends[1:] + near, "right")
-    inside = [False, *(first < last).tolist(), False]
+    inside = [False, *is_looked_at(ends[:-1], np.diff(ends), looked).tolist(), False]
     return [
         (before or this, this or after) for before, this, after in zip(inside, inside[1:], inside[2:], strict=False)
     ]
+
+
+def is_looked_at(starts: FloatArray, lengths: FloatArray, looked: FloatArray) -> NDArray[np.bool_]:
+    """Of steps (k,) whether one of the increasing times `looked` may be in it."""
+    near = _BESIDE * lengths
+    first = np.searchsorted(looked, starts - near)
+    return np.asarray(first < np.searchsorted(looked, starts + lengths + near, "right"))
 
 
 def error_share(two: FloatArray, four: FloatArray) -> float:

@@ -1,6 +1,6 @@
 """Plans followed in single precision: what is found so is what is found in double precision, where that is allowed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -9,13 +9,17 @@ import pytest
 
 from fem_hjb.problems import zoo
 from fem_hjb.reference import box_judge, box_plans, box_single
-from fem_hjb.reference.box_coefficients import Coefficients
+from fem_hjb.reference.box_coefficients import CHUNK, Coefficients
 from fem_hjb.reference.box_judge import Judge, cut
+from fem_hjb.reference.box_panel import Grid, Operators
 from fem_hjb.reference.box_plans import plans
 from fem_hjb.reference.box_run import PanelRun, Run
+from fem_hjb.reference.box_running import table_on
 from fem_hjb.reference.box_single import rounding
 from fem_hjb.reference.box_steps import made
 from fem_hjb.reference.box_tolerance import _Search
+from fem_hjb.reference.fokker_planck_start import no_gauge
+from fem_hjb.spaces.spectral import SpectralLine
 
 RTOL = 2e-2
 ENOUGH = {"space": 0.8 * RTOL, "time": 0.3 * RTOL, "truncation": 0.3 * RTOL}
@@ -69,6 +73,44 @@ def test_a_plan_followed_in_single_precision_gives_the_run_to_its_digits() -> No
         np.testing.assert_allclose(other.last, one.last, atol=2e-6 * np.abs(one.last).max())
     for one, other in zip(of.run.panels, of.again(single=False), strict=True):
         np.testing.assert_allclose(other.last, one.last, atol=1e-10 * np.abs(one.last).max())
+
+
+def test_what_is_not_looked_at_is_not_held() -> None:
+    """At times that are looked at a plan is what it is; of steps between them nothing is left but their ends."""
+    of = case("brownian-mixture", 3)
+    looked = np.array([0.11, 0.4]) * of.run.panels[-1].ends[-1]
+    some = list(made(plans(of.run, of.coefficients, cut(2), looked=looked)))
+    every = list(made(plans(of.run, of.coefficients, cut(2))))
+    for one, other in zip(some, every, strict=True):
+        np.testing.assert_array_equal(one.last, other.last)
+        np.testing.assert_array_equal(one.plan, other.plan)
+        for s in looked[(looked > one.ends[0]) & (looked <= one.ends[-1])]:
+            np.testing.assert_array_equal(one.at(s), other.at(s))
+    held, before = (sum(len(panel.states) for panel in panels) for panels in (some, every))
+    assert held < 0.5 * before
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_tables_in_single_precision_know_what_is_left_when_the_separable_part_is_taken_out(moving: bool) -> None:
+    """Of a drift of 1e6 x with 1e-3 that changes: rounded before that is taken out, nothing would be left of it."""
+    problem = replace(
+        zoo.get("double-well-2d-coupled", 2),
+        drift=lambda t, x: -1e6 * x + 1e-3 * np.cos(moving * np.asarray(t)[..., None] + x[..., ::-1]),
+        running_reward=None,
+        exact=None,
+    )
+    coefficients = Coefficients(problem, no_gauge(problem), True)
+    lines = tuple(SpectralLine(np.linspace(-2.0, 2.0, 21), 9) for _ in range(2))
+    grid = Grid(lines, tuple(line.weights for line in lines), 0.0)
+    assert 2 * grid.size > CHUNK
+    none = np.zeros((2, 2), dtype=np.bool_)
+    single, double = (table_on(coefficients, grid, 0.2, 0.3, 2, rough=False, single=kind) for kind in (True, False))
+    for table in (single, double):
+        Operators(grid, table, coefficients.constant, none, 1.0, True, np.ones(2))
+    assert single.values[0].dtype == (np.float32 if moving else np.float64)
+    for k in range(2):
+        np.testing.assert_allclose(single.row(k), double.row(k), atol=1e-8, rtol=0)
+        assert 1e-4 < np.abs(double.row(k)).max() < 1e-2
 
 
 def test_what_rounding_changes_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
