@@ -65,10 +65,11 @@ class DensitySolution(Plain):
 
     problem : whose process it is;  space : on each panel of time a time basis times a basis in space.
     coefficients : of p, of `space.shape`, read-only.
-    status : "ok", or which tolerances were missed; and at how many nodes p is negative, with the lowest p relative to
-        the maximum of its time. Negative values, in far tails mostly, are kept as they are.
-    stats : read-only; route, dofs (the most in space), steps, seconds; mass, a mapping with initial, final, drift (the
-        largest change; what absorbing faces took counts as lost instead) and lost; face, the largest density at
+    status : "ok", or which tolerances were missed; p below -rtol of the maximum of its time is one of these. Negative
+        values, in far tails mostly, are kept as they are.
+    stats : read-only; route, dofs (the most in space), steps, seconds; negative, at how many nodes of space and time p
+        is so, and lowest, the least p relative to the maximum of its time; mass, a mapping with initial, final, drift
+        (the largest change; what absorbing faces took counts as lost instead) and lost; face, the largest density at
         truncated faces relative to the maximum of its time. On boxes also panels; tail, the same of the highest
         Legendre coefficients; transfer, the largest relative change of the mass between two grids, made up for by a
         factor; misfit, of coefficients between the times at which they are called.
@@ -274,7 +275,7 @@ def _solution(
                 tell(0.0)
                 tail = max(tail, float(line.modal_tail(values, k + 1).max()))
     words, masses = _words(problem, march, rtol, np.concatenate(mass))
-    if negative:
+    if min(low) < -rtol:
         words.append(
             f"p is negative at {negative} of {nodes} nodes of space and time, lowest {min(low):.1e} of the maximum, at"
             f" {where}"
@@ -285,6 +286,7 @@ def _solution(
         "dofs": largest.n_dofs,
         "element": largest.element,
         "mass": MappingProxyType(masses),
+        "negative": negative,
         "lowest": min(low),
         "face": face,
     }
@@ -294,7 +296,7 @@ def _solution(
         problem=problem,
         space=PanelSpace(tuple(space for space, _ in march.panels)),
         coefficients=_joined([rows for _, rows in march.panels], tell),
-        status="; ".join(words),
+        status="; ".join(words) or "ok",
         stats={**stats, "seconds": time.perf_counter() - started},
         start=begin.time,
         early=begin.early,
@@ -321,4 +323,4 @@ def _words(problem: ControlProblem, march: March, rtol: float, mass: FloatArray)
     if drift > _CONSERVED:
         words.append(f"the mass changes by {drift:.1e}")
     found = {"initial": float(mass[0]), "final": float(mass[-1]), "drift": drift}
-    return words or ["ok"], found | {"lost": float(mass[0] - mass[-1]) if absorbing else 0.0}
+    return words, found | {"lost": float(mass[0] - mass[-1]) if absorbing else 0.0}
