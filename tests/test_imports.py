@@ -10,7 +10,7 @@ import fem_hjb
 
 # From the ground up. A folder may import from the folders above it, a module of it also from those to its left.
 ORDER = {
-    "support": "errors memory checks progress calls files archives objects threads",
+    "support": "errors memory checks matrices progress calls files archives objects threads",
     "problems": (
         "divergence box curved locate cells cell_measure facets arcs patches mesh_domain laws kernels problem exit "
         "stages probing fingerprint blocks rewards closed_form linear manufactured gauge mixtures tilted_density zoo"

@@ -28,6 +28,7 @@ from fem_hjb.support.checks import (
     spawn_generators,
 )
 from fem_hjb.support.errors import ConvergenceError, EllipticityError, MeasureError, ProblemError
+from fem_hjb.support.matrices import cholesky
 from fem_hjb.support.memory import require_room
 from fem_hjb.support.objects import Plain
 
@@ -90,7 +91,7 @@ def noise_factor(problem: ControlProblem, t: ArrayLike, x: FloatArray) -> FloatA
         return np.broadcast_to(factor, (*x.shape, problem.dim))
     matrices = problem.Lambda(t, x)
     try:
-        return np.asarray(np.linalg.cholesky(matrices))
+        return cholesky(matrices)
     except np.linalg.LinAlgError as cause:
         lowest = np.linalg.eigvalsh(matrices)[..., 0]
         worst = np.unravel_index(int(np.argmin(lowest)), lowest.shape)

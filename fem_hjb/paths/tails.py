@@ -21,6 +21,7 @@ from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass, Uni
 from fem_hjb.problems.problem import ControlProblem
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import FemHjbError
+from fem_hjb.support.matrices import cholesky
 
 _LEAST_POWER, _STEEPEST = 0.4, 6.0
 _SHIFT = 1e-3  # times the noise of a horizon: how far points are moved for the derivative of Lambda^{1/2}
@@ -117,9 +118,9 @@ def _noisier(problem: ControlProblem, start: Law, factor: float) -> ControlProbl
 
 def _correction(problem: ControlProblem, t: ArrayLike, x: FloatArray) -> FloatArray:
     """1/2 sum_j (sigma_j . grad) sigma_j over the columns of the Cholesky factor of Lambda."""
-    root, h = np.linalg.cholesky(problem.Lambda(t, x)), _SHIFT * np.sqrt(problem.horizon)
+    root, h = cholesky(problem.Lambda(t, x)), _SHIFT * np.sqrt(problem.horizon)
     result = np.zeros_like(x)
     for j in range(problem.dim):
-        there, back = (np.linalg.cholesky(problem.Lambda(t, x + shift * root[..., j])) for shift in (h, -h))
+        there, back = (cholesky(problem.Lambda(t, x + shift * root[..., j])) for shift in (h, -h))
         result += (there - back)[..., j] / (4.0 * h)
     return result
