@@ -505,3 +505,34 @@ def test_paths_at_times_follow_a_policy_and_explode_as_others_do() -> None:
         sample_at(problem, [0.5], n=3, rng=0, policy=lambda t, x: 1e29 * x**3 + 1.0)
     with pytest.raises(DomainError, match="times must lie in"):
         sample_at(problem, [1.5], n=3, rng=0)
+
+
+def test_many_substeps_ask_for_a_diffusion_once_each():
+    """X = sinh(5 Z) / 5 of a stiff Z, with a Lambda that varies where it goes."""
+    k, asked = 50.0, [0]
+
+    def drift(t, x):
+        return np.asarray(12.5 * x - k * np.arcsinh(5.0 * x) / 5.0 * np.sqrt(1.0 + 25.0 * x**2))
+
+    def diffusion(t, x):
+        asked[0] += x.size
+        return np.asarray((1.0 + 25.0 * x**2)[..., None])
+
+    problem = ControlProblem(
+        dim=1,
+        horizon=0.25,
+        temperature=1.0,
+        drift=drift,
+        diffusion=diffusion,
+        terminal_reward=lambda x: x[..., 0],
+        initial_law=Gaussian([0.0], 0.01),
+    )
+    asked[0] = 0
+    paths = sample_at(problem, [0.0, 0.25], n=20_000, rng=0, steps=1)
+    assert paths.scheme.startswith("heun, ")
+    substeps = int(paths.scheme.split()[1])
+    assert substeps >= 8
+    assert asked[0] < 1.05 * substeps * paths.n
+    z = np.arcsinh(5.0 * paths.x[:, -1, 0]) / 5.0
+    assert z.std() * np.sqrt(2.0 * k) == pytest.approx(1.0, abs=0.02)  # Euler's steps for the drift: 1.05
+    assert sample_at(problem, [0.0, 0.25], n=2, rng=0, steps=16).scheme.startswith("weak2")
