@@ -4,6 +4,8 @@ The law is P, of the uncontrolled process, or P*, of the optimally controlled on
 
     dP*/dP = exp((y(X_T) + int r dt) / alpha) / f_0(X_0),   f = exp(v / alpha).
 
+Where the process is stopped at faces, p_t is its law as long as it has not been: there nothing is to be steered.
+
 Draws of P* are paths that follow the policy of a reference: weights on paths of P would be worth few draws as soon as
 the reward sends the process where it hardly goes by itself.
 """
@@ -157,5 +159,14 @@ def controlled_points(
 
 def _simulated(problem: ControlProblem, grid: FloatArray, policy: Policy | None, rng: Rng) -> list[Rule]:
     paths = sample_at(problem, grid, n=_SIMULATED, rng=rng, policy=policy)
-    weights = np.full(_SIMULATED, 1.0 / _SIMULATED)
-    return [(np.asarray(paths.x)[:, k], weights) for k in np.searchsorted(np.asarray(paths.t), grid)]
+    return [_evenly(problem, np.asarray(paths.x)[:, k]) for k in np.searchsorted(np.asarray(paths.t), grid)]
+
+
+def _evenly(problem: ControlProblem, x: FloatArray) -> Rule:
+    """Draws with equal weights; those that have been stopped are left out as long as others are there: nothing is to
+    be steered, and their value is what was paid.
+    """
+    if problem.domain is not None and problem.domain.absorbing:
+        running = x[~problem.domain.exited(x)]
+        x = running if len(running) else x
+    return x, np.full(len(x), 1.0 / len(x))

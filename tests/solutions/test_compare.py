@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skfem
 from numpy.typing import ArrayLike
 
 from fem_hjb.problems import zoo
+from fem_hjb.problems.box import Box
 from fem_hjb.problems.closed_form import LinearQuadratic
 from fem_hjb.problems.laws import Gaussian, PointMass
+from fem_hjb.problems.mesh_domain import MeshDomain
 from fem_hjb.problems.problem import ControlProblem, LinearDrift, ValueFunction
 from fem_hjb.problems.rewards import LogSumExpReward
 from fem_hjb.solutions.compare import compare, from_callables
@@ -462,3 +465,27 @@ def test_bad_input(kind: str) -> None:
     call, error, message = BAD_INPUT[kind]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("law", ["uncontrolled", "controlled"])
+@pytest.mark.parametrize("mesh", [False, True])
+def test_points_where_the_process_has_been_stopped_do_not_count(law: str, mesh: bool) -> None:
+    """Nothing is steered on a face: a policy that is wrong there alone is no worse, one that is wrong beside it is."""
+    if mesh:
+        line = skfem.MeshLine(np.linspace(-1.0, 1.0, 9))
+        domain: Box | MeshDomain = MeshDomain(line, "absorbing", exit_reward=lambda t, x: x[..., 0])
+    else:
+        domain = Box([-1.0], [1.0], boundary="absorbing", exit_reward=lambda t, x: x[..., 0])
+    start = PointMass([0.6])
+    problem = make_problem(marginal=False, dim=1, domain=domain, initial_law=start, drift=lambda t, x: 0.0 * x)
+    truth = Linear([1.0])
+
+    def wrong(where: Callable[[FloatArray], FloatArray]) -> ValueFunction:
+        return from_callables(truth.value, lambda t, x: truth.gradient(t, x) + 10.0 * where(x)[..., None])
+
+    at_faces = wrong(lambda x: domain.exited(x).astype(float))
+    beside = wrong(lambda x: ~domain.exited(x) & (np.abs(x[..., 0]) > 0.9))
+    times = [0.5, 1.0]  # by then most paths have been stopped, and some have not
+    found = compare({"at": at_faces, "beside": beside}, truth, problem=problem, law=law, times=times)
+    assert found.overall("at").policy == 0.0
+    assert found.overall("beside").policy > 0.1
