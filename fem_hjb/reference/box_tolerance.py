@@ -6,6 +6,7 @@ worth. Parts that exceed their share of the tolerance are asked for more accurat
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -38,8 +39,7 @@ from fem_hjb.support.progress import OutOfTimeError, Progress, part_of
 
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
-_ROUNDS = 5
-_LARGER, _LOOSE = 4, 1e-2  # times that the box follows paths in runs to this tolerance
+_ROUNDS, _LARGER, _LOOSE = 5, 4, 1e-2  # runs; times that the box follows paths, in some to this tolerance
 _LOOSER, _LOOSEST = 100.0, 0.1  # times the tolerance, and at most, where time is short
 _MASS = 0.1  # of the square of the tolerance
 _FLOOR = 0.1  # of the tolerance: the least weight of what a grid must resolve, relative to the peak of the law
@@ -49,9 +49,10 @@ _GROWING = (
     "as far as the law of X_T can be extrapolated, exp(y / alpha) outgrows it: the value may be infinite, and that on"
     " the box is of a reward that ends where the box does"
 )
+_STOPPED, _UNTOLD = ": the best so far", " before the error was estimated"
+_UNKNOWN = {"space": (math.inf, math.inf), "time": (math.inf, math.inf)}
 _FURTHER = 1 / 3  # over log 1 / rtol: of the range of rewards at draws; quadratic ones take as many to leave it by
-_FLAT = 16.0  # temperatures at least
-_SLOW = 1000  # steps, from which on drifts are tamed
+_FLAT, _SLOW = 16.0, 1000  # temperatures at least; steps, from which on drifts are tamed
 _JUDGED = 2.0  # times as long as a run takes to be judged, if that has not been measured yet
 _ROUNDING = 3e-13  # relative: the least error that is admitted
 
@@ -72,14 +73,18 @@ def solve_to_tolerance(
     """
     with threadpool_limits(1, user_api="blas"):  # matrices along axes are small: more threads wait for each other
         search = _Search(problem, rtol, form, box, max_dofs, seed)
-        looser = min(max(_LOOSER * rtol, _LOOSE), _LOOSEST)
         try:
             return search.solution(*_best(search, form, told, first or told))
         except OutOfTimeError:
-            if first is None or looser <= rtol:
+            if first is None:
                 raise
-        search = _Search(problem, looser, form, box, max_dofs, seed)  # out here nothing holds what was begun
-        return search.solution(_best(search, form, told, told)[0], stopped=True)
+        if (looser := min(max(_LOOSER * rtol, _LOOSE), _LOOSEST)) > rtol:
+            search = _Search(problem, looser, form, box, max_dofs, seed)  # out here nothing holds what was begun
+            with suppress(OutOfTimeError):
+                return search.solution(_best(search, form, told, told)[0], stopped=True)
+        if search.unjudged is None:
+            raise OutOfTimeError
+        return search.solution(search.unjudged, stopped=True)
 
 
 def solve_payoff(
@@ -209,6 +214,7 @@ class _Search:
         self.levels: tuple[float, float] | None = None  # of a tamed value form
         self.calm = False  # whether drifts are tamed
         self.endless = False  # whether paths under the policy left box after box
+        self.unjudged: _Judged | None = None  # what there is if time is over before it is judged
 
     def choose(self, form: str | None) -> None:
         """What is taken out, and the form."""
@@ -225,8 +231,12 @@ class _Search:
         return Gauge(temperature=problem.temperature, horizon=T, terminal=0.0, running=float(np.mean(rates)))
 
     def run(self, tell: Progress) -> _Judged:
+        self.unjudged = None
         run = self._held(tell)
         begun = time.perf_counter()
+        outpaced = math.nan if self.controlled is None else self._outpaced_by(self.controlled)
+        known = self.controlled, self.tolerances, self.coefficients.most, outpaced
+        self.unjudged = found = _Judged(run, _UNKNOWN, *known)
         judge = Judge(run, self.sample, self.controlled, tell)
         parts = judge.parts(self.coefficients, {name: share * self.rtol for name, share in _SHARES.items()})
         self.count += len(parts)
@@ -236,8 +246,8 @@ class _Search:
         if followed is not None and self._left_by(followed) and "truncation" in parts:
             lost = math.sqrt(followed.lost)  # where the box ends nothing is right; if it must end there, a check tells
             parts["truncation"] = (math.hypot(parts["truncation"][0], lost), math.hypot(parts["truncation"][1], lost))
-        outpaced = math.nan if self.controlled is None else self._outpaced_by(self.controlled)
-        return _Judged(run, parts, self.controlled, self.tolerances, self.coefficients.most, outpaced)
+        self.unjudged = None
+        return replace(found, parts=parts)
 
     def _held(self, tell: Progress) -> Run:
         """A run with the box that holds paths under its policy, if a few larger ones do, which loose runs tell."""
@@ -287,9 +297,8 @@ class _Search:
         self.box = box_of(self.problem, self.reaches, self.mass)
 
     def _marched(self, tolerances: Tolerances, tell: Progress) -> Run:
-        where = self.box, truncated(self.problem), self.reaches, self.jumps
-        how = _FLOOR * self.rtol, self.levels, self.payoff
-        equation = Equation(self.problem, self.gauge, self.linear, *where, *how, rough=self.rough)
+        where = self.box, truncated(self.problem), self.reaches, self.jumps, _FLOOR * self.rtol
+        equation = Equation(self.problem, self.gauge, self.linear, *where, self.levels, self.payoff, rough=self.rough)
         self.coefficients.metric, self.coefficients.most = equation.metric, self._most(equation)
         self.count += 1
         self.runs += 1
@@ -318,8 +327,7 @@ class _Search:
 
     def tame(self) -> None:
         """Flatten what is left of the terminal reward far beyond all draws of X_T, and guard faces."""
-        ends = [self.sample.x[-1], self.sample.paths[-1]]
-        ends += [] if self.ends is None else list(self.ends.x)
+        ends = [self.sample.x[-1], self.sample.paths[-1], *([] if self.ends is None else self.ends.x)]
         values = self._left(np.concatenate(ends))
         low, high = float(values.min()), float(values.max())
         by = max(_FURTHER * math.log(1.0 / self.rtol) * (high - low), _FLAT * self.problem.temperature)
@@ -356,7 +364,7 @@ class _Search:
         changes: dict[str, Any] = {}
         if excess["time"] > 1:
             factor = max(0.5 / min(excess["time"], 1e9) ** 1.25, 1e-3)
-            changes |= {"time": max(t.time * factor, LEAST), "dense": t.dense * max(factor, 0.05)}
+            changes = {"time": max(t.time * factor, LEAST), "dense": t.dense * max(factor, 0.05)}
         if excess["space"] > 1:
             changes["space"] = t.space * float(np.clip(0.5 / excess["space"], 0.02, 0.5))
             changes["table"] = t.table * 0.3
@@ -405,7 +413,7 @@ class _Search:
             coefficients=rows,
             gauge=self.gauge if self.linear else ValueGauge(background=self.gauge),
             method="box",
-            status="max_seconds were over: the best so far" if stopped else "ok",
+            status=f"max_seconds were over{_UNTOLD if best is self.unjudged else _STOPPED}" if stopped else "ok",
             stats=stats,
             error_estimate=combine(value, policy),
             checks=checks,

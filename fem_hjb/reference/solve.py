@@ -71,7 +71,8 @@ def solve(
     progress : called with the fraction of the work done, as far as that is known. What a run that is not the first may
         take, with what judges it, is logged by the logger "fem_hjb" (INFO) before it begins.
     max_seconds : when they are over, the best solution so far is returned, with its estimate and a status that says so;
-        where there is none after six tenths of them, one to a looser tolerance is sought.
+        where there is none after six tenths of them, one to a looser tolerance is sought; if they are over before its
+        error is estimated, the estimate is infinite.
     verify : follow paths under the policy with the problem as it was given (`pathwise`), and compare the value.
     workers : threads that share out what is done to large arrays, as in three dimensions, and follow a run again in
         several ways at once, which takes memory; -1 for as many as there are processors, as in `scipy.fft`. Results

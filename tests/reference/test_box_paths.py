@@ -19,9 +19,11 @@ from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, PointMass
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.reference import box_paths, box_tolerance
+from fem_hjb.reference.box_judge import Judge
 from fem_hjb.reference.box_paths import Steered, steered
 from fem_hjb.reference.box_tolerance import _Search
 from fem_hjb.reference.solve import solve
+from fem_hjb.solutions.compare import compare
 from fem_hjb.solutions.estimate import ToleranceWarning
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError
@@ -104,6 +106,35 @@ def test_steps_are_cut_while_that_keeps_paths_in_the_box(
     assert steps == sorted(steps)
 
 
+@pytest.mark.parametrize("rtol", [1e-2, 0.1])
+def test_a_run_that_time_left_no_one_to_judge_is_returned_without_an_estimate(
+    rtol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def over(judge: Judge, *_: Any) -> Any:
+        raise OutOfTimeError
+
+    problem = zoo.get("double-well", 1)
+    monkeypatch.setattr(Judge, "parts", over)
+    with pytest.warns(ToleranceWarning, match="max_seconds were over before the error was estimated"):
+        found = solve(problem, rtol=rtol, max_seconds=1e6)
+    assert found.error_estimate is not None
+    assert found.error_estimate.value == found.error_estimate.policy == np.inf
+    assert found.status.startswith("max_seconds were over before the error was estimated")
+    assert "relative error: value inf" in str(found)
+    monkeypatch.undo()
+    row = compare({"it": found}, solve(problem, rtol=1e-4), problem=problem).overall("it")
+    assert max(row.value, row.policy) < 0.1
+
+
+def test_what_no_run_came_of_is_an_error_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    def over(*_: Any) -> Any:
+        raise OutOfTimeError
+
+    monkeypatch.setattr(_Search, "_held", over)
+    with pytest.raises(ConvergenceError, match="no solution within max_seconds"):
+        solve(zoo.get("double-well", 1), rtol=1e-2, max_seconds=1e6)
+
+
 def narrow() -> _Search:
     """One whose box holds half of the process."""
     search = _Search(zoo.get("brownian-mixture", 1), 1e-3, None, None, None, 0)
@@ -151,8 +182,10 @@ def test_time_that_is_over_returns_the_best_so_far_or_a_looser_one_or_says_that_
         terminal_reward=lambda x: np.abs(x[..., 0]),
         initial_law=Gaussian([0.0], 1.0),
     )
-    with pytest.raises(ConvergenceError, match="no solution within max_seconds=200"):
-        solve(kink, rtol=1e-5, max_seconds=200.0)  # of the clock that counts
+    with pytest.raises(ConvergenceError, match="no solution within max_seconds=40"):
+        solve(kink, rtol=1e-5, max_seconds=40.0)  # of the clock that counts
+    with pytest.warns(ToleranceWarning, match="before the error was estimated"):
+        solve(kink, rtol=1e-5, max_seconds=200.0)
     before = ticks()
     with pytest.warns(ToleranceWarning, match="max_seconds were over: the best so far"):
         loose = solve(kink, rtol=1e-5, max_seconds=600.0)
