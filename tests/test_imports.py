@@ -35,7 +35,7 @@ ORDER = {
         "box_plans box_judge box_tolerance "
         "fokker_planck_start fokker_planck_grids fokker_planck_panels fokker_planck_mesh fokker_planck "
         "tolerance feynman_kac "
-        "steady_operators steady_checks steady_ladder exit_equation exit_box exit_mesh ground_equation ground_state "
+        "steady_operators steady_checks exit_equation steady_ladder exit_box exit_mesh ground_equation ground_state "
         "mesh_boundary mesh_backward mesh_estimate mesh_truncation mesh_solve mesh_refine "
         "pathwise residual solve stages bridge"
     ),

@@ -12,6 +12,7 @@ chapter VI, for the limit of small noise).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -28,6 +29,7 @@ _DEPTH = 20.0  # temperatures of range beyond which the logarithm of f has lost 
 _ITERATIONS = 25
 _FINE, _COARSE = 1e-11, 1e-6  # relative changes: below the one Newton's method is done, above the other it is not
 _LARGEST_NOISE = 4.0**20
+_AGREE = 0.5  # ratio of the eigenvalues of two grids from which on they have the same one
 _SLOWEST = 0.97  # ratio of two noises beyond which the continuation gives up on this grid
 
 
@@ -43,6 +45,35 @@ class Settled:
     noise: float
     form: str
     steps: int
+
+
+class InfiniteOnGridError(InfiniteValueError):
+    """The value is infinite as one grid has it, which may not resolve what decides that."""
+
+    def __init__(self, name: str, eigenvalue: float) -> None:
+        super().__init__(
+            f"the value of {name!r} is infinite: running rewards are positive, and the principal eigenvalue of"
+            f" G + r/alpha is {eigenvalue:.4g}, where it must be negative (docs/theory.md, Exit problems); lower the"
+            " reward, raise the temperature, or make the domain smaller"
+        )
+        self.name, self.eigenvalue = name, eigenvalue
+
+
+def verdict(cause: InfiniteOnGridError, eigenvalues: Sequence[float]) -> InfiniteValueError | ConvergenceError:
+    """What is to be raised where grids, each finer than the one before, have these eigenvalues.
+
+    They are known if the last two agree. Where the process hardly ever leaves they are next to 0, and their signs are
+    those of what grids do not resolve, or of rounding.
+    """
+    low, high = sorted(eigenvalues[-2:])
+    if low > _AGREE * high:
+        return cause
+    return ConvergenceError(
+        f"whether the value of {cause.name!r} is finite is not known: running rewards are positive, and the principal"
+        f" eigenvalue of G + r/alpha, which must be negative, is {eigenvalues[-2]:.2g} on one grid and"
+        f" {eigenvalues[-1]:.2g} on the next, as where the process hardly ever leaves; lower the reward, raise the"
+        " temperature, make the domain smaller, or give a finer mesh"
+    )
 
 
 class ExitEquation:
@@ -136,11 +167,7 @@ class ExitEquation:
     def _require_finite(self) -> None:
         eigenvalue = self.principal()
         if eigenvalue >= 0.0:
-            raise InfiniteValueError(
-                f"the value of {self.problem.name!r} is infinite: running rewards are positive, and the principal"
-                f" eigenvalue of G + r/alpha is {eigenvalue:.4g}, where it must be negative (docs/theory.md, Exit"
-                " problems); lower the reward, raise the temperature, or make the domain smaller"
-            )
+            raise InfiniteOnGridError(self.problem.name, eigenvalue)
 
     def expectation(self, paid: FloatArray, source: FloatArray | None) -> FloatArray:
         """E[ h(X_tau) + int s dt ] at the nodes: paid, h at the fixed nodes; source, s at the points of the rule."""

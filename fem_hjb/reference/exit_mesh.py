@@ -17,7 +17,7 @@ from fem_hjb.problems.cells import DIMENSION, closures, mesh_kind, tiled, vertic
 from fem_hjb.problems.exit import ExitProblem
 from fem_hjb.problems.mesh_domain import ABSORBING, MeshDomain
 from fem_hjb.problems.problem import checked_call
-from fem_hjb.reference.exit_equation import ExitEquation, differences
+from fem_hjb.reference.exit_equation import ExitEquation, InfiniteOnGridError, Settled, differences, verdict
 from fem_hjb.reference.steady_checks import check_normal_reflection, leaving_check, rounding_check, temperature_check
 from fem_hjb.reference.tolerance import judged
 from fem_hjb.solutions.estimate import ErrorEstimate, combine
@@ -80,7 +80,7 @@ def solve_exit_on_mesh(
     mesh, tags = _tagged(problem, mesh, absorbing, "solve_exit_on_mesh")
     equation = _equation(problem, mesh, element, tags, watch, "solve_exit_on_mesh", max_seconds)
     try:
-        found = equation.settle()
+        found = _settled(equation, mesh, tags, watch)
     except OutOfTimeError:
         raise _late("solve_exit_on_mesh", problem, max_seconds) from None
     solution = ExitSolution(
@@ -285,6 +285,23 @@ def _on_finer(mesh: Any, fine: Any, tags: Mapping[str, IntArray]) -> dict[str, I
     return found
 
 
+def _settled(equation: ExitEquation, mesh: Any, tags: Mapping[str, IntArray], watch: Watch) -> Settled:
+    """v on this mesh; that it is infinite is believed if the finer one has the same eigenvalue."""
+    try:
+        return equation.settle()
+    except InfiniteOnGridError as cause:
+        finer = _finest(equation, mesh, tags, watch).principal()
+        raise verdict(cause, [cause.eigenvalue, finer]) from None
+
+
+def _finest(equation: ExitEquation, mesh: Any, tags: Mapping[str, IntArray], watch: Watch) -> ExitEquation:
+    """The same on the mesh refined once."""
+    fine = MeshBasis(refined_mesh(mesh), equation.basis.element)
+    parts = _on_finer(mesh, fine.mesh, tags)
+    fixed = np.unique(np.concatenate([fine.facet_dofs(facets) for facets in parts.values()]))
+    return ExitEquation(equation.problem, fine, fixed, watch)
+
+
 def _judged(
     solution: Found,
     equation: ExitEquation,
@@ -305,10 +322,8 @@ def _judged(
         return replace(solution, error_estimate=unknown, status="the error was not estimated (estimate=False)")
     watch(0.2)
     try:
-        fine = MeshBasis(refined_mesh(mesh), basis.element)
-        parts = _on_finer(mesh, fine.mesh, tags)
-        fixed = np.unique(np.concatenate([fine.facet_dofs(facets) for facets in parts.values()]))
-        finest = ExitEquation(problem, fine, fixed, watch)
+        finest = _finest(equation, mesh, tags, watch)
+        fine = finest.basis
         better = SteadyFunction(fine, finer(finest))
         _, later = finest.leaving(better.coefficients if policies else None)
     except OutOfTimeError:

@@ -16,11 +16,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fem_hjb.problems.box import Box
+from fem_hjb.reference.exit_equation import InfiniteOnGridError, verdict
 from fem_hjb.solutions.estimate import ErrorEstimate, combine
 from fem_hjb.solutions.steady import SteadyFunction
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.checks import FloatArray
-from fem_hjb.support.errors import ConvergenceError, InfiniteValueError
+from fem_hjb.support.errors import ConvergenceError
 from fem_hjb.support.progress import OutOfTimeError, Progress, Watch
 
 Rule = tuple[FloatArray, FloatArray]
@@ -132,7 +133,7 @@ def climb(
     box : where errors count.  reach : what the grids fill, the box or a longer one.
 
     Raises OutOfTimeError if time is over before there is any, ConvergenceError if no grid has a solution, and
-    InfiniteValueError if three say that it is infinite.
+    InfiniteValueError if three say that it is infinite, and agree.
     """
     d = box.dim
     p = DEGREE[d]
@@ -141,7 +142,7 @@ def climb(
     best: Rung | None = None
     kept: Any = None
     solves, stopped, waiting, least = 0, "", 0, np.inf
-    infinite = 0  # grids on which the value is: the eigenvalue of one that is too coarse may have the wrong sign
+    infinite: list[float] = []  # eigenvalues of grids on which the value is: if too coarse, these have the wrong sign
     failure: Exception | None = None
     try:
         for _ in range(_ROUNDS):
@@ -154,11 +155,11 @@ def climb(
                 for basis in bases:
                     kept = attempt(basis, kept)
                     found.append(kept)
-            except (ConvergenceError, InfiniteValueError) as cause:
+            except (ConvergenceError, InfiniteOnGridError) as cause:
                 failure, kept = cause, None
-                infinite += isinstance(cause, InfiniteValueError)
-                if infinite == _SURE:
-                    raise
+                infinite += [cause.eigenvalue] if isinstance(cause, InfiniteOnGridError) else []
+                if isinstance(cause, InfiniteOnGridError) and len(infinite) == _SURE:
+                    raise verdict(cause, infinite) from None
                 grids = [_halved(grid, np.ones(len(grid) - 1, dtype=np.bool_)) for grid in grids]
                 continue
             solves += len(bases)

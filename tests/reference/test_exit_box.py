@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skfem
 from scipy.integrate import quad, solve_ivp
 
 import fem_hjb as fh
 from fem_hjb.reference.exit_box import _fixed
-from fem_hjb.reference.exit_equation import ExitEquation
+from fem_hjb.reference.exit_equation import ExitEquation, InfiniteOnGridError
 from fem_hjb.reference.steady_checks import equation_check
+from fem_hjb.reference.steady_ladder import climb
 from fem_hjb.solutions.steady import SteadyFunction
 from fem_hjb.spaces.spectral import SpectralBasis, SpectralLine
 from fem_hjb.support.errors import ConvergenceError, DomainError, InfiniteValueError, ProblemError, SpaceError
+from fem_hjb.support.progress import unheard
 
 st = fh.stationary
 Field = Callable[[np.ndarray], np.ndarray]
@@ -254,6 +257,46 @@ def test_rewards_that_are_too_high_have_no_finite_value() -> None:
     assert abs(f - 2.0) < 1e-2  # exp(mu tau), tau exponential: 1 / (1 - mu E tau)
     equation = ExitEquation(line(running_reward=rate(below)), *fine_line())
     assert abs(equation.principal() - (below - math.pi**2 / 2)) < 1e-8
+
+
+@pytest.mark.parametrize("amplitude", [0.5, 1.0])
+def test_a_value_is_not_infinite_by_an_eigenvalue_that_meshes_do_not_agree_on(amplitude: float) -> None:
+    """v = A cos 3x is finite; the process hardly ever leaves a well, so that the eigenvalue is -e^-200."""
+
+    def drift(x: np.ndarray) -> np.ndarray:
+        return np.asarray(-3.0 * np.tanh(6.0 * (x - 0.2)))
+
+    def reward(x: np.ndarray) -> np.ndarray:
+        slope, bend = -3.0 * amplitude * np.sin(3.0 * x), -9.0 * amplitude * np.cos(3.0 * x)
+        return np.asarray(-(drift(x) * slope + 0.01 * bend + 0.01 * slope**2)[..., 0])
+
+    problem = fh.ExitProblem(
+        dim=1,
+        temperature=1.0,
+        drift=drift,
+        diffusion=0.02,
+        running_reward=reward,
+        exit_reward=lambda x: amplitude * np.cos(3.0 * x[..., 0]),
+    )
+    with pytest.raises(ConvergenceError, match="is finite is not known"):
+        st.solve_exit_on_mesh(problem, skfem.MeshLine(np.linspace(-1.0, 1.0, 129)))
+
+
+def test_nor_by_those_of_three_grids() -> None:
+    def raised(eigenvalues: list[float]) -> type[Exception]:
+        left = iter(eigenvalues)
+
+        def attempt(*_: Any) -> Any:
+            raise InfiniteOnGridError("it", next(left))
+
+        box = fh.Box([0.0], [1.0])
+        with pytest.raises((ConvergenceError, InfiniteValueError)) as caught:
+            climb(box, box, attempt, None, 1e-3, 1000, unheard)  # type: ignore[arg-type]
+        assert next(left, None) is None
+        return caught.type
+
+    assert raised([2.2e-4, 2.4e-13, 8.4e-14]) is ConvergenceError
+    assert raised([7.0, 2.1, 2.0]) is InfiniteOnGridError
 
 
 def fine_line() -> tuple[SpectralBasis, np.ndarray]:
