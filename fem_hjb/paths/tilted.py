@@ -19,7 +19,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.special import logsumexp, ndtr
 
-from fem_hjb.paths.extent import FAR, LawSample, Reach, reach_of
+from fem_hjb.paths.extent import FAR, LawSample, Reach, reach_of, sample_law
 from fem_hjb.paths.growth import outgrowing
 from fem_hjb.paths.tails import noisier_draws, reach_beyond
 from fem_hjb.problems.laws import Gaussian, GaussianMixture, Law, PointMass
@@ -27,6 +27,7 @@ from fem_hjb.problems.linear import linear_marginal
 from fem_hjb.problems.problem import ControlProblem, LinearDrift
 from fem_hjb.support.checks import FloatArray, IntArray
 from fem_hjb.support.errors import FemHjbError, InfiniteValueError
+from fem_hjb.support.progress import Progress
 
 _SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of the starts, in standard deviations of X_T
 _STARTS = 256  # of each, and of each coordinate
@@ -73,6 +74,9 @@ class TiltedEnds:
     x: FloatArray
     mass: FloatArray
     growing: bool
+
+
+Laws = tuple[LawSample, TiltedEnds | None]
 
 
 def tilted_ends(problem: ControlProblem, sample: LawSample, seed: int = 0) -> TiltedEnds | None:
@@ -382,6 +386,17 @@ def _draws(
         weights = np.exp(weights - weights.max())
         x[j] = drawn[rng.choice(_DRAWN, _DRAWN, p=weights / weights.sum())]
     return x, logs
+
+
+def laws_of(problem: ControlProblem, seed: int, steered: bool, tell: Progress) -> Laws:
+    """Draws of the process, and where it ends under control if it is steered, which know of no tolerance.
+
+    tell : called before each, as they may take as long as the callables do.
+    """
+    tell(0.0)
+    sample = sample_law(problem, seed)
+    tell(0.0)
+    return sample, tilted_ends(problem, sample, seed) if steered else None
 
 
 def reaches_of(

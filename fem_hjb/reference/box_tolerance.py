@@ -13,8 +13,8 @@ from typing import Any, final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fem_hjb.paths.extent import box_of, reach_of, sample_law
-from fem_hjb.paths.tilted import reaches_of, tilted_ends
+from fem_hjb.paths.extent import box_of, reach_of
+from fem_hjb.paths.tilted import Laws, laws_of, reaches_of
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.gauge import Gauge, ValueGauge
 from fem_hjb.problems.problem import ControlProblem
@@ -35,7 +35,7 @@ from fem_hjb.solutions.estimate import combine
 from fem_hjb.solutions.solution import Solution
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, ProblemError
-from fem_hjb.support.progress import OutOfTimeError, Progress, part_of
+from fem_hjb.support.progress import OutOfTimeError, Progress, part_of, unheard
 
 MAX_DOFS = {1: 1500, 2: 400_000, 3: 1_000_000}
 _SHARES = {"space": 0.8, "time": 0.3, "truncation": 0.3}  # of the tolerance
@@ -50,7 +50,7 @@ _GROWING = (
     " the box is of a reward that ends where the box does"
 )
 _STOPPED, _UNTOLD = ": the best so far", " before the error was estimated"
-_UNKNOWN = {"space": (math.inf, math.inf), "time": (math.inf, math.inf)}
+_INF = {"space": (math.inf, math.inf), "time": (math.inf, math.inf)}
 _FURTHER = 1 / 3  # over log 1 / rtol: of the range of rewards at draws; quadratic ones take as many to leave it by
 _FLAT, _SLOW = 16.0, 1000  # temperatures at least; steps, from which on drifts are tamed
 _JUDGED = 2.0  # times as long as a run takes to be judged, if that has not been measured yet
@@ -72,15 +72,16 @@ def solve_to_tolerance(
     first : what the first run reports to, if that may take less time only: where it does not end, a looser one is made.
     """
     with threadpool_limits(1, user_api="blas"):  # matrices along axes are small: more threads wait for each other
-        search = _Search(problem, rtol, form, box, max_dofs, seed)
+        search = _Search(problem, rtol, form, box, max_dofs, seed, tell=told)
         try:
             return search.solution(*_best(search, form, told, first or told))
         except OutOfTimeError:
             if first is None:
                 raise
         if (looser := min(max(_LOOSER * rtol, _LOOSE), _LOOSEST)) > rtol:
-            search = _Search(problem, looser, form, box, max_dofs, seed)  # out here nothing holds what was begun
             with suppress(OutOfTimeError):
+                told(0.0)  # out here nothing holds what was begun
+                search = _Search(problem, looser, form, box, max_dofs, seed, None, (search.sample, search.ends), told)
                 return search.solution(_best(search, form, told, told)[0], stopped=True)
         if search.unjudged is None:
             raise OutOfTimeError
@@ -101,7 +102,7 @@ def solve_payoff(
     Errors are those of u and grad u under the law of the process; value and policy of what is returned mean nothing.
     """
     with threadpool_limits(1, user_api="blas"):
-        search = _Search(problem, rtol, "linear", box, max_dofs, seed, payoff)
+        search = _Search(problem, rtol, "linear", box, max_dofs, seed, payoff, tell=told)
         paid = np.abs(payoff(search.sample.x[-1]))
         size = float(paid.max())
         if not size > 0:
@@ -192,28 +193,28 @@ class _Search:
         max_dofs: int | None,
         seed: int,
         payoff: Payoff | None = None,
+        laws: Laws | None = None,
+        tell: Progress = unheard,
     ) -> None:
         self.problem, self.rtol, self.seed, self.given, self.payoff = problem, rtol, seed, box, payoff
         kept = None if box is None else given_box(problem, box)
-        self.sample = sample_law(problem, seed)
+        self.sample, self.ends = laws_of(problem, seed, payoff is None, tell) if laws is None else laws
         self.mass = max(_MASS * rtol**2 * (1.0 if payoff is None else _PAID), 1e-22)
-        self.ends = tilted_ends(problem, self.sample, seed) if payoff is None else None
         self.reaches = reaches_of(problem, self.sample, self.ends, self.mass, seed)
+        tell(0.0)
         self.controlled: Steered | None = None
         self.most = MAX_DOFS[problem.dim] if max_dofs is None else max_dofs
         self.box = box_of(problem, self.reaches, self.mass) if kept is None else kept
         self.rough = jumps_in_space(problem, self.sample, seed)
         self.choose(form)
-        self.jumps = tuple(
-            self.coefficients.jumps(self.sample.x[[0, len(self.sample.x) // 2, -1], :8].reshape(-1, problem.dim))
-        )
+        some = self.sample.x[[0, len(self.sample.x) // 2, -1], :8].reshape(-1, problem.dim)
+        self.jumps = tuple(self.coefficients.jumps(some))
         self.tolerances = asked(problem.dim, rtol, self.most)
         self.count = self.runs = 0
         self.cost: Cost | None = None  # of the last run
         self.judged = _JUDGED  # times what the last run took
         self.levels: tuple[float, float] | None = None  # of a tamed value form
-        self.calm = False  # whether drifts are tamed
-        self.endless = False  # whether paths under the policy left box after box
+        self.calm = self.endless = False  # whether drifts are tamed; whether paths under the policy left box after box
         self.unjudged: _Judged | None = None  # what there is if time is over before it is judged
 
     def choose(self, form: str | None) -> None:
@@ -235,8 +236,7 @@ class _Search:
         run = self._held(tell)
         begun = time.perf_counter()
         outpaced = math.nan if self.controlled is None else self._outpaced_by(self.controlled)
-        known = self.controlled, self.tolerances, self.coefficients.most, outpaced
-        self.unjudged = found = _Judged(run, _UNKNOWN, *known)
+        self.unjudged = found = _Judged(run, _INF, self.controlled, self.tolerances, self.coefficients.most, outpaced)
         judge = Judge(run, self.sample, self.controlled, tell)
         parts = judge.parts(self.coefficients, {name: share * self.rtol for name, share in _SHARES.items()})
         self.count += len(parts)

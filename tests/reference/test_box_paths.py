@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from fem_hjb.paths import tilted
 from fem_hjb.problems import zoo
 from fem_hjb.problems.box import Box
 from fem_hjb.problems.laws import Gaussian, PointMass
@@ -130,9 +131,16 @@ def test_what_no_run_came_of_is_an_error_still(monkeypatch: pytest.MonkeyPatch) 
     def over(*_: Any) -> Any:
         raise OutOfTimeError
 
+    drawn: list[int] = []
+    sample_law = tilted.sample_law
+    monkeypatch.setattr(tilted, "sample_law", lambda *args: drawn.append(1) or sample_law(*args))  # type: ignore[func-returns-value]
     monkeypatch.setattr(_Search, "_held", over)
     with pytest.raises(ConvergenceError, match="no solution within max_seconds"):
         solve(zoo.get("double-well", 1), rtol=1e-2, max_seconds=1e6)
+    assert len(drawn) == 1  # though there was a second search, to a looser tolerance
+    with pytest.raises(ConvergenceError, match="no solution within max_seconds"):
+        solve(zoo.get("double-well", 1), rtol=1e-2, max_seconds=1e-9)
+    assert len(drawn) == 1  # time that is over before paths are drawn is seen
 
 
 def narrow() -> _Search:
@@ -221,8 +229,8 @@ def test_a_run_that_failed_is_let_go_before_the_next_one(monkeypatch: pytest.Mon
     search: Any = SimpleNamespace(run=lambda tell: made(ConvergenceError), tameable=True, tame=lambda: None)
     assert box_tolerance._found(search, None, lambda _: None, True) == "a run"
     held.clear()
-    kept = SimpleNamespace(solution=lambda best, stopped: (best, stopped))
-    monkeypatch.setattr(box_tolerance, "_Search", lambda *args: kept)
+    kept = SimpleNamespace(solution=lambda best, stopped: (best, stopped), sample=None, ends=None)
+    monkeypatch.setattr(box_tolerance, "_Search", lambda *args, **more: kept)
     monkeypatch.setattr(box_tolerance, "_best", lambda *args: (made(OutOfTimeError), False))
     unused: Any = None
     told = box_tolerance.solve_to_tolerance(unused, 1e-5, None, None, None, lambda _: None, first=lambda _: None)

@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import norm
 
 import fem_hjb as fh
+from fem_hjb.paths import tilted
 from fem_hjb.reference import box_tolerance
 from fem_hjb.support.checks import FloatArray
 from fem_hjb.support.errors import ConvergenceError, DomainError, ProblemError
@@ -231,7 +232,7 @@ def test_wrong_input(name: str) -> None:
 def test_the_terminal_reward_plays_no_role(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does anything that steers."""
     monkeypatch.setattr(box_tolerance, "steered", None)
-    monkeypatch.setattr(box_tolerance, "tilted_ends", None)
+    monkeypatch.setattr(tilted, "tilted_ends", None)
     x = np.array([[0.3], [-0.4]])
     plain = fh.feynman_kac(process(), lambda x: x[..., 0] ** 3).value(0.1, x)
     steep = process(terminal_reward=lambda x: 1e6 * np.cos(9.0 * x[..., 0]))
